@@ -1,0 +1,33 @@
+// New tensors like a given one, through the stable ABI.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+namespace torchad_ext {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// An uninitialised tensor with the dtype and device of another.
+inline Tensor empty_strided(const Tensor& like, int64_t dims, const int64_t* sizes, const int64_t* strides) {
+  int32_t dtype, device_type;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  AtenTensorHandle result;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dims, sizes, strides, dtype, device_type, like.get_device_index(), &result));
+  return Tensor(result);
+}
+
+// A row-major one with its first `dims` sizes.
+inline Tensor empty_contiguous(const Tensor& like, int64_t dims) {
+  int64_t strides[64];
+  int64_t stride = 1;
+  for (int64_t d = dims - 1; d >= 0; --d) {
+    strides[d] = stride;
+    stride *= like.size(d) > 0 ? like.size(d) : 1;
+  }
+  return empty_strided(like, dims, like.sizes().data(), strides);
+}
+
+}  // namespace torchad_ext

@@ -1,0 +1,141 @@
+// The CPU loop: any functor over any strided inputs, a vector of elements at a time, on PyTorch's threads.
+#pragma once
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <algorithm>
+
+#include "pointwise.h"
+
+namespace torchad_ext {
+
+struct Cpu {
+  static constexpr int max_dims = 64;
+  static constexpr int64_t grain = 16384;  // elements worth waking a thread for
+  static constexpr int block = 512;        // elements gathered at a time
+
+  using Half = torchad_ext::Half;
+  using BFloat16 = torchad_ext::BFloat16;
+  template <class T>
+  using Number = Vector<T>;
+
+  // Asks for huge pages under a large fresh output: its first write otherwise spends more time in page faults than in
+  // arithmetic. Advice only; nothing depends on its being taken.
+  static void prepare(const Tensor& output) {
+#if defined(MADV_HUGEPAGE)
+    constexpr std::size_t page = 4096, large = 2 << 20;
+    const std::size_t bytes = output.numel() * output.element_size();
+    if (bytes < large) return;
+    const auto begin = (reinterpret_cast<std::uintptr_t>(output.data_ptr()) + page - 1) / page * page;
+    const auto end = (reinterpret_cast<std::uintptr_t>(output.data_ptr()) + bytes) / page * page;
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+  }
+
+  // An input as the inner loop reads it: element i stands at data[i * step], where step is 1, or 0 for one vector full
+  // of the same number.
+  template <class T>
+  struct Input {
+    const T* data;
+    int64_t step;
+  };
+
+  template <class Functor, class T, int inputs, int outputs>
+  static void one_vector(T* const (&to)[outputs], const Input<T> (&from)[inputs], int64_t i) {
+    Vector<compute_t<T>> x[inputs];
+    for (int k = 0; k < inputs; ++k) x[k] = load(from[k].data + i * from[k].step);
+    const auto y = call<Functor>(x);
+    for (int k = 0; k < outputs; ++k) store(to[k] + i, y.value[k]);
+  }
+
+  template <class Functor, class T, int inputs, int outputs>
+  static void inner_loop(T* const (&to)[outputs], const Input<T> (&from)[inputs], int64_t n) {
+    int64_t i = 0;
+    for (; i + lanes<T> <= n; i += lanes<T>) one_vector<Functor>(to, from, i);
+    const int64_t rest = n - i;
+    if (rest == 0) return;
+    T x[inputs][lanes<T>] = {};
+    T y[outputs][lanes<T>];
+    Input<T> last_from[inputs];
+    T* last_to[outputs];
+    for (int k = 0; k < inputs; ++k) {
+      const int64_t count = from[k].step == 0 ? lanes<T> : rest;
+      std::memcpy(x[k], from[k].data + i * from[k].step, count * sizeof(T));
+      last_from[k] = {x[k], 0};
+    }
+    for (int k = 0; k < outputs; ++k) last_to[k] = y[k];
+    one_vector<Functor>(last_to, last_from, 0);
+    for (int k = 0; k < outputs; ++k) std::memcpy(to[k] + i, y[k], rest * sizeof(T));
+  }
+
+  // Copies elements [begin, begin + n) of an operand, in the order of the loop.
+  template <class T, class Loop>
+  static void gather(const Loop& loop, int operand, const T* data, int64_t begin, int64_t n, T* to) {
+    const int64_t* strides = loop.strides[operand];
+    int64_t position[max_dims];
+    for (int d = 0; d < loop.dims; ++d) {
+      position[d] = begin % loop.sizes[d];
+      begin /= loop.sizes[d];
+      data += position[d] * strides[d];
+    }
+    while (true) {
+      const int64_t run = std::min(n, loop.sizes[0] - position[0]);
+      for (int64_t i = 0; i < run; ++i) to[i] = data[i * strides[0]];
+      to += run;
+      n -= run;
+      if (n == 0) return;
+      data -= position[0] * strides[0];
+      position[0] = 0;
+      for (int d = 1; d < loop.dims; ++d) {
+        data += strides[d];
+        if (++position[d] < loop.sizes[d]) break;
+        data -= position[d] * strides[d];
+        position[d] = 0;
+      }
+    }
+  }
+
+  template <class Functor, class T, int outputs, int operands>
+  static void run(const Strided<operands, max_dims>& loop, void* const (&data)[operands], const Tensor&) {
+    constexpr int inputs = operands - outputs;
+    // Outputs are dense and lead the loop, so they are contiguous in its order.
+    T* result[outputs];
+    for (int k = 0; k < outputs; ++k) result[k] = static_cast<T*>(data[k]);
+    Input<T> input[inputs];
+    T repeated[inputs][lanes<T>];
+    bool gathered[inputs];
+    bool any_gathered = false;
+    for (int k = 0; k < inputs; ++k) {
+      input[k] = {static_cast<const T*>(data[outputs + k]), 1};
+      gathered[k] = false;
+      if (loop.repeated(outputs + k)) {
+        std::fill_n(repeated[k], lanes<T>, *input[k].data);
+        input[k] = {repeated[k], 0};
+      } else if (!loop.contiguous(outputs + k)) {
+        gathered[k] = any_gathered = true;
+      }
+    }
+    const int64_t n = loop.elements();
+    torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
+      const int64_t step = any_gathered ? block : end - begin;
+      T scratch[inputs][block];
+      for (int64_t at = begin; at < end; at += step) {
+        const int64_t size = std::min(step, end - at);
+        Input<T> from[inputs];
+        T* to[outputs];
+        for (int k = 0; k < inputs; ++k) {
+          from[k] = {input[k].data + at * input[k].step, input[k].step};
+          if (!gathered[k]) continue;
+          gather(loop, outputs + k, input[k].data, at, size, scratch[k]);
+          from[k].data = scratch[k];
+        }
+        for (int k = 0; k < outputs; ++k) to[k] = result[k] + at;
+        inner_loop<Functor>(to, from, size);
+      }
+    });
+  }
+};
+
+}  // namespace torchad_ext

@@ -1,0 +1,103 @@
+// The quadratic form q = x^T A x and half of all its derivatives, s = (A + A^T) x, in one reading of A.
+//
+// Row i of A contributes, with y_i = sum_j A_ij x_j,
+//   q   += x_i y_i
+//   s_i += y_i
+//   s_j += x_i A_ij    for every j
+// so each element of A is read once and used twice. q and s are the same for A and A^T: a transposed A is read as it lies.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <tuple>
+
+#include "allocate.h"
+#include "strided.h"
+
+namespace torchad_ext {
+
+// A batch of problems of one size; `batch` gives the offsets of x (operand 0) and A (operand 1) for each of them.
+template <class T>
+struct QuadraticForms {
+  int64_t count;  // problems
+  int64_t n;      // length of x
+  Strided<2, 25> batch;
+  const T* x;
+  int64_t x_stride;
+  const T* A;
+  int64_t row_stride;  // of A, whose rows are contiguous
+  T* q;                // [count]
+  T* s;                // [count, n], or null when only q is wanted
+};
+
+template <class Device>
+struct QuadraticForm {
+  template <class T>
+  static void run(const Tensor& x, const Tensor& A, const Tensor& q, const Tensor* s) {
+    QuadraticForms<T> forms;
+    const int64_t dims = x.dim() - 1;
+    forms.count = q.numel();
+    forms.n = x.size(dims);
+    forms.batch.dims = int(dims);
+    for (int64_t d = 0; d < dims; ++d) {
+      forms.batch.sizes[dims - 1 - d] = x.size(d);
+      forms.batch.strides[0][dims - 1 - d] = x.stride(d);
+      forms.batch.strides[1][dims - 1 - d] = A.stride(d);
+    }
+    forms.x = static_cast<const T*>(x.data_ptr());
+    forms.x_stride = x.stride(dims);
+    forms.A = static_cast<const T*>(A.data_ptr());
+    forms.row_stride = A.stride(dims + 1) == 1 ? A.stride(dims) : A.stride(dims + 1);
+    forms.q = static_cast<T*>(q.data_ptr());
+    forms.s = s == nullptr ? nullptr : static_cast<T*>(s->data_ptr());
+    if (forms.count > 0) Device::run(forms, x);
+  }
+
+  static void dispatch(const Tensor& x, const Tensor& A, const Tensor& q, const Tensor* s) {
+    const int64_t dims = x.dim() - 1;
+    STD_TORCH_CHECK(dims >= 0 && dims <= 25 && A.dim() == dims + 2, "torchad_ext: expected x [..., n] and A [..., n, n]");
+    for (int64_t d = 0; d <= dims + 1; ++d) {
+      STD_TORCH_CHECK(A.size(d) == x.size(std::min(d, dims)), "torchad_ext: expected x [..., n] and A [..., n, n]");
+    }
+    STD_TORCH_CHECK(A.stride(dims) == 1 || A.stride(dims + 1) == 1 || A.size(dims) <= 1,
+                    "torchad_ext: the rows or the columns of A must be contiguous");
+    STD_TORCH_CHECK(x.scalar_type() == A.scalar_type() && x.device() == A.device(),
+                    "torchad_ext: x and A must have one dtype and one device");
+    switch (x.scalar_type()) {
+      case ScalarType::Half:
+        return run<typename Device::Half>(x, A, q, s);
+      case ScalarType::BFloat16:
+        return run<typename Device::BFloat16>(x, A, q, s);
+      case ScalarType::Float:
+        return run<float>(x, A, q, s);
+      case ScalarType::Double:
+        return run<double>(x, A, q, s);
+      default:
+        STD_TORCH_CHECK(false, "torchad_ext: no kernel for dtype ", torch::headeronly::toString(x.scalar_type()),
+                        "; there are float16, bfloat16, float32 and float64");
+    }
+  }
+
+  static Tensor value(const Tensor& x, const Tensor& A) {
+    const Tensor q = empty_contiguous(x, x.dim() - 1);
+    dispatch(x, A, q, nullptr);
+    return q;
+  }
+
+  static std::tuple<Tensor, Tensor> value_and_product(const Tensor& x, const Tensor& A) {
+    const Tensor q = empty_contiguous(x, x.dim() - 1);
+    const Tensor s = empty_contiguous(x, x.dim());
+    dispatch(x, A, q, &s);
+    return {q, s};
+  }
+
+  static void implement(torch::stable::detail::StableLibrary& m) {
+    m.impl("quadratic_form", TORCH_BOX(&value));
+    m.impl("quadratic_form_and_product", TORCH_BOX(&value_and_product));
+  }
+};
+
+}  // namespace torchad_ext

@@ -1,0 +1,202 @@
+// A register full of numbers, for the CPU.
+//
+// Vector<T> is the vector extension of GCC and Clang: +, -, *, /, < and ?: work lane by lane, and one text becomes
+// AVX-512, AVX2, SSE or NEON. float16 and bfloat16 are memory formats only; load and store convert them to float.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace torchad_ext {
+
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// The type a number of type T is computed in.
+template <class T>
+struct ComputeType {
+  using type = T;
+};
+template <>
+struct ComputeType<Half> {
+  using type = float;
+};
+template <>
+struct ComputeType<BFloat16> {
+  using type = float;
+};
+template <class T>
+using compute_t = typename ComputeType<T>::type;
+
+#if defined(__AVX512F__)
+constexpr int vector_bytes = 64;
+#elif defined(__AVX2__)
+constexpr int vector_bytes = 32;
+#else
+constexpr int vector_bytes = 16;
+#endif
+
+template <class T>
+constexpr int lanes = vector_bytes / sizeof(compute_t<T>);
+
+template <class T, int n = lanes<T>>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(n * sizeof(T))));
+};
+template <class T, int n = lanes<T>>
+using Vector = typename VectorOf<T, n>::type;
+
+using Float = Vector<float>;
+using Double = Vector<double>;
+using Int32 = Vector<int32_t>;
+using Int64 = Vector<int64_t>;
+using UInt32 = Vector<uint32_t>;
+using UInt16 = Vector<uint16_t, lanes<float>>;
+
+inline Float broadcast(float value) { return value - Float{}; }
+inline Double broadcast(double value) { return value - Double{}; }
+
+// a * b + c, rounded once.
+inline Float fma(Float a, Float b, Float c) {
+#if defined(__AVX512F__)
+  return (Float)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (Float)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  for (int i = 0; i < lanes<float>; ++i) c[i] = std::fma(a[i], b[i], c[i]);
+  return c;
+#endif
+}
+
+inline Double fma(Double a, Double b, Double c) {
+#if defined(__AVX512F__)
+  return (Double)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__FMA__)
+  return (Double)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#else
+  for (int i = 0; i < lanes<double>; ++i) c[i] = std::fma(a[i], b[i], c[i]);
+  return c;
+#endif
+}
+
+// Is every lane within the bound? A nan is not.
+inline bool all_within(Float x, float bound) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(bound), _CMP_LE_OQ) == 0xffff;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)x, _mm256_set1_ps(bound), _CMP_LE_OQ)) == 0xff;
+#else
+  const auto within = (Int64)(x <= bound);
+  return (within[0] & within[1]) == -1;
+#endif
+}
+
+inline bool all_within(Double x, double bound) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_pd_mask((__m512d)x, _mm512_set1_pd(bound), _CMP_LE_OQ) == 0xff;
+#elif defined(__AVX2__)
+  return _mm256_movemask_pd(_mm256_cmp_pd((__m256d)x, _mm256_set1_pd(bound), _CMP_LE_OQ)) == 0xf;
+#else
+  const Int64 within = x <= bound;
+  return (within[0] & within[1]) == -1;
+#endif
+}
+
+// f(x) lane by lane, for inputs so rare that they do not deserve a vector path.
+template <class V, class F>
+V each_lane(V x, F f) {
+  for (unsigned i = 0; i < sizeof x / sizeof x[0]; ++i) x[i] = f(x[i]);
+  return x;
+}
+
+// f(x) computed in double: the path of float inputs that need more bits than a float has.
+template <class F>
+Float in_double(Float x, F f) {
+  using HalfFloat = Vector<float, lanes<double>>;
+  HalfFloat half[2];
+  std::memcpy(half, &x, sizeof x);
+  for (HalfFloat& h : half) h = __builtin_convertvector(f(__builtin_convertvector(h, Double)), HalfFloat);
+  std::memcpy(&x, half, sizeof x);
+  return x;
+}
+
+inline Float load(const float* from) {
+  Float v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+inline Double load(const double* from) {
+  Double v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+inline void store(float* to, Float v) { std::memcpy(to, &v, sizeof v); }
+inline void store(double* to, Double v) { std::memcpy(to, &v, sizeof v); }
+
+// bfloat16 is the upper half of a float.
+inline Float load(const BFloat16* from) {
+  UInt16 bits;
+  std::memcpy(&bits, from, sizeof bits);
+  return (Float)(__builtin_convertvector(bits, UInt32) << 16);
+}
+
+// Rounds to nearest, ties to even; a nan stays a nan.
+inline void store(BFloat16* to, Float v) {
+  const auto bits = (UInt32)v;
+  const UInt32 rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  const UInt32 nan = UInt32{} + 0x7fc0;
+  const auto result = __builtin_convertvector(v == v ? rounded : nan, UInt16);
+  std::memcpy(to, &result, sizeof result);
+}
+
+inline Float load(const Half* from) {
+#if defined(__AVX512F__)
+  return (Float)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
+#elif defined(__F16C__)
+  return (Float)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
+#else
+  // Moves exponent and mantissa into place; the factor 2^112 mends the bias and normalises the denormals.
+  UInt16 half;
+  std::memcpy(&half, from, sizeof half);
+  const auto bits = __builtin_convertvector(half, UInt32);
+  const UInt32 magnitude = (bits & 0x7fff) << 13;
+  const auto finite = (UInt32)((Float)magnitude * 0x1p112f);
+  return (Float)((magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : finite) | (bits & 0x8000) << 16);
+#endif
+}
+
+inline void store(Half* to, Float v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256((__m256i*)to, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  _mm_storeu_si128((__m128i*)to, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  // The adder rounds: 2^(e+13) beside a number of exponent e leaves it the eleven bits of a half.
+  const auto bits = (UInt32)v;
+  const UInt32 magnitude = bits & 0x7fffffff;
+  const UInt32 smallest = UInt32{} + 0x38800000u;   // 2^-14, the least normal half
+  const UInt32 overflow = UInt32{} + 0x477ff000u;   // 65520 rounds to infinity
+  const UInt32 infinity = UInt32{} + 0x7f800000u;
+  const UInt32 exponent = (magnitude > smallest ? magnitude : smallest) & 0x7f800000u;
+  const auto rounder = (Float)(exponent + (13u << 23));
+  const Float rounded = ((Float)(magnitude < overflow ? magnitude : smallest) + rounder) - rounder;
+  const UInt32 finite = (UInt32)(rounded * 0x1p-112f) >> 13;
+  const UInt32 special = UInt32{} + (magnitude > infinity ? UInt32{} + 0x7e00u : UInt32{} + 0x7c00u);
+  const UInt32 half = magnitude < overflow ? finite : special;
+  const auto result = __builtin_convertvector(half | (bits >> 16 & 0x8000), UInt16);
+  std::memcpy(to, &result, sizeof result);
+#endif
+}
+
+}  // namespace torchad_ext

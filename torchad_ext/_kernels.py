@@ -1,0 +1,106 @@
+"""The native kernels as functions, each found on its first use.
+
+A kernel knows no derivatives. torchad_ext calls it below the autograd keys of the dispatcher; whoever calls it through
+``torch.ops`` with a tensor that needs a derivative gets an error instead of a silent zero.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+
+from . import _build
+
+DispatchKey = torch._C.DispatchKey
+DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+_BACKEND = {"cpu": DispatchKey.CPU, "cuda": DispatchKey.CUDA}
+
+
+def _keys(*keys: torch._C.DispatchKey) -> torch._C.DispatchKeySet:
+    result = torch._C.DispatchKeySet(keys[0])
+    for key in keys[1:]:
+        result = result | torch._C.DispatchKeySet(key)
+    return result
+
+
+def _plain_keys() -> dict[int, str]:
+    plain = {}
+    for device, backend in _BACKEND.items():
+        autocast = getattr(DispatchKey, f"Autocast{device.upper()}")
+        autograd = getattr(DispatchKey, f"Autograd{device.upper()}")
+        inference = (backend, autocast)
+        for keys in (inference, (*inference, DispatchKey.ADInplaceOrView, autograd)):
+            plain[_keys(*keys).raw_repr()] = device
+    return plain
+
+
+# The dispatch keys of a tensor that is nothing but numbers in memory: not a subclass, a view with a pending negation,
+# sparse, nested, quantised, fake or wrapped by a transform.
+_PLAIN = _plain_keys()
+_dispatch_keys = torch._C._dispatch_keys
+
+
+def device_of(xs: Sequence[torch.Tensor]) -> str | None:
+    """``"cpu"`` or ``"cuda"`` if a kernel can read all of ``xs`` together, else None."""
+    dtype = xs[0].dtype
+    if dtype not in DTYPES:
+        return None
+    device = _PLAIN.get(_dispatch_keys(xs[0]).raw_repr())
+    for x in xs[1:]:
+        if x.dtype is not dtype or _PLAIN.get(_dispatch_keys(x).raw_repr()) is not device:
+            return None
+    return device
+
+
+def fits_under_transforms(xs: Sequence[torch.Tensor]) -> bool:
+    """Could a kernel read these tensors once the transforms of ``torch.func`` have unwrapped them?"""
+    functorch = torch._C._functorch
+    if functorch.peek_interpreter_stack().key() == functorch.TransformType.Functionalize:
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._is_any_autocast_enabled():
+        return False
+    first = xs[0]
+    return (
+        first.dtype in DTYPES
+        and first.device.type in _BACKEND
+        and all(x.dtype == first.dtype and x.device == first.device and x.layout is torch.strided for x in xs)
+    )
+
+
+@functools.cache
+def _guard(name: str, library: torch.library.Library) -> None:
+    """Makes a call through ``torch.ops`` raise where a derivative would be lost."""
+    op = getattr(torch.ops.torchad_ext, name)
+
+    def call(keyset: torch._C.DispatchKeySet, *tensors: torch.Tensor, overload: str, **out: torch.Tensor) -> Any:
+        for x in tensors:
+            wants_gradient = torch.is_grad_enabled() and x.requires_grad
+            if wants_gradient or (forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None):
+                raise RuntimeError(
+                    f"torch.ops.torchad_ext.{name} is a bare kernel and has no derivative, but was given a tensor that "
+                    "needs one; call the function of the same name in torchad_ext, or detach() the tensor"
+                )
+        return getattr(op, overload).redispatch(keyset & torch._C._after_autograd_keyset, *tensors, **out)
+
+    for overload in op.overloads():
+        full_name = name if overload == "default" else f"{name}.{overload}"
+        library.impl(full_name, functools.partial(call, overload=overload), "Autograd", with_keyset=True)
+
+
+@functools.cache
+def _library() -> torch.library.Library:
+    return torch.library.Library("torchad_ext", "FRAGMENT")
+
+
+@functools.cache
+def find(name: str, device: str) -> Callable[..., Any] | None:
+    """The kernel ``name`` for a device, or None if there are no kernels; compiles on the first use."""
+    if not _build.load(device):
+        return None
+    _guard(name, _library())
+    overload = getattr(torch.ops.torchad_ext, name).default
+    return functools.partial(overload._handle.redispatch_boxed, _keys(_BACKEND[device]))

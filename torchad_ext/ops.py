@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from .pointwise import Pointwise
 
 
-def _hand_written(definition: object, name: str, doc: str) -> Pointwise:
+def _hand_written(definition: Callable[..., Any], name: str, doc: str) -> Pointwise:
     """An op whose value, gradient and double backward stand in ``csrc/ops/<name>.h``."""
     return Pointwise(
         definition,

@@ -1,8 +1,8 @@
 """Pointwise: an elementwise function with all its derivatives, under every transform of PyTorch.
 
 The derivatives of an elementwise function are elementwise functions again, of its arguments and of the cotangents or
-tangents. So one class is closed under ``vjp`` and ``jvp``, and one ``torch.autograd.Function`` applies any member of it:
-its backward applies the vjp, its jvp applies the jvp, and every order and mix of modes follows.
+tangents. So one class is closed under ``vjp`` and ``jvp``, and one ``torch.autograd.Function`` applies any member of
+it: its backward applies the vjp, its jvp applies the jvp, and every order and mix of modes follows.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Pointwise:
         name, doc: how the op presents itself.
 
     Example:
-        >>> sin = Pointwise(torch.sin, kernel="sin", derivative_kernels=("sin_backward", "sin_double_backward"), name="sin")
-        >>> sin(torch.zeros(2))
-        tensor([0., 0.])
+        >>> double = Pointwise(lambda x: x + x, name="double")
+        >>> double(torch.ones(2))
+        tensor([2., 2.])
     """
 
     def __init__(
@@ -151,7 +151,7 @@ def _vjp_definition(op: Pointwise, chosen: list[int], *args: torch.Tensor) -> An
         replaced = dict(zip(chosen, values, strict=True))
         return op.definition(*(replaced.get(i, x) for i, x in enumerate(xs)))
 
-    _, pullback = torch.func.vjp(of_chosen, *(xs[i] for i in chosen))
+    pullback = torch.func.vjp(of_chosen, *(xs[i] for i in chosen))[1]
     results = pullback(grads if len(grads) > 1 else grads[0])
     return results if len(chosen) > 1 else results[0]
 
@@ -159,15 +159,16 @@ def _vjp_definition(op: Pointwise, chosen: list[int], *args: torch.Tensor) -> An
 def _jvp_definition(op: Pointwise, *args: torch.Tensor) -> Any:
     xs, tangents = args[: len(op.inputs)], args[len(op.inputs) :]
     # The pullback g -> J^T g is linear, so its own pullback is t -> J t; forward mode does not nest, this does.
-    outputs, pullback = torch.func.vjp(op.definition, *xs)
-    _, pushforward = torch.func.vjp(pullback, outputs)
-    (results,) = pushforward(tangents)
-    return results
+    outputs, pullback, *_ = torch.func.vjp(op.definition, *xs)
+    pushforward = torch.func.vjp(pullback, outputs)[1]
+    return pushforward(tangents)[0]
 
 
 class _Apply(torch.autograd.Function):
-    """Applies a Pointwise under any transform. Saves its inputs alone: an intermediate made inside forward would have no
-    gradient to give."""
+    """Applies a Pointwise under any transform.
+
+    Saves its inputs alone: an intermediate made inside forward has no gradient to give to the double backward.
+    """
 
     @staticmethod
     def forward(op: Pointwise, *xs: torch.Tensor) -> Any:
@@ -187,7 +188,7 @@ class _Apply(torch.autograd.Function):
     def jvp(ctx: Any, _: None, *tangents: torch.Tensor | None) -> Any:
         xs = ctx.saved_tensors
         given = (torch.zeros_like(x) if t is None else t for x, t in zip(xs, tangents, strict=True))
-        # One application of a Pointwise, never a product around one: that would be silently zero in nested forward mode.
+        # One application of a Pointwise: a product around one would be silently zero in nested forward mode.
         return ctx.op.jvp.apply(*xs, *given)
 
     @staticmethod
@@ -221,9 +222,8 @@ def _gradients(
     op: Pointwise, wanted: tuple[bool, ...], xs: tuple[torch.Tensor, ...], grads: tuple[torch.Tensor, ...]
 ) -> Sequence[torch.Tensor | None]:
     vjp = op.vjp(wanted)
-    results = vjp.apply(*xs, *grads)
-    if len(vjp.outputs) == 1:
-        results = (results,)
+    outputs = vjp.apply(*xs, *grads)
+    results: tuple[torch.Tensor, ...] = (outputs,) if len(vjp.outputs) == 1 else outputs
     if len(results) == len(wanted):
         return results
     remaining = iter(results)

@@ -1,9 +1,9 @@
 """The quadratic form q(x, A) = x^T A x and its derivatives.
 
-With s = (A + A^T) x, the derivatives of q are s with respect to x and x x^T with respect to A. One kernel computes q and s
-in a single reading of A; s is a second output of the Function, so that it has derivatives of its own. The pullback of
-(q, s) needs s for another vector, and an outer product; the pullback of the outer product needs q and s for another
-matrix. Two Functions, each the derivative of the other, thus give every order.
+With s = (A + A^T) x, the derivatives of q are s with respect to x and x x^T with respect to A. One kernel computes q
+and s in a single reading of A; s is a second output of the Function, so that it has derivatives of its own. The
+pullback of (q, s) needs s for another vector, and an outer product; the pullback of the outer product needs q and s for
+another matrix. Two Functions, each the derivative of the other, thus give every order.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _transforms_active = torch._C._are_functorch_transforms_active
 def quadratic_form(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
     r"""The quadratic form :math:`q = x^T A x` over the last dimension, batched.
 
-    The gradient with respect to ``x`` is :math:`(A + A^T) x` and costs no second reading of ``A``; with respect to ``A``
-    it is :math:`x x^T`, not symmetrised; the Hessian is :math:`A + A^T`. ``A`` need not be symmetric. Exact derivatives
-    of every order, in reverse and forward mode and under ``torch.func``.
+    The gradient with respect to ``x`` is :math:`(A + A^T) x` and costs no second reading of ``A``; with respect to
+    ``A`` it is :math:`x x^T`, not symmetrised; the Hessian is :math:`A + A^T`. ``A`` need not be symmetric. Exact
+    derivatives of every order, in reverse and forward mode and under ``torch.func``.
 
     Args:
         x: shape ``[..., n]``.
@@ -94,7 +94,9 @@ def _check(x: Any, A: Any) -> None:
     if x.dtype != A.dtype:
         raise ValueError(f"torchad_ext.quadratic_form: x is {x.dtype}, A is {A.dtype}; convert one, A.to(x.dtype)")
     if x.device != A.device:
-        raise ValueError(f"torchad_ext.quadratic_form: x is on {x.device}, A is on {A.device}; move one, A.to(x.device)")
+        raise ValueError(
+            f"torchad_ext.quadratic_form: x is on {x.device}, A is on {A.device}; move one, A.to(x.device)"
+        )
 
 
 def _native(x: torch.Tensor, A: torch.Tensor) -> bool:
@@ -166,11 +168,11 @@ def _sum(*terms: torch.Tensor | None) -> torch.Tensor | None:
 
 
 @contextlib.contextmanager
-def _tangents_enabled(saved: Sequence[torch.Tensor | None]) -> Iterator[list[torch.Tensor | None]]:
+def _tangents_enabled(saved: Sequence[torch.Tensor | None]) -> Iterator[list[Any]]:
     """Saved tensors for the body of a jvp, which may be several operations.
 
-    PyTorch runs a jvp with forward mode switched off, and an outer level of forward mode would lose its tangents. Here it
-    is on, and the tensors are freed of the tangents of the level at hand.
+    PyTorch runs a jvp with forward mode switched off, and an outer level of forward mode would lose its tangents. Here
+    it is on, and the tensors are freed of the tangents of the level at hand.
     """
     with forward_ad._set_fwd_grad_enabled(True):
         yield [None if x is None else forward_ad.unpack_dual(x).primal for x in saved]

@@ -62,7 +62,7 @@ struct QuadraticForm {
     for (int64_t d = 0; d <= dims + 1; ++d) {
       STD_TORCH_CHECK(A.size(d) == x.size(std::min(d, dims)), "torchad_ext: expected x [..., n] and A [..., n, n]");
     }
-    STD_TORCH_CHECK(A.stride(dims) == 1 || A.stride(dims + 1) == 1 || A.size(dims) <= 1,
+    STD_TORCH_CHECK(A.stride(dims) == 1 || A.stride(dims + 1) == 1 || A.size(dims) <= 1 || A.numel() == 0,
                     "torchad_ext: the rows or the columns of A must be contiguous");
     STD_TORCH_CHECK(x.scalar_type() == A.scalar_type() && x.device() == A.device(),
                     "torchad_ext: x and A must have one dtype and one device");

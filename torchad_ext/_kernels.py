@@ -42,6 +42,7 @@ def _plain_keys() -> dict[int, str]:
 # sparse, nested, quantised, fake or wrapped by a transform.
 _PLAIN = _plain_keys()
 _dispatch_keys = torch._C._dispatch_keys
+_profiling = torch.autograd._profiler_enabled
 
 
 def device_of(xs: Sequence[torch.Tensor]) -> str | None:
@@ -97,10 +98,21 @@ def _library() -> torch.library.Library:
 
 
 @functools.cache
-def find(name: str, device: str) -> Callable[..., Any] | None:
-    """The kernel ``name`` for a device, or None if there are no kernels; compiles on the first use."""
+def _load(name: str, device: str) -> Callable[..., Any] | None:
     if not _build.load(device):
         return None
     _guard(name, _library())
     overload = getattr(torch.ops.torchad_ext, name).default
     return functools.partial(overload._handle.redispatch_boxed, _keys(_BACKEND[device]))
+
+
+def find(name: str | None, device: str) -> Callable[..., Any] | None:
+    """The kernel ``name`` for a device, or None if there is none; compiles the kernels on the first use."""
+    kernel = _load(name, device) if name else None
+    return kernel if kernel is None or not _profiling() else functools.partial(_recorded, name, kernel)
+
+
+def _recorded(name: str, kernel: Callable[..., Any], *xs: torch.Tensor) -> Any:
+    """A kernel under the profiler: a call below the autograd keys leaves no record of itself."""
+    with torch.profiler.record_function(f"torchad_ext::{name}"):
+        return kernel(*xs)

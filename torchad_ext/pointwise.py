@@ -63,7 +63,6 @@ class Pointwise:
         self.__module__ = "torchad_ext"
         self.__doc__ = doc
         self._vjp: dict[tuple[bool, ...], Pointwise] = {}
-        self._kernels: dict[str, Callable[..., Any] | None] = {}
 
     def __repr__(self) -> str:
         return f"<torchad_ext.{self.__name__}({', '.join(self.inputs)}) -> {', '.join(self.outputs)}>"
@@ -88,7 +87,7 @@ class Pointwise:
             return self.definition(*xs)
         if forward_ad._current_level >= 0:
             return _Apply.apply(self, *xs)
-        run = self._kernel_for(device) or self.definition
+        run = _kernels.find(self.kernel, device) or self.definition
         if run is not self.definition and _grad_enabled():
             for x in xs:
                 if x.requires_grad:
@@ -98,12 +97,7 @@ class Pointwise:
     def run(self, *xs: torch.Tensor) -> Any:
         """The results without derivatives: by the kernel, or by the definition."""
         device = _kernels.device_of(xs)
-        return ((device and self._kernel_for(device)) or self.definition)(*xs)
-
-    def _kernel_for(self, device: str) -> Callable[..., Any] | None:
-        if device not in self._kernels:
-            self._kernels[device] = _kernels.find(self.kernel, device) if self.kernel else None
-        return self._kernels[device]
+        return ((device and _kernels.find(self.kernel, device)) or self.definition)(*xs)
 
     def _check(self, xs: tuple[Any, ...]) -> None:
         if len(xs) != len(self.inputs):

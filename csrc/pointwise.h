@@ -44,7 +44,8 @@ struct Pointwise {
       const auto other = tensor[k].sizes();
       STD_TORCH_CHECK(other.size() == sizes.size() && std::equal(sizes.begin(), sizes.end(), other.begin()),
                       "torchad_ext: a pointwise kernel takes tensors of one shape; expand them before the call");
-      STD_TORCH_CHECK(tensor[k].scalar_type() == x.scalar_type(), "torchad_ext: a pointwise kernel takes tensors of one dtype");
+      STD_TORCH_CHECK(tensor[k].scalar_type() == x.scalar_type(),
+                      "torchad_ext: a pointwise kernel takes tensors of one dtype");
       STD_TORCH_CHECK(tensor[k].device() == x.device(), "torchad_ext: a pointwise kernel takes tensors of one device");
       strides[k] = tensor[k].strides().data();
       data[k] = tensor[k].data_ptr();

@@ -33,7 +33,8 @@ Vector<compute_t<T>> load_some(const T* from, int64_t count) {
 // Rows [begin, end) of one problem: returns their part of q, adds their part of A^T x to s and writes theirs of A x to
 // Ax. The arrays are padded to whole vectors, x with zeros.
 template <bool product, class T, class Number = compute_t<T>>
-Number rows(const QuadraticForms<T>& forms, const T* A, const Number* x, Number* s, Number* Ax, int64_t begin, int64_t end) {
+Number rows(const QuadraticForms<T>& forms, const T* A, const Number* x, Number* s, Number* Ax, int64_t begin,
+            int64_t end) {
   constexpr int together = 4;  // rows, so that x and s are read once for four of them
   constexpr int w = lanes<T>;
   const int64_t whole = forms.n / w * w;
@@ -108,7 +109,8 @@ struct QuadraticFormCpu {
         read(forms.x + offset[0], forms.x_stride, n, x.get());
         Number* s = product && blocks > 1 ? &s_part[task * padded] : own_s.get();
         std::fill_n(s, padded, Number(0));
-        q_part[task] = rows<product>(forms, forms.A + offset[1], x.get(), s, Ax.get(), begin, std::min(n, begin + block));
+        q_part[task] =
+            rows<product>(forms, forms.A + offset[1], x.get(), s, Ax.get(), begin, std::min(n, begin + block));
         for (int64_t i = begin; product && i < std::min(n, begin + block); ++i) s[i] += Ax[i];
         if (product && blocks == 1) write_row(s, forms.s + problem * n, n);
       }
@@ -156,4 +158,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(torchad_ext, m) {
   m.def("quadratic_form_and_product(Tensor x, Tensor A) -> (Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(torchad_ext, CPU, m) { torchad_ext::QuadraticForm<torchad_ext::QuadraticFormCpu>::implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(torchad_ext, CPU, m) {
+  torchad_ext::QuadraticForm<torchad_ext::QuadraticFormCpu>::implement(m);
+}

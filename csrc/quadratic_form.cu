@@ -23,7 +23,8 @@ __global__ void __launch_bounds__(128) small_kernel(QuadraticForms<T> forms) {
   const int n = int(forms.n);
   const int lane = threadIdx.x % warp;
   const int64_t warps = int64_t(gridDim.x) * blockDim.x / warp;
-  for (int64_t problem = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / warp; problem < forms.count; problem += warps) {
+  for (int64_t problem = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / warp; problem < forms.count;
+       problem += warps) {
     int64_t offset[2];
     forms.batch.offsets(problem, offset);
     const T* A = forms.A + offset[1];
@@ -189,7 +190,8 @@ struct QuadraticFormCuda {
       auto* part = static_cast<number_t<T>*>(part_memory.data_ptr());
       tile_kernel<product><<<blocks_for(forms.count * tiles, 1), tile_threads, 0, stream>>>(forms, tiles, y, part);
       if (product) {
-        product_kernel<<<blocks_for(forms.count * forms.n, tile_threads), tile_threads, 0, stream>>>(forms, tiles, y, part);
+        product_kernel<<<blocks_for(forms.count * forms.n, tile_threads), tile_threads, 0, stream>>>(forms, tiles, y,
+                                                                                                     part);
       }
       value_kernel<<<blocks_for(forms.count, 1), tile_threads, 0, stream>>>(forms, y);
     }
@@ -199,4 +201,6 @@ struct QuadraticFormCuda {
 }  // namespace
 }  // namespace torchad_ext
 
-STABLE_TORCH_LIBRARY_IMPL(torchad_ext, CUDA, m) { torchad_ext::QuadraticForm<torchad_ext::QuadraticFormCuda>::implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(torchad_ext, CUDA, m) {
+  torchad_ext::QuadraticForm<torchad_ext::QuadraticFormCuda>::implement(m);
+}

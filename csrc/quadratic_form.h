@@ -4,7 +4,8 @@
 //   q   += x_i y_i
 //   s_i += y_i
 //   s_j += x_i A_ij    for every j
-// so each element of A is read once and used twice. q and s are the same for A and A^T: a transposed A is read as it lies.
+// so each element of A is read once and used twice. q and s are the same for A and A^T: a transposed A is read as it
+// lies.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -58,7 +59,8 @@ struct QuadraticForm {
 
   static void dispatch(const Tensor& x, const Tensor& A, const Tensor& q, const Tensor* s) {
     const int64_t dims = x.dim() - 1;
-    STD_TORCH_CHECK(dims >= 0 && dims <= 25 && A.dim() == dims + 2, "torchad_ext: expected x [..., n] and A [..., n, n]");
+    STD_TORCH_CHECK(dims >= 0 && dims <= 25 && A.dim() == dims + 2,
+                    "torchad_ext: expected x [..., n] and A [..., n, n]");
     for (int64_t d = 0; d <= dims + 1; ++d) {
       STD_TORCH_CHECK(A.size(d) == x.size(std::min(d, dims)), "torchad_ext: expected x [..., n] and A [..., n, n]");
     }

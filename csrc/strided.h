@@ -53,7 +53,8 @@ struct Strided {
 // The loop over tensors of one shape: dimensions of size 1 dropped, the rest sorted, neighbours merged wherever every
 // operand steps through both as through one. False if more than max_dims remain.
 template <int operands, int max_dims>
-bool coalesce(int dims, const int64_t* sizes, const int64_t* const (&strides)[operands], Strided<operands, max_dims>& loop) {
+bool coalesce(int dims, const int64_t* sizes, const int64_t* const (&strides)[operands],
+              Strided<operands, max_dims>& loop) {
   int order[64];
   int kept = 0;
   for (int d = dims - 1; d >= 0; --d) {

@@ -185,8 +185,8 @@ inline void store(Half* to, Float v) {
   // The adder rounds: 2^(e+13) beside a number of exponent e leaves it the eleven bits of a half.
   const auto bits = (UInt32)v;
   const UInt32 magnitude = bits & 0x7fffffff;
-  const UInt32 smallest = UInt32{} + 0x38800000u;   // 2^-14, the least normal half
-  const UInt32 overflow = UInt32{} + 0x477ff000u;   // 65520 rounds to infinity
+  const UInt32 smallest = UInt32{} + 0x38800000u;  // 2^-14, the least normal half
+  const UInt32 overflow = UInt32{} + 0x477ff000u;  // 65520 rounds to infinity
   const UInt32 infinity = UInt32{} + 0x7f800000u;
   const UInt32 exponent = (magnitude > smallest ? magnitude : smallest) & 0x7f800000u;
   const auto rounder = (Float)(exponent + (13u << 23));

@@ -1,0 +1,36 @@
+"""The examples of the README and of the public docstrings run and hold."""
+
+from __future__ import annotations
+
+import doctest
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import torchad_ext as ad
+from torchad_ext.pointwise import Pointwise
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+PUBLIC = [ad.sin, ad.exp, ad.quadratic_form, ad.verify, Pointwise]
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.strip().splitlines()[0])
+def test_readme(block: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(block, "README.md", "exec"), {})
+    assert "differs" not in capsys.readouterr().out
+
+
+def test_the_readme_has_a_first_example() -> None:
+    assert "assert_close" in BLOCKS[0]
+
+
+@pytest.mark.parametrize("documented", PUBLIC, ids=lambda f: f.__name__)
+def test_docstring(documented: Any) -> None:
+    names = {"torch": torch, "Pointwise": Pointwise, **{name: getattr(ad, name) for name in dir(ad)}}
+    test = doctest.DocTestParser().get_doctest(documented.__doc__, names, documented.__name__, None, None)
+    assert test.examples
+    assert doctest.DocTestRunner().run(test).failed == 0

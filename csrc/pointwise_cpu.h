@@ -1,10 +1,6 @@
 // The CPU loop: any functor over any strided inputs, a vector of elements at a time, on PyTorch's threads.
 #pragma once
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
 
 #include "pointwise.h"
@@ -21,18 +17,7 @@ struct Cpu {
   template <class T>
   using Number = Vector<T>;
 
-  // Asks for huge pages under a large fresh output: its first write otherwise spends more time in page faults than in
-  // arithmetic. Advice only; nothing depends on its being taken.
-  static void prepare(const Tensor& output) {
-#if defined(MADV_HUGEPAGE)
-    constexpr std::size_t page = 4096, large = 2 << 20;
-    const std::size_t bytes = output.numel() * output.element_size();
-    if (bytes < large) return;
-    const auto begin = (reinterpret_cast<std::uintptr_t>(output.data_ptr()) + page - 1) / page * page;
-    const auto end = (reinterpret_cast<std::uintptr_t>(output.data_ptr()) + bytes) / page * page;
-    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-  }
+  static void prepare(const Tensor& output) { advise_huge_pages(output); }
 
   // An input as the inner loop reads it: element i stands at data[i * step], where step is 1, or 0 for one vector full
   // of the same number.

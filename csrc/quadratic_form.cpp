@@ -72,6 +72,13 @@ Number rows(const QuadraticForms<T>& forms, const T* A, const Number* x, Number*
 }
 
 template <class T>
+compute_t<T> number(T x) {
+  return load_some(&x, 1)[0];
+}
+inline float number(float x) { return x; }
+inline double number(double x) { return x; }
+
+template <class T>
 void write(T* to, compute_t<T> value) {
   T padded[lanes<T>];
   store(padded, broadcast(value));
@@ -81,6 +88,40 @@ void write(T* to, compute_t<T> value) {
 struct QuadraticFormCpu {
   using Half = torchad_ext::Half;
   using BFloat16 = torchad_ext::BFloat16;
+
+  static void prepare(const Tensor& output) { advise_huge_pages(output); }
+
+  template <class T>
+  static void run(const OuterProducts<T>& outer, const Tensor&) {
+    using Number = compute_t<T>;
+    constexpr int64_t worth_a_thread = 1 << 14;  // elements of G
+    constexpr int w = lanes<T>;
+    const int64_t n = outer.n, whole = n / w * w;
+    const int64_t grain = std::max<int64_t>(1, worth_a_thread / n);
+    torch::stable::parallel_for(0, outer.count * n, grain, [&](int64_t from, int64_t to) {
+      for (int64_t row = from; row < to; ++row) {
+        const int64_t problem = row / n;
+        const T* x = outer.x + problem * n;
+        const T* h = outer.h == nullptr ? nullptr : outer.h + problem * n;
+        const Number x_i = number(outer.x[row]);
+        const Number u_i = (outer.g == nullptr ? Number(0) : number(outer.g[problem]) * x_i) +
+                           (h == nullptr ? Number(0) : number(outer.h[row]));
+        T* G = outer.G + row * n;
+        const auto columns = [&](Vector<Number> x_j, Vector<Number> h_j) {
+          return fma(broadcast(u_i), x_j, broadcast(x_i) * h_j);
+        };
+        for (int64_t j = 0; j < whole; j += w) {
+          store(G + j, columns(load(x + j), h == nullptr ? Vector<Number>{} : load(h + j)));
+        }
+        if (whole < n) {
+          T rest[w];
+          const auto h_j = h == nullptr ? Vector<Number>{} : load_some(h + whole, n - whole);
+          store(rest, columns(load_some(x + whole, n - whole), h_j));
+          std::memcpy(G + whole, rest, (n - whole) * sizeof(T));
+        }
+      }
+    });
+  }
 
   template <class T>
   static void run(const QuadraticForms<T>& forms, const Tensor&) {
@@ -156,6 +197,7 @@ struct QuadraticFormCpu {
 STABLE_TORCH_LIBRARY_FRAGMENT(torchad_ext, m) {
   m.def("quadratic_form(Tensor x, Tensor A) -> Tensor");
   m.def("quadratic_form_and_product(Tensor x, Tensor A) -> (Tensor, Tensor)");
+  m.def("quadratic_form_outer(Tensor x, Tensor? g, Tensor? h) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(torchad_ext, CPU, m) {

@@ -146,6 +146,24 @@ __global__ void __launch_bounds__(tile_threads) value_kernel(QuadraticForms<T> f
   }
 }
 
+template <class T>
+__global__ void __launch_bounds__(tile_threads) outer_kernel(OuterProducts<T> outer, int64_t elements) {
+  using Number = number_t<T>;
+  const int64_t n = outer.n;
+  const int64_t stride = int64_t(gridDim.x) * blockDim.x;
+  for (int64_t at = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; at < elements; at += stride) {
+    const int64_t row = at / n, problem = row / n, column = problem * n + at % n;
+    const Number x_i = to_number(outer.x[row]);
+    Number u_i = outer.g == nullptr ? Number(0) : to_number(outer.g[problem]) * x_i;
+    Number result = 0;
+    if (outer.h != nullptr) {
+      u_i += to_number(outer.h[row]);
+      result = x_i * to_number(outer.h[column]);
+    }
+    assign(outer.G[at], result + u_i * to_number(outer.x[column]));
+  }
+}
+
 int blocks_for(int64_t work, int64_t per_block) {
   constexpr int64_t most = int64_t(1) << 22;
   return int(std::min((work + per_block - 1) / per_block, most));
@@ -163,6 +181,16 @@ Tensor scratch(const Tensor& like, int64_t elements) {
 struct QuadraticFormCuda {
   using Half = __half;
   using BFloat16 = __nv_bfloat16;
+
+  static void prepare(const Tensor&) {}
+
+  template <class T>
+  static void run(const OuterProducts<T>& outer, const Tensor& x) {
+    const DeviceGuard guard(x.get_device_index());
+    const int64_t elements = outer.count * outer.n * outer.n;
+    outer_kernel<<<blocks_for(elements, tile_threads), tile_threads, 0, current_stream(x)>>>(outer, elements);
+    check_launch(__PRETTY_FUNCTION__);
+  }
 
   template <class T>
   static void run(const QuadraticForms<T>& forms, const Tensor& x) {

@@ -13,6 +13,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <optional>
 #include <tuple>
 
 #include "allocate.h"
@@ -32,6 +33,18 @@ struct QuadraticForms {
   int64_t row_stride;  // of A, whose rows are contiguous
   T* q;                // [count]
   T* s;                // [count, n], or null when only q is wanted
+};
+
+// The pullback of (q, s) with respect to A, for cotangents g of q and h of s:
+//   G = (g x + h) x^T + x h^T
+template <class T>
+struct OuterProducts {
+  int64_t count;
+  int64_t n;
+  const T* x;  // [count, n]
+  const T* g;  // [count], or null for 0
+  const T* h;  // [count, n], or null for 0
+  T* G;        // [count, n, n]
 };
 
 template <class Device>
@@ -57,6 +70,36 @@ struct QuadraticForm {
     if (forms.count > 0) Device::run(forms, x);
   }
 
+  template <class T>
+  static void run(const Tensor& x, const std::optional<Tensor>& g, const std::optional<Tensor>& h, const Tensor& G) {
+    OuterProducts<T> outer;
+    outer.n = x.size(x.dim() - 1);
+    outer.count = outer.n == 0 ? 0 : x.numel() / outer.n;
+    outer.x = static_cast<const T*>(x.data_ptr());
+    outer.g = g ? static_cast<const T*>(g->data_ptr()) : nullptr;
+    outer.h = h ? static_cast<const T*>(h->data_ptr()) : nullptr;
+    outer.G = static_cast<T*>(G.data_ptr());
+    if (outer.count > 0) Device::run(outer, x);
+  }
+
+  // Calls f with a number of the tensor's dtype.
+  template <class F>
+  static void with_dtype(const Tensor& x, F f) {
+    switch (x.scalar_type()) {
+      case ScalarType::Half:
+        return f(typename Device::Half{});
+      case ScalarType::BFloat16:
+        return f(typename Device::BFloat16{});
+      case ScalarType::Float:
+        return f(float{});
+      case ScalarType::Double:
+        return f(double{});
+      default:
+        STD_TORCH_CHECK(false, "torchad_ext: no kernel for dtype ", torch::headeronly::toString(x.scalar_type()),
+                        "; there are float16, bfloat16, float32 and float64");
+    }
+  }
+
   static void dispatch(const Tensor& x, const Tensor& A, const Tensor& q, const Tensor* s) {
     const int64_t dims = x.dim() - 1;
     STD_TORCH_CHECK(dims >= 0 && dims <= 25 && A.dim() == dims + 2,
@@ -68,19 +111,7 @@ struct QuadraticForm {
                     "torchad_ext: the rows or the columns of A must be contiguous");
     STD_TORCH_CHECK(x.scalar_type() == A.scalar_type() && x.device() == A.device(),
                     "torchad_ext: x and A must have one dtype and one device");
-    switch (x.scalar_type()) {
-      case ScalarType::Half:
-        return run<typename Device::Half>(x, A, q, s);
-      case ScalarType::BFloat16:
-        return run<typename Device::BFloat16>(x, A, q, s);
-      case ScalarType::Float:
-        return run<float>(x, A, q, s);
-      case ScalarType::Double:
-        return run<double>(x, A, q, s);
-      default:
-        STD_TORCH_CHECK(false, "torchad_ext: no kernel for dtype ", torch::headeronly::toString(x.scalar_type()),
-                        "; there are float16, bfloat16, float32 and float64");
-    }
+    with_dtype(x, [&](auto number) { run<decltype(number)>(x, A, q, s); });
   }
 
   static Tensor value(const Tensor& x, const Tensor& A) {
@@ -96,9 +127,27 @@ struct QuadraticForm {
     return {q, s};
   }
 
+  static Tensor outer(const Tensor& x, const std::optional<Tensor>& g, const std::optional<Tensor>& h) {
+    STD_TORCH_CHECK(x.dim() >= 1 && x.is_contiguous() && (!g || g->is_contiguous()) && (!h || h->is_contiguous()),
+                    "torchad_ext: the vectors of an outer product must be contiguous");
+    STD_TORCH_CHECK((!g || g->numel() * x.size(x.dim() - 1) == x.numel()) && (!h || h->numel() == x.numel()),
+                    "torchad_ext: expected x [..., n], g [...] and h [..., n]");
+    STD_TORCH_CHECK((!g || g->scalar_type() == x.scalar_type()) && (!h || h->scalar_type() == x.scalar_type()),
+                    "torchad_ext: x, g and h must have one dtype");
+    int64_t sizes[64], strides[64];
+    const int64_t dims = x.dim() + 1;
+    for (int64_t d = 0; d < dims; ++d) sizes[d] = x.size(std::min(d, dims - 2));
+    contiguous_strides(int(dims), sizes, sizes, strides);
+    const Tensor G = empty_strided(x, dims, sizes, strides);
+    Device::prepare(G);
+    with_dtype(x, [&](auto number) { run<decltype(number)>(x, g, h, G); });
+    return G;
+  }
+
   static void implement(torch::stable::detail::StableLibrary& m) {
     m.impl("quadratic_form", TORCH_BOX(&value));
     m.impl("quadratic_form_and_product", TORCH_BOX(&value_and_product));
+    m.impl("quadratic_form_outer", TORCH_BOX(&outer));
   }
 };
 

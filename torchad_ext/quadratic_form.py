@@ -240,17 +240,16 @@ class _Outer(torch.autograd.Function):
 
     @staticmethod
     def forward(x: torch.Tensor, g: torch.Tensor | None, h: torch.Tensor | None, shared: bool) -> torch.Tensor:
+        given = [v for v in (x, g, h) if v is not None]
+        device = _kernels.device_of(given)
+        kernel = device and _kernels.find("quadratic_form_outer", device)
+        if kernel and not (shared and x.dim() == 2):
+            return kernel(x.contiguous(), g if g is None else g.contiguous(), h if h is None else h.contiguous())
         u = _sum(None if g is None else g.unsqueeze(-1) * x, h)
         assert u is not None
-        left, right = [u], [x]
-        if h is not None:
-            left.append(x)
-            right.append(h)
         if shared and x.dim() == 2:
-            return torch.cat(left).T @ torch.cat(right)
-        if h is None:
-            return u.unsqueeze(-1) * x.unsqueeze(-2)
-        return torch.stack(left, -1) @ torch.stack(right, -2)
+            return u.T @ x if h is None else torch.cat([u, x]).T @ torch.cat([x, h])
+        return u.unsqueeze(-1) * x.unsqueeze(-2) + (0 if h is None else x.unsqueeze(-1) * h.unsqueeze(-2))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:

@@ -9,7 +9,7 @@ another matrix. Two Functions, each the derivative of the other, thus give every
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -56,7 +56,7 @@ def quadratic_form(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
     if _derivative_wanted(x, A):
         return _value_and_product(x, A)[0]
     x, A, batch = _aligned(x, A)
-    return _evaluate(x, A, product=False)[0].reshape(batch)
+    return _evaluate(x, A, product=False)[0].view(batch)
 
 
 def definition(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
@@ -74,6 +74,8 @@ def _check(x: Any, A: Any) -> None:
                 f"torchad_ext.quadratic_form takes tensors, got {type(value).__name__} for {name}; "
                 f"write torch.as_tensor({name})"
             )
+    if x.dtype == A.dtype and x.device == A.device and x.dim() == 1 and A.shape == 2 * x.shape:
+        return
     shapes = f"got x {list(x.shape)} and A {list(A.shape)}"
     if x.dim() < 1 or A.dim() < 2:
         raise ValueError(f"torchad_ext.quadratic_form takes x [..., n] and A [..., n, n]; {shapes}")
@@ -84,13 +86,14 @@ def _check(x: Any, A: Any) -> None:
             f"torchad_ext.quadratic_form: the last dimension of x and those of A must be equal; {shapes}. "
             "A batch goes before them: x [batch, n], A [n, n] or [batch, n, n]"
         )
-    try:
-        torch.broadcast_shapes(x.shape[:-1], A.shape[:-2])
-    except RuntimeError:
-        raise ValueError(
-            f"torchad_ext.quadratic_form: the batch dimensions {list(x.shape[:-1])} of x and {list(A.shape[:-2])} of A "
-            f"do not broadcast; {shapes}"
-        ) from None
+    if A.dim() > 2:
+        try:
+            torch.broadcast_shapes(x.shape[:-1], A.shape[:-2])
+        except RuntimeError:
+            raise ValueError(
+                f"torchad_ext.quadratic_form: the batch dimensions {list(x.shape[:-1])} of x and {list(A.shape[:-2])} "
+                f"of A do not broadcast; {shapes}"
+            ) from None
     if x.dtype != A.dtype:
         raise ValueError(f"torchad_ext.quadratic_form: x is {x.dtype}, A is {A.dtype}; convert one, A.to(x.dtype)")
     if x.device != A.device:
@@ -99,13 +102,17 @@ def _check(x: Any, A: Any) -> None:
         )
 
 
-def _native(x: torch.Tensor, A: torch.Tensor) -> bool:
-    if torch._C._is_any_autocast_enabled():
-        return False
+def _plain(tensors: Sequence[torch.Tensor]) -> str | None:
+    """The device of tensors that a kernel can read, now or once transforms have unwrapped them."""
     if _transforms_active():
-        device = x.device.type if _kernels.fits_under_transforms((x, A)) else None
-    else:
-        device = None if torch._C._len_torch_dispatch_stack() else _kernels.device_of((x, A))
+        return tensors[0].device.type if _kernels.fits_under_transforms(tensors) else None
+    if torch._C._is_any_autocast_enabled() or torch._C._len_torch_dispatch_stack():
+        return None
+    return _kernels.device_of(tensors)
+
+
+def _native(x: torch.Tensor, A: torch.Tensor) -> bool:
+    device = _plain((x, A))
     return device is not None and x.dim() <= 25 and _kernels.find("quadratic_form", device) is not None
 
 
@@ -121,6 +128,8 @@ def _aligned(x: torch.Tensor, A: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     One A for all: x ``[n]`` or ``[count, n]`` and A ``[n, n]``. One A each: x ``[*batch, n]`` and A ``[*batch, n, n]``.
     """
     n = x.shape[-1]
+    if (A.dim() == 2 and x.dim() <= 2) or x.shape[:-1] == A.shape[:-2]:
+        return x, A, x.shape[:-1]
     batch = torch.broadcast_shapes(x.shape[:-1], A.shape[:-2])
     if A.shape[:-2].numel() == 1:
         A = A.reshape(n, n)
@@ -150,8 +159,13 @@ def _value_and_product(x: torch.Tensor, A: torch.Tensor) -> tuple[torch.Tensor, 
         Ax = (A @ x.unsqueeze(-1)).squeeze(-1)
         return (x * Ax).sum(-1), Ax + (A.mT @ x.unsqueeze(-1)).squeeze(-1)
     x, A, batch = _aligned(x, A)
-    q, s = _QuadraticForm.apply(x, A)
-    return q.reshape(batch), s.reshape(*batch, x.shape[-1])
+    q, s = _apply(_QuadraticForm)(x, A)
+    return (q, s) if q.shape == batch else (q.reshape(batch), s.reshape(*batch, x.shape[-1]))
+
+
+def _apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """``function.apply``, outside transforms without its binding of the arguments to a signature."""
+    return function.apply if _transforms_active() else super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
 
 def _product(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
@@ -231,7 +245,8 @@ class _QuadraticForm(torch.autograd.Function):
 
 def _outer(x: torch.Tensor, g: torch.Tensor | None, h: torch.Tensor | None, shared: bool) -> torch.Tensor:
     given = [v for v in (x, g, h) if v is not None]
-    return (_Outer.apply if all(_native(v, x) for v in given) else _Outer.forward)(x, g, h, shared)
+    outer: Callable[..., torch.Tensor] = _apply(_Outer) if _plain(given) else _Outer.forward
+    return outer(x, g, h, shared)
 
 
 class _Outer(torch.autograd.Function):

@@ -11,11 +11,11 @@
 #include <algorithm>
 #include <string>
 
-#include "allocate.h"
 #include "functor.h"
 #include "ops/exp.h"
 #include "ops/sin.h"
 #include "strided.h"
+#include "tensor.h"
 
 namespace torchad_ext {
 
@@ -54,19 +54,8 @@ struct Pointwise {
     STD_TORCH_CHECK(coalesce(sizes.size(), sizes.data(), strides, loop), "torchad_ext: more than ", Device::max_dims,
                     " dimensions that do not merge; call contiguous() on the inputs");
     if (loop.elements() == 0) return;
-    switch (x.scalar_type()) {
-      case ScalarType::Half:
-        return Device::template run<Functor, typename Device::Half, outputs>(loop, data, x);
-      case ScalarType::BFloat16:
-        return Device::template run<Functor, typename Device::BFloat16, outputs>(loop, data, x);
-      case ScalarType::Float:
-        return Device::template run<Functor, float, outputs>(loop, data, x);
-      case ScalarType::Double:
-        return Device::template run<Functor, double, outputs>(loop, data, x);
-      default:
-        STD_TORCH_CHECK(false, "torchad_ext: no kernel for dtype ", torch::headeronly::toString(x.scalar_type()),
-                        "; there are float16, bfloat16, float32 and float64");
-    }
+    with_dtype<Device>(x,
+                       [&](auto number) { Device::template run<Functor, decltype(number), outputs>(loop, data, x); });
   }
 
   // name(Tensor, ...) -> (Tensor, ...)

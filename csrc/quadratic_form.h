@@ -16,8 +16,8 @@
 #include <optional>
 #include <tuple>
 
-#include "allocate.h"
 #include "strided.h"
+#include "tensor.h"
 
 namespace torchad_ext {
 
@@ -82,24 +82,6 @@ struct QuadraticForm {
     if (outer.count > 0) Device::run(outer, x);
   }
 
-  // Calls f with a number of the tensor's dtype.
-  template <class F>
-  static void with_dtype(const Tensor& x, F f) {
-    switch (x.scalar_type()) {
-      case ScalarType::Half:
-        return f(typename Device::Half{});
-      case ScalarType::BFloat16:
-        return f(typename Device::BFloat16{});
-      case ScalarType::Float:
-        return f(float{});
-      case ScalarType::Double:
-        return f(double{});
-      default:
-        STD_TORCH_CHECK(false, "torchad_ext: no kernel for dtype ", torch::headeronly::toString(x.scalar_type()),
-                        "; there are float16, bfloat16, float32 and float64");
-    }
-  }
-
   static void dispatch(const Tensor& x, const Tensor& A, const Tensor& q, const Tensor* s) {
     const int64_t dims = x.dim() - 1;
     STD_TORCH_CHECK(dims >= 0 && dims <= 25 && A.dim() == dims + 2,
@@ -111,7 +93,7 @@ struct QuadraticForm {
                     "torchad_ext: the rows or the columns of A must be contiguous");
     STD_TORCH_CHECK(x.scalar_type() == A.scalar_type() && x.device() == A.device(),
                     "torchad_ext: x and A must have one dtype and one device");
-    with_dtype(x, [&](auto number) { run<decltype(number)>(x, A, q, s); });
+    with_dtype<Device>(x, [&](auto number) { run<decltype(number)>(x, A, q, s); });
   }
 
   static Tensor value(const Tensor& x, const Tensor& A) {
@@ -140,7 +122,7 @@ struct QuadraticForm {
     contiguous_strides(int(dims), sizes, sizes, strides);
     const Tensor G = empty_strided(x, dims, sizes, strides);
     Device::prepare(G);
-    with_dtype(x, [&](auto number) { run<decltype(number)>(x, g, h, G); });
+    with_dtype<Device>(x, [&](auto number) { run<decltype(number)>(x, g, h, G); });
     return G;
   }
 

@@ -245,8 +245,9 @@ class _QuadraticForm(torch.autograd.Function):
 
 def _outer(x: torch.Tensor, g: torch.Tensor | None, h: torch.Tensor | None, shared: bool) -> torch.Tensor:
     given = [v for v in (x, g, h) if v is not None]
-    outer: Callable[..., torch.Tensor] = _apply(_Outer) if _plain(given) else _Outer.forward
-    return outer(x, g, h, shared)
+    outer = _apply(_Outer) if _plain(given) else _Outer.forward
+    result: torch.Tensor = outer(x, g, h, shared)
+    return result
 
 
 class _Outer(torch.autograd.Function):

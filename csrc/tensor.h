@@ -1,4 +1,4 @@
-// New tensors like a given one, through the stable ABI.
+// Tensors through the stable ABI: new ones like a given one, and the dtypes that kernels are made for.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -34,6 +34,24 @@ inline Tensor empty_contiguous(const Tensor& like, int64_t dims) {
     stride *= like.size(d) > 0 ? like.size(d) : 1;
   }
   return empty_strided(like, dims, like.sizes().data(), strides);
+}
+
+// Calls f with a number of the tensor's dtype, as the device stores it.
+template <class Device, class F>
+void with_dtype(const Tensor& x, F f) {
+  switch (x.scalar_type()) {
+    case ScalarType::Half:
+      return f(typename Device::Half{});
+    case ScalarType::BFloat16:
+      return f(typename Device::BFloat16{});
+    case ScalarType::Float:
+      return f(float{});
+    case ScalarType::Double:
+      return f(double{});
+    default:
+      STD_TORCH_CHECK(false, "torchad_ext: no kernel for dtype ", torch::headeronly::toString(x.scalar_type()),
+                      "; there are float16, bfloat16, float32 and float64");
+  }
 }
 
 // Asks for huge pages under a large fresh tensor on the CPU: its first write otherwise spends more time in page faults

@@ -1,22 +1,23 @@
 """Compiles and loads the native kernels; the only file that knows compilers.
 
 A library is looked for in three places: among the binaries that came with the package, in the cache, and at last it is
-compiled into the cache. A cache entry is a folder named by a hash of everything that counts (sources, flags, compiler,
+compiled into the cache. A cache entry is a folder named by a hash of everything that counts (sources, flags, compilers,
 CPU or GPU, torch), written aside and renamed into place, under a lock that the operating system frees with its holder.
 
 Environment:
     TORCHAD_EXT_CACHE_DIR   where compiled libraries are kept (default: ``~/.cache/torchad_ext``)
     TORCHAD_EXT_STRICT      ``1``: a library that cannot be built is an error, not a warning
-    TORCHAD_EXT_CXXFLAGS    flags added to every compilation, ``-fsanitize=address`` for example
-    CXX, CUDA_HOME          the C++ compiler, the CUDA toolkit
+    TORCHAD_EXT_CXXFLAGS    flags added to the C++ compilation, ``-fsanitize=address`` for example
+    CXX, CUDA_HOME          the C++ compiler, also of nvcc, and the CUDA toolkit
 """
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import tempfile
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +41,13 @@ _ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 _CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 _NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC", "-DUSE_CUDA", "--split-compile=0"]
 _CPU_LEVELS = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3", "DEFAULT": "x86-64"}
+_BUILDING = ".building-"
+_SUFFIXES = (".h", ".cpp", ".cuh", ".cu")
+_NVCC_ENVIRONMENT = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN")
+_REMEDY = {
+    "cpu": "g++ 11 or clang++ 12 or newer is needed; CXX chooses the compiler",
+    "cuda": "CUDA 12.8 or newer is needed; CUDA_HOME chooses the toolkit, CXX its C++ compiler",
+}
 PREBUILT_GPUS = ("80", "90", "100")
 
 
@@ -78,17 +87,19 @@ def find_nvcc() -> str | None:
 def find_cxx() -> str | None:
     """The C++ compiler of ``CXX``, or the first of c++, g++ and clang++ there is."""
     candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    return next((path for path in map(shutil.which, candidates) if path), None)
+    return next(filter(None, map(shutil.which, candidates)), None)
 
 
 def cpu_toolchain(level: str | None = None) -> Toolchain:
     """The C++ compiler, for this CPU or for a named level of x86-64."""
     compiler = find_cxx()
     if compiler is None:
-        raise BuildError("no C++ compiler was found; install g++ (Debian and Ubuntu: apt install g++) or set CXX")
+        given = f"CXX={os.environ['CXX']} is no program" if os.environ.get("CXX") else "no C++ compiler was found"
+        raise BuildError(f"{given}; install g++ (Debian and Ubuntu: apt install g++) or set CXX to a compiler")
     level = level or cpu_level()
     march = [f"-march={level}"] if level.startswith("x86-64") else []
-    return Toolchain(compiler, (*_CXX_FLAGS, *_ABI, *march, *os.environ.get("TORCHAD_EXT_CXXFLAGS", "").split()), level)
+    chosen = shlex.split(os.environ.get("TORCHAD_EXT_CXXFLAGS", ""))
+    return Toolchain(compiler, (*_CXX_FLAGS, *_ABI, *march, *chosen), level)
 
 
 def cuda_toolchain(gpus: tuple[str, ...] | None = None) -> Toolchain:
@@ -97,71 +108,80 @@ def cuda_toolchain(gpus: tuple[str, ...] | None = None) -> Toolchain:
     if compiler is None:
         raise BuildError("no nvcc was found; install the CUDA toolkit or set CUDA_HOME")
     gpus = gpus or present_gpus()
+    if not gpus:
+        raise BuildError("no GPU is visible to compile for; check nvidia-smi and CUDA_VISIBLE_DEVICES")
+    host = [f"-ccbin={find_cxx()}"] if os.environ.get("CXX") else []
     codes = [f"-gencode=arch=compute_{gpu},code=sm_{gpu}" for gpu in gpus]
-    return Toolchain(compiler, (*_NVCC_FLAGS, *_ABI, *codes), "sm_" + "_".join(gpus))
+    return Toolchain(compiler, (*_NVCC_FLAGS, *_ABI, *host, *codes), "sm_" + "_".join(gpus))
 
 
-@functools.cache
-def _version(compiler: str) -> str:
-    return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+def _version(compiler: str | None) -> str:
+    if compiler is None:
+        return ""
+    return subprocess.run([compiler, "--version"], capture_output=True, text=True, errors="replace", check=False).stdout
 
 
-@functools.cache
 def _sources_hash() -> str:
-    digest = hashlib.sha256()
-    for path in sorted(p for p in CSRC.rglob("*") if p.is_file()):
-        digest.update(str(path.relative_to(CSRC)).encode() + b"\0" + path.read_bytes() + b"\0")
+    """A hash of the sources and of this file, which says how they are compiled: the same in a checkout and a wheel."""
+    digest = hashlib.sha256(Path(__file__).read_bytes())
+    for path in sorted(path for path in CSRC.rglob("*") if path.suffix in _SUFFIXES):
+        digest.update(b"\0" + path.relative_to(CSRC).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 
 def cache_key(device: str, toolchain: Toolchain) -> str:
     """The name of a cache entry: the target in clear, then a hash of everything that counts."""
     parts = [_sources_hash(), *toolchain.flags, toolchain.compiler, _version(toolchain.compiler), torch.__version__]
+    if device == "cuda":
+        parts += [_version(find_cxx()), *(os.environ.get(name, "") for name in _NVCC_ENVIRONMENT)]
     return f"{device}-{toolchain.target}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}"
 
 
 def cache_dir() -> Path:
     """The folder of compiled libraries."""
     if chosen := os.environ.get("TORCHAD_EXT_CACHE_DIR"):
-        return Path(chosen)
+        return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchad_ext"
 
 
-def _escape(path: str | Path) -> str:
+def _shell(*words: str) -> str:
+    """Words of a shell command as the value of a ninja variable."""
+    return shlex.join(words).replace("$", "$$")
+
+
+def _path(path: Path) -> str:
+    """A path as an input of a ninja rule, which quotes it for the shell."""
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
 def write_ninja(folder: Path, sources: list[Path], toolchain: Toolchain) -> None:
     """Writes ``build.ninja`` into ``folder``: compile every source, link them to ``library.so``."""
-    torch_root = Path(torch.__file__).resolve().parent
+    torch_root = os.path.dirname(os.path.realpath(torch.__file__))
     objects = [f"{source.name}.o" for source in sources]
-    libraries = f"-L{_escape(torch_root / 'lib')} -ltorch -ltorch_cpu -lc10"
     lines = [
-        f"compiler = {_escape(toolchain.compiler)}",
-        f"flags = {' '.join(toolchain.flags)} -isystem {_escape(torch_root / 'include')} -I{_escape(CSRC)}",
+        f"compiler = {_shell(toolchain.compiler, *toolchain.flags)}",
+        f"headers = {_shell('-isystem', f'{torch_root}/include', f'-I{CSRC}')}",
+        f"libraries = {_shell(f'-L{torch_root}/lib', '-ltorch', '-ltorch_cpu', '-lc10')}",
         "rule compile",
-        "  command = $compiler $flags -c $in -o $out",
+        "  command = $compiler $headers -c $in -o $out",
         "rule link",
-        f"  command = $compiler $flags -shared $in -o $out {libraries}",
-        *(f"build {o}: compile {_escape(source)}" for o, source in zip(objects, sources, strict=True)),
+        "  command = $compiler -shared $in -o $out $libraries",
+        *(f"build {o}: compile {_path(source)}" for o, source in zip(objects, sources, strict=True)),
         f"build library.so: link {' '.join(objects)}",
         "default library.so",
     ]
-    (folder / "build.ninja").write_text("\n".join(lines) + "\n")
+    (folder / "build.ninja").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _run_ninja(folder: Path) -> subprocess.CompletedProcess[str]:
-    try:
+def _find_ninja() -> str:
+    with contextlib.suppress(ImportError):
         import ninja
 
-        command = os.path.join(ninja.BIN_DIR, "ninja")
-    except ImportError as error:
-        command = shutil.which("ninja") or ""
-        if not command:
-            raise BuildError("ninja was not found; pip install ninja") from error
-    return subprocess.run(
-        [command, "-C", str(folder), "library.so"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    )
+        if command := shutil.which("ninja", path=ninja.BIN_DIR):
+            return command
+    if command := shutil.which("ninja"):
+        return command
+    raise BuildError("ninja was not found; pip install ninja")
 
 
 def compile_library(device: str, toolchain: Toolchain, to: Path) -> None:
@@ -171,55 +191,59 @@ def compile_library(device: str, toolchain: Toolchain, to: Path) -> None:
         BuildError: the compiler failed; its output is kept beside ``to``, in a file ending in ``.log``.
     """
     sources = sorted(CSRC.glob("*.cpp" if device == "cpu" else "*.cu"))
+    log = to.with_suffix(".log")
     to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=to.parent, prefix=".building-") as name:
-        folder = Path(name)
-        write_ninja(folder, sources, toolchain)
-        result = _run_ninja(folder)
+    with tempfile.TemporaryDirectory(dir=to.parent, prefix=_BUILDING, ignore_cleanup_errors=True) as name:
+        write_ninja(Path(name), sources, toolchain)
+        command = [_find_ninja(), "-C", name, "library.so"]
+        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
         if result.returncode != 0:
-            log = to.with_suffix(".log")
-            log.write_text(result.stdout)
-            raise BuildError(f"{toolchain.compiler} failed; its output is in {log}")
-        os.replace(folder / "library.so", to)
+            log.write_bytes(result.stdout)
+            raise BuildError(f"{toolchain.compiler} failed; its output is in {log}; {_REMEDY[device]}")
+        os.replace(Path(name, "library.so"), to)
+    log.unlink(missing_ok=True)
 
 
 def _say(text: str) -> None:
     print(f"torchad_ext: {text}", file=sys.stderr, flush=True)
 
 
-def _acquire(lock, what: str) -> None:
+@contextlib.contextmanager
+def _locked(folder: Path, what: str) -> Iterator[None]:
+    """Holds the lock of a cache entry, which the operating system frees when its holder dies."""
     import filelock
 
     try:
-        lock.acquire(timeout=1)
-    except filelock.Timeout:
-        _say(f"waiting for another process, which is compiling {what}")
-        lock.acquire()
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / "lock")
+        try:
+            lock.acquire(timeout=1)
+        except filelock.Timeout:
+            _say(f"waiting for another process, which is compiling {what}")
+            lock.acquire()
+    except OSError as error:
+        raise BuildError(f"{folder} cannot be written ({error}); set TORCHAD_EXT_CACHE_DIR to a folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _cached(device: str, toolchain: Toolchain) -> Path:
     """The library of a device from the cache, compiled first if it is not there."""
-    import filelock
-
-    root = cache_dir()
-    library = root / cache_key(device, toolchain) / "library.so"
-    if library.exists():
+    folder = cache_dir() / cache_key(device, toolchain)
+    library = folder / "library.so"
+    if os.path.exists(library):
         return library
     what = f"the {device.upper()} kernels for {toolchain.target}"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(str(library.parent) + ".lock")
-        _acquire(lock, what)
-    except OSError as error:
-        raise BuildError(f"the cache folder {root} cannot be written ({error}); set TORCHAD_EXT_CACHE_DIR") from error
-    try:
+    with _locked(folder, what):
         if not library.exists():
-            _say(f"compiling {what}, once, with {toolchain.compiler}; kept in {library.parent}")
+            for killed in folder.glob(f"{_BUILDING}*"):
+                shutil.rmtree(killed, ignore_errors=True)
+            _say(f"compiling {what}, once, with {toolchain.compiler}; kept in {folder}")
             start = time.perf_counter()
             compile_library(device, toolchain, library)
             _say(f"compiled {what} in {time.perf_counter() - start:.1f} s")
-    finally:
-        lock.release()
     return library
 
 
@@ -228,15 +252,42 @@ def prebuilt_library(device: str, target: str) -> Path:
     return PREBUILT / f"{device}-{target}-{_sources_hash()[:16]}.so"
 
 
+def prebuild(folder: Path, devices: str) -> list[Path]:
+    """Compiles the libraries of a wheel into ``folder``: for every CPU of this architecture and for ``PREBUILT_GPUS``.
+
+    Args:
+        folder: takes the place of ``PREBUILT``.
+        devices: ``"cpu"``, or ``"1"`` for the CPU and, where there is an nvcc, CUDA.
+    """
+    if devices not in ("1", "cpu"):
+        raise BuildError(f"TORCHAD_EXT_PREBUILD={devices}; it is 1, or cpu to leave CUDA out")
+    levels = sorted(_CPU_LEVELS.values()) if cpu_level() in _CPU_LEVELS.values() else [cpu_level()]
+    chosen = [("cpu", cpu_toolchain(level)) for level in levels]
+    if devices == "1" and find_nvcc():
+        chosen.append(("cuda", cuda_toolchain(PREBUILT_GPUS)))
+    libraries = []
+    for device, toolchain in chosen:
+        library = folder / prebuilt_library(device, toolchain.target).name
+        compile_library(device, toolchain, library)
+        libraries.append(library)
+    return libraries
+
+
+def _runs_on(gpu: str) -> bool:
+    """GPU code runs on its own compute capability and on those with the same major number and a higher minor one."""
+    return any(gpu[:-1] == built[:-1] and gpu[-1] >= built[-1] for built in PREBUILT_GPUS)
+
+
 def _find(device: str) -> Path:
     target = cpu_level() if device == "cpu" else "sm_" + "_".join(PREBUILT_GPUS)
     prebuilt = prebuilt_library(device, target)
-    if prebuilt.exists() and (device == "cpu" or set(present_gpus()) <= set(PREBUILT_GPUS)):
+    fits = not os.environ.get("TORCHAD_EXT_CXXFLAGS") if device == "cpu" else all(map(_runs_on, present_gpus()))
+    if fits and prebuilt.exists():
         return prebuilt
     return _cached(device, cpu_toolchain() if device == "cpu" else cuda_toolchain())
 
 
-_loaded: dict[str, bool] = {}
+_failures: dict[str, BuildError | None] = {}
 _loading = threading.RLock()
 
 
@@ -251,20 +302,28 @@ def load(device: str) -> bool:
     Raises:
         BuildError: they are not there and ``TORCHAD_EXT_STRICT=1``.
     """
-    if device in _loaded:
-        return _loaded[device]
-    with _loading:
-        if device in _loaded:
-            return _loaded[device]
-        try:
-            if device == "cuda" and not load("cpu"):
-                raise BuildError("the CUDA kernels need the CPU kernels, which could not be built")
-            torch.ops.load_library(_find(device))
-            _loaded[device] = True
-        except (BuildError, OSError) as error:
-            message = f"no native {device.upper()} kernels: {error}"
-            if os.environ.get("TORCHAD_EXT_STRICT") == "1":
-                raise BuildError(message) from error
-            _loaded[device] = False
-            warnings.warn(f"torchad_ext: {message}. The plain PyTorch definitions run instead.", stacklevel=4)
-        return _loaded[device]
+    strict = os.environ.get("TORCHAD_EXT_STRICT") == "1"
+    if device not in _failures:
+        with _loading:
+            if device not in _failures:
+                if device == "cuda" and not load("cpu"):
+                    _failures["cuda"] = _failures["cpu"]
+                else:
+                    _failures[device] = _failure(device)
+                    if (failure := _failures[device]) and not strict:
+                        warnings.warn(f"{failure}. The plain PyTorch definitions run instead.", stacklevel=4)
+    if (failure := _failures[device]) and strict:
+        raise BuildError(str(failure)) from failure.__cause__
+    return failure is None
+
+
+def _failure(device: str) -> BuildError | None:
+    try:
+        torch.ops.load_library(_find(device))
+    except (RuntimeError, OSError) as error:
+        # The CUDA kernels need those for the CPU: where these are missing, there are none.
+        kernels = "native kernels" if device == "cpu" else "native CUDA kernels"
+        failure = BuildError(f"torchad_ext has no {kernels}: {error}")
+        failure.__cause__ = error
+        return failure
+    return None

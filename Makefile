@@ -1,0 +1,48 @@
+# Needs python3, g++ and make. PYTHON=... uses an interpreter that has everything installed, and makes no .venv.
+PYTHON ?= .venv/bin/python
+
+CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
+ASAN_CACHE := build/asan
+INSTALLED := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/installed)
+
+.PHONY: help demo test notebooks bench lint format asan clean
+
+help:  ## Show the targets
+	@sed -n 's/^\([a-z]*\):[^#]*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+.venv/installed: pyproject.toml constraints.txt
+	python3 -m venv .venv
+	.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[test,notebooks,dev]'
+	touch $@
+
+demo: $(INSTALLED)  ## Show what the library does
+	$(PYTHON) -m torchad_ext demo
+
+test: $(INSTALLED)  ## Run the tests
+	$(PYTHON) -m pytest
+
+notebooks: $(INSTALLED)  ## Execute the notebooks in place
+	$(dir $(PYTHON))jupyter-execute --inplace notebooks/*.ipynb
+
+bench: $(INSTALLED)  ## Run the benchmarks
+	$(PYTHON) benchmarks/run.py
+
+lint: $(INSTALLED)  ## Check style and types
+	$(PYTHON) -m ruff check
+	$(PYTHON) -m ruff format --check
+	$(PYTHON) -m mypy
+	$(dir $(PYTHON))clang-format --dry-run -Werror $(CSRC)
+
+format: $(INSTALLED)  ## Format the code and mend what can be mended
+	$(PYTHON) -m ruff check --fix
+	$(PYTHON) -m ruff format
+	$(dir $(PYTHON))clang-format -i $(CSRC)
+
+asan: $(INSTALLED)  ## Run the tests of the ops on CPU kernels under AddressSanitizer
+	TORCHAD_EXT_CXXFLAGS='-fsanitize=address -g' TORCHAD_EXT_CACHE_DIR=$(ASAN_CACHE) TORCHAD_EXT_STRICT=1 \
+	  LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 $(PYTHON) -m pytest --device cpu tests/test_ops.py tests/test_quadratic_form.py
+
+clean:  ## Remove what was built, the environment included
+	rm -rf .venv build dist *.egg-info .*_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,54 @@
+"""Ships the kernel sources in the wheel and, with ``TORCHAD_EXT_PREBUILD=1``, the compiled kernels too.
+
+A plain build needs neither a compiler nor torch. A prebuilding one needs both, so it must see the installed torch:
+``TORCHAD_EXT_PREBUILD=1 pip install --no-build-isolation .``; ``TORCHAD_EXT_PREBUILD=cpu`` leaves CUDA out.
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from setuptools import Distribution, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+PREBUILD = os.environ.get("TORCHAD_EXT_PREBUILD", "")
+
+
+class KernelDistribution(Distribution):
+    """Is bound to a platform by what is compiled into it."""
+
+    def has_ext_modules(self) -> bool:
+        return bool(PREBUILD)
+
+
+class BuildKernels(build_py):
+    """Adds ``csrc`` and ``prebuilt`` to the package in the build folder, never in the source tree."""
+
+    def run(self) -> None:
+        package = Path(self.build_lib, "torchad_ext")
+        if not self.editable_mode:
+            # A build folder outlives its build: binaries of an earlier one must not slip into this wheel.
+            shutil.rmtree(package, ignore_errors=True)
+        super().run()
+        if self.editable_mode:
+            return
+        shutil.copytree(ROOT / "csrc", package / "csrc")
+        if PREBUILD:
+            sys.path.insert(0, str(ROOT))
+            from torchad_ext import _build
+
+            for library in _build.prebuild(package / "prebuilt", PREBUILD):
+                print(f"prebuilt {library} ({library.stat().st_size >> 10} KiB)", file=sys.stderr)
+
+
+class KernelWheel(bdist_wheel):
+    """The binaries serve every Python, so the tag names the platform alone."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return ("py3", "none", super().get_tag()[2])
+
+
+setup(distclass=KernelDistribution, cmdclass={"build_py": BuildKernels, "bdist_wheel": KernelWheel})

@@ -64,7 +64,10 @@ class Verification:
         from rich.table import Table
 
         derivatives = list(dict.fromkeys(check.derivative for check in self.checks))
-        table = Table("", *derivatives, title=f"{self.op} against its definition, error in ulp", box=box.SIMPLE_HEAD)
+        title = f"{self.op} against its definition, error in ulp"
+        table = Table("", *derivatives, title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in table.columns:
+            column.no_wrap = column.header != "double backward"
         for device, dtype in dict.fromkeys((check.device, check.dtype) for check in self.checks):
             row = [c for c in self.checks if (c.device, c.dtype) == (device, dtype)]
             cells = ([c for c in row if c.derivative == derivative] for derivative in derivatives)

@@ -319,7 +319,7 @@ def load(device: str) -> bool:
 
 def _failure(device: str) -> BuildError | None:
     try:
-        torch.ops.load_library(_find(device))
+        _load_library(_find(device))
     except (RuntimeError, OSError) as error:
         # The CUDA kernels need those for the CPU: where these are missing, there are none.
         kernels = "native kernels" if device == "cpu" else "native CUDA kernels"
@@ -327,3 +327,11 @@ def _failure(device: str) -> BuildError | None:
         failure.__cause__ = error
         return failure
     return None
+
+
+def _load_library(library: Path) -> None:
+    try:
+        torch.ops.load_library(library)
+    except OSError as error:
+        # torch names the file alone; what is wrong with it stands in the cause.
+        raise BuildError(f"{error.__cause__ or error}; delete {library} to have it compiled again") from error

@@ -65,7 +65,7 @@ class Verification:
 
         derivatives = list(dict.fromkeys(check.derivative for check in self.checks))
         title = f"{self.op} against its definition, error in ulp"
-        table = Table("", *derivatives, title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table("", *derivatives, title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         for column in table.columns:
             column.no_wrap = column.header != "double backward"
         for device, dtype in dict.fromkeys((check.device, check.dtype) for check in self.checks):

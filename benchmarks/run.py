@@ -1,0 +1,218 @@
+"""Measures torchad_ext against eager PyTorch. README.md beside this file says how, and has the results."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import functools
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from cases import CASES, STARTUPS, Case, Startup
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from timing import alternate, quartiles
+
+import torchad_ext as ad
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+README = HERE / "README.md"
+BEGIN, END = "<!-- results -->\n", "<!-- end of results -->\n"
+ROW_HEADER = ("", "size", "the fastest in PyTorch", "PyTorch", "torchad_ext", "ratio", "middle half", "floor", "")
+STARTUP_HEADER = ("", "time", "middle half", "limit", "")
+
+Json = dict[str, Any]
+
+
+def main() -> None:
+    """Measures, prints tables, and keeps the results of a complete or a named run."""
+    parser = argparse.ArgumentParser(description="Measures torchad_ext against eager PyTorch.")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "float64"))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=3.0, help="for each row")
+    parser.add_argument("--only", default="", metavar="PATTERN", help="the rows that this regular expression matches")
+    parser.add_argument("--quick", action="store_true", help="a few samples a row: does everything run?")
+    parser.add_argument("--name", help="keep the results as results/NAME; a complete run has the name DEVICE-DTYPE")
+    args = parser.parse_args()
+
+    torch.set_num_threads(args.threads)
+    with_floors = (args.device, args.dtype, args.threads) == ("cpu", "float32", 2)
+    ad.sin(torch.zeros(1, device=args.device))  # compiles the kernels
+    cases = [case for case in CASES if re.search(args.only, f"{case.name} {case.size}")]
+    startups = [startup for startup in STARTUPS if re.search(args.only, startup.name)]
+    console = Console()
+    record: Json = {"machine": machine(args.device), "rows": [], "startup": []}
+    # The bar is drawn between rows: a thread that draws would disturb what is measured.
+    with Progress(console=Console(stderr=True), auto_refresh=False) as progress:
+        task = progress.add_task("", total=len(cases) + len(startups))
+        for case in cases:
+            progress.update(task, description=f"{case.name}, {case.size}", refresh=True)
+            seconds, attempts = (0.05, 1) if args.quick else (args.seconds, 5)
+            measured = undisturbed(functools.partial(measure, case, args.device, args.dtype, seconds), attempts)
+            record["rows"].append(judged(measured, "ratio", case.floor if with_floors else None, 1))
+            progress.advance(task)
+        for startup in startups:
+            progress.update(task, description=startup.name, refresh=True)
+            measured = start(startup, args.device, 2 if args.quick else 5)
+            record["startup"].append(judged(measured, "seconds", startup.limit if with_floors else None, -1))
+            progress.advance(task)
+
+    for header, lines in tables(record):
+        table = Table(*header)
+        for line in lines:
+            table.add_row(*line, style="red" if line[-1] == "missed" else None)
+        console.print(table)
+    complete = not (args.quick or args.only)
+    if name := args.name or (f"{args.device}-{args.dtype}" if complete else None):
+        save(record, name)
+
+
+def measure(case: Case, device: str, dtype: str, seconds: float) -> Json:
+    """A row of the results: the times of our op and of every native way, and the ratio to the fastest of these."""
+    torch.manual_seed(0)
+    inputs = case.inputs(functools.partial(torch.randn, device=device, dtype=getattr(torch, dtype)))
+    ops = {**case.native, "torchad_ext": case.ours}
+    ways = {name: functools.partial(case.run, op, *inputs) for name, op in ops.items()}
+    samples = alternate(ways, seconds, torch.cuda.synchronize if device == "cuda" else lambda: None)
+    times = {name: quartiles(sample) for name, sample in samples.items()}
+    fastest = min(case.native, key=lambda name: times[name].median)
+    pairs = zip(samples[fastest], samples["torchad_ext"], strict=True)
+    return {
+        "name": case.name,
+        "size": case.size,
+        "native": fastest,
+        "ratio": quartiles([native / ours for native, ours in pairs])._asdict(),
+        "seconds": {name: time._asdict() for name, time in times.items()},
+        "samples": len(samples[fastest]),
+    }
+
+
+def start(startup: Startup, device: str, count: int) -> Json:
+    """A row of the start-up times: a fresh process each time, after one that is not counted."""
+    samples = []
+    for _ in range(1 + count):
+        with tempfile.TemporaryDirectory() as empty:
+            env = os.environ if startup.cached else {**os.environ, "TORCHAD_EXT_CACHE_DIR": empty}
+            command = [sys.executable, "-c", startup.program, device]
+            samples.append(float(subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout))
+    return {"name": startup.name, "seconds": quartiles(samples[1:])._asdict()}
+
+
+def judged(row: Json, what: str, bound: float | None, sign: int) -> Json:
+    """The row with its bound, if it has one, and whether the median keeps to it: above (sign 1) or below (-1)."""
+    if bound is None:
+        return row
+    return {**row, "bound": bound, "kept": sign * row[what]["median"] >= sign * bound}
+
+
+def undisturbed(measurement: Callable[[], Json], attempts: int) -> Json:
+    """The measurement, repeated while other programs take over a twentieth of the processors; the quietest one."""
+    rows: list[Json] = []
+    while len(rows) < attempts and not (rows and rows[-1]["other_programs"] < 0.05):
+        start, before = time.perf_counter(), seconds_of_other_programs()
+        row = measurement()
+        processors = (time.perf_counter() - start) * (os.cpu_count() or 1)
+        rows.append({**row, "other_programs": (seconds_of_other_programs() - before) / processors})
+    return min(rows, key=lambda row: row["other_programs"])
+
+
+def seconds_of_other_programs() -> float:
+    """The processor time that everything but this process has used; 0 where it is unknown."""
+    statistics = Path("/proc/stat")
+    if not statistics.exists():
+        return 0.0
+    user, nice, system, _idle, _waiting, *rest = map(int, statistics.read_text().split("\n")[0].split()[1:9])
+    own = os.times()
+    return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK") - own.user - own.system
+
+
+def machine(device: str) -> dict[str, str]:
+    """What the results depend on."""
+
+    def output(*command: str) -> str:
+        with contextlib.suppress(OSError):
+            return subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
+        return ""
+
+    cpuinfo, pages = Path("/proc/cpuinfo"), Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    names = re.findall(r"^model name\s*:\s*(.+)", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else []
+    facts = {
+        "CPU": f"{names[0] if names else platform.processor()}, {torch.backends.cpu.get_cpu_capability()}",
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "huge pages": "".join(re.findall(r"\[(\w+)\]", pages.read_text())) if pages.exists() else "",
+        "GPU": torch.cuda.get_device_name() if device == "cuda" else "",
+        "torch": torch.__version__,
+        "Python": platform.python_version(),
+        "compiler": output(os.environ.get("CXX", "c++"), "--version").split("\n")[0],
+        "commit": output("git", "describe", "--always", "--dirty"),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+    }
+    return {key: fact for key, fact in facts.items() if fact}
+
+
+def tables(record: Json) -> Iterator[tuple[Sequence[str], list[list[str]]]]:
+    """The tables of a record as text: header and lines."""
+
+    def span(values: Json, text: Callable[[float], str]) -> str:
+        return f"{text(values['q1'])} – {text(values['q3'])}"
+
+    def bound(row: Json, text: Callable[[float], str]) -> list[str]:
+        return [text(row["bound"]), "kept" if row["kept"] else "missed"] if "bound" in row else ["", ""]
+
+    rows = [
+        [row["name"], row["size"], row["native"]]
+        + [duration(row["seconds"][way]["median"]) for way in (row["native"], "torchad_ext")]
+        + [f"{row['ratio']['median']:.2f}", span(row["ratio"], "{:.2f}".format), *bound(row, "{:.1f}".format)]
+        for row in record["rows"]
+    ]
+    startups = [
+        [row["name"], duration(row["seconds"]["median"]), span(row["seconds"], duration), *bound(row, duration)]
+        for row in record["startup"]
+    ]
+    yield from ((header, lines) for header, lines in ((ROW_HEADER, rows), (STARTUP_HEADER, startups)) if lines)
+
+
+def duration(seconds: float) -> str:
+    for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
+        if seconds * scale >= 1 or unit == "µs":
+            return f"{seconds * scale:#.3g}".rstrip(".") + f" {unit}"
+    raise AssertionError
+
+
+def markdown(record: Json) -> str:
+    """The record as Markdown."""
+    blocks = ["; ".join(f"{key} {value}" for key, value in record["machine"].items())]
+    for header, lines in tables(record):
+        rule = ["---" if i == 0 else "---:" for i in range(len(header))]
+        blocks.append("\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *lines)))
+    return "\n\n".join(blocks) + "\n"
+
+
+def save(record: Json, name: str) -> None:
+    """Writes results/NAME.json and .md, and puts the tables of everything in results/ into the README."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    (RESULTS / f"{name}.md").write_text(markdown(record))
+    before, rest = README.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    parts = (f"### {path.stem}\n\n{path.read_text()}\n" for path in sorted(RESULTS.glob("*.md")))
+    README.write_text(f"{before}{BEGIN}\n{''.join(parts)}{END}{after}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,479 @@
+"""How kernels are compiled, kept, found again and done without."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from torchad_ext import BuildError, _build
+
+ROOT = Path(__file__).resolve().parent.parent
+CXX = _build.find_cxx()
+SETTINGS = ("CXX", "CUDA_HOME", "CUDA_PATH", *_build._NVCC_ENVIRONMENT)
+LOAD = """
+import sys
+from pathlib import Path
+from torchad_ext import _build
+_build.CSRC = Path(sys.argv[1])
+print(_build.load("cpu"))
+"""
+USE_ALL = """
+import torch, torchad_ext as ad
+x, A = torch.randn(5), torch.randn(5, 5)
+for result, expected in ((ad.sin(x), x.sin()), (ad.exp(x), x.exp()), (ad.quadratic_form(x, A), x @ A @ x)):
+    torch.testing.assert_close(result, expected)
+print("right")
+"""
+
+pytestmark = pytest.mark.skipif(CXX is None, reason="no C++ compiler")
+
+
+class Compiler:
+    """A compiler that records its calls, then does what it was told, then what the real one does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "c++"
+        self._calls, self._orders, self._version = folder / "calls", folder / "orders", folder / "version"
+        self._version.write_text("compiler 1.0")
+        self.obeys("")
+        self.path.write_text(
+            f'#!/bin/sh\n[ "$1" = --version ] && exec cat "{self._version}"\n'
+            f'echo "$@" >> "{self._calls}"\n. "{self._orders}"\nexec {CXX} "$@"\n'
+        )
+        self.path.chmod(0o755)
+
+    def obeys(self, shell: str) -> None:
+        self._orders.write_text(shell)
+
+    def is_version(self, version: str) -> None:
+        self._version.write_text(version)
+
+    @property
+    def calls(self) -> list[str]:
+        return self._calls.read_text().splitlines() if self._calls.exists() else []
+
+
+@pytest.fixture
+def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiler:
+    """In a world without settings: this compiler, an empty cache, and no attempt made in this process."""
+    for name in list(os.environ):
+        if name in SETTINGS or name.startswith("TORCHAD_EXT_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("TORCHAD_EXT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(_build, "_failures", {})
+    (tmp_path / "bin").mkdir()
+    compiler = Compiler(tmp_path / "bin")
+    monkeypatch.setenv("CXX", str(compiler.path))
+    return compiler
+
+
+@pytest.fixture
+def csrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Sources that compile in a moment: one for the CPU, one header."""
+    folder = tmp_path / "csrc"
+    (folder / "ops").mkdir(parents=True)
+    (folder / "answer.cpp").write_text('#include "ops/answer.h"\nextern "C" int answer() { return ANSWER; }\n')
+    (folder / "ops" / "answer.h").write_text("#define ANSWER 42\n")
+    monkeypatch.setattr(_build, "CSRC", folder)
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def start(script: str, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+
+def run(script: str, *arguments: object) -> tuple[str, str]:
+    """What a Python script prints, and what it writes to stderr."""
+    process = start(script, *arguments)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return output, errors
+
+
+def load_again() -> bool:
+    """Loads as a new process would."""
+    _build._failures.clear()
+    return _build.load("cpu")
+
+
+CHANGES: dict[str, Callable[[pytest.MonkeyPatch, Path, Compiler], object]] = {
+    "the text of a source": lambda patch, csrc, _: (csrc / "answer.cpp").write_text("int other;"),
+    "the text of a header": lambda patch, csrc, _: (csrc / "ops" / "answer.h").write_text("#define ANSWER 43\n"),
+    "the name of a source": lambda patch, csrc, _: (csrc / "answer.cpp").rename(csrc / "other.cpp"),
+    "a new source": lambda patch, csrc, _: (csrc / "new.cuh").touch(),
+    "how sources are compiled": lambda patch, csrc, _: patch.setattr(_build, "__file__", str(csrc / "answer.cpp")),
+    "a flag": lambda patch, csrc, _: patch.setattr(_build, "_CXX_FLAGS", [*_build._CXX_FLAGS, "-g"]),
+    "a flag of the user": lambda patch, csrc, _: patch.setenv("TORCHAD_EXT_CXXFLAGS", "-g"),
+    "the compiler": lambda patch, csrc, _: patch.setenv("CXX", str(CXX)),
+    "the version of the compiler": lambda patch, csrc, compiler: compiler.is_version("compiler 1.1"),
+    "the version of torch": lambda patch, csrc, _: patch.setattr(torch, "__version__", "2.99.0"),
+}
+
+
+class TestKey:
+    """A cache entry is named by everything that counts and by nothing else."""
+
+    @staticmethod
+    def key(level: str = "x86-64-v3") -> str:
+        return _build.cache_key("cpu", _build.cpu_toolchain(level))
+
+    @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+    def test_changes_with(
+        self,
+        change: Callable[[pytest.MonkeyPatch, Path, Compiler], object],
+        csrc: Path,
+        compiler: Compiler,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        before = self.key()
+        assert self.key() == before
+        change(monkeypatch, csrc, compiler)
+        assert self.key() != before
+
+    def test_changes_with_the_target_and_shows_it(self, csrc: Path, compiler: Compiler) -> None:
+        assert re.fullmatch("cpu-x86-64-v3-[0-9a-f]{16}", self.key("x86-64-v3"))
+        assert self.key("x86-64-v3").rpartition("-")[2] != self.key("x86-64-v4").rpartition("-")[2]
+
+    def test_does_not_change_with_other_files_or_the_place_of_the_sources(
+        self, csrc: Path, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = self.key()
+        (csrc / "notes.md").touch()
+        (csrc / ".answer.cpp.swp").touch()
+        assert self.key() == before
+        monkeypatch.setattr(_build, "CSRC", shutil.copytree(csrc, csrc.parent / "elsewhere"))
+        assert self.key() == before
+
+    @pytest.mark.parametrize("variable", _build._NVCC_ENVIRONMENT)
+    def test_of_cuda_changes_with_what_nvcc_reads(
+        self, variable: str, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        toolchain = _build.Toolchain(str(compiler.path), (), "sm_90")
+        before = _build.cache_key("cuda", toolchain)
+        monkeypatch.setenv(variable, "-g")
+        assert _build.cache_key("cuda", toolchain) != before
+
+    def test_of_cuda_changes_with_the_version_of_the_host_compiler(self, compiler: Compiler) -> None:
+        toolchain = _build.Toolchain(str(CXX), (), "sm_90")
+        before = _build.cache_key("cuda", toolchain)
+        compiler.is_version("compiler 1.1")
+        assert _build.cache_key("cuda", toolchain) != before
+
+
+class TestCache:
+    def test_the_first_load_compiles_and_says_so_the_next_finds_it_in_silence(
+        self, csrc: Path, compiler: Compiler, cache: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        assert load_again()
+        said = capfd.readouterr().err.splitlines()
+        assert len(said) == 2
+        assert said[0].startswith("torchad_ext: compiling the CPU kernels for ")
+        assert str(compiler.path) in said[0]
+        assert re.search(r"compiled the CPU kernels for .* in \d+\.\d s$", said[1])
+        assert len(compiler.calls) == 2  # one source, one link
+        (library,) = cache.glob("*/library.so")
+        assert str(library.parent) in said[0]
+
+        assert load_again()
+        assert capfd.readouterr().err == ""
+        assert len(compiler.calls) == 2
+
+    def test_a_changed_source_is_compiled_again(self, csrc: Path, compiler: Compiler, cache: Path) -> None:
+        assert load_again()
+        (csrc / "ops" / "answer.h").write_text("#define ANSWER 43\n")
+        assert load_again()
+        assert len(list(cache.glob("*/library.so"))) == 2
+
+    def test_its_place_is_chosen_by_the_environment(
+        self, compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert _build.cache_dir() == tmp_path / "cache"
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("TORCHAD_EXT_CACHE_DIR", "~/kernels")
+        assert _build.cache_dir() == tmp_path / "kernels"
+        monkeypatch.delenv("TORCHAD_EXT_CACHE_DIR")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+        assert _build.cache_dir() == tmp_path / "xdg" / "torchad_ext"
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        assert _build.cache_dir() == tmp_path / ".cache" / "torchad_ext"
+
+    def test_paths_and_flags_may_have_any_character(
+        self, csrc: Path, compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        odd = tmp_path / "it's a $folder: ü"
+        monkeypatch.setenv("TORCHAD_EXT_CACHE_DIR", str(odd / "cache"))
+        monkeypatch.setattr(_build, "CSRC", shutil.copytree(csrc, odd / "csrc"))
+        monkeypatch.setenv("CXX", str(shutil.copy(compiler.path, odd / "c++")))
+        monkeypatch.setenv("TORCHAD_EXT_CXXFLAGS", "-DGREETING='\"good $day\"' -DNAME=x")
+        (odd / "csrc" / "greeting.cpp").write_text('static_assert(sizeof(GREETING) == 10, "the flag arrives whole");')
+        assert load_again()
+
+    def test_threads_compile_once(self, csrc: Path, compiler: Compiler) -> None:
+        compiler.obeys("sleep 0.2")
+        results: list[bool] = []
+        threads = [threading.Thread(target=lambda: results.append(_build.load("cpu"))) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert results == [True] * 8
+        assert len(compiler.calls) == 2
+
+    def test_two_processes_compile_once_and_the_second_says_that_it_waits(self, csrc: Path, compiler: Compiler) -> None:
+        compiler.obeys("sleep 2")
+        processes = [start(LOAD, csrc) for _ in range(2)]
+        outputs, errors = zip(*(process.communicate(timeout=120) for process in processes), strict=True)
+        assert outputs == ("True\n", "True\n"), errors
+        assert len(compiler.calls) == 2
+        assert "".join(errors).count("compiling the CPU kernels for") == 2  # by the builder and by the waiter
+        assert "".join(errors).count("waiting for another process") == 1
+
+    def test_a_killed_builder_frees_the_lock_and_its_remains_are_removed(
+        self, csrc: Path, compiler: Compiler, cache: Path
+    ) -> None:
+        compiler.obeys("sleep 60")
+        holder = start(LOAD, csrc)
+        try:
+            deadline = time.monotonic() + 60
+            while not compiler.calls and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert compiler.calls, "the holder never began to compile"
+            holder.kill()
+            holder.wait()
+            (remains,) = cache.glob("*/.building-*")
+
+            compiler.obeys("")
+            output, errors = run(LOAD, csrc)
+        finally:
+            os.killpg(holder.pid, signal.SIGKILL)  # the compiler outlives its killed caller
+        assert output == "True\n"
+        assert "waiting" not in errors
+        assert not remains.exists()
+        assert len(list(cache.glob("*/library.so"))) == 1
+
+    def test_that_cannot_be_written_is_named_with_the_remedy(
+        self, csrc: Path, compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("TORCHAD_EXT_CACHE_DIR", str(tmp_path / "file"))
+        with pytest.warns(UserWarning, match=r"file/cpu-.* cannot be written .*; set TORCHAD_EXT_CACHE_DIR"):
+            assert not _build.load("cpu")
+
+
+ACCIDENTS = {
+    "the compiler fails": "echo no such luck >&2; exit 1",
+    "the compiler is killed": 'echo no such luck >&2; kill -9 "$$"',
+    "the linker fails midway": ('case "$*" in *-shared*) echo half > library.so; echo no such luck >&2; exit 1;; esac'),
+}
+
+
+class TestFailedBuild:
+    @pytest.mark.parametrize("accident", ACCIDENTS.values(), ids=ACCIDENTS.keys())
+    def test_publishes_nothing_and_keeps_its_log(
+        self, accident: str, csrc: Path, compiler: Compiler, cache: Path
+    ) -> None:
+        compiler.obeys(accident)
+        with pytest.warns(UserWarning, match="The plain PyTorch definitions run instead") as caught:
+            assert not _build.load("cpu")
+        (log,) = cache.glob("*/library.log")
+        assert "no such luck" in log.read_text()
+        assert f"{compiler.path} failed; its output is in {log}; g++ 11" in str(caught[0].message)
+        assert {path.name for path in log.parent.iterdir()} == {"library.log", "lock"}
+
+        compiler.obeys("")
+        assert load_again()
+        assert not log.exists()
+
+    def test_is_not_tried_again_and_warns_once(self, csrc: Path, compiler: Compiler) -> None:
+        compiler.obeys("exit 1")
+        with pytest.warns(UserWarning, match="has no native kernels") as caught:
+            assert [_build.load("cpu") for _ in range(3)] == [False] * 3
+        assert len(caught) == 1
+        assert len(compiler.calls) == 1
+
+    def test_is_an_error_every_time_when_strict(
+        self, csrc: Path, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TORCHAD_EXT_STRICT", "1")
+        compiler.obeys("exit 1")
+        for _ in range(2):
+            with pytest.raises(BuildError, match=r"has no native kernels: .*c\+\+ failed"):
+                _build.load("cpu")
+        assert len(compiler.calls) == 1
+
+    def test_a_library_that_cannot_be_loaded_is_one_too(self, csrc: Path, compiler: Compiler) -> None:
+        (csrc / "answer.cpp").write_text("int missing(); int answer = missing();")
+        with pytest.warns(
+            UserWarning, match=r"undefined symbol: .*missing.*; delete .*library\.so to have it compiled"
+        ):
+            assert not _build.load("cpu")
+
+    def test_a_compiler_that_is_not_there_is_named(self, compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CXX", "no-such-compiler")
+        with pytest.raises(BuildError, match="CXX=no-such-compiler is no program; install g"):
+            _build.cpu_toolchain()
+
+    def test_a_missing_ninja_is_named(
+        self, csrc: Path, compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "ninja", None)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with pytest.warns(UserWarning, match="ninja was not found; pip install ninja"):
+            assert not _build.load("cpu")
+
+
+class TestWithoutACompiler:
+    @pytest.fixture(autouse=True)
+    def _no_compiler(self, compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("CXX")
+        monkeypatch.setenv("PATH", "")
+
+    def test_the_definitions_run_after_one_warning(self) -> None:
+        output, errors = run(USE_ALL)
+        assert output == "right\n"
+        assert errors.count("Warning") == 1
+        assert "no C++ compiler was found; install g++" in errors
+
+    def test_it_is_an_error_when_strict(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TORCHAD_EXT_STRICT", "1")
+        process = start(USE_ALL)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 1
+        assert "BuildError: torchad_ext has no native kernels: no C++ compiler was found" in errors
+
+
+class TestImport:
+    def test_compiles_and_loads_nothing(self, csrc: Path, compiler: Compiler, cache: Path) -> None:
+        output, errors = run("import torch, torchad_ext; print(torch.ops.loaded_libraries)")
+        assert output == "set()\n"
+        assert errors == ""
+        assert not compiler.calls
+        assert not cache.exists()
+
+    def test_costs_nothing_beside_torch(self) -> None:
+        script = """
+import sys, time, torch
+before, start = set(sys.modules), time.process_time()
+import torchad_ext
+print(1e3 * (time.process_time() - start), *set(sys.modules) - before)
+"""
+        runs = [run(script)[0].split() for _ in range(3)]
+        heavy = {"matplotlib", "rich", "sympy", "ninja", "filelock", "mpmath", "torch.utils.cpp_extension"}
+        assert not heavy & set(runs[0])
+        milliseconds = min(float(one[0]) for one in runs)
+        assert milliseconds < 50
+
+
+class TestCuda:
+    def test_without_nvcc_there_is_one_warning(
+        self, compiler: Compiler, csrc: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_build, "find_nvcc", lambda: None)
+        monkeypatch.setattr(_build, "present_gpus", lambda: ("90",))
+        with pytest.warns(UserWarning, match="has no native CUDA kernels: no nvcc was found") as caught:
+            assert [_build.load("cuda") for _ in range(2)] == [False, False]
+        assert len(caught) == 1
+        assert _build.load("cpu")
+
+    def test_where_the_cpu_kernels_failed_there_is_no_second_warning(self, compiler: Compiler, csrc: Path) -> None:
+        compiler.obeys("exit 1")
+        with pytest.warns(UserWarning, match="has no native kernels"):
+            assert not _build.load("cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert not _build.load("cuda")
+
+    def test_without_a_visible_gpu_nothing_is_compiled(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_build, "find_nvcc", lambda: "nvcc")
+        monkeypatch.setattr(_build, "present_gpus", lambda: ())
+        with pytest.raises(BuildError, match=r"no GPU is visible .*CUDA_VISIBLE_DEVICES"):
+            _build.cuda_toolchain()
+
+    def test_nvcc_is_given_the_chosen_host_compiler(self, compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_build, "find_nvcc", lambda: "nvcc")
+        assert f"-ccbin={compiler.path}" in _build.cuda_toolchain(("90",)).flags
+
+    @pytest.mark.parametrize(
+        ("gpu", "runs"), [("80", True), ("86", True), ("90", True), ("103", True), ("75", False), ("120", False)]
+    )
+    def test_prebuilt_code_runs_on_its_family_of_gpus(
+        self, gpu: str, runs: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_build, "PREBUILT_GPUS", ("80", "90", "100"))
+        assert _build._runs_on(gpu) is runs
+
+
+@pytest.fixture(scope="session")
+def cuda_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if _build.find_nvcc() is None:
+        pytest.skip("no nvcc: the CUDA sources are not compiled")
+    library = tmp_path_factory.mktemp("cuda") / "library.so"
+    _build.compile_library("cuda", _build.cuda_toolchain(("80", "90")), library)
+    return library
+
+
+@pytest.fixture(scope="session")
+def cuobjdump() -> Callable[..., str]:
+    """NVIDIA's disassembler, of the toolkit or of its PyPI packages."""
+    packages = [os.path.join(entry, "nvidia", "cu13", "bin") for entry in sys.path]
+    path = os.pathsep.join([os.path.dirname(_build.find_nvcc() or ""), *packages, os.environ.get("PATH", "")])
+    command = shutil.which("cuobjdump", path=path)
+    if command is None or shutil.which("nvdisasm", path=path) is None:
+        pytest.skip("no cuobjdump and nvdisasm: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
+
+    def disassemble(*arguments: object) -> str:
+        environment = {**os.environ, "PATH": path}
+        return subprocess.run(
+            [command, *map(str, arguments)], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+
+    return disassemble
+
+
+class TestCudaSources:
+    """They compile and link where there is an nvcc, GPU or not."""
+
+    def test_hold_code_for_every_named_gpu(self, cuda_library: Path, cuobjdump: Callable[..., str]) -> None:
+        assert set(re.findall(r"sm_\d+", cuobjdump("--list-elf", cuda_library))) == {"sm_80", "sm_90"}
+
+    @pytest.mark.parametrize("gpu", ["sm_80", "sm_90"])
+    def test_move_contiguous_data_in_128_bit_accesses(
+        self, gpu: str, cuda_library: Path, cuobjdump: Callable[..., str]
+    ) -> None:
+        code = cuobjdump("-sass", "-arch", gpu, cuda_library)
+        kernels = [part for part in code.split("Function : ")[1:] if "contiguous_kernel" in part.partition("\n")[0]]
+        assert kernels
+        for kernel in kernels:
+            assert re.search(r"LDG\.E\S*\.128", kernel), kernel.partition("\n")[0]
+            assert re.search(r"STG\.E\S*\.128", kernel), kernel.partition("\n")[0]
+
+
+@pytest.mark.parametrize("kernels", ["cpu", "cuda"])
+def test_the_kernels_stand_on_the_stable_abi_alone(kernels: str, request: pytest.FixtureRequest) -> None:
+    """No symbol of PyTorch's C++ interface, which differs between releases, is left to be found."""
+    if shutil.which("nm") is None:
+        pytest.skip("no nm: the symbols of a library cannot be listed")
+    library = _build._find("cpu") if kernels == "cpu" else request.getfixturevalue("cuda_library")
+    command = ["nm", "-D", "--undefined-only", library]
+    symbols = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "aoti_torch_" in symbols
+    assert not re.findall(r"\b_ZNK?(?:2at|3c10|5torch)\w*", symbols)

@@ -1,0 +1,174 @@
+"""The demo, the command line and the notebook: what they say is measured, and they would say so if it were wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+import torch
+from matplotlib import image
+from nbclient import NotebookClient
+from torch.profiler import profile
+
+import torchad_ext as ad
+from torchad_ext import __main__, demo
+
+NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "01_tour.ipynb"
+STEPS = 20
+
+
+def test_the_quick_demo_agrees_and_saves_its_pictures(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torchad_ext", "demo", "--quick", "--device", "cpu", "--output", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    for line in ("sin against its definition", "Hessian of", "The loss curves agree", "ratio"):
+        assert line in result.stdout
+    for name in ("sine.png", "fit.png"):
+        picture = image.imread(tmp_path / name)
+        assert picture.shape[0] > 200 and picture.std() > 0.05, f"{name} is blank"
+
+
+def test_the_hessian_is_right(device: str) -> None:
+    assert demo.hessian_error(device=device) <= demo.HESSIAN_TOLERANCE
+
+
+def test_runs_alternate_in_an_order_that_alternates() -> None:
+    calls: list[str] = []
+    times = demo.time_alternately([lambda: calls.append("a"), lambda: calls.append("b")], seconds=0, least=4)
+    assert "".join(calls) == "ababab" + "abba" * 2  # three rounds to warm up, four measured
+    assert all(0 <= t.lower <= t.median <= t.upper for t in times)
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_three_passes_give_the_gradients_of_the_double_backward(native: bool) -> None:
+    x = torch.randn(7, dtype=torch.float64)
+    torch.manual_seed(0)
+    for_x, for_cotangent = demo.three_passes(torch.sin if native else ad.sin, (x,))()
+    torch.manual_seed(0)
+    cotangent, tangent = torch.randn_like(x), torch.randn_like(x)
+    torch.testing.assert_close(for_x, -tangent * cotangent * x.sin())
+    torch.testing.assert_close(for_cotangent, tangent * x.cos())
+
+
+def test_a_picture_has_the_gradient_of_its_picture() -> None:
+    target = demo.load_picture(side=32)
+    assert target.picture.shape == (32, 32) and target.picture.dtype == torch.float32
+    assert 0 <= target.picture.min() < 0.3 and 0.7 < target.picture.max() <= 1
+    between = (target.picture[2:] - target.picture[:-2]) / (4 / 31)  # pixels are 2 / 31 apart
+    torch.testing.assert_close(target.gradient[1:-1, :, 0], between)
+
+
+def test_a_picture_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nothing\.png; give another, --picture FILE"):
+        demo.load_picture(path=tmp_path / "nothing.png")
+    with pytest.raises(ValueError, match="got side 1; a gradient needs at least 2"):
+        demo.load_picture(side=1)
+
+
+def test_training_goes_through_the_double_backward_kernel() -> None:
+    target = demo.load_picture(side=16)
+    with profile() as profiled:
+        demo.fit(target, {"torchad_ext.sin": ad.sin}, steps=3, width=8)
+    calls = {event.key: event.count for event in profiled.key_averages()}
+    assert calls["torchad_ext::sin_double_backward"] == 3 * 2  # steps, layers
+    assert "aten::sin" not in calls and "aten::cos" not in calls
+
+
+def _difference(sine: Callable[[torch.Tensor], torch.Tensor], device: str) -> tuple[float, float]:
+    target = demo.load_picture(side=32)
+    target = demo.Field(target.picture.to(device), target.gradient.to(device))
+    fits = demo.fit(target, {"native": torch.sin, "ours": sine}, STEPS, width=64)
+    native = fits["native"].losses
+    assert len(native) == STEPS and native[-1] < 0.5 * native[0]
+    return demo.largest_differences(fits["ours"], fits["native"])
+
+
+def test_the_loss_curves_agree(device: str) -> None:
+    first, final = _difference(ad.sin, device)
+    assert first <= demo.FIRST_TOLERANCE and final <= demo.FINAL_TOLERANCE
+
+
+class ScaledSine(torch.autograd.Function):
+    """The n-th derivative of sin, with a factor in the derivative of one order: sin(x + n pi / 2)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, factor: float, order: int, n: int = 0) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        ctx.rest = factor, order, n + 1
+        return torch.sin(x + n * torch.pi / 2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        factor, order, n = ctx.rest
+        slope = ScaledSine.apply(*ctx.saved_tensors, factor, order, n)
+        return grad * slope * (factor if n == order else 1), None, None, None
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_check_notices_a_derivative_that_is_off_by_one_percent(order: int) -> None:
+    first, _ = _difference(lambda x: ScaledSine.apply(x, 1.0, order), "cpu")
+    assert first <= demo.FIRST_TOLERANCE
+    first, _ = _difference(lambda x: ScaledSine.apply(x, 1.01, order), "cpu")
+    assert first > 10 * demo.FIRST_TOLERANCE
+
+
+def test_the_command_line_verifies(capsys: pytest.CaptureFixture[str]) -> None:
+    __main__.main(["verify", "exp", "--device", "cpu"])
+    assert "exp against its definition" in capsys.readouterr().out
+    assert set(__main__.OPS) >= {"sin", "exp", "quadratic_form"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["verify", "tan"], 2, "'tan' is no op; choose from"),
+        (["demo", "--steps", "0"], 2, "'0' is not a number of steps; give 1 or more"),
+        (["demo", "--picture", "nothing.png", "--output", "{tmp}"], 1, "no picture at nothing.png"),
+        ([], 2, "required: command"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong(
+    arguments: list[str], status: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        __main__.main([argument.format(tmp=tmp_path) for argument in arguments])
+    assert exit.value.code == status and message in capsys.readouterr().err
+
+
+def test_a_failed_verification_exits_with_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wrong(x: torch.Tensor) -> torch.Tensor:
+        return ScaledSine.apply(x, 1.01, 2)
+
+    verify, x = ad.verify, torch.linspace(-1, 1, 5, dtype=torch.float64)
+    monkeypatch.setattr(ad, "verify", lambda op, devices: verify(wrong, torch.sin, inputs=(x,), devices=devices))
+    with pytest.raises(SystemExit) as exit:
+        __main__.main(["verify", "sin", "--device", "cpu"])
+    assert exit.value.code == 1 and "wrong, float64, cpu: the double backward differs" in capsys.readouterr().err
+
+
+def _notebook() -> nbformat.NotebookNode:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    return notebook
+
+
+def test_the_notebook_has_its_outputs_and_no_errors() -> None:
+    cells = [cell for cell in _notebook().cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), "execute it from top to bottom"
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert {output.output_type for output in outputs} <= {"stream", "display_data", "execute_result"}
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 2
+    assert not any(output.get("name") == "stderr" for output in outputs)
+    text = NOTEBOOK.read_text()
+    assert len(text) < 1_500_000 and "/home/" not in text and "/tmp/" not in text
+
+
+def test_the_notebook_executes() -> None:
+    NotebookClient(_notebook(), timeout=300, resources={"metadata": {"path": NOTEBOOK.parent}}).execute()

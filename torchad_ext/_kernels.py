@@ -42,7 +42,7 @@ def _plain_keys() -> dict[int, str]:
 # sparse, nested, quantised, fake or wrapped by a transform.
 _PLAIN = _plain_keys()
 _dispatch_keys = torch._C._dispatch_keys
-_profiling = torch.autograd._profiler_enabled
+_profiling = torch._C._autograd._profiler_enabled
 
 
 def device_of(xs: Sequence[torch.Tensor]) -> str | None:
@@ -108,7 +108,9 @@ def _load(name: str, device: str) -> Callable[..., Any] | None:
 
 def find(name: str | None, device: str) -> Callable[..., Any] | None:
     """The kernel ``name`` for a device, or None if there is none; compiles the kernels on the first use."""
-    kernel = _load(name, device) if name else None
+    if name is None:
+        return None
+    kernel = _load(name, device)
     return kernel if kernel is None or not _profiling() else functools.partial(_recorded, name, kernel)
 
 

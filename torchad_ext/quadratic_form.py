@@ -260,7 +260,8 @@ class _Outer(torch.autograd.Function):
         device = _kernels.device_of(given)
         kernel = device and _kernels.find("quadratic_form_outer", device)
         if kernel and not (shared and x.dim() == 2):
-            return kernel(x.contiguous(), g if g is None else g.contiguous(), h if h is None else h.contiguous())
+            fused: torch.Tensor = kernel(*(None if v is None else v.contiguous() for v in (x, g, h)))
+            return fused
         u = _sum(None if g is None else g.unsqueeze(-1) * x, h)
         assert u is not None
         if shared and x.dim() == 2:

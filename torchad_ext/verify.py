@@ -59,7 +59,7 @@ class Verification:
         return [check for check in self.checks if not check.passed]
 
     def table(self) -> Any:
-        """A ``rich`` table: a row a device and dtype, a column a derivative, in each the largest error of all layouts."""
+        """A ``rich`` table: a row a device and dtype, a column a derivative, the largest error of all layouts."""
         from rich import box
         from rich.table import Table
 

@@ -8,11 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
 import torch
 from matplotlib import image
-from nbclient import NotebookClient
 from torch.profiler import profile
 
 import torchad_ext as ad
@@ -153,7 +151,8 @@ def test_a_failed_verification_exits_with_1(
     assert exit.value.code == 1 and "wrong, float64, cpu: the double backward differs" in capsys.readouterr().err
 
 
-def _notebook() -> nbformat.NotebookNode:
+def _notebook() -> Any:
+    nbformat = pytest.importorskip("nbformat", reason="pip install 'torchad_ext[notebooks]'")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
     return notebook
@@ -171,4 +170,5 @@ def test_the_notebook_has_its_outputs_and_no_errors() -> None:
 
 
 def test_the_notebook_executes() -> None:
-    NotebookClient(_notebook(), timeout=300, resources={"metadata": {"path": NOTEBOOK.parent}}).execute()
+    nbclient = pytest.importorskip("nbclient", reason="pip install 'torchad_ext[notebooks]'")
+    nbclient.NotebookClient(_notebook(), timeout=300, resources={"metadata": {"path": NOTEBOOK.parent}}).execute()

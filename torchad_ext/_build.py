@@ -303,15 +303,13 @@ def load(device: str) -> bool:
         BuildError: they are not there and ``TORCHAD_EXT_STRICT=1``.
     """
     strict = os.environ.get("TORCHAD_EXT_STRICT") == "1"
-    if device not in _failures:
-        with _loading:
-            if device not in _failures:
-                if device == "cuda" and not load("cpu"):
-                    _failures["cuda"] = _failures["cpu"]
-                else:
-                    _failures[device] = _failure(device)
-                    if (failure := _failures[device]) and not strict:
-                        warnings.warn(f"{failure}. The plain PyTorch definitions run instead.", stacklevel=4)
+    with _loading:
+        if device == "cuda" and not load("cpu"):
+            _failures["cuda"] = _failures["cpu"]
+        if device not in _failures:
+            _failures[device] = failure = _failure(device)
+            if failure and not strict:
+                warnings.warn(f"{failure}. The plain PyTorch definitions run instead.", stacklevel=4)
     if (failure := _failures[device]) and strict:
         raise BuildError(str(failure)) from failure.__cause__
     return failure is None

@@ -401,7 +401,7 @@ def _timing_table(first: str) -> Table:
     from rich.table import Table
 
     table = Table(first, "torchad_ext", "native PyTorch", "ratio", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.caption = "milliseconds, median (quartiles) of alternating runs; ratio: native / torchad_ext"
+    table.caption = "milliseconds: median (quartiles); ratio: native / torchad_ext"
     return table
 
 

@@ -1,4 +1,4 @@
-# Needs python3, g++ and make. PYTHON=... uses an interpreter that has everything installed, and makes no .venv.
+# Needs python3, g++ and make. PYTHON=/path/to/python uses an interpreter that has everything installed, and makes no .venv.
 PYTHON ?= .venv/bin/python
 
 CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')

@@ -228,6 +228,19 @@ def test_value_and_gradient_read_A_once(device: str) -> None:
     assert not any("mm" in name or "mv" in name for name in names)
 
 
+def test_the_gradient_of_A_is_not_computed_for_who_asks_for_that_of_x(device: str) -> None:
+    x, A = (v.requires_grad_() for v in pair(((9,), (9, 9)), device))
+    twice = A * 2  # not a leaf
+    for matrix, inputs, outer in ((A, (x,), 0), (twice, (x,), 0), (A, (x, A), 1), (twice, (A,), 1), (A, (A,), 1)):
+        with profile() as recorded:
+            results = torch.autograd.grad(quadratic_form(x, matrix), inputs, retain_graph=True)
+        assert [event.name for event in recorded.events()].count("torchad_ext::quadratic_form_outer") == outer
+        for result, expected in zip(
+            results, torch.autograd.grad(definition(x, matrix), inputs, retain_graph=True), strict=True
+        ):
+            assert_close(result, expected)
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("x", "A", "message"),

@@ -1,4 +1,5 @@
-# Needs python3, g++ and make. PYTHON=/path/to/python uses an interpreter that has everything installed, and makes no .venv.
+# Needs python3, g++ and make. PYTHON=/path/to/python uses an interpreter that has everything installed: no .venv is
+# made then.
 PYTHON ?= .venv/bin/python
 
 CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')

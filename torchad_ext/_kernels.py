@@ -7,6 +7,7 @@ A kernel knows no derivatives. torchad_ext calls it below the autograd keys of t
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,6 +43,7 @@ def _plain_keys() -> dict[int, str]:
 # sparse, nested, quantised, fake or wrapped by a transform.
 _PLAIN = _plain_keys()
 _dispatch_keys = torch._C._dispatch_keys
+_registering = threading.Lock()
 _profiling = torch._C._autograd._profiler_enabled
 
 
@@ -101,7 +103,8 @@ def _library() -> torch.library.Library:
 def _load(name: str, device: str) -> Callable[..., Any] | None:
     if not _build.load(device):
         return None
-    _guard(name, _library())
+    with _registering:
+        _guard(name, _library())
     overload = getattr(torch.ops.torchad_ext, name).default
     return functools.partial(overload._handle.redispatch_boxed, _keys(_BACKEND[device]))
 

@@ -364,12 +364,13 @@ def run(
         raise AssertionError(f"the Hessian is off by {error:.1e} of its largest element, {HESSIAN_TOLERANCE} allowed")
 
     console.rule("Forward + backward + double backward, float32")
+    say("Milliseconds: median (quartiles) of alternating runs; ratio: native / torchad_ext\n")
     table = _timing_table("op, shape of x")
     for op, native, inputs in workloads(device, quick):
         pair = [three_passes(f, inputs) for f in (op, native)]
         label = f"{op.__name__} {escape(str(list(inputs[0].shape)))}"
         table.add_row(label, *_row(*time_alternately(pair, device, seconds=0.2 if quick else 2.0)))
-    console.print(table)
+    console.print(table, "", sep="\n")
 
     console.rule("A sine network learns a picture from its gradient")
     sines: dict[str, Function] = {"torch.sin": torch.sin, "torchad_ext.sin": sin}
@@ -385,7 +386,7 @@ def run(
     say(f"The loss curves agree: {figures}")
     table = _timing_table(f"{steps} steps")
     table.add_row("a training step", *_row(Times.of(our_fit.seconds), Times.of(native_fit.seconds)))
-    console.print(table)
+    console.print("", table, "", sep="\n")
     say(f"In all: torchad_ext.sin {sum(our_fit.seconds):.1f} s, torch.sin {sum(native_fit.seconds):.1f} s")
 
     figure = Figure(figsize=(7, 3.6), layout="constrained")
@@ -400,9 +401,8 @@ def _timing_table(first: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(first, "torchad_ext", "native PyTorch", "ratio", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.caption = "milliseconds: median (quartiles); ratio: native / torchad_ext"
-    return table
+    columns = ("torchad_ext", "native PyTorch", "ratio")
+    return Table(first, *columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
 
 
 def _row(ours: Times, native: Times) -> tuple[str, str, str]:

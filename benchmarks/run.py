@@ -188,10 +188,8 @@ def tables(record: Json) -> Iterator[tuple[Sequence[str], list[list[str]]]]:
 
 
 def duration(seconds: float) -> str:
-    for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
-        if seconds * scale >= 1 or unit == "µs":
-            return f"{seconds * scale:#.3g}".rstrip(".") + f" {unit}"
-    raise AssertionError
+    unit, scale = ("s", 1.0) if seconds >= 1 else ("ms", 1e3) if seconds >= 1e-3 else ("µs", 1e6)
+    return f"{seconds * scale:#.3g}".rstrip(".") + f" {unit}"
 
 
 def markdown(record: Json) -> str:

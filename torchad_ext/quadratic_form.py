@@ -168,17 +168,14 @@ def _apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     return function.apply if _transforms_active() else super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
 
-def _wants_gradient(ctx: Any, i: int) -> bool:
-    """Will the gradient of input i be used? That it requires one does not say so: grad(q, x) has no use for A's."""
-    if not ctx.needs_input_grad[i] or _transforms_active():
-        return bool(ctx.needs_input_grad[i])
-    node = ctx.next_functions[i][0]
-    if type(node).__name__ == "AccumulateGrad":
-        # The engine does not say whether it captures the gradient of a leaf, only whether it passes it by.
-        with contextlib.suppress(RuntimeError):
-            return torch._C._will_engine_execute_node(node)
-        return True
-    return torch._C._will_engine_execute_node(node)
+def _wants_gradient_of_A(ctx: Any) -> bool:
+    """Will it be used? That A requires one does not say so: grad(q, x) has no use for these n^2 numbers."""
+    if not ctx.needs_input_grad[1] or _transforms_active():
+        return bool(ctx.needs_input_grad[1])
+    # For a leaf whose gradient is captured the engine raises instead of answering: it is wanted.
+    with contextlib.suppress(RuntimeError):
+        return torch._C._will_engine_execute_node(ctx.next_functions[1][0])
+    return True
 
 
 def _product(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
@@ -224,12 +221,12 @@ class _QuadraticForm(torch.autograd.Function):
     def backward(ctx: Any, grad_q: torch.Tensor | None, grad_s: torch.Tensor | None) -> Any:
         x, A, s = ctx.saved_tensors
         grad_x = grad_A = None
-        if _wants_gradient(ctx, 0):
+        if ctx.needs_input_grad[0]:
             grad_x = _sum(
                 None if grad_q is None else grad_q.unsqueeze(-1) * s,
                 None if grad_s is None else _product(grad_s, A),
             )
-        if _wants_gradient(ctx, 1) and not (grad_q is None and grad_s is None):
+        if _wants_gradient_of_A(ctx) and not (grad_q is None and grad_s is None):
             grad_A = _outer(x, grad_q, grad_s, A.dim() == 2)
         return grad_x, grad_A
 

@@ -52,6 +52,7 @@ Number rows(const QuadraticForms<T>& forms, const T* A, const Number* x, Number*
       const Vector<Number> x_j = load(x + j);
       Vector<Number> s_j = load(s + j);
       for (int r = 0; r < together; ++r) {
+        if (r >= count) break;
         const Vector<Number> a = load_from(row[r] + j);
         y[r] = fma(a, x_j, y[r]);
         if (product) s_j = fma(a, weight[r], s_j);
@@ -108,7 +109,7 @@ struct QuadraticFormCpu {
                            (h == nullptr ? Number(0) : number(outer.h[row]));
         T* G = outer.G + row * n;
         const auto columns = [&](Vector<Number> x_j, Vector<Number> h_j) {
-          return fma(broadcast(u_i), x_j, broadcast(x_i) * h_j);
+          return h == nullptr ? broadcast(u_i) * x_j : fma(broadcast(u_i), x_j, broadcast(x_i) * h_j);
         };
         for (int64_t j = 0; j < whole; j += w) {
           store(G + j, columns(load(x + j), h == nullptr ? Vector<Number>{} : load(h + j)));

@@ -241,6 +241,19 @@ def test_the_gradient_of_A_is_not_computed_for_who_asks_for_that_of_x(device: st
             assert_close(result, expected)
 
 
+@pytest.mark.parametrize("n", [5, 17])
+def test_infinities_stay_where_native_has_them(n: int, device: str) -> None:
+    x, A = pair(((n,), (n, n)), device, torch.float32)
+    A[-1, 1] = torch.inf
+    for leaves in ((x, A), (x.index_fill(0, torch.tensor([2], device=device), torch.inf), torch.eye(n, device=device))):
+        ours, native = (
+            torch.autograd.grad(f(*(u := [v.clone().requires_grad_() for v in leaves])), u)
+            for f in (quadratic_form, definition)
+        )
+        for result, expected in zip(ours[leaves[0].isinf().any() :], native[leaves[0].isinf().any() :], strict=True):
+            assert torch.equal(result.isnan(), expected.isnan()) and torch.equal(result.isinf(), expected.isinf())
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("x", "A", "message"),

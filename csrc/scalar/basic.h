@@ -1,0 +1,75 @@
+// Constants, signs, rounding, comparison and roots of a Vector.
+#pragma once
+
+#include "../vector.h"
+
+namespace torchad_ext {
+
+// A constant of the type that a functor computes in.
+template <class T>
+T number(double value);
+template <>
+inline Float number<Float>(double value) {
+  return broadcast((float)value);
+}
+template <>
+inline Double number<Double>(double value) {
+  return broadcast(value);
+}
+
+inline Float abs(Float x) { return (Float)((Int32)x & INT32_MAX); }
+inline Double abs(Double x) { return (Double)((Int64)x & INT64_MAX); }
+
+// Flips the sign of y where the sign bit of `sign` is set.
+inline Float flip(Float y, Int32 sign) { return (Float)((Int32)y ^ (sign & INT32_MIN)); }
+inline Double flip(Double y, Int64 sign) { return (Double)((Int64)y ^ (sign & INT64_MIN)); }
+
+// Adding it rounds to an integer, which is left in the low bits of the sum.
+constexpr float round_float = 0x1.8p23f;
+constexpr double round_double = 0x1.8p52;
+
+// To the nearest integer, ties to even; beyond 2^23 (2^52) every number is one.
+inline Float round(Float x) {
+  const Float rounded = (abs(x) + 0x1p23f) - 0x1p23f;
+  return abs(x) < 0x1p23f ? flip(rounded, (Int32)x) : x;
+}
+inline Double round(Double x) {
+  const Double rounded = (abs(x) + 0x1p52) - 0x1p52;
+  return abs(x) < 0x1p52 ? flip(rounded, (Int64)x) : x;
+}
+
+template <class T>
+T floor(T x) {
+  const T rounded = round(x);
+  return rounded > x ? rounded - number<T>(1) : rounded;
+}
+template <class T>
+T ceil(T x) {
+  return -floor(-x);
+}
+inline Float trunc(Float x) { return flip(floor(abs(x)), (Int32)x); }
+inline Double trunc(Double x) { return flip(floor(abs(x)), (Int64)x); }
+
+// The correctly rounded square root.
+inline Float sqrt(Float x) {
+#if defined(__AVX512F__)
+  return (Float)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX2__)
+  return (Float)_mm256_sqrt_ps((__m256)x);
+#else
+  for (int i = 0; i < lanes<float>; ++i) x[i] = std::sqrt(x[i]);
+  return x;
+#endif
+}
+inline Double sqrt(Double x) {
+#if defined(__AVX512F__)
+  return (Double)_mm512_sqrt_pd((__m512d)x);
+#elif defined(__AVX2__)
+  return (Double)_mm256_sqrt_pd((__m256d)x);
+#else
+  for (int i = 0; i < lanes<double>; ++i) x[i] = std::sqrt(x[i]);
+  return x;
+#endif
+}
+
+}  // namespace torchad_ext

@@ -1,0 +1,6 @@
+// Logarithms and powers of a Vector.
+#pragma once
+
+#include "exponential.h"
+
+namespace torchad_ext {}  // namespace torchad_ext

@@ -5,8 +5,9 @@
 //     TORCHAD_EXT_FUNCTION auto operator()(T x, T y) const { return Outputs{x * y}; }
 //   };
 //
-// T is a float or a double on the device, a Vector of either on the host. The loops over elements are written once per
-// device, in pointwise_cpu.h and pointwise_cuda.cuh.
+// T is a float or a double on the device, a Vector of either on the host. Numbers that are the same for all elements
+// are members, computed by a constructor that takes them as `const double* scalars`. The loops over elements are
+// written once per device, in pointwise_cpu.h and pointwise_cuda.cuh.
 #pragma once
 
 #include <type_traits>
@@ -19,6 +20,7 @@ namespace torchad_ext {
 template <class T, int n>
 struct Outputs {
   T value[n];
+  static constexpr int count = n;
 };
 template <class T, class... Rest>
 Outputs(T, Rest...) -> Outputs<T, 1 + sizeof...(Rest)>;
@@ -33,14 +35,26 @@ struct Select {
   }
 };
 
+template <class Functor>
+Functor make_functor(const double* scalars) {
+  if constexpr (std::is_constructible_v<Functor, const double*>) {
+    return Functor(scalars);
+  } else {
+    return Functor{};
+  }
+}
+
 // Calls a functor on an array of inputs.
 template <class Functor, class T, int inputs, std::size_t... i>
-TORCHAD_EXT_FUNCTION auto call(const T (&x)[inputs], std::index_sequence<i...>) {
-  return Functor{}(x[i]...);
+TORCHAD_EXT_FUNCTION auto call(const Functor& functor, const T (&x)[inputs], std::index_sequence<i...>) {
+  return functor(x[i]...);
 }
 template <class Functor, class T, int inputs>
-TORCHAD_EXT_FUNCTION auto call(const T (&x)[inputs]) {
-  return call<Functor>(x, std::make_index_sequence<inputs>{});
+TORCHAD_EXT_FUNCTION auto call(const Functor& functor, const T (&x)[inputs]) {
+  return call(functor, x, std::make_index_sequence<inputs>{});
 }
+
+template <class Functor, class T, int inputs>
+constexpr int output_count = decltype(call(std::declval<const Functor&>(), std::declval<const T (&)[inputs]>()))::count;
 
 }  // namespace torchad_ext

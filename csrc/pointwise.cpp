@@ -1,9 +1,27 @@
-// The built-in pointwise ops: their schemas, and their kernels for the CPU.
-#include "pointwise_cpu.h"
+// The operators that run pointwise kernels: their schemas, and the CPU.
+#include "pointwise.h"
+
+namespace torchad_ext {
+namespace {
+
+struct Cpu {
+  static constexpr int max_dims = most_dims;
+  static constexpr int64_t grain = 16384;  // elements worth waking a thread for
+
+  static void prepare(const Tensor& output) { advise_huge_pages(output); }
+
+  static void run(const Kernel& kernel, const Loop& loop, const double* scalars, int64_t n, const Tensor&) {
+    torch::stable::parallel_for(0, n, grain,
+                                [&](int64_t begin, int64_t end) { kernel.run(loop, scalars, begin, end, nullptr); });
+  }
+};
+
+}  // namespace
+}  // namespace torchad_ext
 
 STABLE_TORCH_LIBRARY_FRAGMENT(torchad_ext, m) {
-  torchad_ext::define(m, "sin");
-  torchad_ext::define(m, "exp");
+  m.def("pointwise(int kernel, Tensor[] inputs, float[] scalars) -> Tensor[]");
+  m.def("pointwise.out(int kernel, Tensor[] inputs, float[] scalars, *, Tensor(a!)[] out) -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(torchad_ext, CPU, m) { torchad_ext::implement_all<torchad_ext::Cpu>(m); }
+STABLE_TORCH_LIBRARY_IMPL(torchad_ext, CPU, m) { torchad_ext::Pointwise<torchad_ext::Cpu>::implement(m); }

@@ -1,7 +1,7 @@
-// Functors as PyTorch operators: one boxed kernel per functor and device.
+// Pointwise kernels as PyTorch operators: the glue, the same for every kernel.
 //
-// The kernel allocates its outputs as PyTorch would, picks the dtype, and leaves the loop to the Device: Cpu
-// (pointwise_cpu.h) or Cuda (pointwise_cuda.cuh). Inputs have one shape; strides are free, 0 included.
+// It allocates outputs as PyTorch would, merges dimensions, and leaves the loop to the kernel that it is given, on the
+// Device: Cpu (pointwise.cpp) or Cuda (pointwise.cu). Inputs have one shape; strides are free, 0 included.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -9,109 +9,100 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <string>
+#include <vector>
 
-#include "functor.h"
-#include "ops/exp.h"
-#include "ops/sin.h"
+#include "kernel.h"
 #include "strided.h"
 #include "tensor.h"
 
 namespace torchad_ext {
 
+using torch::stable::detail::from;
 using torch::stable::detail::StableLibrary;
-
-template <class T, int n>
-constexpr int count(Outputs<T, n>*) {
-  return n;
-}
-
-template <class Device, class Functor, int inputs>
-struct Pointwise {
-  using Number = typename Device::template Number<float>;
-  using Result = decltype(call<Functor>(std::declval<const Number (&)[inputs]>()));
-  static constexpr int outputs = count(static_cast<Result*>(nullptr));
-  static constexpr int operands = outputs + inputs;
-  using Loop = Strided<operands, Device::max_dims>;
-
-  // Outputs come first, so that they lead the loop.
-  static void run(const Tensor (&tensor)[operands]) {
-    const Tensor& x = tensor[outputs];
-    const auto sizes = x.sizes();
-    const int64_t* strides[operands];
-    void* data[operands];
-    for (int k = 0; k < operands; ++k) {
-      const auto other = tensor[k].sizes();
-      STD_TORCH_CHECK(other.size() == sizes.size() && std::equal(sizes.begin(), sizes.end(), other.begin()),
-                      "torchad_ext: a pointwise kernel takes tensors of one shape; expand them before the call");
-      STD_TORCH_CHECK(tensor[k].scalar_type() == x.scalar_type(),
-                      "torchad_ext: a pointwise kernel takes tensors of one dtype");
-      STD_TORCH_CHECK(tensor[k].device() == x.device(), "torchad_ext: a pointwise kernel takes tensors of one device");
-      strides[k] = tensor[k].strides().data();
-      data[k] = tensor[k].data_ptr();
-    }
-    Loop loop;
-    STD_TORCH_CHECK(coalesce(sizes.size(), sizes.data(), strides, loop), "torchad_ext: more than ", Device::max_dims,
-                    " dimensions that do not merge; call contiguous() on the inputs");
-    if (loop.elements() == 0) return;
-    with_dtype<Device>(x,
-                       [&](auto number) { Device::template run<Functor, decltype(number), outputs>(loop, data, x); });
-  }
-
-  // name(Tensor, ...) -> (Tensor, ...)
-  static void boxed(StableIValue* stack, uint64_t, uint64_t) {
-    Tensor tensor[operands] = {};
-    for (int k = 0; k < inputs; ++k) tensor[outputs + k] = torch::stable::detail::to<Tensor>(stack[k]);
-    const Tensor& x = tensor[outputs];
-    int64_t strides[64];
-    result_strides(x.dim(), x.sizes().data(), x.strides().data(), strides);
-    for (int k = 0; k < outputs; ++k) {
-      tensor[k] = empty_strided(x, x.dim(), x.sizes().data(), strides);
-      Device::prepare(tensor[k]);
-    }
-    run(tensor);
-    for (int k = 0; k < outputs; ++k) stack[k] = torch::stable::detail::from(tensor[k]);
-  }
-
-  // name.out(Tensor, ..., *, Tensor(a!) out, ...) -> ()
-  static void boxed_out(StableIValue* stack, uint64_t, uint64_t) {
-    Tensor tensor[operands] = {};
-    for (int k = 0; k < inputs; ++k) tensor[outputs + k] = torch::stable::detail::to<Tensor>(stack[k]);
-    for (int k = 0; k < outputs; ++k) {
-      tensor[k] = torch::stable::detail::to<Tensor>(stack[inputs + k]);
-      STD_TORCH_CHECK(is_dense(tensor[k].dim(), tensor[k].sizes().data(), tensor[k].strides().data()),
-                      "torchad_ext: out must be dense, without gaps or repeated elements");
-    }
-    run(tensor);
-  }
-};
-
-// An op of one argument with its first two derivatives. The double backward also comes with one output alone, for the
-// gradients that nobody asked for.
-inline void define(StableLibrary& m, const std::string& op) {
-  m.def((op + "(Tensor x) -> Tensor").c_str());
-  m.def((op + ".out(Tensor x, *, Tensor(a!) out) -> ()").c_str());
-  m.def((op + "_backward(Tensor x, Tensor grad_output) -> Tensor").c_str());
-  const std::string arguments = "(Tensor x, Tensor grad_output, Tensor grad_grad_x) -> ";
-  m.def((op + "_double_backward" + arguments + "(Tensor, Tensor)").c_str());
-  m.def((op + "_double_backward_x" + arguments + "Tensor").c_str());
-  m.def((op + "_double_backward_grad_output" + arguments + "Tensor").c_str());
-}
-
-template <class Device, class Forward, class Backward, class DoubleBackward>
-void implement(StableLibrary& m, const std::string& op) {
-  m.impl(op.c_str(), Pointwise<Device, Forward, 1>::boxed);
-  m.impl((op + ".out").c_str(), Pointwise<Device, Forward, 1>::boxed_out);
-  m.impl((op + "_backward").c_str(), Pointwise<Device, Backward, 2>::boxed);
-  m.impl((op + "_double_backward").c_str(), Pointwise<Device, DoubleBackward, 3>::boxed);
-  m.impl((op + "_double_backward_x").c_str(), Pointwise<Device, Select<DoubleBackward, 0>, 3>::boxed);
-  m.impl((op + "_double_backward_grad_output").c_str(), Pointwise<Device, Select<DoubleBackward, 1>, 3>::boxed);
-}
+using torch::stable::detail::to;
 
 template <class Device>
-void implement_all(StableLibrary& m) {
-  implement<Device, Sin, SinBackward, SinDoubleBackward>(m, "sin");
-  implement<Device, Exp, ExpBackward, ExpDoubleBackward>(m, "exp");
-}
+struct Pointwise {
+  // Outputs come first, so that they lead the loop.
+  static void run(const Kernel& kernel, const std::vector<Tensor>& tensors, const std::vector<double>& scalars) {
+    const int operands = int(tensors.size());
+    const Tensor& x = tensors[kernel.outputs];
+    const auto sizes = x.sizes();
+    std::vector<const int64_t*> strides(operands);
+    std::vector<void*> data(operands);
+    for (int k = 0; k < operands; ++k) {
+      const auto other = tensors[k].sizes();
+      STD_TORCH_CHECK(other.size() == sizes.size() && std::equal(sizes.begin(), sizes.end(), other.begin()),
+                      "torchad_ext: a pointwise kernel takes tensors of one shape; expand them before the call");
+      STD_TORCH_CHECK(int32_t(tensors[k].scalar_type()) == int32_t(kernel.dtype), "torchad_ext: a kernel for ",
+                      torch::headeronly::toString(ScalarType(kernel.dtype)), " was given a tensor of ",
+                      torch::headeronly::toString(tensors[k].scalar_type()));
+      STD_TORCH_CHECK(tensors[k].device() == x.device(), "torchad_ext: a pointwise kernel takes tensors of one device");
+      strides[k] = tensors[k].strides().data();
+      data[k] = tensors[k].data_ptr();
+    }
+    int64_t loop_sizes[most_dims];
+    std::vector<int64_t> loop_strides(operands * most_dims);
+    const int dims =
+        coalesce(operands, int(sizes.size()), sizes.data(), strides.data(), loop_sizes, loop_strides.data());
+    STD_TORCH_CHECK(dims <= Device::max_dims, "torchad_ext: more than ", Device::max_dims,
+                    " dimensions that do not merge; call contiguous() on the inputs");
+    const Loop loop{operands, dims, loop_sizes, loop_strides.data(), data.data()};
+    if (const int64_t n = loop.elements(); n > 0) Device::run(kernel, loop, scalars.data(), n, x);
+  }
+
+  static const Kernel& kernel(StableIValue value, const std::vector<Tensor>& inputs) {
+    const Kernel& kernel = *reinterpret_cast<const Kernel*>(to<int64_t>(value));
+    STD_TORCH_CHECK(int64_t(inputs.size()) == kernel.inputs, "torchad_ext: a kernel of ", kernel.inputs,
+                    " inputs was given ", inputs.size(), " tensors");
+    return kernel;
+  }
+
+  // pointwise(int kernel, Tensor[] inputs, float[] scalars) -> Tensor[]
+  static void boxed(StableIValue* stack, uint64_t, uint64_t) {
+    const auto inputs = to<std::vector<Tensor>>(stack[1]);
+    const auto scalars = to<std::vector<double>>(stack[2]);
+    const Kernel& kernel = Pointwise::kernel(stack[0], inputs);
+    const Tensor& x = inputs[0];
+    std::vector<const int64_t*> strides;
+    for (const Tensor& input : inputs) {
+      STD_TORCH_CHECK(input.dim() == x.dim(), "torchad_ext: a pointwise kernel takes tensors of one shape");
+      strides.push_back(input.strides().data());
+    }
+    int64_t result[most_dims];
+    result_strides(kernel.inputs, int(x.dim()), x.sizes().data(), strides.data(), result);
+    std::vector<Tensor> tensors;
+    tensors.reserve(kernel.outputs + kernel.inputs);
+    for (int k = 0; k < kernel.outputs; ++k) {
+      tensors.push_back(empty_strided(x, x.dim(), x.sizes().data(), result));
+      Device::prepare(tensors[k]);
+    }
+    tensors.insert(tensors.end(), inputs.begin(), inputs.end());
+    run(kernel, tensors, scalars);
+    tensors.resize(kernel.outputs);
+    stack[0] = from(tensors);
+  }
+
+  // pointwise.out(int kernel, Tensor[] inputs, float[] scalars, *, Tensor(a!)[] out) -> ()
+  static void boxed_out(StableIValue* stack, uint64_t, uint64_t) {
+    const auto inputs = to<std::vector<Tensor>>(stack[1]);
+    const auto scalars = to<std::vector<double>>(stack[2]);
+    auto tensors = to<std::vector<Tensor>>(stack[3]);
+    const Kernel& kernel = Pointwise::kernel(stack[0], inputs);
+    STD_TORCH_CHECK(int64_t(tensors.size()) == kernel.outputs, "torchad_ext: a kernel of ", kernel.outputs,
+                    " outputs was given ", tensors.size(), " tensors as out");
+    for (const Tensor& out : tensors) {
+      STD_TORCH_CHECK(is_dense(int(out.dim()), out.sizes().data(), out.strides().data()),
+                      "torchad_ext: out must be dense, without gaps or repeated elements");
+    }
+    tensors.insert(tensors.end(), inputs.begin(), inputs.end());
+    run(kernel, tensors, scalars);
+  }
+
+  static void implement(StableLibrary& m) {
+    m.impl("pointwise", boxed);
+    m.impl("pointwise.out", boxed_out);
+  }
+};
 
 }  // namespace torchad_ext

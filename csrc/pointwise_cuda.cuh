@@ -1,14 +1,14 @@
 // The CUDA loop: any functor over any strided inputs.
 //
 // Contiguous data moves in 16-byte packs, one pack of every input per thread and step; an input that repeats one
-// element is read once. Everything else goes element by element through the strides. Launches are on PyTorch's current
-// stream and on the tensors' own device.
+// element is read once. Everything else goes element by element through the strides.
 #pragma once
 
 #include <algorithm>
 
-#include "cuda.cuh"
-#include "pointwise.h"
+#include "functor.h"
+#include "kernel.h"
+#include "number.cuh"
 
 namespace torchad_ext {
 
@@ -20,6 +20,25 @@ struct alignas(16) Pack {
   T value[pack_size<T>];
 };
 
+template <Dtype dtype>
+struct StorageOf;
+template <>
+struct StorageOf<Dtype::float16> {
+  using type = __half;
+};
+template <>
+struct StorageOf<Dtype::bfloat16> {
+  using type = __nv_bfloat16;
+};
+template <>
+struct StorageOf<Dtype::float32> {
+  using type = float;
+};
+template <>
+struct StorageOf<Dtype::float64> {
+  using type = double;
+};
+
 template <class T, int operands>
 struct Operands {
   T* data[operands];
@@ -27,7 +46,8 @@ struct Operands {
 
 // Operand k at index i stands at data[k][i], or at data[k][0] where bit k of `repeated` is set.
 template <class Functor, class T, int outputs, int operands>
-__global__ void __launch_bounds__(256) contiguous_kernel(Operands<T, operands> operand, unsigned repeated, int64_t n) {
+__global__ void __launch_bounds__(256)
+    contiguous_kernel(Functor functor, Operands<T, operands> operand, uint64_t repeated, int64_t n) {
   constexpr int inputs = operands - outputs;
   using Number = number_t<T>;
   const int64_t packs = n / pack_size<T>;
@@ -56,7 +76,7 @@ __global__ void __launch_bounds__(256) contiguous_kernel(Operands<T, operands> o
       Number x[inputs];
 #pragma unroll
       for (int k = 0; k < inputs; ++k) x[k] = to_number(from[k].value[j]);
-      const auto y = call<Functor>(x);
+      const auto y = call(functor, x);
 #pragma unroll
       for (int k = 0; k < outputs; ++k) assign(to[k].value[j], y.value[k]);
     }
@@ -71,14 +91,15 @@ __global__ void __launch_bounds__(256) contiguous_kernel(Operands<T, operands> o
     for (int k = 0; k < inputs; ++k) {
       x[k] = to_number(repeated >> (outputs + k) & 1 ? constant[k] : operand.data[outputs + k][last]);
     }
-    const auto y = call<Functor>(x);
+    const auto y = call(functor, x);
 #pragma unroll
     for (int k = 0; k < outputs; ++k) assign(operand.data[k][last], y.value[k]);
   }
 }
 
-template <class Functor, class T, int outputs, class Index, class Loop, int operands>
-__global__ void __launch_bounds__(256) strided_kernel(Operands<T, operands> operand, Loop loop, Index n) {
+template <class Functor, class T, int outputs, int operands, class Loop, class Index>
+__global__ void __launch_bounds__(256)
+    strided_kernel(Functor functor, Operands<T, operands> operand, Loop loop, Index n) {
   constexpr int inputs = operands - outputs;
   using Number = number_t<T>;
   const Index stride = Index(gridDim.x) * blockDim.x;
@@ -88,52 +109,56 @@ __global__ void __launch_bounds__(256) strided_kernel(Operands<T, operands> oper
     Number x[inputs];
 #pragma unroll
     for (int k = 0; k < inputs; ++k) x[k] = to_number(operand.data[outputs + k][offset[outputs + k]]);
-    const auto y = call<Functor>(x);
+    const auto y = call(functor, x);
 #pragma unroll
     for (int k = 0; k < outputs; ++k) assign(operand.data[k][offset[k]], y.value[k]);
   }
 }
 
 struct Cuda {
-  static constexpr int max_dims = 25;  // as many as PyTorch's own CUDA loops take
-
-  using Half = __half;
-  using BFloat16 = __nv_bfloat16;
-  template <class T>
-  using Number = T;
-
-  static void prepare(const Tensor&) {}
-
-  template <class Functor, class T, int outputs, int operands>
-  static void run(const Strided<operands, max_dims>& loop, void* const (&data)[operands], const Tensor& x) {
+  template <class Functor, class T, int inputs>
+  static int32_t run(const Loop& loop, const double* scalars, int64_t, int64_t n, void* cuda_stream) {
+    constexpr int outputs = output_count<Functor, number_t<T>, inputs>;
+    constexpr int operands = outputs + inputs;
     constexpr int threads = 256;
     constexpr int64_t max_blocks = int64_t(1) << 22;
     constexpr int64_t max_index = int64_t(1) << 31;  // below it a 32-bit index, stepped once, does not wrap
-    const DeviceGuard guard(x.get_device_index());
-    const cudaStream_t stream = current_stream(x);
-    const int64_t n = loop.elements();
+    static_assert(operands <= 64, "one bit for each operand");
+    const auto functor = make_functor<Functor>(scalars);
+    const auto stream = static_cast<cudaStream_t>(cuda_stream);
 
     Operands<T, operands> operand;
-    unsigned repeated = 0;
+    uint64_t repeated = 0;
     bool contiguous = true;
     for (int k = 0; k < operands; ++k) {
-      operand.data[k] = static_cast<T*>(data[k]);
+      operand.data[k] = static_cast<T*>(loop.data[k]);
       if (k >= outputs && loop.repeated(k)) {
-        repeated |= 1u << k;
+        repeated |= uint64_t(1) << k;
       } else {
-        contiguous = contiguous && loop.contiguous(k) && reinterpret_cast<uintptr_t>(data[k]) % sizeof(Pack<T>) == 0;
+        contiguous =
+            contiguous && loop.contiguous(k) && reinterpret_cast<uintptr_t>(loop.data[k]) % sizeof(Pack<T>) == 0;
       }
     }
     const int64_t work = contiguous ? (n + pack_size<T> - 1) / pack_size<T> : n;
     const int blocks = int(std::min((work + threads - 1) / threads, max_blocks));
     if (contiguous) {
-      contiguous_kernel<Functor, T, outputs><<<blocks, threads, 0, stream>>>(operand, repeated, n);
-    } else if (n < max_index) {
-      strided_kernel<Functor, T, outputs, uint32_t><<<blocks, threads, 0, stream>>>(operand, loop, uint32_t(n));
-    } else {
-      strided_kernel<Functor, T, outputs, int64_t><<<blocks, threads, 0, stream>>>(operand, loop, n);
+      contiguous_kernel<Functor, T, outputs><<<blocks, threads, 0, stream>>>(functor, operand, repeated, n);
+      return cudaGetLastError();
     }
-    check_launch(__PRETTY_FUNCTION__);
+    Strided<operands, 25> strided;
+    if (!copy_loop(loop, strided)) return cudaErrorInvalidValue;
+    if (n < max_index) {
+      strided_kernel<Functor, T, outputs><<<blocks, threads, 0, stream>>>(functor, operand, strided, uint32_t(n));
+    } else {
+      strided_kernel<Functor, T, outputs><<<blocks, threads, 0, stream>>>(functor, operand, strided, n);
+    }
+    return cudaGetLastError();
+  }
+
+  template <class Functor, int inputs, Dtype dtype>
+  static constexpr Kernel kernel() {
+    using T = typename StorageOf<dtype>::type;
+    return {inputs, output_count<Functor, number_t<T>, inputs>, dtype, run<Functor, T, inputs>};
   }
 };
 

@@ -12,7 +12,68 @@
 
 namespace torchad_ext {
 
+constexpr int most_dims = 64;  // of a tensor in PyTorch
+
 // A loop over elements, innermost dimension first. Operand 0 leads: the dimensions stand in the order of its strides.
+struct Loop {
+  int operands;
+  int dims;
+  const int64_t* sizes;    // [dims]
+  const int64_t* strides;  // [operands, most_dims]
+  void* const* data;       // [operands]
+
+  int64_t stride(int operand, int dim) const { return strides[operand * most_dims + dim]; }
+
+  int64_t elements() const {
+    int64_t product = 1;
+    for (int d = 0; d < dims; ++d) product *= sizes[d];
+    return product;
+  }
+
+  // Does the operand lie in memory just as the loop runs?
+  bool contiguous(int operand) const { return dims == 0 || (dims == 1 && stride(operand, 0) == 1); }
+
+  // Is the operand one element, repeated?
+  bool repeated(int operand) const {
+    for (int d = 0; d < dims; ++d) {
+      if (stride(operand, d) != 0) return false;
+    }
+    return true;
+  }
+};
+
+// Makes the loop over tensors of one shape: dimensions of size 1 dropped, the rest sorted, neighbours merged wherever
+// every operand steps through both as through one. Returns the number of dimensions left.
+inline int coalesce(int operands, int dims, const int64_t* sizes, const int64_t* const* strides, int64_t* loop_sizes,
+                    int64_t* loop_strides) {
+  int order[most_dims];
+  int kept = 0;
+  for (int d = dims - 1; d >= 0; --d) {
+    if (sizes[d] == 1) continue;
+    int at = kept++;
+    for (; at > 0 && strides[0][order[at - 1]] > strides[0][d]; --at) order[at] = order[at - 1];
+    order[at] = d;
+  }
+  int loop_dims = 0;
+  for (int i = 0; i < kept; ++i) {
+    const int d = order[i];
+    const int last = loop_dims - 1;
+    bool merges = last >= 0;
+    for (int k = 0; merges && k < operands; ++k) {
+      merges = strides[k][d] == loop_strides[k * most_dims + last] * loop_sizes[last];
+    }
+    if (merges) {
+      loop_sizes[last] *= sizes[d];
+      continue;
+    }
+    loop_sizes[loop_dims] = sizes[d];
+    for (int k = 0; k < operands; ++k) loop_strides[k * most_dims + loop_dims] = strides[k][d];
+    ++loop_dims;
+  }
+  return loop_dims;
+}
+
+// A loop that can be passed to the device by value.
 template <int operands, int max_dims>
 struct Strided {
   int dims;
@@ -23,19 +84,6 @@ struct Strided {
     int64_t product = 1;
     for (int d = 0; d < dims; ++d) product *= sizes[d];
     return product;
-  }
-
-  // Does the operand lie in memory just as the loop runs?
-  TORCHAD_EXT_HOST_DEVICE bool contiguous(int operand) const {
-    return dims == 0 || (dims == 1 && strides[operand][0] == 1);
-  }
-
-  // Is the operand one element, repeated?
-  TORCHAD_EXT_HOST_DEVICE bool repeated(int operand) const {
-    for (int d = 0; d < dims; ++d) {
-      if (strides[operand][d] != 0) return false;
-    }
-    return true;
   }
 
   // The offsets of all operands at a linear index of the loop.
@@ -50,40 +98,21 @@ struct Strided {
   }
 };
 
-// The loop over tensors of one shape: dimensions of size 1 dropped, the rest sorted, neighbours merged wherever every
-// operand steps through both as through one. False if more than max_dims remain.
+// False if the loop has more dimensions than fit.
 template <int operands, int max_dims>
-bool coalesce(int dims, const int64_t* sizes, const int64_t* const (&strides)[operands],
-              Strided<operands, max_dims>& loop) {
-  int order[64];
-  int kept = 0;
-  for (int d = dims - 1; d >= 0; --d) {
-    if (sizes[d] == 1) continue;
-    int at = kept++;
-    for (; at > 0 && strides[0][order[at - 1]] > strides[0][d]; --at) order[at] = order[at - 1];
-    order[at] = d;
-  }
-  loop.dims = 0;
-  for (int i = 0; i < kept; ++i) {
-    const int d = order[i];
-    const int last = loop.dims - 1;
-    bool merges = last >= 0;
-    for (int k = 0; merges && k < operands; ++k) merges = strides[k][d] == loop.strides[k][last] * loop.sizes[last];
-    if (merges) {
-      loop.sizes[last] *= sizes[d];
-      continue;
-    }
-    if (loop.dims == max_dims) return false;
-    loop.sizes[loop.dims] = sizes[d];
-    for (int k = 0; k < operands; ++k) loop.strides[k][loop.dims] = strides[k][d];
-    ++loop.dims;
+bool copy_loop(const Loop& from, Strided<operands, max_dims>& to) {
+  if (from.dims > max_dims) return false;
+  to.dims = from.dims;
+  for (int d = 0; d < from.dims; ++d) {
+    to.sizes[d] = from.sizes[d];
+    for (int k = 0; k < operands; ++k) to.strides[k][d] = from.stride(k, d);
   }
   return true;
 }
 
 // Do the strides visit dense memory once, in whatever order of dimensions?
 inline bool is_dense(int dims, const int64_t* sizes, const int64_t* strides) {
-  bool seen[64] = {};
+  bool seen[most_dims] = {};
   int64_t expected = 1;
   for (int i = 0; i < dims; ++i) {
     int next = -1;
@@ -110,21 +139,31 @@ inline bool contiguous_strides(int dims, const int64_t* sizes, const int64_t* st
   return same;
 }
 
-// The strides PyTorch gives the result of an elementwise operation: row-major ones for a contiguous operand, those of a
-// dense operand, else dense ones in the operand's order of dimensions (TensorIterator's rule: a stride of 0 compares
-// with nothing, equal strides go by size).
-inline void result_strides(int dims, const int64_t* sizes, const int64_t* strides, int64_t* result) {
-  if (contiguous_strides(dims, sizes, strides, result)) return;
-  if (is_dense(dims, sizes, strides)) {
-    for (int d = 0; d < dims; ++d) result[d] = strides[d];
+// The strides PyTorch gives the result of an elementwise operation (TensorIterator's rule): row-major ones if all
+// operands are so, those of the operands if they agree and are dense, else dense ones in the operands' order of
+// dimensions, where the first operand that can tell two dimensions apart decides: a stride of 0 tells nothing, of equal
+// strides the larger size comes last.
+inline void result_strides(int operands, int dims, const int64_t* sizes, const int64_t* const* strides,
+                           int64_t* result) {
+  bool contiguous = true, agree = true;
+  for (int k = 0; k < operands; ++k) {
+    contiguous = contiguous_strides(dims, sizes, strides[k], result) && contiguous;
+    for (int d = 0; d < dims; ++d) agree = agree && strides[k][d] == strides[0][d];
+  }
+  if (contiguous) return;
+  if (agree && is_dense(dims, sizes, strides[0])) {
+    for (int d = 0; d < dims; ++d) result[d] = strides[0][d];
     return;
   }
   const auto compare = [&](int a, int b) {
-    if (strides[a] == 0 || strides[b] == 0) return 0;
-    if (strides[a] != strides[b]) return strides[a] < strides[b] ? -1 : 1;
-    return sizes[a] > sizes[b] ? 1 : 0;
+    for (int k = 0; k < operands; ++k) {
+      if (strides[k][a] == 0 || strides[k][b] == 0) continue;
+      if (strides[k][a] != strides[k][b]) return strides[k][a] < strides[k][b] ? -1 : 1;
+      if (sizes[a] > sizes[b]) return 1;
+    }
+    return 0;
   };
-  int order[64];
+  int order[most_dims];
   for (int i = 0; i < dims; ++i) order[i] = dims - 1 - i;
   for (int i = 1; i < dims; ++i) {
     int at = i;

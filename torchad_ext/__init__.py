@@ -1,9 +1,11 @@
 """Fast, exact first and second derivatives for PyTorch, as drop-in ops."""
 
 from ._build import BuildError as BuildError
-from .ops import exp as exp
-from .ops import sin as sin
+from .ops import *  # noqa: F403, the catalogue names what it holds
+from .pointwise import Pointwise as Pointwise
+from .pointwise import pointwise as pointwise
 from .quadratic_form import quadratic_form as quadratic_form
+from .trace import TraceError as TraceError
 from .verify import Verification as Verification
 from .verify import VerificationError as VerificationError
 from .verify import verify as verify

@@ -1,7 +1,8 @@
 """Compiles and loads the native kernels; the only file that knows compilers.
 
-A library is looked for in three places: among the binaries that came with the package, in the cache, and at last it is
-compiled into the cache. A cache entry is a folder named by a hash of everything that counts (sources, flags, compilers,
+There is one library for each device, which holds the operators and needs PyTorch, and a small one for each pointwise
+kernel, which needs nothing. A library is looked for in three places: among the binaries that came with the package, in
+the cache, and at last it is compiled into the cache. A cache entry is a folder named by a hash of everything that counts (sources, flags, compilers,
 CPU or GPU, torch), written aside and renamed into place, under a lock that the operating system frees with its holder.
 
 Environment:
@@ -14,6 +15,8 @@ Environment:
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import hashlib
 import os
 import platform
@@ -69,6 +72,11 @@ def cpu_level() -> str:
     if platform.machine() not in ("x86_64", "AMD64"):
         return platform.machine()
     return _CPU_LEVELS.get(torch.backends.cpu.get_cpu_capability(), "x86-64")
+
+
+def processors() -> int:
+    """How many compilers to run at a time."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def present_gpus() -> tuple[str, ...]:
@@ -154,14 +162,16 @@ def _path(path: Path) -> str:
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
-def write_ninja(folder: Path, sources: list[Path], toolchain: Toolchain) -> None:
+def write_ninja(folder: Path, sources: list[Path], toolchain: Toolchain, with_torch: bool = True) -> None:
     """Writes ``build.ninja`` into ``folder``: compile every source, link them to ``library.so``."""
     torch_root = os.path.dirname(os.path.realpath(torch.__file__))
     objects = [f"{source.name}.o" for source in sources]
+    headers = ["-isystem", f"{torch_root}/include"] if with_torch else []
+    libraries = [f"-L{torch_root}/lib", "-ltorch", "-ltorch_cpu", "-lc10"] if with_torch else []
     lines = [
         f"compiler = {_shell(toolchain.compiler, *toolchain.flags)}",
-        f"headers = {_shell('-isystem', f'{torch_root}/include', f'-I{CSRC}')}",
-        f"libraries = {_shell(f'-L{torch_root}/lib', '-ltorch', '-ltorch_cpu', '-lc10')}",
+        f"headers = {_shell(*headers, f'-I{CSRC}')}",
+        f"libraries = {_shell(*libraries)}",
         "rule compile",
         "  command = $compiler $headers -c $in -o $out",
         "rule link",
@@ -184,21 +194,33 @@ def _find_ninja() -> str:
     raise BuildError("ninja was not found; pip install ninja")
 
 
-def compile_library(device: str, toolchain: Toolchain, to: Path) -> None:
-    """Compiles the kernels of a device and puts the library at ``to``, whole or not at all.
+def compile_library(device: str, toolchain: Toolchain, to: Path, kernel: str | None = None) -> None:
+    """Compiles the operators of a device, or one pointwise kernel, and puts the library at ``to``, whole or not at all.
+
+    Args:
+        device: ``"cpu"`` or ``"cuda"``.
+        toolchain: how.
+        to: the library.
+        kernel: the source of the kernel, in place of the files of ``csrc``.
 
     Raises:
         BuildError: the compiler failed; its output is kept beside ``to``, in a file ending in ``.log``.
     """
-    sources = sorted(CSRC.glob("*.cpp" if device == "cpu" else "*.cu"))
+    suffix = ".cpp" if device == "cpu" else ".cu"
     log = to.with_suffix(".log")
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=to.parent, prefix=_BUILDING, ignore_cleanup_errors=True) as name:
-        write_ninja(Path(name), sources, toolchain)
+        sources = sorted(CSRC.glob(f"*{suffix}"))
+        if kernel is not None:
+            sources = [Path(name, f"kernel{suffix}").absolute()]
+            sources[0].write_text(kernel, encoding="utf-8")
+        write_ninja(Path(name), sources, toolchain, with_torch=kernel is None)
         command = [_find_ninja(), "-C", name, "library.so"]
         result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
         if result.returncode != 0:
             log.write_bytes(result.stdout)
+            if kernel is not None:
+                to.with_suffix(suffix).write_text(kernel, encoding="utf-8")
             raise BuildError(f"{toolchain.compiler} failed; its output is in {log}; {_REMEDY[device]}")
         os.replace(Path(name, "library.so"), to)
     log.unlink(missing_ok=True)
@@ -231,18 +253,23 @@ def _locked(folder: Path, what: str) -> Iterator[None]:
 
 def _cached(device: str, toolchain: Toolchain) -> Path:
     """The library of a device from the cache, compiled first if it is not there."""
-    folder = cache_dir() / cache_key(device, toolchain)
+    what = f"the {device.upper()} kernels for {toolchain.target}"
+    return _from_cache(cache_key(device, toolchain), what, device, toolchain, None)
+
+
+def _from_cache(key: str, what: str, device: str, toolchain: Toolchain, kernel: str | None) -> Path:
+    folder = cache_dir() / key
     library = folder / "library.so"
     if os.path.exists(library):
         return library
-    what = f"the {device.upper()} kernels for {toolchain.target}"
     with _locked(folder, what):
         if not library.exists():
             for killed in folder.glob(f"{_BUILDING}*"):
                 shutil.rmtree(killed, ignore_errors=True)
-            _say(f"compiling {what}, once, with {toolchain.compiler}; kept in {folder}")
+            if kernel is None:
+                _say(f"compiling {what}, once, with {toolchain.compiler}; kept in {folder}")
             start = time.perf_counter()
-            compile_library(device, toolchain, library)
+            compile_library(device, toolchain, library, kernel)
             _say(f"compiled {what} in {time.perf_counter() - start:.1f} s")
     return library
 
@@ -333,3 +360,43 @@ def _load_library(library: Path) -> None:
     except OSError as error:
         # torch names the file alone; what is wrong with it stands in the cause.
         raise BuildError(f"{error.__cause__ or error}; delete {library} to have it compiled again") from error
+
+
+@functools.cache
+def _for_kernels(device: str) -> tuple[Toolchain, str]:
+    """How the pointwise kernels of this process are compiled, and the part of their keys that they share."""
+    toolchain = cpu_toolchain() if device == "cpu" else cuda_toolchain()
+    return toolchain, cache_key(device, toolchain)
+
+
+_kernels: dict[str, ctypes.CDLL] = {}  # a library stays as long as the process
+
+
+def load_kernel(name: str, device: str, source: str) -> int | None:
+    """The address of a pointwise kernel, compiled on its first use.
+
+    Args:
+        name: of the kernel, to be told what is compiled.
+        device: ``"cpu"`` or ``"cuda"``, whose operators are loaded.
+        source: what to compile.
+
+    Returns:
+        The address of its ``Kernel``; None if it could not be compiled, and one warning has said why and what to do.
+
+    Raises:
+        BuildError: it could not be compiled and ``TORCHAD_EXT_STRICT=1``.
+    """
+    try:
+        toolchain, shared = _for_kernels(device)
+        digest = hashlib.sha256(f"{shared}\0{source}".encode()).hexdigest()[:16]
+        key = f"{name}-{device}-{toolchain.target}-{digest}"
+        if key not in _kernels:
+            library = _from_cache(key, f"{name} for the {device.upper()}", device, toolchain, source)
+            _kernels[key] = ctypes.CDLL(str(library))
+        return ctypes.addressof(ctypes.c_char.in_dll(_kernels[key], "torchad_ext_kernel"))
+    except (BuildError, OSError, ValueError) as error:
+        failure = BuildError(f"torchad_ext has no native kernel of {name}: {error}")
+        if os.environ.get("TORCHAD_EXT_STRICT") == "1":
+            raise failure from error
+        warnings.warn(f"{failure}. The plain PyTorch definition runs instead.", stacklevel=6)
+        return None

@@ -44,7 +44,7 @@ def _plain_keys() -> dict[int, str]:
 _PLAIN = _plain_keys()
 _dispatch_keys = torch._C._dispatch_keys
 _registering = threading.Lock()
-_profiling = torch._C._autograd._profiler_enabled
+profiling = torch._C._autograd._profiler_enabled
 
 
 def device_of(xs: Sequence[torch.Tensor]) -> str | None:
@@ -79,15 +79,17 @@ def _guard(name: str, library: torch.library.Library) -> None:
     """Makes a call through ``torch.ops`` raise where a derivative would be lost."""
     op = getattr(torch.ops.torchad_ext, name)
 
-    def call(keyset: torch._C.DispatchKeySet, *tensors: torch.Tensor, overload: str, **out: torch.Tensor) -> Any:
-        for x in tensors:
+    def call(keyset: torch._C.DispatchKeySet, *args: Any, overload: str, **out: Any) -> Any:
+        for x in (x for arg in args for x in (arg if isinstance(arg, (list, tuple)) else [arg])):
+            if not isinstance(x, torch.Tensor):
+                continue
             wants_gradient = torch.is_grad_enabled() and x.requires_grad
             if wants_gradient or (forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None):
                 raise RuntimeError(
                     f"torch.ops.torchad_ext.{name} is a bare kernel and has no derivative, but was given a tensor that "
                     "needs one; call the function of the same name in torchad_ext, or detach() the tensor"
                 )
-        return getattr(op, overload).redispatch(keyset & torch._C._after_autograd_keyset, *tensors, **out)
+        return getattr(op, overload).redispatch(keyset & torch._C._after_autograd_keyset, *args, **out)
 
     for overload in op.overloads():
         full_name = name if overload == "default" else f"{name}.{overload}"
@@ -109,15 +111,33 @@ def _load(name: str, device: str) -> Callable[..., Any] | None:
     return functools.partial(overload._handle.redispatch_boxed, _keys(_BACKEND[device]))
 
 
-def find(name: str | None, device: str) -> Callable[..., Any] | None:
+def find(name: str, device: str) -> Callable[..., Any] | None:
     """The kernel ``name`` for a device, or None if there is none; compiles the kernels on the first use."""
-    if name is None:
-        return None
     kernel = _load(name, device)
-    return kernel if kernel is None or not _profiling() else functools.partial(_recorded, name, kernel)
+    return kernel if kernel is None or not profiling() else recorded(name, kernel)
 
 
-def _recorded(name: str, kernel: Callable[..., Any], *xs: torch.Tensor) -> Any:
+def compile_pointwise(name: str, device: str, source: str) -> Callable[..., Any] | None:
+    """The pointwise kernel in a C++ file, as a function of a sequence of tensors and a sequence of numbers.
+
+    Args:
+        name: names it in messages and in the cache.
+        device: ``"cpu"`` or ``"cuda"``.
+        source: the file, as :func:`torchad_ext.codegen.kernel_file` writes it.
+
+    Returns:
+        The kernel, or None if it could not be compiled; one warning has said why.
+    """
+    run = _load("pointwise", device)
+    address = run and _build.load_kernel(name, device, source)
+    return functools.partial(run, address) if run and address else None
+
+
+def recorded(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
     """A kernel under the profiler: a call below the autograd keys leaves no record of itself."""
-    with torch.profiler.record_function(f"torchad_ext::{name}"):
-        return kernel(*xs)
+
+    def record(*args: Any) -> Any:
+        with torch.profiler.record_function(f"torchad_ext::{name}"):
+            return kernel(*args)
+
+    return record

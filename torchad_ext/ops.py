@@ -1,70 +1,224 @@
-"""The catalogue of pointwise ops."""
+"""The catalogue of pointwise ops: the only file that a new op touches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
-from .pointwise import Pointwise
+from .elementwise import HandWritten
+from .pointwise import Interval, Pointwise
+
+CATALOGUE: dict[str, Pointwise] = {}
+
+_DOC = """{summary}
+
+    {drop_in}float16, bfloat16, float32 and float64 on CPU and CUDA run on native kernels, one for each order of
+    derivative; every other dtype and device runs the PyTorch definition.
+
+    Args:
+        {arguments}: tensors of any strides, shapes that broadcast, or numbers. {numbers}
+
+    Returns:
+        Shape, strides and dtype of the PyTorch definition.
+
+    Raises:
+        TypeError: no argument is a tensor, or the arguments do not fit the signature.
+
+    Example:
+        >>> x = torch.tensor({example}, dtype=torch.float64, requires_grad=True)
+        >>> y = {name}({call})
+        >>> (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        >>> (curvature,) = torch.autograd.grad(slope.sum(), x)
+        >>> torch.testing.assert_close(y, {name}.definition({call}))
+    """
 
 
-def _hand_written(definition: Callable[..., Any], name: str, doc: str) -> Pointwise:
-    """An op whose value, gradient and double backward stand in ``csrc/ops/<name>.h``."""
-    return Pointwise(
-        definition,
-        kernel=name,
-        derivative_kernels=(f"{name}_backward", f"{name}_double_backward"),
+def _op(
+    name: str,
+    definition: Callable[..., Any],
+    summary: str,
+    *,
+    like: str = "",
+    domain: Interval | Mapping[str, Interval] = (-3.0, 3.0),
+    written: HandWritten | None = None,
+) -> Pointwise:
+    """Declares an op.
+
+    Args:
+        name: of the op and of its kernels.
+        definition: plain PyTorch, with the arguments and the defaults of the op.
+        summary: what it is, with its formula and where that comes from.
+        like: the function of PyTorch that it is a drop-in for.
+        domain: where ``verify`` and the tests sample its tensors.
+        written: its functors, where they were written by hand.
+    """
+    op = Pointwise(definition, name=name, module="torchad_ext", domain=domain, written=written)
+    parameters = op.__signature__.parameters
+    low, high = domain if isinstance(domain, tuple) else next(iter(domain.values()))
+    op.__doc__ = _DOC.format(
         name=name,
-        doc=doc,
+        summary=summary,
+        drop_in=f"A drop-in for ``{like}``. " if like else "",
+        arguments=", ".join(parameters),
+        numbers="Numbers have no gradient." if len(parameters) > 1 else "",
+        example=[round(low + (high - low) * t, 2) for t in (0.25, 0.75)],
+        call=", ".join("x" for p in parameters.values() if p.default is p.empty),
     )
+    CATALOGUE[name] = op
+    return op
 
 
-sin = _hand_written(
-    torch.sin,
+def _written(name: str) -> HandWritten:
+    stem = name.capitalize()
+    return HandWritten(f"ops/{name}.h", (stem, f"{stem}Backward", f"{stem}DoubleBackward"))
+
+
+sin = _op(
     "sin",
-    r"""The sine of each element, :math:`y = \sin x`, with :math:`y' = \cos x` and :math:`y'' = -\sin x`.
-
-    A drop-in for ``torch.sin``. float16, bfloat16, float32 and float64 on CPU and CUDA run on native kernels, one for
-    each order of derivative; every other dtype and device runs ``torch.sin``.
-
-    Args:
-        x: any shape, strides and dtype; radians.
-
-    Returns:
-        Shape, strides and dtype of ``torch.sin(x)``.
-
-    Raises:
-        TypeError: ``x`` is not a tensor.
-
-    Example:
-        >>> x = torch.tensor([0.0, 1.0], requires_grad=True)
-        >>> (slope,) = torch.autograd.grad(sin(x).sum(), x, create_graph=True)
-        >>> torch.autograd.grad(slope.sum(), x)[0]
-        tensor([-0.0000, -0.8415])
-    """,
+    lambda input: torch.sin(input),
+    r"The sine, :math:`\sin x`, of radians.",
+    like="torch.sin",
+    written=_written("sin"),
+)
+cos = _op("cos", lambda input: torch.cos(input), r"The cosine, :math:`\cos x`, of radians.", like="torch.cos")
+tan = _op(
+    "tan",
+    lambda input: torch.tan(input),
+    r"The tangent, :math:`\tan x`, of radians.",
+    like="torch.tan",
+    domain=(-1.4, 1.4),
+)
+exp = _op(
+    "exp", lambda input: torch.exp(input), r"The exponential, :math:`e^x`.", like="torch.exp", written=_written("exp")
+)
+expm1 = _op("expm1", lambda input: torch.expm1(input), r":math:`e^x - 1`, exact near 0.", like="torch.expm1")
+log = _op(
+    "log",
+    lambda input: torch.log(input),
+    r"The natural logarithm, :math:`\log x`.",
+    like="torch.log",
+    domain=(0.05, 5.0),
+)
+log1p = _op(
+    "log1p",
+    lambda input: torch.log1p(input),
+    r":math:`\log(1 + x)`, exact near 0.",
+    like="torch.log1p",
+    domain=(-0.9, 5.0),
+)
+tanh = _op("tanh", lambda input: torch.tanh(input), r"The hyperbolic tangent, :math:`\tanh x`.", like="torch.tanh")
+sigmoid = _op(
+    "sigmoid",
+    lambda input: torch.sigmoid(input),
+    r"The logistic function, :math:`\sigma(x) = 1 / (1 + e^{-x})`.",
+    like="torch.sigmoid",
+    domain=(-6.0, 6.0),
+)
+erf = _op(
+    "erf",
+    lambda input: torch.erf(input),
+    r"The error function, :math:`\frac{2}{\sqrt\pi} \int_0^x e^{-t^2} dt`.",
+    like="torch.erf",
+)
+sinc = _op(
+    "sinc",
+    lambda input: torch.sinc(input),
+    r":math:`\sin(\pi x) / (\pi x)`, 1 at 0, with derivatives that are exact at and near 0.",
+    like="torch.sinc",
+)
+square = _op("square", lambda input: torch.square(input), r"The square, :math:`x^2`.", like="torch.square")
+sqrt = _op(
+    "sqrt", lambda input: torch.sqrt(input), r"The square root, :math:`\sqrt x`.", like="torch.sqrt", domain=(0.05, 5.0)
+)
+rsqrt = _op("rsqrt", lambda input: torch.rsqrt(input), r":math:`1 / \sqrt x`.", like="torch.rsqrt", domain=(0.05, 5.0))
+reciprocal = _op(
+    "reciprocal", lambda input: torch.reciprocal(input), r":math:`1 / x`.", like="torch.reciprocal", domain=(0.2, 4.0)
+)
+pow = _op(
+    "pow",
+    lambda input, exponent: torch.pow(input, exponent),
+    r"The power, :math:`x^p`.",
+    like="torch.pow",
+    domain={"input": (0.1, 3.0), "exponent": (-2.0, 3.0)},
 )
 
-exp = _hand_written(
-    torch.exp,
-    "exp",
-    r"""The exponential of each element, :math:`y = e^x`, with :math:`y' = y'' = e^x`.
-
-    A drop-in for ``torch.exp``. float16, bfloat16, float32 and float64 on CPU and CUDA run on native kernels, one for
-    each order of derivative; every other dtype and device runs ``torch.exp``.
-
-    Args:
-        x: any shape, strides and dtype.
-
-    Returns:
-        Shape, strides and dtype of ``torch.exp(x)``.
-
-    Raises:
-        TypeError: ``x`` is not a tensor.
-
-    Example:
-        >>> exp(torch.tensor([0.0, 1.0]))
-        tensor([1.0000, 2.7183])
-    """,
+silu = _op(
+    "silu",
+    lambda input, inplace=False: F.silu(input, inplace),
+    r"SiLU or Swish, :math:`x\, \sigma(x)` (Elfwing et al., 2018, arXiv:1702.03118).",
+    like="torch.nn.functional.silu",
+    domain=(-6.0, 6.0),
 )
+gelu = _op(
+    "gelu",
+    lambda input, approximate="none": F.gelu(input, approximate=approximate),
+    r"GELU, :math:`x\, \Phi(x)` with the normal distribution function, or its tanh form (Hendrycks and Gimpel, 2016, arXiv:1606.08415).",
+    like="torch.nn.functional.gelu",
+)
+softplus = _op(
+    "softplus",
+    lambda input, beta=1.0, threshold=20.0: F.softplus(input, beta, threshold),
+    r":math:`\log(1 + e^{\beta x}) / \beta`, and x where :math:`\beta x` exceeds the threshold.",
+    like="torch.nn.functional.softplus",
+    domain=(-6.0, 6.0),
+)
+mish = _op(
+    "mish",
+    lambda input, inplace=False: F.mish(input, inplace),
+    r"Mish, :math:`x \tanh(\log(1 + e^x))` (Misra, 2019, arXiv:1908.08681).",
+    like="torch.nn.functional.mish",
+    domain=(-6.0, 6.0),
+)
+elu = _op(
+    "elu",
+    lambda input, alpha=1.0, inplace=False: F.elu(input, alpha, inplace),
+    r"ELU, x above 0 and :math:`\alpha (e^x - 1)` below (Clevert et al., 2016, arXiv:1511.07289).",
+    like="torch.nn.functional.elu",
+)
+celu = _op(
+    "celu",
+    lambda input, alpha=1.0, inplace=False: F.celu(input, alpha, inplace),
+    r"CELU, x above 0 and :math:`\alpha (e^{x/\alpha} - 1)` below (Barron, 2017, arXiv:1704.07483).",
+    like="torch.nn.functional.celu",
+)
+
+snake = _op(
+    "snake",
+    lambda input, a=1.0: input + torch.sin(a * input) ** 2 / a,
+    r"Snake, :math:`x + \sin^2(a x) / a` (Ziyin et al., 2020, arXiv:2006.08195).",
+    domain={"input": (-3.0, 3.0), "a": (0.3, 3.0)},
+)
+siren = _op(
+    "siren",
+    lambda input, omega=30.0: torch.sin(omega * input),
+    r"The sine of a SIREN layer, :math:`\sin(\omega x)` (Sitzmann et al., 2020, arXiv:2006.09661).",
+    domain=(-1.0, 1.0),
+)
+gaussian = _op("gaussian", lambda input: torch.exp(-(input**2) / 2), r":math:`e^{-x^2 / 2}`.")
+shifted_softplus = _op(
+    "shifted_softplus",
+    lambda input: F.softplus(input) - 0.6931471805599453,
+    r":math:`\log(\frac12 e^x + \frac12)`, 0 at 0 (SchNet; Schütt et al., 2017, arXiv:1706.08566).",
+    domain=(-6.0, 6.0),
+)
+gaussian_basis = _op(
+    "gaussian_basis",
+    lambda distance, center=0.0, width=1.0: torch.exp(-0.5 * ((distance - center) / width) ** 2),
+    r"A Gaussian radial basis function, :math:`e^{-(r - \mu)^2 / (2 w^2)}`, all in one unit of length.",
+    domain={"distance": (0.0, 5.0), "center": (0.0, 5.0), "width": (0.3, 2.0)},
+)
+polynomial_cutoff = _op(
+    "polynomial_cutoff",
+    lambda distance, cutoff=5.0: torch.where(
+        distance < cutoff,
+        1 - 28 * (distance / cutoff) ** 6 + 48 * (distance / cutoff) ** 7 - 21 * (distance / cutoff) ** 8,
+        0.0,
+    ),
+    r"A smooth envelope, :math:`1 - 28 u^6 + 48 u^7 - 21 u^8` with :math:`u = r / c` inside the cutoff, 0 outside: p = 6 in Gasteiger et al., 2020, arXiv:2003.03123, eq. 8.",
+    domain={"distance": (0.1, 6.0), "cutoff": (4.0, 5.0)},
+)
+
+__all__ = list(CATALOGUE)  # noqa: PLE0605

@@ -1,224 +1,277 @@
-"""Pointwise: an elementwise function with all its derivatives, under every transform of PyTorch.
-
-The derivatives of an elementwise function are elementwise functions again, of its arguments and of the cotangents or
-tangents. So one class is closed under ``vjp`` and ``jvp``, and one ``torch.autograd.Function`` applies any member of
-it: its backward applies the vjp, its jvp applies the jvp, and every order and mix of modes follows.
-"""
+"""pointwise: an op from a plain PyTorch function of elements, with a fused kernel for every derivative."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+import inspect
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, overload
 
 import torch
-from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 
-from . import _kernels
+from . import _build, expr
+from .elementwise import Elementwise, HandWritten
+from .latex import latex
+from .trace import trace
 
-_transforms_active = torch._C._are_functorch_transforms_active
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_autocast_enabled = torch._C._is_any_autocast_enabled
-_grad_enabled = torch.is_grad_enabled
+Interval = tuple[float, float]
+
+_TENSOR, _SCALAR = object(), object()  # what an argument is; anything else is fixed by its value
 
 
 class Pointwise:
-    """k elementwise functions of m tensors of one shape.
+    """An elementwise op with all its derivatives. :func:`pointwise` makes one of a function.
 
-    Calling it computes the functions by a native kernel where there is one for the tensors' device and dtype, by the
-    definition where there is not, and by the definition while ``torch.compile`` or ``torch.export`` trace.
+    Calling it computes the function by a native kernel where there is one for the tensors' device and dtype, by the
+    function itself where there is not, and by the function while ``torch.compile`` or ``torch.export`` trace.
 
-    Args:
-        definition: the functions in plain PyTorch: m tensors to a tensor (k = 1) or to a tuple of k tensors.
-        inputs: the names of the m arguments.
-        outputs: the names of the k results.
-        kernel: the native kernel that computes the same, or None.
-        derivative_kernels: the kernels of the vjp, of the vjp of the vjp, and so on, as far as there are any.
-        name, doc: how the op presents itself.
-
-    Example:
-        >>> double = Pointwise(lambda x: x + x, name="double")
-        >>> double(torch.ones(2))
-        tensor([2., 2.])
+    Attributes:
+        definition: the function in plain PyTorch.
     """
 
     def __init__(
         self,
         definition: Callable[..., Any],
         *,
-        inputs: Sequence[str] = ("x",),
-        outputs: Sequence[str] = ("output",),
-        kernel: str | None = None,
-        derivative_kernels: Sequence[str] = (),
-        name: str,
+        name: str | None = None,
+        module: str | None = None,
         doc: str | None = None,
+        domain: Interval | Mapping[str, Interval] = (-3.0, 3.0),
+        written: HandWritten | None = None,
     ) -> None:
         self.definition = definition
-        self.inputs = tuple(inputs)
-        self.outputs = tuple(outputs)
-        self.kernel = kernel
-        self.derivative_kernels = tuple(derivative_kernels)
-        self.__name__ = self.__qualname__ = name
-        self.__module__ = "torchad_ext"
-        self.__doc__ = doc
-        self._vjp: dict[tuple[bool, ...], Pointwise] = {}
-
-    def __repr__(self) -> str:
-        return f"<torchad_ext.{self.__name__}({', '.join(self.inputs)}) -> {', '.join(self.outputs)}>"
-
-    def __reduce__(self) -> str:
-        return self.__name__
-
-    def __call__(self, *xs: torch.Tensor) -> Any:
-        if torch.compiler.is_compiling():
-            return self.definition(*xs)
-        if has_torch_function(xs):
-            return handle_torch_function(self, xs, *xs)
-        self._check(xs)
-        return self.apply(*xs)
-
-    def apply(self, *xs: torch.Tensor) -> Any:
-        """The results for tensors, by the route that their derivatives need."""
-        if _transforms_active():
-            return _Apply.apply(self, *xs) if _kernels.fits_under_transforms(xs) else self.definition(*xs)
-        device = _kernels.device_of(xs)
-        if device is None or _dispatch_modes() or _autocast_enabled():
-            return self.definition(*xs)
-        if forward_ad._current_level >= 0:
-            return _Apply.apply(self, *xs)
-        run = _kernels.find(self.kernel, device) or self.definition
-        if run is not self.definition and _grad_enabled():
-            for x in xs:
-                if x.requires_grad:
-                    return _apply_eagerly(self, run, *xs)
-        return run(*xs)
-
-    def run(self, *xs: torch.Tensor) -> Any:
-        """The results without derivatives: by the kernel, or by the definition."""
-        device = _kernels.device_of(xs)
-        return ((device and _kernels.find(self.kernel, device)) or self.definition)(*xs)
-
-    def _check(self, xs: tuple[Any, ...]) -> None:
-        if len(xs) != len(self.inputs):
-            raise TypeError(f"torchad_ext.{self.__name__} takes {', '.join(self.inputs)}; got {len(xs)} arguments")
-        for x in xs:
-            if not isinstance(x, torch.Tensor):
-                raise TypeError(
-                    f"torchad_ext.{self.__name__} takes a torch.Tensor, got {type(x).__name__}; "
-                    f"write torchad_ext.{self.__name__}(torch.as_tensor(...))"
-                )
-
-    def vjp(self, wanted: tuple[bool, ...]) -> Pointwise:
-        """The vector-Jacobian product: (inputs, a cotangent per output) to the gradients of the wanted inputs."""
-        if wanted not in self._vjp:
-            chosen = [i for i, w in enumerate(wanted) if w]
-            names = [self.inputs[i] for i in chosen]
-            suffix = "" if all(wanted) else "_" + "_".join(names)
-            self._vjp[wanted] = Pointwise(
-                functools.partial(_vjp_definition, self, chosen),
-                inputs=(*self.inputs, *(f"grad_{name}" for name in self.outputs)),
-                outputs=tuple(f"grad_{name}" for name in names),
-                kernel=self.derivative_kernels[0] + suffix if self.derivative_kernels else None,
-                derivative_kernels=self.derivative_kernels[1:] if all(wanted) else (),
-                name=f"{self.__name__}.vjp",
-            )
-        return self._vjp[wanted]
+        self.__signature__ = inspect.signature(definition)
+        self.__name__ = self.__qualname__ = name or getattr(definition, "__name__", "pointwise")
+        if name is None:
+            self.__qualname__ = getattr(definition, "__qualname__", self.__name__)
+        self.__module__ = module or definition.__module__
+        self.__doc__ = doc or definition.__doc__
+        self._parameters = self.__signature__.parameters
+        refused = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+        for parameter in self._parameters.values():
+            if parameter.kind in refused:
+                raise TypeError(f"{self.__name__} takes *{parameter.name}; name every argument")
+        self._defaults = {name: p.default for name, p in self._parameters.items() if p.default is not p.empty}
+        self._written = written
+        self._members: dict[tuple[Any, ...], tuple[Elementwise, list[int], list[int]]] = {}
+        self._domain = domain
 
     @functools.cached_property
-    def jvp(self) -> Pointwise:
-        """The Jacobian-vector product: (inputs, a tangent per input) to the tangents of the outputs."""
-        if len(self.inputs) == len(self.outputs) == 1:
-            return self.vjp((True,))  # f'(x) t and f'(x) g are one function
-        return Pointwise(
-            functools.partial(_jvp_definition, self),
-            inputs=(*self.inputs, *(f"tangent_{name}" for name in self.inputs)),
-            outputs=tuple(f"tangent_{name}" for name in self.outputs),
-            name=f"{self.__name__}.jvp",
+    def _usual(self) -> Elementwise:
+        """The function of a call with tensors for all arguments that have no default."""
+        kinds = [_kind(self._defaults[name]) if name in self._defaults else _TENSOR for name in self._parameters]
+        return self._member(tuple(kinds))[0]
+
+    @property
+    def domain(self) -> dict[str, Interval]:
+        """Where :func:`torchad_ext.verify` samples each tensor of the usual call."""
+        intervals = self._domain if isinstance(self._domain, Mapping) else dict.fromkeys(self._parameters, self._domain)
+        names = (str(x.value) for x in self._usual.program.inputs)
+        return {name: intervals.get(name, (-3.0, 3.0)) for name in names}
+
+    def __repr__(self) -> str:
+        return f"<{self.__module__}.{self.__qualname__}{self.__signature__}>"
+
+    def __reduce__(self) -> str:
+        return self.__qualname__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self.definition(*args, **kwargs)
+        if kwargs or len(args) != len(self._parameters):
+            args = self._bound(args, kwargs)
+        member, tensors, scalars = self._member(tuple([_kind(x) for x in args]))
+        xs = [args[i] for i in tensors]
+        if has_torch_function(xs):
+            return handle_torch_function(self, xs, *args)
+        if not xs:
+            raise TypeError(self._no_tensor(args))
+        if len(xs) > 1:
+            shape = xs[0].shape
+            for x in xs:
+                if x.shape != shape:
+                    xs = list(torch.broadcast_tensors(*xs))
+                    break
+        return member.apply(xs, tuple([float(args[i]) for i in scalars]))
+
+    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """The arguments in the order of the parameters."""
+        try:
+            given = self.__signature__.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self.__name__}{self.__signature__}: {error}") from None
+        return tuple(given.arguments.get(name, self._defaults.get(name)) for name in self._parameters)
+
+    def _no_tensor(self, args: tuple[Any, ...]) -> str:
+        names = [str(x.value) for x in self._usual.program.inputs]
+        given = ", ".join(type(x).__name__ for x, name in zip(args, self._parameters, strict=True) if name in names)
+        return (
+            f"{self.__module__}.{self.__name__} takes a torch.Tensor for {' or '.join(names)}, got {given}; "
+            f"write {self.__module__}.{self.__name__}(torch.as_tensor(...))"
         )
 
+    def _member(self, kinds: tuple[Any, ...]) -> tuple[Elementwise, list[int], list[int]]:
+        """The function for arguments of these kinds, and where among them its tensors and its numbers stand."""
+        try:
+            return self._members[kinds]
+        except (KeyError, TypeError):
+            pass
+        for name, kind in zip(self._parameters, kinds, strict=True):
+            required = name not in self._defaults or isinstance(self._defaults[name], numbers.Real)
+            if kind is not _TENSOR and kind is not _SCALAR and required and not isinstance(kind, bool):
+                raise TypeError(
+                    f"{self.__module__}.{self.__name__} takes a torch.Tensor or a number for {name}, got "
+                    f"{type(kind).__name__}; write {self.__module__}.{self.__name__}(torch.as_tensor(...))"
+                )
+        tensors = [i for i, kind in enumerate(kinds) if kind is _TENSOR]
+        scalars = [i for i, kind in enumerate(kinds) if kind is _SCALAR]
+        symbols = [
+            expr.tensor(name) if kind is _TENSOR else expr.scalar(name) if kind is _SCALAR else kind
+            for name, kind in zip(self._parameters, kinds, strict=True)
+        ]
+        keywords = [n for n, p in self._parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+        positional = len(kinds) - len(keywords)
 
-def _vjp_definition(op: Pointwise, chosen: list[int], *args: torch.Tensor) -> Any:
-    xs, grads = list(args[: len(op.inputs)]), args[len(op.inputs) :]
+        def call(arguments: Sequence[Any]) -> Any:
+            return self.definition(*arguments[:positional], **dict(zip(keywords, arguments[positional:], strict=True)))
 
-    def of_chosen(*values: torch.Tensor) -> Any:
-        replaced = dict(zip(chosen, values, strict=True))
-        return op.definition(*(replaced.get(i, x) for i, x in enumerate(xs)))
+        def definition(*values: Any) -> Any:
+            arguments = list(kinds)
+            for i, value in zip((*tensors, *scalars), values, strict=True):
+                arguments[i] = value
+            return call(arguments)
 
-    pullback = torch.func.vjp(of_chosen, *(xs[i] for i in chosen))[1]
-    results = pullback(grads if len(grads) > 1 else grads[0])
-    return results if len(chosen) > 1 else results[0]
+        program = trace(call, symbols, self.__name__)
+        in_order = len(tensors) == len(kinds) and not keywords
+        written = self._written if not scalars else None
+        member = Elementwise(program, self.definition if in_order else definition, self.__name__, written)
+        return self._members.setdefault(kinds, (member, tensors, scalars))
+
+    def _order(self, order: int) -> Elementwise:
+        """The function whose kernel computes a derivative of the usual call, every gradient wanted."""
+        if order < 0:
+            raise ValueError(f"got order {order}; 0 is the value, 1 its gradient, 2 the gradient of that")
+        function = self._usual
+        for _ in range(order):
+            inputs, outputs = len(function.program.inputs), len(function.program.outputs)
+            function = function.vjp((True,) * inputs, (True,) * outputs).function
+        return function
+
+    def source(self, order: int = 0) -> str:
+        """The functor, in C++, whose kernel computes the value (0), the gradient (1), the double backward (2), ...
+
+        Its arguments are tensors and its numbers those that have a default. Each order differentiates the one before in
+        all its arguments: order 1 takes ``grad_output``, order 2 also ``grad_grad_x`` for each gradient ``grad_x``.
+
+        Example:
+            >>> import torchad_ext
+            >>> print(torchad_ext.square.source(order=1))
+            struct SquareBackward {
+              template <class T>
+              TORCHAD_EXT_FUNCTION auto operator()(T input, T grad_output) const {
+                return Outputs{grad_output * (number<T>(2) * input)};
+              }
+            };
+        """
+        function = self._order(order)
+        if function.written:
+            return (_build.CSRC / function.written.header).read_text(encoding="utf-8").rstrip()
+        return function.functor[1].rstrip()
+
+    def latex(self, order: int = 0) -> str:
+        r"""The formula of the same in LaTeX, without dollar signs.
+
+        A bar marks a cotangent: the kernel of order 1 computes :math:`\bar x` from :math:`\bar y`.
+
+        Example:
+            >>> import torchad_ext
+            >>> print(torchad_ext.square.latex())
+            \mathrm{square}(x) = x^{2}
+        """
+        return latex(self._order(order).program, self.__name__ if order == 0 else "")
+
+    def _repr_latex_(self) -> str:
+        return f"$\\displaystyle {self.latex()}$"
+
+    def compile(
+        self,
+        orders: Sequence[int] = (0, 1, 2),
+        dtypes: Sequence[torch.dtype] = (torch.float32,),
+        devices: Sequence[str] = ("cpu",),
+    ) -> None:
+        """Compiles kernels ahead of their first use, several at a time.
+
+        Args:
+            orders: 0 for the value, 1 for its gradient, 2 for the gradient of that, and so on, each with every gradient
+                wanted. Kernels for fewer gradients are compiled when they are needed.
+            dtypes: of float16, bfloat16, float32 and float64.
+            devices: of ``"cpu"`` and ``"cuda"``.
+
+        Raises:
+            BuildError: a kernel could not be compiled and ``TORCHAD_EXT_STRICT=1``; else there is one warning.
+
+        Example:
+            >>> import torchad_ext
+            >>> torchad_ext.square.compile(orders=[0])
+        """
+        functions = [self._order(order) for order in orders]
+        for device in devices:
+            _build.load(device)
+        work = [(f, device, dtype) for f in functions for device in devices for dtype in dtypes if f.program.outputs]
+        with ThreadPoolExecutor(_build.processors()) as pool:
+            for _ in pool.map(lambda each: each[0].kernel(each[1], each[2]), work):
+                pass
 
 
-def _jvp_definition(op: Pointwise, *args: torch.Tensor) -> Any:
-    xs, tangents = args[: len(op.inputs)], args[len(op.inputs) :]
-    # The pullback g -> J^T g is linear, so its own pullback is t -> J t; forward mode does not nest, this does.
-    outputs, pullback, *_ = torch.func.vjp(op.definition, *xs)
-    pushforward = torch.func.vjp(pullback, outputs)[1]
-    return pushforward(tangents)[0]
+def _kind(x: Any) -> Any:
+    if isinstance(x, torch.Tensor):
+        return _TENSOR
+    if isinstance(x, (float, int)) and not isinstance(x, bool):
+        return _SCALAR
+    return _SCALAR if isinstance(x, numbers.Real) and not isinstance(x, bool) else x
 
 
-class _Apply(torch.autograd.Function):
-    """Applies a Pointwise under any transform.
+@overload
+def pointwise(function: Callable[..., Any], /) -> Pointwise: ...
+@overload
+def pointwise(*, domain: Interval | Mapping[str, Interval] = ...) -> Callable[[Callable[..., Any]], Pointwise]: ...
+def pointwise(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    r"""Makes an op of a plain PyTorch function of elements: one fused kernel for every order of derivative.
 
-    Saves its inputs alone: an intermediate made inside forward has no gradient to give to the double backward.
+    The function is traced once, when it is declared. Calling the op runs C++ or CUDA kernels that are made from it, for
+    the value and, on demand, for each derivative, and compiled on their first use. It works under autograd,
+    ``torch.func``, ``vmap`` and forward mode; under ``torch.compile`` and ``torch.export`` the function itself is traced.
+
+    Args:
+        function: tensors and Python numbers to a tensor or a tuple of tensors, computed element by element with
+            PyTorch's functions, methods and operators. An argument with a number as its default is a number that may
+            change from call to call at no cost and has no gradient; an argument may be given a tensor or a number in
+            any call. An argument with another default (a string, a bool, None) is fixed when the kernel is made.
+        domain: the interval from which :func:`verify` samples the tensors, or a mapping from argument names to intervals.
+
+    Returns:
+        The op, called as the function is. Tensors broadcast; the result has the dtype and the strides that the function
+        would give it.
+
+    Raises:
+        TypeError: at declaration, if the function is not elementwise (it reduces, indexes, branches on a value, writes in
+            place, draws random numbers, ...); the message names the line and what to do instead.
+
+    Example:
+        >>> import torch, torchad_ext
+        >>> @torchad_ext.pointwise
+        ... def snake(x, a=1.0):
+        ...     return x + torch.sin(a * x) ** 2 / a
+        >>> x = torch.tensor([0.0, 1.0], requires_grad=True)
+        >>> y = snake(x, a=2.0)
+        >>> torch.autograd.grad(y.sum(), x)[0]
+        tensor([1.0000, 0.2432])
     """
-
-    @staticmethod
-    def forward(op: Pointwise, *xs: torch.Tensor) -> Any:
-        return op.run(*xs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.op, *xs = inputs
-        ctx.save_for_backward(*xs)
-        ctx.save_for_forward(*xs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return (None, *_gradients(ctx.op, ctx.needs_input_grad[1:], ctx.saved_tensors, grads))
-
-    @staticmethod
-    def jvp(ctx: Any, _: None, *tangents: torch.Tensor | None) -> Any:
-        xs = ctx.saved_tensors
-        given = (torch.zeros_like(x) if t is None else t for x, t in zip(xs, tangents, strict=True))
-        # One application of a Pointwise: a product around one would be silently zero in nested forward mode.
-        return ctx.op.jvp.apply(*xs, *given)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], op: Pointwise, *xs: torch.Tensor) -> Any:
-        batched = (
-            x.unsqueeze(0).expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
-            for x, dim in zip(xs, in_dims[1:], strict=True)
-        )
-        return op.apply(*batched), 0 if len(op.outputs) == 1 else (0,) * len(op.outputs)
-
-
-class _ApplyEagerly(torch.autograd.Function):
-    """The same for reverse mode alone, without what a transform needs: a third of the cost on small tensors."""
-
-    @staticmethod
-    def forward(ctx: Any, op: Pointwise, kernel: Callable[..., Any], *xs: torch.Tensor) -> Any:
-        ctx.op = op
-        ctx.save_for_backward(*xs)
-        return kernel(*xs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return (None, None, *_gradients(ctx.op, ctx.needs_input_grad[2:], ctx.saved_tensors, grads))
-
-
-# Function.apply binds its arguments to the signature of forward first, which takes longer than all the rest.
-_apply_eagerly = super(torch.autograd.Function, _ApplyEagerly).apply
-
-
-def _gradients(
-    op: Pointwise, wanted: tuple[bool, ...], xs: tuple[torch.Tensor, ...], grads: tuple[torch.Tensor, ...]
-) -> Sequence[torch.Tensor | None]:
-    vjp = op.vjp(wanted)
-    outputs = vjp.apply(*xs, *grads)
-    results: tuple[torch.Tensor, ...] = (outputs,) if len(vjp.outputs) == 1 else outputs
-    if len(results) == len(wanted):
-        return results
-    remaining = iter(results)
-    return [next(remaining) if w else None for w in wanted]
+    if function is None:
+        return functools.partial(pointwise, **options)
+    op = Pointwise(function, **options)
+    op._usual  # noqa: B018, traces the function: an error belongs to its declaration
+    return op

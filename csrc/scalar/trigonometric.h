@@ -5,24 +5,30 @@
 
 namespace torchad_ext {
 
-// sin and cos reduce x = n pi/2 + r, |r| <= pi/4, and the quadrant n mod 4 tells which of +-sin r, +-cos r to take.
-// pi/2 is a sum of three words, so that r keeps its leading digits also next to a multiple of pi. Beyond these bounds a
-// float is computed in double and a double goes to the C library.
+// sin, cos and tan reduce x = n pi/2 + r, |r| <= pi/4, and the quadrant n mod 4 tells which of +-sin r, +-cos r to
+// take. pi/2 is a sum of three words, so that r keeps its leading digits also next to a multiple of pi. Its tail, r +
+// tail, is for the functions that need it. Beyond these bounds a float is computed in double and a double goes to the C
+// library.
 constexpr float reducible_float = 0x1p8f;
 constexpr double reducible_double = 0x1p30;
 
-struct ReducedFloat {
-  Float r;
-  Int32 quadrant;
+template <class V>
+struct Reduced {
+  V r, tail;
+  decltype(V{} < V{}) quadrant;
 };
 
-inline ReducedFloat reduce_by_half_pi(Float x) {
+inline Reduced<Float> reduce_by_half_pi(Float x) {
   const Float rounded = fma(x, broadcast(0x1.45f306p-1f), broadcast(round_float));
   const Float n = rounded - round_float;
-  Float r = fma(-n, broadcast(0x1.921fb6p0f), x);
-  r = fma(-n, broadcast(-0x1.777a5cp-25f), r);
-  r = fma(-n, broadcast(-0x1.ee59dap-50f), r);
-  return {r, (Int32)rounded};
+  const Float half_pi1 = broadcast(-0x1.777a5cp-25f);
+  const Float half_pi2 = broadcast(-0x1.ee59dap-50f);
+  const Float first = fma(-n, broadcast(0x1.921fb6p0f), x);  // exact
+  const Float second = fma(-n, half_pi1, first);
+  const Float second_tail = fma(-n, half_pi1, first - second);
+  const Float r = fma(-n, half_pi2, second);
+  const Float tail = fma(-n, half_pi2, (second - r) + second_tail);
+  return {r, tail, (Int32)rounded};
 }
 
 // Relative error of the polynomials: 2^-27 and 2^-32.
@@ -40,13 +46,7 @@ inline Float cos_polynomial(Float r) {
   return fma(z, p, broadcast(1.0f));
 }
 
-// In double the reduced argument keeps a tail, r + tail, which halves the error.
-struct ReducedDouble {
-  Double r, tail;
-  Int64 quadrant;
-};
-
-inline ReducedDouble reduce_by_half_pi(Double x) {
+inline Reduced<Double> reduce_by_half_pi(Double x) {
   const Double rounded = fma(x, broadcast(0x1.45f306dc9c883p-1), broadcast(round_double));
   const Double n = rounded - round_double;
   const Double half_pi1 = broadcast(0x1.1a62633145c07p-54);
@@ -96,16 +96,232 @@ inline Double cos(Double x) {
 
 // At most one float away from the correctly rounded result.
 inline Float sin(Float x) {
-  const auto [r, quadrant] = reduce_by_half_pi(abs(x));
+  const auto [r, tail, quadrant] = reduce_by_half_pi(abs(x));
   const Float y = (quadrant & 1) != 0 ? cos_polynomial(r) : sin_polynomial(r);
   if (__builtin_expect(all_within(abs(x), reducible_float), 1)) return flip(y, quadrant << 30 ^ (Int32)x);
   return in_double(x, [](Double v) { return sin(v); });
 }
 inline Float cos(Float x) {
-  const auto [r, quadrant] = reduce_by_half_pi(abs(x));
+  const auto [r, tail, quadrant] = reduce_by_half_pi(abs(x));
   const Float y = (quadrant & 1) != 0 ? sin_polynomial(r) : cos_polynomial(r);
   if (__builtin_expect(all_within(abs(x), reducible_float), 1)) return flip(y, (quadrant + 1) << 30);
   return in_double(x, [](Double v) { return cos(v); });
 }
+
+// (tan r / r - 1) / r^2 of z = r^2. Relative error of tan: 2^-25 and 2^-56.
+inline Float tan_polynomial(Float z) {
+  Float p = fma(z, broadcast(0x1.33d45p-7f), broadcast(0x1.975d4cp-9f));
+  p = fma(z, p, broadcast(0x1.905c08p-6f));
+  p = fma(z, p, broadcast(0x1.b588b8p-5f));
+  p = fma(z, p, broadcast(0x1.112dd2p-3f));
+  return fma(z, p, broadcast(0x1.5554dep-2f));
+}
+inline Double tan_polynomial(Double z) {
+  Double p = fma(z, broadcast(0x1.5f7eb9a0a8ffp-16), broadcast(-0x1.7b6785146ecp-15));
+  p = fma(z, p, broadcast(0x1.79d4a95b674e1p-14));
+  p = fma(z, p, broadcast(-0x1.c5c2198325c7fp-16));
+  p = fma(z, p, broadcast(0x1.1f424308839fcp-13));
+  p = fma(z, p, broadcast(0x1.d1eca431bfa4dp-13));
+  p = fma(z, p, broadcast(0x1.380565260fce9p-11));
+  p = fma(z, p, broadcast(0x1.7d5a1c2260bb6p-10));
+  p = fma(z, p, broadcast(0x1.d6d94d715df27p-9));
+  p = fma(z, p, broadcast(0x1.226e11a6ab911p-7));
+  p = fma(z, p, broadcast(0x1.664f49aed637cp-6));
+  p = fma(z, p, broadcast(0x1.ba1ba1b447bacp-5));
+  p = fma(z, p, broadcast(0x1.111111111862cp-3));
+  return fma(z, p, broadcast(0x1.55555555554eep-2));
+}
+
+// tan(r + tail), or -1 / tan(r + tail) in an odd quadrant, where one Newton step adds what the division has rounded
+// away.
+template <class V>
+V tan_by_quadrant(Reduced<V> x) {
+  const auto [r, tail, quadrant] = x;
+  const V one = number<V>(1);
+  const V z = r * r;
+  const V change = r * z * tan_polynomial(z);
+  const V approximate = r + change;
+  const V rest = fma(tail, fma(approximate, approximate, one), change);
+  const V y = r + rest;
+  const V inverse = -one / y;
+  const V remainder = fma(inverse, (r - y) + rest, fma(inverse, y, one));
+  return (quadrant & 1) != 0 ? fma(inverse, remainder, inverse) : y;
+}
+
+// Error below 1.3 ulp.
+inline Double tan(Double x) {
+  const Double y = tan_by_quadrant(reduce_by_half_pi(abs(x)));
+  if (__builtin_expect(all_within(abs(x), reducible_double), 1)) return flip(y, (Int64)x);
+  return each_lane(x, [](double v) { return std::tan(v); });
+}
+inline Float tan(Float x) {
+  const Float y = tan_by_quadrant(reduce_by_half_pi(abs(x)));
+  if (__builtin_expect(all_within(abs(x), reducible_float), 1)) return flip(y, (Int32)x);
+  return in_double(x, [](Double v) { return tan(v); });
+}
+
+// (atan q / q - 1) / q^2 of z = q^2, |q| <= 1. Relative error of atan: 2^-28 and 2^-54.
+inline Float atan_polynomial(Float z) {
+  Float p = fma(z, broadcast(-0x1.c7dc84p-10f), broadcast(0x1.5d871ap-7f));
+  p = fma(z, p, broadcast(-0x1.f722e6p-6f));
+  p = fma(z, p, broadcast(0x1.d6de14p-5f));
+  p = fma(z, p, broadcast(-0x1.5709bap-4f));
+  p = fma(z, p, broadcast(0x1.c0317ep-4f));
+  p = fma(z, p, broadcast(-0x1.24177ap-3f));
+  p = fma(z, p, broadcast(0x1.9991p-3f));
+  return fma(z, p, broadcast(-0x1.55553ap-2f));
+}
+inline Double atan_polynomial(Double z) {
+  Double p = fma(z, broadcast(-0x1.4a2bb05843febp-16), broadcast(0x1.c824eb3657937p-13));
+  p = fma(z, p, broadcast(-0x1.2aced437a67e3p-10));
+  p = fma(z, p, broadcast(0x1.f0e78059cda5ep-9));
+  p = fma(z, p, broadcast(-0x1.291161f6fd573p-7));
+  p = fma(z, p, broadcast(0x1.1397e6863be52p-6));
+  p = fma(z, p, broadcast(-0x1.a499fbade7921p-6));
+  p = fma(z, p, broadcast(0x1.16206c65d806dp-5));
+  p = fma(z, p, broadcast(-0x1.4eb75e17df564p-5));
+  p = fma(z, p, broadcast(0x1.7ea4ed9c4deffp-5));
+  p = fma(z, p, broadcast(-0x1.ad1d3c54bf2d9p-5));
+  p = fma(z, p, broadcast(0x1.e17286e0dc9d3p-5));
+  p = fma(z, p, broadcast(-0x1.1108135f59fabp-4));
+  p = fma(z, p, broadcast(0x1.3b129f8d3ac9fp-4));
+  p = fma(z, p, broadcast(-0x1.745d00489bd71p-4));
+  p = fma(z, p, broadcast(0x1.c71c707e39cbdp-4));
+  p = fma(z, p, broadcast(-0x1.2492491f00d45p-3));
+  p = fma(z, p, broadcast(0x1.9999999980c54p-3));
+  return fma(z, p, broadcast(-0x1.555555555541ap-2));
+}
+
+// pi/2 in two words.
+template <class V>
+V half_pi() {
+  return number<V>(0x1.921fb54442d18p0);
+}
+template <class V>
+V half_pi_tail();
+template <>
+inline Float half_pi_tail<Float>() {
+  return broadcast(-0x1.777a5cp-25f);
+}
+template <>
+inline Double half_pi_tail<Double>() {
+  return broadcast(0x1.1a62633145c07p-54);
+}
+
+// n pi/2 + atan(q) for |q| <= 1.
+template <class V>
+V angle(V n, V q) {
+  const V z = q * q;
+  return fma(n, half_pi<V>(), q + fma(q * z, atan_polynomial(z), n * half_pi_tail<V>()));
+}
+
+// atan(x) = pi/2 - atan(1 / x) beyond 1.
+template <class V>
+V arc_tangent(V x) {
+  using Integer = decltype(x < x);
+  const V one = number<V>(1);
+  const Integer steep = abs(x) > one;
+  const V q = (steep ? -one : abs(x)) / (steep ? abs(x) : one);
+  return flip(angle(steep ? one : V{}, q), (Integer)x);
+}
+
+// The same of y / x or of x / y, whichever is smaller. The quotient of two zeros counts as 0, of two infinities as 1.
+template <class V>
+V arc_tangent(V y, V x) {
+  using Integer = decltype(x < x);
+  const V zero = V{};
+  const V one = number<V>(1);
+  const Integer left = (Integer)x < Integer{};
+  const Integer steep = abs(y) > abs(x);
+  const V smaller = steep ? abs(x) : abs(y);
+  const V larger = steep ? abs(y) : abs(x);
+  const V equal = larger == zero ? zero : one;
+  const V q = smaller == larger ? equal : smaller / larger;
+  const V n = steep ? one : left ? one + one : zero;
+  return flip(angle(n, flip(q, steep ^ left)), (Integer)y);
+}
+
+// Error below 1.3 ulp.
+inline Float atan(Float x) { return arc_tangent(x); }
+inline Double atan(Double x) { return arc_tangent(x); }
+
+// Error below 1.8 ulp, most of it from the division.
+inline Float atan2(Float y, Float x) { return arc_tangent(y, x); }
+inline Double atan2(Double y, Double x) { return arc_tangent(y, x); }
+
+// (asin s / s - 1) / s^2 of z = s^2, |s| <= 1/2. Relative error of asin: 2^-27 and 2^-55.
+inline Float asin_polynomial(Float z) {
+  Float p = fma(z, broadcast(0x1.58f46p-5f), broadcast(0x1.8caecep-6f));
+  p = fma(z, p, broadcast(0x1.747212p-5f));
+  p = fma(z, p, broadcast(0x1.330246p-4f));
+  return fma(z, p, broadcast(0x1.5555c8p-3f));
+}
+inline Double asin_polynomial(Double z) {
+  Double p = fma(z, broadcast(0x1.04975b2137fa3p-5), broadcast(-0x1.075a90079030dp-6));
+  p = fma(z, p, broadcast(0x1.3e5cdb40af60fp-6));
+  p = fma(z, p, broadcast(0x1.ae2946e15bc09p-8));
+  p = fma(z, p, broadcast(0x1.8e7ce740fc94ep-7));
+  p = fma(z, p, broadcast(0x1.c70876a6feda2p-7));
+  p = fma(z, p, broadcast(0x1.1c6b575742861p-6));
+  p = fma(z, p, broadcast(0x1.6e89fd4d337c6p-6));
+  p = fma(z, p, broadcast(0x1.f1c72bdb3836fp-6));
+  p = fma(z, p, broadcast(0x1.6db6db438bf1dp-5));
+  p = fma(z, p, broadcast(0x1.333333336d0c6p-4));
+  return fma(z, p, broadcast(0x1.5555555555399p-3));
+}
+
+// asin(x) = pi/2 - 2 asin(s) beyond 1/2, with s^2 = (1 - x) / 2. Error below 1.3 ulp.
+template <class V>
+V arc_sine(V x) {
+  using Integer = decltype(x < x);
+  const V half = number<V>(0.5);
+  const Integer steep = abs(x) > half;
+  const V z = steep ? fma(abs(x), -half, half) : x * x;
+  const V s = steep ? number<V>(-2) * sqrt(z) : abs(x);
+  const V head = steep ? half_pi<V>() : V{};
+  const V tail = steep ? half_pi_tail<V>() : V{};
+  const V sum = head + s;
+  const V lost = (head - sum) + s;
+  return flip(sum + (lost + fma(s * z, asin_polynomial(z), tail)), (Integer)x);
+}
+
+// acos(x) = pi/2 - asin(x), which is 2 asin(s) beyond 1/2 and pi - 2 asin(s) below -1/2. Error below 1.3 ulp.
+template <class V>
+V arc_cosine(V x) {
+  using Integer = decltype(x < x);
+  const V half = number<V>(0.5);
+  const Integer steep = abs(x) > half;
+  const V z = steep ? fma(abs(x), -half, half) : x * x;
+  const V s = steep ? flip(number<V>(2) * sqrt(z), (Integer)x) : -x;
+  const V n = steep ? (x < V{} ? number<V>(2) : V{}) : number<V>(1);
+  return fma(n, half_pi<V>(), s + fma(s * z, asin_polynomial(z), n * half_pi_tail<V>()));
+}
+
+inline Float asin(Float x) { return arc_sine(x); }
+inline Double asin(Double x) { return arc_sine(x); }
+inline Float acos(Float x) { return arc_cosine(x); }
+inline Double acos(Double x) { return arc_cosine(x); }
+
+// sqrt(x^2 + y^2). Beyond the bound or its reciprocal a power of two keeps the squares from overflow and underflow.
+template <class V, class T>
+V hypotenuse(V x, V y, T bound, T power) {
+  const V infinity = number<V>(INFINITY);
+  const V longer = abs(x) > abs(y) ? abs(x) : abs(y);
+  const V shorter = abs(x) > abs(y) ? abs(y) : abs(x);
+  const V square = fma(longer, longer, shorter * shorter);
+  if (__builtin_expect(all_within(square, bound * bound) && all_within(-square, -1 / (bound * bound)), 1)) {
+    return sqrt(square);
+  }
+  const V one = number<V>(1);
+  const V up = longer < 1 / bound ? broadcast(power) : one;
+  const V down = longer > bound ? broadcast(power) : one;
+  const V a = longer * (up / down), b = shorter * (up / down);
+  const V scaled = sqrt(fma(a, a, b * b)) * (down / up);
+  return abs(x) == infinity || abs(y) == infinity ? infinity : scaled;
+}
+
+// Error below 1 ulp.
+inline Float hypot(Float x, Float y) { return hypotenuse(x, y, 0x1p50f, 0x1p100f); }
+inline Double hypot(Double x, Double y) { return hypotenuse(x, y, 0x1p400, 0x1p700); }
 
 }  // namespace torchad_ext

@@ -1,0 +1,32 @@
+// The contract between a kernel, which knows a functor and no tensors, and the glue, which knows tensors and no
+// functor.
+//
+// A kernel is compiled by itself, without the headers of PyTorch, into a library that exports one Kernel.
+#pragma once
+
+#include <cstdint>
+
+#include "strided.h"
+
+namespace torchad_ext {
+
+// The numbers of c10::ScalarType.
+enum class Dtype : int32_t { float16 = 5, float32 = 6, float64 = 7, bfloat16 = 15 };
+
+struct Kernel {
+  int32_t inputs;
+  int32_t outputs;
+  Dtype dtype;
+  // Computes the elements [begin, end) of the loop; a CUDA kernel all of them, on the stream. Returns an error code of
+  // CUDA, 0 for none.
+  int32_t (*run)(const Loop& loop, const double* scalars, int64_t begin, int64_t end, void* stream);
+};
+
+}  // namespace torchad_ext
+
+// Exports a functor of so many inputs as a Kernel. Device is Cpu or Cuda.
+#define TORCHAD_EXT_KERNEL(name, Device, Functor, inputs, dtype)                                              \
+  extern "C" {                                                                                                \
+  extern const torchad_ext::Kernel name;                                                                      \
+  const torchad_ext::Kernel name = torchad_ext::Device::kernel<Functor, inputs, torchad_ext::Dtype::dtype>(); \
+  }

@@ -1,0 +1,240 @@
+"""Programs as C++: the functor of a kernel, in the form of ``csrc/ops/sin.h``, and the file around it.
+
+Subexpressions that occur once are written where they are used, the others get a name. What depends on run-time numbers
+alone becomes a member of the functor, computed once in double.
+"""
+
+from __future__ import annotations
+
+import collections
+import keyword
+import math
+from collections.abc import Iterator
+
+from .expr import COMPARISONS, Expr, Program, make, mul, pow_, reciprocal, rsqrt, sqrt, topological
+
+_WIDTH = 100  # characters of an expression before it is given a name
+_INFIX = {
+    # operation: (symbol, precedence)
+    "mul": ("*", 5),
+    "div": ("/", 5),
+    "add": ("+", 4),
+    "sub": ("-", 4),
+    "lt": ("<", 3),
+    "le": ("<=", 3),
+    "gt": (">", 3),
+    "ge": (">=", 3),
+    "eq": ("==", 2),
+    "ne": ("!=", 2),
+    "and": ("&", 1),
+    "or": ("|", 1),
+}
+_PREFIX = {"neg": "-", "not": "!"}
+_FUNCTIONS = {"clamp_min": "maximum", "clamp_max": "minimum"}
+_TOP, _UNARY, _TERNARY = 7, 6, 0
+# What the constructor of a functor can compute in double.
+_UNIFORM = {"pow": "std::pow", "log": "std::log", "sqrt": "std::sqrt", "abs": "std::abs"}
+_TAKEN = frozenset(
+    "T Outputs number alignas alignof asm auto bool break case catch char class const constexpr continue decltype default "
+    "delete do double dynamic_cast else enum explicit export extern false float for friend goto if inline int long mutable "
+    "namespace new noexcept nullptr operator private protected public register reinterpret_cast return scalars short "
+    "signed sizeof static static_assert static_cast struct switch template this thread_local throw true try typedef "
+    "typeid typename union unsigned using virtual void volatile wchar_t while".split()
+)
+
+
+def functor(program: Program, name: str) -> str:
+    """The functor of a program as C++, a struct called ``name``."""
+    return _Functor(program).text(name)
+
+
+def kernel_file(functor: str, name: str, inputs: int, device: str, dtype: str) -> str:
+    """A file that compiles to the kernel of a functor.
+
+    Args:
+        functor: the C++ that defines it, or an ``#include``.
+        name: of the functor, in the namespace ``torchad_ext``.
+        inputs: how many tensors it takes.
+        device: ``"cpu"`` or ``"cuda"``.
+        dtype: ``"float16"``, ``"bfloat16"``, ``"float32"`` or ``"float64"``.
+    """
+    loop = {"cpu": "pointwise_cpu.h", "cuda": "pointwise_cuda.cuh"}[device]
+    body = (
+        functor
+        if functor.startswith("#include")
+        else f"namespace torchad_ext {{\n\n{functor}\n}}  // namespace torchad_ext"
+    )
+    kernel = f"TORCHAD_EXT_KERNEL(torchad_ext_kernel, {device.capitalize()}, torchad_ext::{name}, {inputs}, {dtype})"
+    return f'#include "{loop}"\n{body}\n\n{kernel}\n'
+
+
+def lower(program: Program) -> tuple[Expr, ...]:
+    """The outputs with powers as the few multiplications that PyTorch makes of them."""
+    lowered: dict[Expr, Expr] = {}
+    for node in topological(program.outputs):
+        args = tuple(lowered[arg] for arg in node.args)
+        lowered[node] = _lower_power(*args) if node.op == "pow" else _rebuilt(node, args)
+    return tuple(lowered[y] for y in program.outputs)
+
+
+def _rebuilt(node: Expr, args: tuple[Expr, ...]) -> Expr:
+    return node if args == node.args else make(node.op, *args)
+
+
+def _lower_power(base: Expr, exponent: Expr) -> Expr:
+    value = exponent.value if exponent.is_constant else None
+    if isinstance(value, float) and value.is_integer() and 2 <= value <= 8:
+        return _power(base, int(value))
+    special = {-1.0: reciprocal, -2.0: lambda x: reciprocal(mul(x, x)), 0.5: sqrt, -0.5: rsqrt}
+    return special[value](base) if value in special else pow_(base, exponent)
+
+
+def _power(base: Expr, exponent: int) -> Expr:
+    """Error below (exponent - 1) / 2 ulp."""
+    if exponent == 1:
+        return base
+    if exponent % 2:
+        return mul(_power(base, exponent - 1), base)
+    half = _power(base, exponent // 2)
+    return mul(half, half)
+
+
+def identifiers(symbols: tuple[Expr, ...]) -> dict[Expr, str]:
+    """A C++ name for each symbol, its own where C++ allows."""
+    names: dict[Expr, str] = {}
+    for symbol in symbols:
+        text = "".join(c if c.isascii() and (c.isalnum() or c == "_") else f"u{ord(c):x}" for c in str(symbol.value))
+        while text in _TAKEN or keyword.iskeyword(text) or text in names.values() or text in _CALLED:
+            text += "_"
+        names[symbol] = text
+    return names
+
+
+_CALLED = frozenset(
+    "abs sign sqrt rsqrt reciprocal exp expm1 exp2 log log1p log2 log10 sin cos tan asin acos atan atan2 sinh cosh tanh "
+    "asinh acosh atanh sigmoid log1pexp erf erfc hypot floor ceil round trunc maximum minimum fmod remainder lerp "
+    "spherical_bessel pow std".split()
+)
+
+
+def _literal(value: float) -> str:
+    if math.isnan(value):
+        return "NAN"
+    if math.isinf(value):
+        return "INFINITY" if value > 0 else "-INFINITY"
+    return f"{value:.0f}" if value.is_integer() and abs(value) < 1e6 else repr(value)
+
+
+class _Functor:
+    """Prints a program."""
+
+    def __init__(self, program: Program) -> None:
+        self.inputs, self.scalars = program.inputs, program.scalars
+        self.outputs = lower(program)
+        self.order = topological(self.outputs)
+        self.names = identifiers((*program.inputs, *program.scalars))
+        self.uses = collections.Counter(arg for node in self.order for arg in node.args)
+        self.uses.update(self.outputs)
+        self.numbers: list[str] = []  # the constructor's lines
+        self.members = [("double", self.names[x]) for x in self.scalars]
+        self.lines: list[str] = []  # of operator()
+
+    def text(self, name: str) -> str:
+        results: dict[Expr, tuple[str, int]] = {}
+        for node in self.order:
+            written = self._write(node, results)
+            is_leaf = not node.args
+            if not is_leaf and node.varies and (self.uses[node] > 1 or len(written[0]) > _WIDTH):
+                written = self._named(node, written[0]), _TOP
+            results[node] = written
+        outputs = [self._number(y, results) if not y.varies else results[y][0] for y in self.outputs]
+        return "\n".join(self._struct(name, outputs)) + "\n"
+
+    def _struct(self, name: str, outputs: list[str]) -> Iterator[str]:
+        yield f"struct {name} {{"
+        for kind in ("double", "bool"):
+            if members := [member for k, member in self.members if k == kind]:
+                yield f"  {kind} {', '.join(members)};"
+        if self.scalars or self.numbers:
+            yield ""
+            yield f"  explicit {name}(const double* scalars) {{"
+            for i, x in enumerate(self.scalars):
+                yield f"    {self.names[x]} = scalars[{i}];"
+            yield from self.numbers
+            yield "  }"
+            yield ""
+        arguments = ", ".join(f"T {self.names[x]}" for x in self.inputs)
+        yield "  template <class T>"
+        yield f"  TORCHAD_EXT_FUNCTION auto operator()({arguments}) const {{"
+        yield from self.lines
+        if sum(map(len, outputs)) <= _WIDTH:
+            yield f"    return Outputs{{{', '.join(outputs)}}};"
+        else:
+            yield "    return Outputs{"
+            yield from (f"        {output}," for output in outputs[:-1])
+            yield f"        {outputs[-1]}}};"
+        yield "  }"
+        yield "};"
+
+    def _fresh(self, prefix: str) -> str:
+        taken = {*self.names.values(), *(member for _, member in self.members)}
+        number = len(self.lines) + len(self.numbers) + 1
+        while f"{prefix}{number}" in taken:
+            number += 1
+        return f"{prefix}{number}"
+
+    def _named(self, node: Expr, text: str) -> str:
+        name = self._fresh("t")
+        self.lines.append(f"    const {'auto' if node.is_mask else 'T'} {name} = {text};")
+        return name
+
+    def _number(self, node: Expr, results: dict[Expr, tuple[str, int]]) -> str:
+        """A node that is the same for all elements, as an operand of one that is not."""
+        return results[node][0] if node.is_mask else f"number<T>({results[node][0]})"
+
+    def _write(self, node: Expr, results: dict[Expr, tuple[str, int]]) -> tuple[str, int]:
+        """The text of a node and its precedence."""
+        if node.op == "constant":
+            return _literal(float(node.value or 0)), _TOP
+        if not node.args:
+            return self.names[node], _TOP
+        uniform = not node.varies and (
+            node.op in _INFIX or node.op in _PREFIX or node.op in _UNIFORM or node.op == "where"
+        )
+        operands = [
+            results[arg]
+            if arg.varies or uniform or node.op == "spherical_bessel"
+            else (self._number(arg, results), _TOP)
+            for arg in node.args
+        ]
+        text, precedence = self._operation(node, operands, _UNIFORM if uniform else {})
+        if node.varies:
+            return text, precedence
+        member = self._fresh("s")
+        self.members.append(("bool" if node.is_mask else "double", member))
+        self.numbers.append(f"    {member} = {text};")
+        return member, _TOP
+
+    @staticmethod
+    def _operation(node: Expr, operands: list[tuple[str, int]], functions: dict[str, str]) -> tuple[str, int]:
+        def wrapped(i: int, least: int) -> str:
+            text, precedence = operands[i]
+            return text if precedence >= least else f"({text})"
+
+        if node.op in _PREFIX:
+            return f"{_PREFIX[node.op]}{wrapped(0, _UNARY + 1)}", _UNARY
+        if node.op in _INFIX:
+            symbol, precedence = _INFIX[node.op]
+            strict = precedence + 1 if node.op in ("sub", "div") or node.op in COMPARISONS else precedence
+            return (
+                f"{wrapped(0, precedence)} {symbol} {wrapped(1, max(strict, precedence + (node.op in 'add mul')))}",
+                precedence,
+            )
+        if node.op == "where":
+            return f"{wrapped(0, 1)} ? {wrapped(1, 1)} : {wrapped(2, 1)}", _TERNARY
+        if node.op == "detach":
+            return operands[0]
+        if node.op == "spherical_bessel":
+            return f"spherical_bessel<{operands[0][0]}>({operands[1][0]})", _TOP
+        name = functions.get(node.op) or _FUNCTIONS.get(node.op, node.op)
+        return f"{name}({', '.join(text for text, _ in operands)})", _TOP

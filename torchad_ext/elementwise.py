@@ -1,0 +1,259 @@
+"""Elementwise: a function of tensors, element by element, with all its derivatives under every transform of PyTorch.
+
+The derivatives of an elementwise function are elementwise functions again, of its arguments and of the cotangents or
+tangents. So one class is closed under ``vjp`` and ``jvp``, and one ``torch.autograd.Function`` applies any member of
+it: its backward applies the vjp, its jvp applies the jvp, and every order and mix of modes follows.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+
+from . import _kernels, codegen, expr
+from .trace import evaluate
+
+Tensors = Sequence[torch.Tensor]
+Scalars = tuple[float, ...]
+
+_transforms_active = torch._C._are_functorch_transforms_active
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_autocast_enabled = torch._C._is_any_autocast_enabled
+_grad_enabled = torch.is_grad_enabled
+
+_BACKWARD = {"": "_backward", "_backward": "_double_backward", "_double_backward": "_triple_backward"}
+
+
+@dataclass(frozen=True)
+class HandWritten:
+    """Functors that stand in a header of ``csrc``: of a function, of its vjp, of the vjp of that, and so on."""
+
+    header: str
+    functors: tuple[str, ...]
+
+    @property
+    def next(self) -> HandWritten | None:
+        return HandWritten(self.header, self.functors[1:]) if len(self.functors) > 1 else None
+
+
+class Elementwise:
+    """k functions of m tensors of one shape and of some numbers.
+
+    Args:
+        program: the functions as expressions.
+        definition: the same in plain PyTorch, m tensors and then the numbers to a tensor (k = 1) or a tuple of k.
+        name: what the kernel is called.
+        written: its functor, where one was written by hand.
+    """
+
+    def __init__(
+        self,
+        program: expr.Program,
+        definition: Callable[..., Any],
+        name: str,
+        written: HandWritten | None = None,
+        family: set[tuple[str, torch.dtype]] | None = None,
+    ) -> None:
+        self.program = program
+        self.definition = definition
+        self.name = name
+        self.written = written
+        self._single = len(program.outputs) == 1
+        self._kernels: dict[tuple[str, torch.dtype], Callable[..., Any] | None] = {}
+        self._failed: set[tuple[str, torch.dtype]] = set() if family is None else family
+        self._vjps: dict[tuple[tuple[bool, ...], tuple[bool, ...]], Derivative] = {}
+        self._jvps: dict[tuple[bool, ...], Derivative] = {}
+
+    @property
+    def functor(self) -> tuple[str, str]:
+        """The name of the functor, and the C++ that defines it."""
+        if self.written:
+            return self.written.functors[0], f'#include "{self.written.header}"'
+        name = "".join(part.capitalize() for part in self.name.split("_"))
+        return name, codegen.functor(self.program, name)
+
+    def kernel(self, device: str, dtype: torch.dtype) -> Callable[[Tensors, Scalars], Any] | None:
+        """The kernel, compiled on its first use; None if there is none. It gives a list of the outputs."""
+        key = device, dtype
+        if key not in self._kernels:
+            self._kernels[key] = None if key in self._failed else self._compile(device, dtype)
+            if self._kernels[key] is None:
+                self._failed.add(key)
+        kernel = self._kernels[key]
+        return kernel if kernel is None or not _kernels.profiling() else _kernels.recorded(self.name, kernel)
+
+    def _compile(self, device: str, dtype: torch.dtype) -> Callable[..., Any] | None:
+        name, source = self.functor
+        type_name = str(dtype).removeprefix("torch.")
+        text = codegen.kernel_file(source, name, len(self.program.inputs), device, type_name)
+        return _kernels.compile_pointwise(f"{self.name}-{type_name}", device, text)
+
+    def run(self, xs: Tensors, scalars: Scalars) -> Any:
+        """The results without derivatives: by the kernel, or by the definition."""
+        device = _kernels.device_of(xs)
+        kernel = device and self.kernel(device, xs[0].dtype)
+        if not kernel:
+            return self.definition(*xs, *scalars)
+        outputs = kernel(xs, scalars)
+        return outputs[0] if self._single else tuple(outputs)
+
+    def apply(self, xs: Tensors, scalars: Scalars) -> Any:
+        """The results, by the route that their derivatives need."""
+        if _transforms_active():
+            fits = _kernels.fits_under_transforms(xs)
+            return _Apply.apply(self, scalars, *xs) if fits else self.definition(*xs, *scalars)
+        device = _kernels.device_of(xs)
+        if device is None or _dispatch_modes() or _autocast_enabled():
+            return self.definition(*xs, *scalars)
+        if forward_ad._current_level >= 0:
+            return _Apply.apply(self, scalars, *xs)
+        kernel = self.kernel(device, xs[0].dtype)
+        if kernel is None:
+            return self.definition(*xs, *scalars)
+        if _grad_enabled():
+            for x in xs:
+                if x.requires_grad:
+                    return _apply_eagerly(self, kernel, scalars, *xs)
+        outputs = kernel(xs, scalars)
+        return outputs[0] if self._single else tuple(outputs)
+
+    def vjp(self, wanted: tuple[bool, ...], given: tuple[bool, ...]) -> Derivative:
+        """The vector-Jacobian product: of (inputs, a cotangent for each given output), the gradients of the wanted."""
+        key = wanted, given
+        if key not in self._vjps:
+            complete = all(wanted) and all(given)
+            stem = next((s for s in ("_double_backward", "_backward") if self.name.endswith(s)), "")
+            following = _BACKWARD[stem] if complete else "_backward"
+            name = (self.name.removesuffix(stem) if complete else self.name) + following
+            derivative = self.program.vjp(wanted, given)
+            if not complete:
+                name += "_" + "_".join(str(x.value) for x, w in zip(self.program.inputs, wanted, strict=True) if w)
+            written = self.written.next if self.written and complete else None
+            self._vjps[key] = self._derivative(derivative, name, written)
+        return self._vjps[key]
+
+    def jvp(self, given: tuple[bool, ...]) -> Derivative:
+        """The Jacobian-vector product: of (inputs, a tangent for each given input), the tangents of the outputs."""
+        if len(given) == len(self.program.outputs) == 1:
+            return self.vjp((True,), (True,))  # f'(x) t and f'(x) g are one function
+        if given not in self._jvps:
+            self._jvps[given] = self._derivative(self.program.jvp(given), f"{self.name}_jvp")
+        return self._jvps[given]
+
+    def _derivative(self, derivative: expr.Derivative, name: str, written: HandWritten | None = None) -> Derivative:
+        program = derivative.program
+        function = Elementwise(program, functools.partial(evaluate, program), name, written, self._failed)
+        return Derivative(function, derivative.arguments, derivative.scalars, derivative.results)
+
+
+@dataclass(frozen=True)
+class Derivative:
+    """A derivative of an Elementwise: a function of some of its arguments, and which results it gives.
+
+    Attributes:
+        function: computes the results that are not zero.
+        arguments: which of (the inputs, the given cotangents or tangents) it takes.
+        scalars: which of the numbers it takes.
+        results: which of the wanted results it gives; the others are zero.
+    """
+
+    function: Elementwise
+    arguments: tuple[int, ...]
+    scalars: tuple[int, ...]
+    results: tuple[int, ...]
+
+    def apply(self, arguments: Sequence[torch.Tensor], scalars: Scalars, count: int) -> Sequence[torch.Tensor]:
+        """All ``count`` results, for all arguments."""
+        xs = [arguments[i] for i in self.arguments]
+        outputs: Any = ()
+        if self.results:
+            outputs = self.function.apply(xs, tuple([scalars[i] for i in self.scalars]))
+            outputs = (outputs,) if len(self.results) == 1 else outputs
+        if len(self.results) == count:
+            return outputs  # type: ignore[no-any-return]
+        known = dict(zip(self.results, outputs, strict=True))
+        zero = arguments[0].new_zeros(()).expand_as(arguments[0])
+        return [known.get(i, zero) for i in range(count)]
+
+
+class _Apply(torch.autograd.Function):
+    """Applies an Elementwise under any transform.
+
+    Saves its inputs alone: an intermediate made inside forward has no gradient to give to the double backward.
+    """
+
+    @staticmethod
+    def forward(op: Elementwise, scalars: Scalars, *xs: torch.Tensor) -> Any:
+        return op.run(xs, scalars)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.op, ctx.scalars, *xs = inputs
+        ctx.save_for_backward(*xs)
+        ctx.save_for_forward(*xs)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        return (None, None, *_gradients(ctx.op, ctx.scalars, ctx.needs_input_grad[2:], ctx.saved_tensors, grads))
+
+    @staticmethod
+    def jvp(ctx: Any, _op: None, _scalars: None, *tangents: torch.Tensor | None) -> Any:
+        given = tuple([t is not None for t in tangents])
+        arguments = (*ctx.saved_tensors, *(t for t in tangents if t is not None))
+        # One application of an Elementwise: a product around one would be silently zero in nested forward mode.
+        count = len(ctx.op.program.outputs)
+        results = ctx.op.jvp(given).apply(arguments, ctx.scalars, count)
+        return results[0] if count == 1 else tuple(results)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], op: Elementwise, scalars: Scalars, *xs: torch.Tensor) -> Any:
+        batched = [
+            x.unsqueeze(0).expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+            for x, dim in zip(xs, in_dims[2:], strict=True)
+        ]
+        count = len(op.program.outputs)
+        return op.apply(batched, scalars), 0 if count == 1 else (0,) * count
+
+
+class _ApplyEagerly(torch.autograd.Function):
+    """The same for reverse mode alone, without what a transform needs: a third of the cost on small tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, op: Elementwise, kernel: Callable[..., Any], scalars: Scalars, *xs: torch.Tensor) -> Any:
+        ctx.op, ctx.scalars = op, scalars
+        ctx.save_for_backward(*xs)
+        ctx.set_materialize_grads(False)
+        outputs = kernel(xs, scalars)
+        return outputs[0] if op._single else tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        wanted = ctx.needs_input_grad[3:]
+        return (None, None, None, *_gradients(ctx.op, ctx.scalars, wanted, ctx.saved_tensors, grads))
+
+
+# Function.apply binds its arguments to the signature of forward first, which takes longer than all the rest.
+_apply_eagerly = super(torch.autograd.Function, _ApplyEagerly).apply
+
+
+def _gradients(
+    op: Elementwise,
+    scalars: Scalars,
+    wanted: tuple[bool, ...],
+    xs: tuple[torch.Tensor, ...],
+    grads: tuple[torch.Tensor | None, ...],
+) -> Sequence[torch.Tensor | None]:
+    given = tuple([g is not None for g in grads])
+    arguments = (*xs, *(g for g in grads if g is not None))
+    count = sum(wanted)
+    results = op.vjp(wanted, given).apply(arguments, scalars, count)
+    if count == len(wanted):
+        return results
+    remaining = iter(results)
+    return [next(remaining) if w else None for w in wanted]

@@ -1,0 +1,181 @@
+"""Programs as formulas in LaTeX."""
+
+from __future__ import annotations
+
+import collections
+import math
+import re
+
+from .expr import Expr, Program, topological
+
+_WIDTH = 24  # nodes of a repeated subexpression before it gets a name
+_GREEK = frozenset(
+    "alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi pi rho sigma tau phi chi psi omega".split()
+)
+_UNICODE = dict(zip("αβγδεζηθκλμνξπρστφχψω", sorted(_GREEK, key="alpha beta gamma delta epsilon zeta eta theta kappa "
+    "lambda mu nu xi pi rho sigma tau phi chi psi omega".split().index), strict=True))  # fmt: skip
+_LETTERS = {"input": "x", "output": "y"}
+_NAMED = {
+    math.pi: r"\pi",
+    math.log(2): r"\log 2",
+    math.log(10): r"\log 10",
+    math.sqrt(0.5): r"\tfrac{1}{\sqrt{2}}",
+    2 / math.sqrt(math.pi): r"\tfrac{2}{\sqrt{\pi}}",
+    2 * math.sqrt(2 / math.pi): r"\sqrt{\tfrac{8}{\pi}}",
+    0.5: r"\tfrac{1}{2}",
+    0.25: r"\tfrac{1}{4}",
+    math.inf: r"\infty",
+}
+_FUNCTIONS = {
+    **{name: rf"\{name}" for name in "sin cos tan sinh cosh tanh log".split()},
+    **{name: rf"\arc{name[1:]}" for name in "asin acos atan".split()},
+    "sigmoid": r"\sigma",
+    "log2": r"\log_{2}",
+    "log10": r"\log_{10}",
+    "maximum": r"\max",
+    "minimum": r"\min",
+    "clamp_min": r"\max",
+    "clamp_max": r"\min",
+}
+_AROUND = {
+    "abs": r"\left|%s\right|",
+    "floor": r"\left\lfloor %s\right\rfloor",
+    "ceil": r"\left\lceil %s\right\rceil",
+    "sqrt": r"\sqrt{%s}",
+    "rsqrt": r"\frac{1}{\sqrt{%s}}",
+    "reciprocal": r"\frac{1}{%s}",
+    "exp": r"e^{%s}",
+    "exp2": r"2^{%s}",
+    "log1pexp": r"\log\left(1 + e^{%s}\right)",
+    "detach": r"\left\lbrack %s\right\rbrack",
+}
+_RELATIONS = {
+    "lt": "<",
+    "le": r"\le",
+    "gt": ">",
+    "ge": r"\ge",
+    "eq": "=",
+    "ne": r"\ne",
+    "and": r"\wedge",
+    "or": r"\vee",
+}
+_SUM, _PRODUCT, _POWER, _ATOM = 1, 2, 3, 4
+_SELF_DELIMITED = frozenset(("abs", "floor", "ceil", "sqrt", "rsqrt", "reciprocal", "detach"))
+
+
+def symbol(name: str) -> str:
+    """A name as a symbol: a bar for a cotangent, a dot for a tangent, Greek letters, digits as an index."""
+    if name in _LETTERS:
+        return _LETTERS[name]
+    for prefix, accent in (("grad_", "bar"), ("tangent_", "dot")):
+        if name.startswith(prefix):
+            stem, digits = re.fullmatch(r"(.*?)(\d*)", name.removeprefix(prefix), re.DOTALL).groups()  # type: ignore[union-attr]
+            return rf"\{accent}{{{symbol(stem)}}}" + (f"_{{{digits}}}" if digits else "")
+    stem, digits = re.fullmatch(r"(.*?)_?(\d*)", name, re.DOTALL).groups()  # type: ignore[union-attr]
+    if stem in _GREEK:
+        letter = rf"\{stem}"
+    elif stem in _UNICODE:
+        letter = rf"\{_UNICODE[stem]}"
+    else:
+        letter = stem if len(stem) == 1 else rf"\mathrm{{{stem}}}".replace("_", r"\_")
+    return letter + (f"_{{{digits}}}" if digits else "")
+
+
+def latex(program: Program, name: str = "") -> str:
+    """The equations of a program; ``name`` calls a single output a function of its arguments."""
+    printer = _Printer(program)
+    results = [printer.text(y) for y in program.outputs]
+    if name:
+        arguments = ", ".join(symbol(str(x.value)) for x in (*program.inputs, *program.scalars))
+        call = rf"\mathrm{{{name}}}({arguments})".replace("_", r"\_")
+        left = [call] if len(results) == 1 else [f"{call}_{{{i}}}" for i in range(len(results))]
+    else:
+        left = [symbol(output) for output in program.names]
+    equations = [*printer.definitions, *zip(left, results, strict=True)]
+    if len(equations) == 1:
+        return " = ".join(equations[0])
+    return r"\begin{aligned}" + r" \\ ".join(f"{a} &= {b}" for a, b in equations) + r"\end{aligned}"
+
+
+def _constant(value: float) -> str:
+    if value < 0:
+        return f"-{_constant(-value)}"
+    if value in _NAMED:
+        return _NAMED[value]
+    text = f"{value:.6g}"
+    if "e" in text:
+        mantissa, exponent = text.split("e")
+        return rf"{mantissa}\cdot 10^{{{int(exponent)}}}"
+    return text
+
+
+class _Printer:
+    def __init__(self, program: Program) -> None:
+        self.definitions: list[tuple[str, str]] = []
+        self._texts: dict[Expr, tuple[str, int]] = {}
+        order = topological(program.outputs)
+        uses = collections.Counter(arg for node in order for arg in node.args)
+        sizes: dict[Expr, int] = {}
+        for node in order:
+            written = self._write(node)
+            sizes[node] = 1 + sum(sizes[arg] for arg in node.args)
+            if uses[node] > 1 and sizes[node] > _WIDTH and not node.is_mask:
+                letter = f"t_{{{len(self.definitions) + 1}}}"
+                self.definitions.append((letter, written[0]))
+                written, sizes[node] = (letter, _ATOM), 1
+            self._texts[node] = written
+
+    def text(self, node: Expr, least: int = 0) -> str:
+        text, precedence = self._texts[node]
+        return text if precedence >= least else rf"\left({text}\right)"
+
+    def _write(self, node: Expr) -> tuple[str, int]:
+        """The text of a node and its precedence."""
+        op, args = node.op, node.args
+        if op == "constant":
+            value = float(node.value or 0)
+            return _constant(value), _SUM if value < 0 else _ATOM
+        if not args:
+            return symbol(str(node.value)), _ATOM
+        if op in ("add", "sub"):
+            return f"{self.text(args[0])} {'+' if op == 'add' else '-'} {self.text(args[1], _PRODUCT)}", _SUM
+        if op == "neg":
+            return f"-{self.text(args[0], _PRODUCT)}", _SUM
+        if op == "mul":
+            return self._product(*args), _PRODUCT
+        if op == "div":
+            return rf"\frac{{{self.text(args[0])}}}{{{self.text(args[1])}}}", _POWER
+        if op == "pow":
+            return self._power(*args), _POWER
+        if op in _RELATIONS:
+            return f"{self.text(args[0], _SUM)} {_RELATIONS[op]} {self.text(args[1], _SUM)}", 0
+        if op == "not":
+            return rf"\neg\left({self.text(args[0])}\right)", 0
+        if op == "where":
+            condition, first, second = map(self.text, args)
+            return rf"\begin{{cases}}{first} & {condition} \\ {second} & \text{{otherwise}}\end{{cases}}", 0
+        if op == "spherical_bessel":
+            order, z = _constant(float(args[0].value or 0)), self.text(args[1])
+            bessel = rf"j_{{{order}}}\left({z}\right)"
+            return (bessel, _ATOM) if order == "0" else (rf"\frac{{{bessel}}}{{\left({z}\right)^{{{order}}}}}", _POWER)
+        if op == "expm1":
+            return rf"e^{{{self.text(args[0])}}} - 1", _SUM
+        if op == "log1p":
+            return rf"\log\left(1 + {self.text(args[0])}\right)", _ATOM
+        if op in _AROUND:
+            return _AROUND[op] % self.text(args[0]), _ATOM if op in _SELF_DELIMITED else _POWER
+        return self._call(op, args), _ATOM
+
+    def _call(self, op: str, args: tuple[Expr, ...]) -> str:
+        function = _FUNCTIONS.get(op, rf"\operatorname{{{op}}}")
+        return rf"{function}\left({', '.join(map(self.text, args))}\right)"
+
+    def _product(self, a: Expr, b: Expr) -> str:
+        first, second = self.text(a, _PRODUCT), self.text(b, _PRODUCT)
+        space = r" \cdot " if second[0].isdigit() or second.startswith((r"\tfrac", "-")) else r" \, "
+        return f"{first}{space}{second}"
+
+    def _power(self, base: Expr, exponent: Expr) -> str:
+        if base.op in _FUNCTIONS and len(base.args) == 1 and exponent.is_constant and exponent.value == 2:
+            return rf"{_FUNCTIONS[base.op]}^{{2}}\left({self.text(base.args[0])}\right)"
+        return f"{self.text(base, _ATOM)}^{{{self.text(exponent)}}}"

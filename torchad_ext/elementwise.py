@@ -41,6 +41,11 @@ class HandWritten:
         return HandWritten(self.header, self.functors[1:]) if len(self.functors) > 1 else None
 
 
+def _subset(symbols: tuple[expr.Expr, ...], chosen: tuple[bool, ...]) -> str:
+    """Names the chosen ones, if they are not all."""
+    return "" if all(chosen) else "".join(f"_{x.value}" for x, c in zip(symbols, chosen, strict=True) if c)
+
+
 class Elementwise:
     """k functions of m tensors of one shape and of some numbers.
 
@@ -127,14 +132,10 @@ class Elementwise:
         key = wanted, given
         if key not in self._vjps:
             complete = all(wanted) and all(given)
-            stem = next((s for s in ("_double_backward", "_backward") if self.name.endswith(s)), "")
-            following = _BACKWARD[stem] if complete else "_backward"
-            name = (self.name.removesuffix(stem) if complete else self.name) + following
-            derivative = self.program.vjp(wanted, given)
-            if not complete:
-                name += "_" + "_".join(str(x.value) for x, w in zip(self.program.inputs, wanted, strict=True) if w)
+            stem = next((suffix for suffix in ("_double_backward", "_backward") if self.name.endswith(suffix)), "")
+            name = self.name.removesuffix(stem) + _BACKWARD[stem] + _subset(self.program.inputs, wanted)
             written = self.written.next if self.written and complete else None
-            self._vjps[key] = self._derivative(derivative, name, written)
+            self._vjps[key] = self._derivative(self.program.vjp(wanted, given), name, written)
         return self._vjps[key]
 
     def jvp(self, given: tuple[bool, ...]) -> Derivative:
@@ -142,7 +143,8 @@ class Elementwise:
         if len(given) == len(self.program.outputs) == 1:
             return self.vjp((True,), (True,))  # f'(x) t and f'(x) g are one function
         if given not in self._jvps:
-            self._jvps[given] = self._derivative(self.program.jvp(given), f"{self.name}_jvp")
+            name = f"{self.name}_jvp" + _subset(self.program.inputs, given)
+            self._jvps[given] = self._derivative(self.program.jvp(given), name)
         return self._jvps[given]
 
     def _derivative(self, derivative: expr.Derivative, name: str, written: HandWritten | None = None) -> Derivative:

@@ -87,8 +87,6 @@ class Pointwise:
         xs = [args[i] for i in tensors]
         if has_torch_function(xs):
             return handle_torch_function(self, xs, *args)
-        if not xs:
-            raise TypeError(self._no_tensor(args))
         if len(xs) > 1:
             shape = xs[0].shape
             for x in xs:
@@ -105,27 +103,21 @@ class Pointwise:
             raise TypeError(f"{self.__name__}{self.__signature__}: {error}") from None
         return tuple(given.arguments.get(name, self._defaults.get(name)) for name in self._parameters)
 
-    def _no_tensor(self, args: tuple[Any, ...]) -> str:
-        names = [str(x.value) for x in self._usual.program.inputs]
-        given = ", ".join(type(x).__name__ for x, name in zip(args, self._parameters, strict=True) if name in names)
-        return (
-            f"{self.__module__}.{self.__name__} takes a torch.Tensor for {' or '.join(names)}, got {given}; "
-            f"write {self.__module__}.{self.__name__}(torch.as_tensor(...))"
-        )
-
     def _member(self, kinds: tuple[Any, ...]) -> tuple[Elementwise, list[int], list[int]]:
         """The function for arguments of these kinds, and where among them its tensors and its numbers stand."""
         try:
             return self._members[kinds]
-        except (KeyError, TypeError):
-            pass
+        except (KeyError, TypeError):  # a new kind; one that cannot be hashed
+            return self._new_member(kinds)
+
+    def _new_member(self, kinds: tuple[Any, ...]) -> tuple[Elementwise, list[int], list[int]]:
         for name, kind in zip(self._parameters, kinds, strict=True):
-            required = name not in self._defaults or isinstance(self._defaults[name], numbers.Real)
-            if kind is not _TENSOR and kind is not _SCALAR and required and not isinstance(kind, bool):
-                raise TypeError(
-                    f"{self.__module__}.{self.__name__} takes a torch.Tensor or a number for {name}, got "
-                    f"{type(kind).__name__}; write {self.__module__}.{self.__name__}(torch.as_tensor(...))"
-                )
+            number = isinstance(self._defaults.get(name, 0), numbers.Real) and not isinstance(self._defaults.get(name), bool)
+            if number and kind is not _TENSOR and kind is not _SCALAR:
+                raise TypeError(self._wrong(name, type(kind).__name__))
+        if not any(kind is _TENSOR for kind in kinds):
+            first = next(iter(self._parameters))
+            raise TypeError(self._wrong(first, "numbers alone" if len(kinds) > 1 else "a number"))
         tensors = [i for i, kind in enumerate(kinds) if kind is _TENSOR]
         scalars = [i for i, kind in enumerate(kinds) if kind is _SCALAR]
         symbols = [
@@ -149,6 +141,10 @@ class Pointwise:
         written = self._written if not scalars else None
         member = Elementwise(program, self.definition if in_order else definition, self.__name__, written)
         return self._members.setdefault(kinds, (member, tensors, scalars))
+
+    def _wrong(self, name: str, given: str) -> str:
+        function = f"{self.__module__}.{self.__name__}"
+        return f"{function} takes a torch.Tensor for {name}, got {given}; write {function}(torch.as_tensor(...))"
 
     def _order(self, order: int) -> Elementwise:
         """The function whose kernel computes a derivative of the usual call, every gradient wanted."""

@@ -419,23 +419,24 @@ _EVALUATE: dict[str, Callable[..., torch.Tensor]] = {
 }
 
 
-def evaluate(program: Program, *values: Any) -> Any:
-    """The outputs of a program in plain PyTorch, for tensors of one shape and then numbers."""
-    symbols = (*program.inputs, *program.scalars)
-    known: dict[Expr, Any] = dict(zip(symbols, values, strict=True))
-    like = values[0]
+def evaluate_nodes(program: Program, *values: Any) -> dict[Expr, Any]:
+    """Every node of a program in plain PyTorch, for tensors of one shape and then numbers."""
+    known: dict[Expr, Any] = dict(zip((*program.inputs, *program.scalars), values, strict=True))
+
+    def number(value: float) -> torch.Tensor:
+        return torch.full((), value, dtype=values[0].dtype, device=values[0].device)
+
     for node in expr.topological(program.outputs):
         if node.op == "constant":
-            known[node] = torch.full((), float(node.value or 0), dtype=like.dtype, device=like.device)
+            known[node] = number(float(node.value or 0))
         elif node.args:
-            compute = _EVALUATE.get(node.op) or getattr(torch, node.op)
-            args = [known[arg] for arg in node.args]
-            args = [
-                x if isinstance(x, torch.Tensor) else torch.full((), x, dtype=like.dtype, device=like.device)
-                for x in args
-            ]
-            known[node] = compute(*args)
-    outputs = tuple(
-        torch.as_tensor(known[y], dtype=like.dtype, device=like.device).expand_as(like) for y in program.outputs
-    )
+            args = [x if isinstance(x, torch.Tensor) else number(x) for x in (known[arg] for arg in node.args)]
+            known[node] = (_EVALUATE.get(node.op) or getattr(torch, node.op))(*args)
+    return known
+
+
+def evaluate(program: Program, *values: Any) -> Any:
+    """The outputs of a program in plain PyTorch, for tensors of one shape and then numbers."""
+    known = evaluate_nodes(program, *values)
+    outputs = tuple(known[y].expand_as(values[0]) for y in program.outputs)
     return outputs[0] if len(outputs) == 1 else outputs

@@ -38,9 +38,9 @@ class BuildKernels(build_py):
         shutil.copytree(ROOT / "csrc", package / "csrc")
         if PREBUILD:
             sys.path.insert(0, str(ROOT))
-            from torchad_ext import _build
+            from torchad_ext import _build, ops
 
-            for library in _build.prebuild(package / "prebuilt", PREBUILD):
+            for library in _build.prebuild(package / "prebuilt", PREBUILD, ops.prebuilt_kernels):
                 print(f"prebuilt {library} ({library.stat().st_size >> 10} KiB)", file=sys.stderr)
 
 

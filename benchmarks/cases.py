@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import grad
+from torch.autograd.function import once_differentiable
 
 import torchad_ext as ad
+from torchad_ext.ops import CATALOGUE
 
 Op = Callable[..., Tensor]
 Randn = Callable[..., Tensor]
+Results = Tensor | Sequence[Tensor]
 
 
 @dataclass(frozen=True)
@@ -21,11 +27,12 @@ class Case:
 
     name: str
     size: str
-    run: Callable[..., object]
+    run: Callable[..., Results]
     inputs: Callable[[Randn], tuple[Tensor, ...]]
     native: Mapping[str, Op]
     ours: Op
     floor: float | None = None  # the ratio that a CPU should reach with two threads in float32
+    equal: bool = True  # do all ways give the same?
 
 
 @dataclass(frozen=True)
@@ -38,57 +45,73 @@ class Startup:
     cached: bool = True  # are the kernels compiled already?
 
 
-def value(op: Op, *inputs: Tensor) -> object:
+def value(op: Op, *inputs: Tensor) -> Results:
     return op(*inputs)
 
 
-def pullback(op: Op, x: Tensor, w: Tensor, _: Tensor) -> object:
+def pullback(op: Op, x: Tensor, w: Tensor, _: Tensor) -> Results:
     return grad(op(x), x, w)
 
 
-def second_pullback(op: Op, x: Tensor, w: Tensor, v: Tensor) -> object:
+def second_pullback(op: Op, x: Tensor, w: Tensor, v: Tensor) -> Results:
     (g,) = grad(op(x), x, w, create_graph=True)
     return grad(g, (x, w), v)
 
 
-def penalty(op: Op, x: Tensor, *_: Tensor) -> object:
+def penalty(op: Op, x: Tensor, *_: Tensor) -> Results:
     (g,) = grad(op(x).sum(), x, create_graph=True)
     return grad((g * g).sum(), x)
 
 
-def form_pullback(op: Op, x: Tensor, A: Tensor, w: Tensor, *_: Tensor) -> object:
+def penalty_of_all(op: Op, *inputs: Tensor) -> Results:
+    gradients = grad(op(*inputs).sum(), inputs, create_graph=True)
+    return grad([(g * g).sum() for g in gradients], inputs)
+
+
+def third_order(op: Op, x: Tensor) -> Results:
+    (g,) = grad(op(x).sum(), x, create_graph=True)
+    (h,) = grad((g * g).sum(), x, create_graph=True)
+    return grad((h * h).sum(), x)
+
+
+def form_pullback(op: Op, x: Tensor, A: Tensor, w: Tensor, *_: Tensor) -> Results:
     return grad(op(x, A), (x, A), w)
 
 
-def form_second_pullback(op: Op, x: Tensor, A: Tensor, w: Tensor, v: Tensor, V: Tensor) -> object:
+def form_second_pullback(op: Op, x: Tensor, A: Tensor, w: Tensor, v: Tensor, V: Tensor) -> Results:
     gradients = grad(op(x, A), (x, A), w, create_graph=True)
     return grad(gradients, (x, A), (v, V))
 
 
-def form_gradient(op: Op, x: Tensor, A: Tensor, w: Tensor, *_: Tensor) -> object:
+def form_gradient(op: Op, x: Tensor, A: Tensor, w: Tensor, *_: Tensor) -> Results:
     return grad(op(x, A), x, w)
 
 
-def form_hessian_product(op: Op, x: Tensor, A: Tensor, w: Tensor, v: Tensor, _: Tensor) -> object:
+def form_hessian_product(op: Op, x: Tensor, A: Tensor, w: Tensor, v: Tensor, _: Tensor) -> Results:
     (g,) = grad(op(x, A), x, w, create_graph=True)
     return grad(g, x, v)
 
 
+def number(size: str) -> int:
+    return int(float(size))
+
+
 SIZES = ("1e3", "1e4", "1e5", "1e6", "1e7")
 FLOORS = {("sin", "1e5"): 2.5, ("sin", "1e6"): 5.0, ("exp", "1e6"): 2.0}
-POINTWISE = {"sin": (torch.sin, ad.sin), "exp": (torch.exp, ad.exp)}
 
 
 def pointwise() -> Iterator[Case]:
-    for name, (native, ours) in POINTWISE.items():
+    natives: dict[str, Op] = {"sin": torch.sin, "exp": torch.exp}
+    for name, native in natives.items():
         for size in SIZES:
 
-            def plain(randn: Randn, n: int = int(float(size))) -> tuple[Tensor, ...]:
+            def plain(randn: Randn, n: int = number(size)) -> tuple[Tensor, ...]:
                 return (3 * randn(n),)
 
-            def with_cotangents(randn: Randn, n: int = int(float(size))) -> tuple[Tensor, ...]:
+            def with_cotangents(randn: Randn, n: int = number(size)) -> tuple[Tensor, ...]:
                 return (3 * randn(n)).requires_grad_(), randn(n).requires_grad_(), randn(n)
 
+            ours = CATALOGUE[name]
             ways = {f"torch.{name}": native}
             floor = FLOORS.get((name, size))
             yield Case(f"{name}: f", size, value, plain, ways, ours)
@@ -97,11 +120,118 @@ def pointwise() -> Iterator[Case]:
             yield Case(f"{name}: f + b + bb of sums", size, penalty, with_cotangents, ways, ours)
 
 
+ACTIVATIONS: dict[str, Op] = {"tanh": torch.tanh, "silu": F.silu, "gelu": F.gelu, "softplus": F.softplus}
+
+
+def activations() -> Iterator[Case]:
+    for name, native in ACTIVATIONS.items():
+        ways = {f"{'torch' if native is torch.tanh else 'F'}.{name}": native}
+        for size, floor in (("1e5", 2.0), ("1e6", 3.0)):
+
+            def inputs(randn: Randn, n: int = number(size)) -> tuple[Tensor, ...]:
+                return ((3 * randn(n)).requires_grad_(),)
+
+            if name != "tanh":
+                yield Case(f"{name}: f + b + bb of sums", size, penalty, inputs, ways, CATALOGUE[name], floor)
+            if name in ("tanh", "silu"):
+                yield Case(f"{name}: third order", size, third_order, inputs, ways, CATALOGUE[name])
+
+
+def f(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return torch.exp(-a * x**2) * torch.sin(b * x + torch.cos(x)) + torch.tanh(a * x)
+
+
+class CompiledVjps:
+    """The best we know to do today for a fused function with second derivatives.
+
+    ``torch.compile`` differentiates what it compiles once. So the function, its vjp and the vjp of that are compiled
+    each by itself, in their first call, and two ``autograd.Function`` tie them together.
+    """
+
+    def __init__(self, function: Op) -> None:
+        self.function = function
+
+    @functools.cached_property
+    def value(self) -> Op:
+        return torch.compile(self.function, fullgraph=True, dynamic=False)
+
+    @functools.cached_property
+    def vjp(self) -> Callable[..., Any]:
+        return torch.compile(self._vjp, fullgraph=True, dynamic=False)
+
+    @functools.cached_property
+    def vjp_of_vjp(self) -> Callable[..., Any]:
+        return torch.compile(self._vjp_of_vjp, fullgraph=True, dynamic=False)
+
+    def _vjp(self, g: Tensor, *xs: Tensor) -> Any:
+        return torch.func.vjp(self.function, *xs)[1](g)
+
+    def _vjp_of_vjp(self, for_g: bool, g: Tensor, gs: tuple[Tensor, ...], *xs: Tensor) -> Any:
+        if for_g:
+            return torch.func.vjp(self._vjp, g, *xs)[1](gs)
+        return None, *torch.func.vjp(functools.partial(self._vjp, g), *xs)[1](gs)
+
+    def __call__(self, *xs: Tensor) -> Tensor:
+        y: Tensor = _Value.apply(self, *xs)
+        return y
+
+
+class _Value(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, compiled: CompiledVjps, *xs: Tensor) -> Tensor:
+        ctx.compiled = compiled
+        ctx.save_for_backward(*xs)
+        return compiled.value(*xs)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *_Vjp.apply(ctx.compiled, g, *ctx.saved_tensors)
+
+
+class _Vjp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, compiled: CompiledVjps, g: Tensor, *xs: Tensor) -> Any:
+        ctx.compiled = compiled
+        ctx.save_for_backward(g, *xs)
+        return compiled.vjp(g, *xs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gs: Tensor) -> tuple[Tensor | None, ...]:
+        g, *xs = ctx.saved_tensors
+        return None, *ctx.compiled.vjp_of_vjp(ctx.needs_input_grad[1], g, gs, *xs)
+
+
+def declared() -> Iterator[Case]:
+    """A function that PyTorch has no op for."""
+    name, ours, compiled = "f(x, a, b)", ad.pointwise(f), CompiledVjps(f)
+
+    def inputs(size: str) -> Callable[[Randn], tuple[Tensor, ...]]:
+        def inputs(randn: Randn) -> tuple[Tensor, ...]:
+            n = number(size)
+            return 3 * randn(n), randn(n).abs(), randn(n)
+
+        return inputs
+
+    def wanting(size: str) -> Callable[[Randn], tuple[Tensor, ...]]:
+        return lambda randn: tuple(x.requires_grad_() for x in inputs(size)(randn))
+
+    ways: dict[str, Op] = {"plain PyTorch": f}
+    fused: dict[str, Op] = {"torch.compile": lambda *xs: compiled.value(*xs)}
+    chain: dict[str, Op] = {"compiled vjps": compiled}
+    for size, first, second in (("1e5", 4.0, 3.0), ("1e6", 5.0, 6.0)):
+        plain, leaves = inputs(size), wanting(size)
+        yield Case(f"{name}: f", size, value, plain, ways, ours, first)
+        yield Case(f"{name}: f, against torch.compile", size, value, plain, fused, ours)
+        yield Case(f"{name}: second order", size, penalty_of_all, leaves, ways, ours, second)
+        yield Case(f"{name}: second order, against compiled vjps", size, penalty_of_all, leaves, chain, ours, 1.3)
+
+
 def in_place() -> Iterator[Case]:
     """The bare kernel on memory that is there already."""
 
     def kernel(x: Tensor, out: Tensor) -> Tensor:
-        torch.ops.torchad_ext.sin.out(x, out=out)
+        torch.ops.torchad_ext.pointwise.out(kernel_address(CATALOGUE["sin"], x), [x], [], out=[out])
         return out
 
     def copy(x: Tensor, out: Tensor) -> Tensor:
@@ -112,7 +242,16 @@ def in_place() -> Iterator[Case]:
 
     ways = {"torch.sin(x, out=out)": lambda x, out: torch.sin(x, out=out)}
     yield Case("sin: kernel alone", "1e7", value, inputs, ways, kernel, 2.5)
-    yield Case("sin: kernel alone, and a copy", "1e7", value, inputs, {"out.copy_(x)": copy}, kernel, 0.5)
+    copies = {"out.copy_(x)": copy}
+    yield Case("sin: kernel alone, and a copy", "1e7", value, inputs, copies, kernel, 0.5, equal=False)
+
+
+def kernel_address(op: ad.Pointwise, x: Tensor) -> int:
+    """The address of the kernel for tensors like ``x``, which has no public name."""
+    kernel: Any = op._usual.kernel(x.device.type, x.dtype)
+    if kernel is None:
+        raise RuntimeError(f"{op} has no kernel for {x.dtype} on {x.device}")
+    return kernel.args[-1]  # type: ignore[no-any-return]
 
 
 def _einsum(x: Tensor, A: Tensor) -> Tensor:
@@ -143,8 +282,8 @@ def quadratic_form() -> Iterator[Case]:
         matrices = (*batch, n, n) if each else (n, n)
 
         def inputs(randn: Randn) -> tuple[Tensor, ...]:
-            leaves = [randn(size).requires_grad_() for size in ((*batch, n), matrices, batch)]
-            return (*leaves, randn((*batch, n)), randn(matrices))
+            wanting = [randn(size).requires_grad_() for size in ((*batch, n), matrices, batch)]
+            return (*wanting, randn((*batch, n)), randn(matrices))
 
         return inputs
 
@@ -169,10 +308,10 @@ def quadratic_form() -> Iterator[Case]:
     def read(x: Tensor, A: Tensor, *_: Tensor) -> Tensor:
         return A.detach().sum()
 
-    yield Case(f"{name}: f + b for x, and reading A", size, value, large, {"A.sum()": read}, ours)
+    yield Case(f"{name}: f + b for x, and reading A", size, value, large, {"A.sum()": read}, ours, equal=False)
 
 
-CASES = (*pointwise(), *in_place(), *quadratic_form())
+CASES = (*pointwise(), *activations(), *declared(), *in_place(), *quadratic_form())
 
 _FIRST_CALL = """
 import sys, time, torch, torchad_ext
@@ -189,8 +328,36 @@ import torchad_ext
 print(time.perf_counter() - start)
 """
 
+_DECLARED = """
+import os, sys, tempfile, time, torch, torchad_ext
+x, a, b = (torch.randn(10, device=sys.argv[1]) for _ in range(3))
+torchad_ext.sin(x)
+with tempfile.TemporaryDirectory() as empty:
+    os.environ["TORCHAD_EXT_CACHE_DIR"] = empty
+    start = time.perf_counter()
+    f = torchad_ext.pointwise(
+        lambda x, a, b: torch.exp(-a * x**2) * torch.sin(b * x + torch.cos(x)) + torch.tanh(a * x)
+    )
+    f(x, a, b).tolist()
+    print(time.perf_counter() - start)
+"""
+
+_TEN_OPS = """
+import sys, time, torch
+start = time.perf_counter()
+import torchad_ext as ad
+x = torch.rand(10, device=sys.argv[1], requires_grad=True)
+for op in (ad.sin, ad.cos, ad.exp, ad.log, ad.tanh, ad.sigmoid, ad.erf, ad.sqrt, ad.silu, ad.gelu):
+    y = op(x)
+    (g,) = torch.autograd.grad(y.sum(), x)
+    g.tolist()
+print(time.perf_counter() - start)
+"""
+
 STARTUPS = (
     Startup("import torchad_ext, after import torch", _IMPORT, limit=0.05),
     Startup("first call, nothing compiled yet", _FIRST_CALL, limit=10.0, cached=False),
     Startup("first call, kernels in the cache", _FIRST_CALL, limit=0.1),
+    Startup("first call of a newly declared op", _DECLARED, limit=3.0),
+    Startup("import, value and gradient of ten ops, kernels in the cache", _TEN_OPS, limit=0.2),
 )

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import torchad_ext as ad
 from torchad_ext import BuildError, _build
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -431,6 +432,18 @@ def cuda_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def cuda_kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if _build.find_nvcc() is None:
+        pytest.skip("no nvcc: the CUDA sources are not compiled")
+    library = tmp_path_factory.mktemp("cuda") / "kernel.so"
+    function = ad.sin._order(2)
+    dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    kernels = [function.source("cuda", dtype) for dtype in dtypes]
+    _build.compile_library("cuda", _build.cuda_toolchain(("80", "90")), library, kernels)
+    return library
+
+
+@pytest.fixture(scope="session")
 def cuobjdump() -> Callable[..., str]:
     """NVIDIA's disassembler, of the toolkit or of its PyPI packages."""
     packages = [os.path.join(entry, "nvidia", "cu13", "bin") for entry in sys.path]
@@ -456,11 +469,11 @@ class TestCudaSources:
 
     @pytest.mark.parametrize("gpu", ["sm_80", "sm_90"])
     def test_move_contiguous_data_in_128_bit_accesses(
-        self, gpu: str, cuda_library: Path, cuobjdump: Callable[..., str]
+        self, gpu: str, cuda_kernel: Path, cuobjdump: Callable[..., str]
     ) -> None:
-        code = cuobjdump("-sass", "-arch", gpu, cuda_library)
+        code = cuobjdump("-sass", "-arch", gpu, cuda_kernel)
         kernels = [part for part in code.split("Function : ")[1:] if "contiguous_kernel" in part.partition("\n")[0]]
-        assert kernels
+        assert len(kernels) == 4  # one for each dtype
         for kernel in kernels:
             assert re.search(r"LDG\.E\S*\.128", kernel), kernel.partition("\n")[0]
             assert re.search(r"STG\.E\S*\.128", kernel), kernel.partition("\n")[0]

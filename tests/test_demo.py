@@ -124,7 +124,7 @@ def test_the_command_line_verifies(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["verify", "tan"], 2, "'tan' is no op; choose from"),
+        (["verify", "tangent"], 2, "'tangent' is no op; choose from"),
         (["demo", "--steps", "0"], 2, "'0' is not a number of steps; give 1 or more"),
         (["demo", "--picture", "nothing.png", "--output", "{tmp}"], 1, "no picture at nothing.png"),
         ([], 2, "required: command"),

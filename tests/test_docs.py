@@ -11,11 +11,13 @@ import pytest
 import torch
 
 import torchad_ext as ad
-from torchad_ext.pointwise import Pointwise
+from torchad_ext import Pointwise
+from torchad_ext.ops import CATALOGUE
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-PUBLIC = [ad.sin, ad.exp, ad.quadratic_form, ad.verify, Pointwise]
+METHODS = [getattr(Pointwise, name) for name in ("source", "latex", "operands", "compile")]
+PUBLIC = [*CATALOGUE.values(), ad.quadratic_form, ad.verify, ad.pointwise, Pointwise, *METHODS]
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.strip().splitlines()[0])

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import torchad_ext
-from torchad_ext import _build
+from torchad_ext import _build, ops
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*") if path.is_file()}
@@ -148,7 +148,11 @@ def test_a_prebuilt_wheel_is_bound_to_its_platform_and_to_no_python(prebuilt_whe
 @needs_compiler
 def test_a_prebuilt_wheel_has_a_library_for_every_level_of_its_architecture(prebuilt_wheel: Path) -> None:
     levels = ["x86-64", "x86-64-v3", "x86-64-v4"] if _build.cpu_level().startswith("x86") else [_build.cpu_level()]
-    libraries = {f"torchad_ext/prebuilt/{_build.prebuilt_library('cpu', level).name}" for level in levels}
+    libraries = {
+        f"torchad_ext/prebuilt/{_build.prebuilt_library('cpu', level, what).name}"
+        for level in levels
+        for what in ("operators", "kernels")
+    }
     assert {name for name in contents(prebuilt_wheel) if name.endswith(".so")} == libraries
     assert {f"torchad_ext/{source}" for source in SOURCES} <= contents(prebuilt_wheel)
 
@@ -178,7 +182,7 @@ def test_flags_of_the_user_are_not_ignored_for_a_prebuilt_library(prebuilt_wheel
 
 def test_a_misspelt_prebuild_is_refused(tmp_path: Path) -> None:
     with pytest.raises(torchad_ext.BuildError, match="TORCHAD_EXT_PREBUILD=yes; it is 1, or cpu"):
-        _build.prebuild(tmp_path, "yes")
+        _build.prebuild(tmp_path, "yes", ops.prebuilt_kernels)
 
 
 def test_a_source_distribution_can_be_built_from(tmp_path: Path) -> None:

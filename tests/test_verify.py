@@ -10,6 +10,7 @@ import torch
 from torch.autograd import Function, gradcheck
 
 import torchad_ext as ad
+from torchad_ext.elementwise import Elementwise
 
 X = (torch.linspace(-2, 2, 7, dtype=torch.float64),)
 
@@ -147,26 +148,22 @@ def test_a_nan_or_infinity_in_the_wrong_place_is_caught() -> None:
             )
 
 
-def test_a_wrong_kernel_of_the_library_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchad_ext import _kernels
+@pytest.mark.parametrize("name", ["sin", "sin_backward", "sin_double_backward"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_a_wrong_kernel_of_the_library_is_caught(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = Elementwise.kernel
 
-    find = _kernels.find
-    for name in ("sin", "sin_backward", "sin_double_backward"):
+    def corrupted(function: Elementwise, *key: Any) -> Any:
+        kernel = find(function, *key)
+        if kernel is None or function.name != name:
+            return kernel
+        return lambda xs, scalars: [output * (1 + 1e-5) for output in kernel(xs, scalars)]
 
-        def corrupted(kernel: str | None, device: str, name: str = name) -> Any:
-            found = find(kernel, device)
-            if kernel != name or found is None:
-                return found
-
-            def scaled(*xs: torch.Tensor) -> Any:
-                outputs = found(*xs)
-                return outputs * 1.001 if isinstance(outputs, torch.Tensor) else (outputs[0] * 1.001, outputs[1])
-
-            return scaled
-
-        monkeypatch.setattr(_kernels, "find", corrupted)
-        with pytest.raises(ad.VerificationError, match=r"sin, float64, cpu: the (value|gradient|double backward)"):
-            ad.verify(ad.sin, quiet=True)
+    monkeypatch.setattr(Elementwise, "kernel", corrupted)
+    with pytest.raises(ad.VerificationError, match=r"sin, float.., cpu: the (value|gradient|double backward)"):
+        ad.verify(ad.sin, dtypes=[dtype], quiet=True)
 
 
 def test_the_message_names_op_dtype_device_derivative_and_error() -> None:

@@ -2,8 +2,9 @@
 
 There is one library for each device, which holds the operators and needs PyTorch, and a small one for each pointwise
 kernel, which needs nothing. A library is looked for in three places: among the binaries that came with the package, in
-the cache, and at last it is compiled into the cache. A cache entry is a folder named by a hash of everything that counts (sources, flags, compilers,
-CPU or GPU, torch), written aside and renamed into place, under a lock that the operating system frees with its holder.
+the cache, and at last it is compiled into the cache. A cache entry is a folder named by a hash of everything that
+counts (sources, flags, compilers, CPU or GPU, torch), written aside and renamed into place, under a lock that the
+operating system frees with its holder.
 
 Environment:
     TORCHAD_EXT_CACHE_DIR   where compiled libraries are kept (default: ``~/.cache/torchad_ext``)
@@ -28,11 +29,13 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from .codegen import Kernel
 
 _PACKAGE = Path(__file__).resolve().parent
 CSRC = next((folder for folder in (_PACKAGE / "csrc", _PACKAGE.parent / "csrc") if folder.is_dir()), _PACKAGE / "csrc")
@@ -194,14 +197,14 @@ def _find_ninja() -> str:
     raise BuildError("ninja was not found; pip install ninja")
 
 
-def compile_library(device: str, toolchain: Toolchain, to: Path, kernel: str | None = None) -> None:
-    """Compiles the operators of a device, or one pointwise kernel, and puts the library at ``to``, whole or not at all.
+def compile_library(device: str, toolchain: Toolchain, to: Path, kernels: Sequence[Kernel] = ()) -> None:
+    """Compiles the operators of a device, or pointwise kernels, and puts the library at ``to``, whole or not at all.
 
     Args:
         device: ``"cpu"`` or ``"cuda"``.
         toolchain: how.
         to: the library.
-        kernel: the source of the kernel, in place of the files of ``csrc``.
+        kernels: what to compile in place of the operators.
 
     Raises:
         BuildError: the compiler failed; its output is kept beside ``to``, in a file ending in ``.log``.
@@ -211,16 +214,16 @@ def compile_library(device: str, toolchain: Toolchain, to: Path, kernel: str | N
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=to.parent, prefix=_BUILDING, ignore_cleanup_errors=True) as name:
         sources = sorted(CSRC.glob(f"*{suffix}"))
-        if kernel is not None:
-            sources = [Path(name, f"kernel{suffix}").absolute()]
-            sources[0].write_text(kernel, encoding="utf-8")
-        write_ninja(Path(name), sources, toolchain, with_torch=kernel is None)
+        if kernels:
+            sources = [Path(name, f"{kernel.symbol}{suffix}").absolute() for kernel in kernels]
+            for source, kernel in zip(sources, kernels, strict=True):
+                source.write_text(kernel.text, encoding="utf-8")
+        write_ninja(Path(name), sources, toolchain, with_torch=not kernels)
         command = [_find_ninja(), "-C", name, "library.so"]
         result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
         if result.returncode != 0:
-            log.write_bytes(result.stdout)
-            if kernel is not None:
-                to.with_suffix(suffix).write_text(kernel, encoding="utf-8")
+            texts = (kernel.text.encode() for kernel in kernels)
+            log.write_bytes(b"\n".join([result.stdout, *texts]))
             raise BuildError(f"{toolchain.compiler} failed; its output is in {log}; {_REMEDY[device]}")
         os.replace(Path(name, "library.so"), to)
     log.unlink(missing_ok=True)
@@ -254,10 +257,10 @@ def _locked(folder: Path, what: str) -> Iterator[None]:
 def _cached(device: str, toolchain: Toolchain) -> Path:
     """The library of a device from the cache, compiled first if it is not there."""
     what = f"the {device.upper()} kernels for {toolchain.target}"
-    return _from_cache(cache_key(device, toolchain), what, device, toolchain, None)
+    return _from_cache(cache_key(device, toolchain), what, device, toolchain)
 
 
-def _from_cache(key: str, what: str, device: str, toolchain: Toolchain, kernel: str | None) -> Path:
+def _from_cache(key: str, what: str, device: str, toolchain: Toolchain, kernels: Sequence[Kernel] = ()) -> Path:
     folder = cache_dir() / key
     library = folder / "library.so"
     if os.path.exists(library):
@@ -266,25 +269,26 @@ def _from_cache(key: str, what: str, device: str, toolchain: Toolchain, kernel: 
         if not library.exists():
             for killed in folder.glob(f"{_BUILDING}*"):
                 shutil.rmtree(killed, ignore_errors=True)
-            if kernel is None:
+            if not kernels:
                 _say(f"compiling {what}, once, with {toolchain.compiler}; kept in {folder}")
             start = time.perf_counter()
-            compile_library(device, toolchain, library, kernel)
+            compile_library(device, toolchain, library, kernels)
             _say(f"compiled {what} in {time.perf_counter() - start:.1f} s")
     return library
 
 
-def prebuilt_library(device: str, target: str) -> Path:
+def prebuilt_library(device: str, target: str, what: str = "operators") -> Path:
     """Where a wheel built with ``TORCHAD_EXT_PREBUILD=1`` keeps a library, whether it has it or not."""
-    return PREBUILT / f"{device}-{target}-{_sources_hash()[:16]}.so"
+    return PREBUILT / f"{what}-{device}-{target}-{_sources_hash()[:16]}.so"
 
 
-def prebuild(folder: Path, devices: str) -> list[Path]:
+def prebuild(folder: Path, devices: str, kernels: Callable[[str], Sequence[Kernel]]) -> list[Path]:
     """Compiles the libraries of a wheel into ``folder``: for every CPU of this architecture and for ``PREBUILT_GPUS``.
 
     Args:
         folder: takes the place of ``PREBUILT``.
         devices: ``"cpu"``, or ``"1"`` for the CPU and, where there is an nvcc, CUDA.
+        kernels: the pointwise kernels to compile for a device.
     """
     if devices not in ("1", "cpu"):
         raise BuildError(f"TORCHAD_EXT_PREBUILD={devices}; it is 1, or cpu to leave CUDA out")
@@ -294,9 +298,10 @@ def prebuild(folder: Path, devices: str) -> list[Path]:
         chosen.append(("cuda", cuda_toolchain(PREBUILT_GPUS)))
     libraries = []
     for device, toolchain in chosen:
-        library = folder / prebuilt_library(device, toolchain.target).name
-        compile_library(device, toolchain, library)
-        libraries.append(library)
+        for what, sources in (("operators", ()), ("kernels", kernels(device))):
+            library = folder / prebuilt_library(device, toolchain.target, what).name
+            compile_library(device, toolchain, library, sources)
+            libraries.append(library)
     return libraries
 
 
@@ -305,13 +310,17 @@ def _runs_on(gpu: str) -> bool:
     return any(gpu[:-1] == built[:-1] and gpu[-1] >= built[-1] for built in PREBUILT_GPUS)
 
 
-def _find(device: str) -> Path:
+def _prebuilt(device: str, what: str) -> Path | None:
+    """A library that came with the package and serves this machine."""
     target = cpu_level() if device == "cpu" else "sm_" + "_".join(PREBUILT_GPUS)
-    prebuilt = prebuilt_library(device, target)
+    library = prebuilt_library(device, target, what)
     fits = not os.environ.get("TORCHAD_EXT_CXXFLAGS") if device == "cpu" else all(map(_runs_on, present_gpus()))
-    if fits and prebuilt.exists():
-        return prebuilt
-    return _cached(device, cpu_toolchain() if device == "cpu" else cuda_toolchain())
+    return library if fits and library.exists() else None
+
+
+def _find(device: str) -> Path:
+    toolchain = cpu_toolchain if device == "cpu" else cuda_toolchain
+    return _prebuilt(device, "operators") or _cached(device, toolchain())
 
 
 _failures: dict[str, BuildError | None] = {}
@@ -363,40 +372,53 @@ def _load_library(library: Path) -> None:
 
 
 @functools.cache
+def _prebuilt_kernels(device: str) -> ctypes.CDLL | None:
+    library = _prebuilt(device, "kernels")
+    return ctypes.CDLL(str(library)) if library else None
+
+
+@functools.cache
 def _for_kernels(device: str) -> tuple[Toolchain, str]:
     """How the pointwise kernels of this process are compiled, and the part of their keys that they share."""
     toolchain = cpu_toolchain() if device == "cpu" else cuda_toolchain()
     return toolchain, cache_key(device, toolchain)
 
 
-_kernels: dict[str, ctypes.CDLL] = {}  # a library stays as long as the process
+_compiled: dict[str, ctypes.CDLL] = {}  # a library stays as long as the process
 
 
-def load_kernel(name: str, device: str, source: str) -> int | None:
+def _compiled_kernel(name: str, device: str, kernel: Kernel) -> ctypes.CDLL:
+    toolchain, shared = _for_kernels(device)
+    digest = hashlib.sha256(f"{shared}\0{kernel.text}".encode()).hexdigest()[:16]
+    key = f"{name}-{device}-{toolchain.target}-{digest}"
+    if key not in _compiled:
+        library = _from_cache(key, f"{name} for the {device.upper()}", device, toolchain, [kernel])
+        _compiled[key] = ctypes.CDLL(str(library))
+    return _compiled[key]
+
+
+def load_kernel(name: str, device: str, kernel: Kernel) -> int | None:
     """The address of a pointwise kernel, compiled on its first use.
 
     Args:
         name: of the kernel, to be told what is compiled.
         device: ``"cpu"`` or ``"cuda"``, whose operators are loaded.
-        source: what to compile.
+        kernel: what to compile.
 
     Returns:
-        The address of its ``Kernel``; None if it could not be compiled, and one warning has said why and what to do.
+        The address; None if it could not be compiled, and one warning has said why and what to do.
 
     Raises:
         BuildError: it could not be compiled and ``TORCHAD_EXT_STRICT=1``.
     """
     try:
-        toolchain, shared = _for_kernels(device)
-        digest = hashlib.sha256(f"{shared}\0{source}".encode()).hexdigest()[:16]
-        key = f"{name}-{device}-{toolchain.target}-{digest}"
-        if key not in _kernels:
-            library = _from_cache(key, f"{name} for the {device.upper()}", device, toolchain, source)
-            _kernels[key] = ctypes.CDLL(str(library))
-        return ctypes.addressof(ctypes.c_char.in_dll(_kernels[key], "torchad_ext_kernel"))
-    except (BuildError, OSError, ValueError) as error:
+        library = _prebuilt_kernels(device)
+        if library is None or not hasattr(library, kernel.symbol):
+            library = _compiled_kernel(name, device, kernel)
+        return ctypes.addressof(ctypes.c_char.in_dll(library, kernel.symbol))
+    except (BuildError, OSError) as error:
         failure = BuildError(f"torchad_ext has no native kernel of {name}: {error}")
         if os.environ.get("TORCHAD_EXT_STRICT") == "1":
             raise failure from error
-        warnings.warn(f"{failure}. The plain PyTorch definition runs instead.", stacklevel=6)
+        warnings.warn(f"{failure}. The plain PyTorch definition runs instead.", stacklevel=7)
         return None

@@ -15,6 +15,7 @@ import torch
 from torch.autograd import forward_ad
 
 from . import _build
+from .codegen import Kernel
 
 DispatchKey = torch._C.DispatchKey
 DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
@@ -117,13 +118,13 @@ def find(name: str, device: str) -> Callable[..., Any] | None:
     return kernel if kernel is None or not profiling() else recorded(name, kernel)
 
 
-def compile_pointwise(name: str, device: str, source: str) -> Callable[..., Any] | None:
-    """The pointwise kernel in a C++ file, as a function of a sequence of tensors and a sequence of numbers.
+def compile_pointwise(name: str, device: str, source: Kernel) -> Callable[..., Any] | None:
+    """A pointwise kernel as a function of a sequence of tensors and a sequence of numbers.
 
     Args:
         name: names it in messages and in the cache.
         device: ``"cpu"`` or ``"cuda"``.
-        source: the file, as :func:`torchad_ext.codegen.kernel_file` writes it.
+        source: its C++.
 
     Returns:
         The kernel, or None if it could not be compiled; one warning has said why.

@@ -7,9 +7,11 @@ alone becomes a member of the functor, computed once in double.
 from __future__ import annotations
 
 import collections
-import keyword
+import hashlib
 import math
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from .expr import COMPARISONS, Expr, Program, make, mul, pow_, reciprocal, rsqrt, sqrt, topological
 
@@ -34,13 +36,19 @@ _FUNCTIONS = {"clamp_min": "maximum", "clamp_max": "minimum"}
 _TOP, _UNARY, _TERNARY = 7, 6, 0
 # What the constructor of a functor can compute in double.
 _UNIFORM = {"pow": "std::pow", "log": "std::log", "sqrt": "std::sqrt", "abs": "std::abs"}
-_TAKEN = frozenset(
-    "T Outputs number alignas alignof asm auto bool break case catch char class const constexpr continue decltype default "
-    "delete do double dynamic_cast else enum explicit export extern false float for friend goto if inline int long mutable "
-    "namespace new noexcept nullptr operator private protected public register reinterpret_cast return scalars short "
-    "signed sizeof static static_assert static_cast struct switch template this thread_local throw true try typedef "
-    "typeid typename union unsigned using virtual void volatile wchar_t while".split()
-)
+_KEYWORDS = """
+    alignas alignof asm auto bool break case catch char class const constexpr continue decltype default delete do double
+    dynamic_cast else enum explicit export extern false float for friend goto if inline int long mutable namespace new
+    noexcept nullptr operator private protected public register reinterpret_cast return short signed sizeof static
+    static_assert static_cast struct switch template this thread_local throw true try typedef typeid typename union
+    unsigned using virtual void volatile wchar_t while
+"""
+_OWN = """
+    T Outputs number scalars std abs sign sqrt rsqrt reciprocal exp expm1 exp2 log log1p log2 log10 sin cos tan asin
+    acos atan atan2 sinh cosh tanh asinh acosh atanh sigmoid log1pexp erf erfc hypot floor ceil round trunc maximum minimum
+    fmod remainder lerp spherical_bessel pow
+"""
+_TAKEN = frozenset((_KEYWORDS + _OWN).split())
 
 
 def functor(program: Program, name: str) -> str:
@@ -48,24 +56,39 @@ def functor(program: Program, name: str) -> str:
     return _Functor(program).text(name)
 
 
-def kernel_file(functor: str, name: str, inputs: int, device: str, dtype: str) -> str:
-    """A file that compiles to the kernel of a functor.
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel as C++: a file, and the symbol under which its library exports it."""
+
+    symbol: str
+    text: str
+
+
+def kernel(functor: str, name: str, inputs: int, device: str, dtype: str) -> Kernel:
+    """The file that compiles to the kernel of a functor.
 
     Args:
         functor: the C++ that defines it, or an ``#include``.
-        name: of the functor, in the namespace ``torchad_ext``.
+        name: of the functor.
         inputs: how many tensors it takes.
         device: ``"cpu"`` or ``"cuda"``.
         dtype: ``"float16"``, ``"bfloat16"``, ``"float32"`` or ``"float64"``.
     """
     loop = {"cpu": "pointwise_cpu.h", "cuda": "pointwise_cuda.cuh"}[device]
-    body = (
-        functor
-        if functor.startswith("#include")
-        else f"namespace torchad_ext {{\n\n{functor}\n}}  // namespace torchad_ext"
-    )
-    kernel = f"TORCHAD_EXT_KERNEL(torchad_ext_kernel, {device.capitalize()}, torchad_ext::{name}, {inputs}, {dtype})"
-    return f'#include "{loop}"\n{body}\n\n{kernel}\n'
+    namespace = "torchad_ext"
+    if not functor.startswith("#include"):
+        namespace = "torchad_ext::declared"
+        functor = f"namespace {namespace} {{\n\n{functor}\n}}  // namespace {namespace}\n"
+    arguments = f"{device.capitalize()}, {namespace}::{name}, {inputs}, {dtype}"
+    digest = hashlib.sha256(f"{functor}\0{arguments}".encode()).hexdigest()[:16]
+    symbol = f"torchad_ext_kernel_{digest}"
+    return Kernel(symbol, f'#include "{loop}"\n{functor}\nTORCHAD_EXT_KERNEL({symbol}, {arguments})\n')
+
+
+def struct_name(name: str) -> str:
+    """The C++ name of a functor for the name of a kernel: ``sin_backward`` gives ``SinBackward``."""
+    joined = "".join(part[:1].upper() + part[1:] for part in re.sub(r"[^0-9A-Za-z_]", "", name).split("_"))
+    return f"{joined}Functor" if joined in ("", "T", "Outputs") or joined[0].isdigit() else joined
 
 
 def lower(program: Program) -> tuple[Expr, ...]:
@@ -104,17 +127,10 @@ def identifiers(symbols: tuple[Expr, ...]) -> dict[Expr, str]:
     names: dict[Expr, str] = {}
     for symbol in symbols:
         text = "".join(c if c.isascii() and (c.isalnum() or c == "_") else f"u{ord(c):x}" for c in str(symbol.value))
-        while text in _TAKEN or keyword.iskeyword(text) or text in names.values() or text in _CALLED:
+        while text in _TAKEN or text in names.values():
             text += "_"
         names[symbol] = text
     return names
-
-
-_CALLED = frozenset(
-    "abs sign sqrt rsqrt reciprocal exp expm1 exp2 log log1p log2 log10 sin cos tan asin acos atan atan2 sinh cosh tanh "
-    "asinh acosh atanh sigmoid log1pexp erf erfc hypot floor ceil round trunc maximum minimum fmod remainder lerp "
-    "spherical_bessel pow std".split()
-)
 
 
 def _literal(value: float) -> str:

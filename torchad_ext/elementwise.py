@@ -26,7 +26,7 @@ _dispatch_modes = torch._C._len_torch_dispatch_stack
 _autocast_enabled = torch._C._is_any_autocast_enabled
 _grad_enabled = torch.is_grad_enabled
 
-_BACKWARD = {"": "_backward", "_backward": "_double_backward", "_double_backward": "_triple_backward"}
+_ORDERS = ("", "_backward", "_double_backward", "_triple_backward")
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,19 @@ def _subset(symbols: tuple[expr.Expr, ...], chosen: tuple[bool, ...]) -> str:
     return "" if all(chosen) else "".join(f"_{x.value}" for x, c in zip(symbols, chosen, strict=True) if c)
 
 
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 class Elementwise:
     """k functions of m tensors of one shape and of some numbers.
 
     Args:
         program: the functions as expressions.
         definition: the same in plain PyTorch, m tensors and then the numbers to a tensor (k = 1) or a tuple of k.
-        name: what the kernel is called.
+        name: what its kernel is called.
+        order: how often it was differentiated in reverse mode, as a suffix of the name.
+        chosen: the names of its outputs, if they are not all, as another suffix.
         written: its functor, where one was written by hand.
     """
 
@@ -61,12 +67,15 @@ class Elementwise:
         program: expr.Program,
         definition: Callable[..., Any],
         name: str,
+        order: int = 0,
+        chosen: str = "",
         written: HandWritten | None = None,
         family: set[tuple[str, torch.dtype]] | None = None,
     ) -> None:
         self.program = program
         self.definition = definition
-        self.name = name
+        self.name = name + self._suffix(order) + chosen
+        self._stem, self._order = name, order
         self.written = written
         self._single = len(program.outputs) == 1
         self._kernels: dict[tuple[str, torch.dtype], Callable[..., Any] | None] = {}
@@ -74,12 +83,16 @@ class Elementwise:
         self._vjps: dict[tuple[tuple[bool, ...], tuple[bool, ...]], Derivative] = {}
         self._jvps: dict[tuple[bool, ...], Derivative] = {}
 
+    @staticmethod
+    def _suffix(order: int) -> str:
+        return _ORDERS[order] if order < len(_ORDERS) else f"_backward{order}"
+
     @property
     def functor(self) -> tuple[str, str]:
         """The name of the functor, and the C++ that defines it."""
         if self.written:
             return self.written.functors[0], f'#include "{self.written.header}"'
-        name = "".join(part.capitalize() for part in self.name.split("_"))
+        name = codegen.struct_name(self.name)
         return name, codegen.functor(self.program, name)
 
     def kernel(self, device: str, dtype: torch.dtype) -> Callable[[Tensors, Scalars], Any] | None:
@@ -92,11 +105,13 @@ class Elementwise:
         kernel = self._kernels[key]
         return kernel if kernel is None or not _kernels.profiling() else _kernels.recorded(self.name, kernel)
 
+    def source(self, device: str, dtype: torch.dtype) -> codegen.Kernel:
+        """What is compiled."""
+        name, functor = self.functor
+        return codegen.kernel(functor, name, len(self.program.inputs), device, _name(dtype))
+
     def _compile(self, device: str, dtype: torch.dtype) -> Callable[..., Any] | None:
-        name, source = self.functor
-        type_name = str(dtype).removeprefix("torch.")
-        text = codegen.kernel_file(source, name, len(self.program.inputs), device, type_name)
-        return _kernels.compile_pointwise(f"{self.name}-{type_name}", device, text)
+        return _kernels.compile_pointwise(f"{self.name}-{_name(dtype)}", device, self.source(device, dtype))
 
     def run(self, xs: Tensors, scalars: Scalars) -> Any:
         """The results without derivatives: by the kernel, or by the definition."""
@@ -131,11 +146,11 @@ class Elementwise:
         """The vector-Jacobian product: of (inputs, a cotangent for each given output), the gradients of the wanted."""
         key = wanted, given
         if key not in self._vjps:
-            complete = all(wanted) and all(given)
-            stem = next((suffix for suffix in ("_double_backward", "_backward") if self.name.endswith(suffix)), "")
-            name = self.name.removesuffix(stem) + _BACKWARD[stem] + _subset(self.program.inputs, wanted)
-            written = self.written.next if self.written and complete else None
-            self._vjps[key] = self._derivative(self.program.vjp(wanted, given), name, written)
+            written = self.written.next if self.written and all(wanted) and all(given) else None
+            chosen = _subset(self.program.inputs, wanted)
+            self._vjps[key] = self._derivative(
+                self.program.vjp(wanted, given), self._stem, self._order + 1, chosen, written
+            )
         return self._vjps[key]
 
     def jvp(self, given: tuple[bool, ...]) -> Derivative:
@@ -143,13 +158,19 @@ class Elementwise:
         if len(given) == len(self.program.outputs) == 1:
             return self.vjp((True,), (True,))  # f'(x) t and f'(x) g are one function
         if given not in self._jvps:
-            name = f"{self.name}_jvp" + _subset(self.program.inputs, given)
-            self._jvps[given] = self._derivative(self.program.jvp(given), name)
+            chosen = _subset(self.program.inputs, given)
+            self._jvps[given] = self._derivative(
+                self.program.jvp(given), f"{self._stem}{self._suffix(self._order)}_jvp", 0, chosen
+            )
         return self._jvps[given]
 
-    def _derivative(self, derivative: expr.Derivative, name: str, written: HandWritten | None = None) -> Derivative:
+    def _derivative(
+        self, derivative: expr.Derivative, name: str, order: int, chosen: str, written: HandWritten | None = None
+    ) -> Derivative:
         program = derivative.program
-        function = Elementwise(program, functools.partial(evaluate, program), name, written, self._failed)
+        function = Elementwise(
+            program, functools.partial(evaluate, program), name, order, chosen, written, self._failed
+        )
         return Derivative(function, derivative.arguments, derivative.scalars, derivative.results)
 
 

@@ -25,6 +25,7 @@ Gradients = tuple["Expr | None", ...]
 
 COMPARISONS = frozenset(("eq", "ne", "lt", "le", "gt", "ge"))
 LOGICAL = frozenset(("and", "or", "not"))
+# Of zeros of both signs the larger and the smaller are either, as in PyTorch.
 COMMUTATIVE = frozenset(("add", "mul", "maximum", "minimum", "hypot", "eq", "ne", "and", "or"))
 
 
@@ -58,10 +59,20 @@ class Expr:
     def is_constant(self) -> bool:
         return self.op == "constant"
 
+    @property
+    def number(self) -> float:
+        """The value of a constant."""
+        assert isinstance(self.value, float)
+        return self.value
+
     def __repr__(self) -> str:
+        return self._text(depth=6)
+
+    def _text(self, depth: int) -> str:
+        """As far as depth: a small graph can be a huge tree."""
         if not self.args:
             return str(self.value)
-        return f"{self.op}({', '.join(map(repr, self.args))})"
+        return f"{self.op}({', '.join(x._text(depth - 1) for x in self.args) if depth else '...'})"
 
     def __reduce__(self) -> Any:
         return _node, (self.op, self.args, self.value)
@@ -231,8 +242,6 @@ def _simplify_sub(a: Expr, b: Expr) -> Expr | None:
         return a
     if b.op == "neg":
         return a + b.args[0]
-    if a.op == "neg":
-        return -(a.args[0] + b)
     return None
 
 
@@ -290,10 +299,25 @@ def _pow_rule(g: Expr, y: Expr, a: Expr, b: Expr) -> Gradients:
     slope = g * (b * pow_(a, b - 1))
     if b.is_constant:
         return slope, None
-    in_b = g * (y * log(a))
-    if not (a.is_constant and a.value):
-        in_b = where(and_(eq(a, 0), b >= 0), 0, in_b)
-    return where(eq(b, 0), 0, slope), in_b
+    if a.is_constant and a.value:
+        return where(eq(b, 0), 0, slope), g * (y * log(a))
+    # log(1) = 0 in place of log(0), which would make the next derivatives nan.
+    return where(eq(b, 0), 0, slope), g * (y * log(where(and_(eq(a, 0), b >= 0), 1, a)))
+
+
+def _atan2_rule(g: Expr, y: Expr, a: Expr, b: Expr) -> Gradients:
+    """No slope at the origin."""
+    square = a * a + b * b
+    square = where(eq(square, 0), math.inf, square)
+    return g * (b / square), -(g * (a / square))
+
+
+def floor_divide(a: Operand, b: Operand) -> Expr:
+    """The floor of the exact quotient, as PyTorch has it; a / b may round up to the next integer. It has no slope."""
+    rest = fmod(a, b)
+    quotient = div(sub(a, rest), b)
+    rounded = round_(where(sign(rest) * sign(b) < 0, quotient - 1, quotient))
+    return detach(where(eq(b, 0), div(a, b), rounded))
 
 
 RULES: dict[str, Callable[..., Gradients]] = {
@@ -325,7 +349,7 @@ RULES: dict[str, Callable[..., Gradients]] = {
     "asin": lambda g, y, x: (g * rsqrt(1 - x * x),),
     "acos": lambda g, y, x: (-(g * rsqrt(1 - x * x)),),
     "atan": lambda g, y, x: (g / (x * x + 1),),
-    "atan2": lambda g, y, a, b: (g * (b / (a * a + b * b)), -(g * (a / (a * a + b * b)))),
+    "atan2": _atan2_rule,
     "sinh": lambda g, y, x: (g * cosh(x),),
     "cosh": lambda g, y, x: (g * sinh(x),),
     "tanh": lambda g, y, x: (g * (1 - y * y),),
@@ -338,7 +362,7 @@ RULES: dict[str, Callable[..., Gradients]] = {
     "hypot": lambda g, y, a, b: (g * (a / y), g * (b / y)),
     "lerp": lambda g, y, a, b, w: (g * (1 - w), g * w, g * (b - a)),
     "fmod": lambda g, y, a, b: (g, -(g * trunc(a / b))),
-    "remainder": lambda g, y, a, b: (g, -(g * floor(a / b))),
+    "remainder": lambda g, y, a, b: (g, -(g * floor_divide(a, b))),
     "maximum": lambda g, y, a, b: (
         where(a < b, 0, where(eq(a, b), g / 2, g)),
         where(b < a, 0, where(eq(a, b), g / 2, g)),

@@ -9,11 +9,10 @@ import re
 from .expr import Expr, Program, topological
 
 _WIDTH = 24  # nodes of a repeated subexpression before it gets a name
-_GREEK = frozenset(
-    "alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi pi rho sigma tau phi chi psi omega".split()
-)
-_UNICODE = dict(zip("αβγδεζηθκλμνξπρστφχψω", sorted(_GREEK, key="alpha beta gamma delta epsilon zeta eta theta kappa "
-    "lambda mu nu xi pi rho sigma tau phi chi psi omega".split().index), strict=True))  # fmt: skip
+_GREEK = """
+    alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi pi rho sigma tau phi chi psi omega
+""".split()
+_UNICODE = dict(zip("αβγδεζηθκλμνξπρστφχψω", _GREEK, strict=True))
 _LETTERS = {"input": "x", "output": "y"}
 _NAMED = {
     math.pi: r"\pi",
@@ -27,8 +26,8 @@ _NAMED = {
     math.inf: r"\infty",
 }
 _FUNCTIONS = {
-    **{name: rf"\{name}" for name in "sin cos tan sinh cosh tanh log".split()},
-    **{name: rf"\arc{name[1:]}" for name in "asin acos atan".split()},
+    **{name: rf"\{name}" for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh", "log")},
+    **{name: rf"\arc{name[1:]}" for name in ("asin", "acos", "atan")},
     "sigmoid": r"\sigma",
     "log2": r"\log_{2}",
     "log10": r"\log_{10}",

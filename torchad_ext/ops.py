@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from .codegen import Kernel
 from .elementwise import HandWritten
 from .pointwise import Interval, Pointwise
 
@@ -155,7 +156,8 @@ silu = _op(
 gelu = _op(
     "gelu",
     lambda input, approximate="none": F.gelu(input, approximate=approximate),
-    r"GELU, :math:`x\, \Phi(x)` with the normal distribution function, or its tanh form (Hendrycks and Gimpel, 2016, arXiv:1606.08415).",
+    r"GELU, :math:`x\, \Phi(x)` with the normal distribution function, or its tanh form "
+    "(Hendrycks and Gimpel, 2016, arXiv:1606.08415).",
     like="torch.nn.functional.gelu",
 )
 softplus = _op(
@@ -217,8 +219,16 @@ polynomial_cutoff = _op(
         1 - 28 * (distance / cutoff) ** 6 + 48 * (distance / cutoff) ** 7 - 21 * (distance / cutoff) ** 8,
         0.0,
     ),
-    r"A smooth envelope, :math:`1 - 28 u^6 + 48 u^7 - 21 u^8` with :math:`u = r / c` inside the cutoff, 0 outside: p = 6 in Gasteiger et al., 2020, arXiv:2003.03123, eq. 8.",
+    r"A smooth envelope, :math:`1 - 28 u^6 + 48 u^7 - 21 u^8` with :math:`u = r / c` inside the cutoff, 0 outside: "
+    "p = 6 in Gasteiger et al., 2020, arXiv:2003.03123, eq. 8.",
     domain={"distance": (0.1, 6.0), "cutoff": (4.0, 5.0)},
 )
 
-__all__ = list(CATALOGUE)  # noqa: PLE0605
+__all__ = list(CATALOGUE)
+
+
+def prebuilt_kernels(device: str) -> list[Kernel]:
+    """The kernels that a prebuilt wheel brings: those of the hand-written functors."""
+    dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    functions = [op._order(order) for op in (sin, exp) for order in (0, 1, 2)]
+    return [function.source(device, dtype) for function in functions for dtype in dtypes]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import numbers
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, overload
@@ -30,6 +31,11 @@ class Pointwise:
 
     Attributes:
         definition: the function in plain PyTorch.
+
+    Example:
+        >>> double = Pointwise(lambda x: x + x, name="double")
+        >>> double(torch.ones(2))
+        tensor([2., 2.])
     """
 
     def __init__(
@@ -44,9 +50,11 @@ class Pointwise:
     ) -> None:
         self.definition = definition
         self.__signature__ = inspect.signature(definition)
-        self.__name__ = self.__qualname__ = name or getattr(definition, "__name__", "pointwise")
+        self.__name__: str = name or str(getattr(definition, "__name__", "pointwise"))
+        self.__qualname__: str = self.__name__
+        self._kernel_name = re.sub(r"[^0-9A-Za-z_]", "", self.__name__) or "pointwise"
         if name is None:
-            self.__qualname__ = getattr(definition, "__qualname__", self.__name__)
+            self.__qualname__ = str(getattr(definition, "__qualname__", self.__name__))
         self.__module__ = module or definition.__module__
         self.__doc__ = doc or definition.__doc__
         self._parameters = self.__signature__.parameters
@@ -112,7 +120,9 @@ class Pointwise:
 
     def _new_member(self, kinds: tuple[Any, ...]) -> tuple[Elementwise, list[int], list[int]]:
         for name, kind in zip(self._parameters, kinds, strict=True):
-            number = isinstance(self._defaults.get(name, 0), numbers.Real) and not isinstance(self._defaults.get(name), bool)
+            number = isinstance(self._defaults.get(name, 0), numbers.Real) and not isinstance(
+                self._defaults.get(name), bool
+            )
             if number and kind is not _TENSOR and kind is not _SCALAR:
                 raise TypeError(self._wrong(name, type(kind).__name__))
         if not any(kind is _TENSOR for kind in kinds):
@@ -139,7 +149,7 @@ class Pointwise:
         program = trace(call, symbols, self.__name__)
         in_order = len(tensors) == len(kinds) and not keywords
         written = self._written if not scalars else None
-        member = Elementwise(program, self.definition if in_order else definition, self.__name__, written)
+        member = Elementwise(program, self.definition if in_order else definition, self._kernel_name, written=written)
         return self._members.setdefault(kinds, (member, tensors, scalars))
 
     def _wrong(self, name: str, given: str) -> str:
@@ -173,9 +183,22 @@ class Pointwise:
             };
         """
         function = self._order(order)
-        if function.written:
-            return (_build.CSRC / function.written.header).read_text(encoding="utf-8").rstrip()
-        return function.functor[1].rstrip()
+        if function.written is None:
+            return function.functor[1].rstrip()
+        header = (_build.CSRC / function.written.header).read_text(encoding="utf-8")
+        struct = re.search(rf"(^//.*\n)*struct {function.written.functors[0]} {{\n(.*\n)*?}};", header, re.MULTILINE)
+        return struct[0] if struct else header
+
+    def operands(self, order: int = 0) -> tuple[int, int]:
+        """How many tensors the kernel of an order reads, and how many it writes.
+
+        Example:
+            >>> import torchad_ext
+            >>> torchad_ext.sin.operands(order=2)
+            (3, 2)
+        """
+        program = self._order(order).program
+        return len(program.inputs), len(program.outputs)
 
     def latex(self, order: int = 0) -> str:
         r"""The formula of the same in LaTeX, without dollar signs.
@@ -239,22 +262,22 @@ def pointwise(function: Callable[..., Any] | None = None, /, **options: Any) -> 
 
     The function is traced once, when it is declared. Calling the op runs C++ or CUDA kernels that are made from it, for
     the value and, on demand, for each derivative, and compiled on their first use. It works under autograd,
-    ``torch.func``, ``vmap`` and forward mode; under ``torch.compile`` and ``torch.export`` the function itself is traced.
+    ``torch.func``, ``vmap`` and forward mode; ``torch.compile`` and ``torch.export`` trace the function itself.
 
     Args:
         function: tensors and Python numbers to a tensor or a tuple of tensors, computed element by element with
             PyTorch's functions, methods and operators. An argument with a number as its default is a number that may
             change from call to call at no cost and has no gradient; an argument may be given a tensor or a number in
             any call. An argument with another default (a string, a bool, None) is fixed when the kernel is made.
-        domain: the interval from which :func:`verify` samples the tensors, or a mapping from argument names to intervals.
+        domain: the interval from which :func:`verify` samples the tensors, or one for each argument by name.
 
     Returns:
         The op, called as the function is. Tensors broadcast; the result has the dtype and the strides that the function
         would give it.
 
     Raises:
-        TypeError: at declaration, if the function is not elementwise (it reduces, indexes, branches on a value, writes in
-            place, draws random numbers, ...); the message names the line and what to do instead.
+        TypeError: at declaration, if the function is not elementwise (it reduces, indexes, branches on a value, writes
+            in place, draws random numbers, ...); the message names the line and what to do instead.
 
     Example:
         >>> import torch, torchad_ext

@@ -81,26 +81,21 @@ class _Tracing(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = _name(func)
-        kwargs = {key: value for key, value in (kwargs or {}).items() if not (key in _IDLE and not value)}
+        kwargs = {key: x for key, x in (kwargs or {}).items() if not (key in _IDLE and (x is None or x is False))}
         if name == "_is_view":  # PyTorch asks before an assignment
             return False
-        if name in ("add_", "__iadd__") or (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace"):
-            raise _error(
-                name, "changes a tensor in place; write x = x + 1 as x + 1 in a new name, torch.where for a part"
-            )
+        if name in _IN_PLACE or (name.endswith("_") and not name.endswith("__")) or kwargs.keys() & {"inplace", "out"}:
+            raise _error(name, "changes a tensor in place; give the result a new name, as in y = x + 1")
         if name in _REFUSED:
             raise _error(name, _REFUSED[name])
-        handler = FUNCTIONS.get(name.removeprefix("special_").strip("_") if name.startswith("__") else name)
-        handler = handler or FUNCTIONS.get(name.removeprefix("special_"))
+        handler = FUNCTIONS.get(name.strip("_") if name.startswith("__") else name)
         if handler is None:
-            raise _error(name, "is not elementwise, or not known to be; compute it outside and pass the result")
+            raise _error(name, _UNKNOWN)
         operands = [_operand(x, name) for x in args]
         options = {key: _operand(x, name) for key, x in kwargs.items()}
-        if name not in _ARITHMETIC and not any(
-            isinstance(x, Expr) and x.varies for x in (*operands, *options.values())
-        ):
-            if any(isinstance(x, Expr) for x in (*operands, *options.values())):
-                raise _error(name, "is given a Python number, which has no such function; write a ** 0.5 for a root")
+        symbols = [x for x in (*operands, *options.values()) if isinstance(x, Expr)]
+        if symbols and not any(x.varies for x in symbols) and name not in _ARITHMETIC:
+            raise _error(name, _CONSTANT if all(x.is_constant for x in symbols) else _OF_A_NUMBER)
         try:
             result = handler(*operands, **options)
         except TypeError as error:
@@ -111,8 +106,10 @@ class _Tracing(TorchFunctionMode):
 
 
 def _name(func: Any) -> str:
+    if func is torch.Tensor.where:  # its arguments stand in another order
+        return "Tensor.where"
     name: str = getattr(func, "__name__", repr(func))
-    return func.__self__.__name__ if name in ("__get__", "__set__") else name
+    return func.__self__.__name__ if name in ("__get__", "__set__") else name.removeprefix("special_")
 
 
 def _operand(x: Any, name: str) -> Any:
@@ -139,8 +136,11 @@ def _error(name: str, problem: str) -> TraceError:
 
 
 _IDLE = ("inplace", "out", "training")  # arguments that do nothing while they are false
+_IN_PLACE = frozenset(
+    f"__i{op}__" for op in "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split()
+)
 _ARITHMETIC = frozenset(
-    "add sub mul div true_divide pow neg abs positive gt ge lt le eq ne remainder __rsub__ __rpow__ __rtruediv__ "
+    "add sub mul div true_divide pow neg abs positive gt ge lt le eq ne __rsub__ __rpow__ __rtruediv__ "
     "__rdiv__ __radd__ __rmul__ __pos__ rsub".split()
 )
 _CONTROL = (
@@ -149,6 +149,9 @@ _CONTROL = (
 _NUMBER = (
     "asks for the value of a symbol; for a tensor use torch functions in place of math, for a number write a ** 0.5"
 )
+_OF_A_NUMBER = "is given a Python number; compute it outside and pass the result as an argument"
+_CONSTANT = "is given a constant; compute it with the math module"
+_UNKNOWN = "is not elementwise, or not known to be; compute it outside and pass the result as an argument"
 _REDUCTION = "combines elements; reduce the result outside, as in op(x).sum()"
 _INDEX = "picks elements; pass the part as an argument, as in op(x[..., 0])"
 _RANDOM = "draws random numbers; draw them outside and pass them as an argument"
@@ -183,26 +186,57 @@ def _binary(op: str) -> Callable[..., Expr]:
     return lambda input, other: expr.make(op, _number(input), _number(other))
 
 
+def _of_tensors(op: str) -> Callable[..., Expr]:
+    def binary(input: Any, other: Any) -> Expr:
+        if not all(isinstance(x, Expr) and x.op != "scalar" for x in (input, other)):
+            raise TypeError("it takes no number; write torch.full_like(x, c) for c")
+        return expr.make(op, _number(input), _number(other))
+
+    return binary
+
+
 def _unary(op: str) -> Callable[..., Expr]:
     return lambda input: expr.make(op, _number(input))
 
 
+def _masks(*operands: Any) -> bool:
+    return all(isinstance(x, Expr) and x.is_mask for x in operands)
+
+
 def _add(input: Operand, other: Operand, *, alpha: Operand = 1) -> Expr:
+    if _masks(input, other):
+        return expr.or_(input, other)
     return expr.add(_number(input), expr.mul(alpha, _number(other)))
 
 
 def _sub(input: Operand, other: Operand, *, alpha: Operand = 1) -> Expr:
+    if _masks(input, other):
+        raise TypeError("PyTorch subtracts no truth values; write a & ~b")
     return expr.sub(_number(input), expr.mul(alpha, _number(other)))
 
 
+def _mul(input: Operand, other: Operand) -> Expr:
+    if _masks(input, other):
+        return expr.and_(input, other)
+    return expr.mul(_number(input), _number(other))
+
+
+def _pow(input: Operand, exponent: Operand) -> Expr:
+    return expr.pow_(_number(input), _number(exponent))
+
+
 def _div(input: Operand, other: Operand, *, rounding_mode: str | None = None) -> Expr:
-    quotient = expr.div(_number(input), _number(other))
-    return quotient if rounding_mode is None else expr.make(rounding_mode, quotient)
+    a, b = _number(input), _number(other)
+    if rounding_mode == "floor":
+        return expr.floor_divide(a, b)
+    if rounding_mode not in (None, "trunc"):
+        raise TypeError(f"rounding_mode is {rounding_mode!r}; it is None, 'trunc' or 'floor'")
+    return expr.trunc(expr.div(a, b)) if rounding_mode else expr.div(a, b)
 
 
 def _where(condition: Expr, input: Operand, other: Operand) -> Expr:
-    if not (isinstance(condition, Expr) and condition.varies):
-        raise TypeError("the condition is no tensor")
+    if not (_masks(condition) and condition.varies):
+        raise TypeError("the condition is no truth value of a tensor; compare it, as in x != 0")
     if not any(isinstance(x, Expr) and x.varies for x in (input, other)):
         raise TypeError("two numbers give PyTorch's default dtype, not that of x; write torch.full_like(x, c) for one")
     return where(condition, _number(input), _number(other))
@@ -212,21 +246,29 @@ def _clamp(input: Expr, min: Operand | None = None, max: Operand | None = None) 
     if min is None and max is None:
         raise TypeError("neither min nor max is given")
     low = input if min is None else expr.clamp_min(input, min)
-    return low if max is None else expr.clamp_max(low, max)
+    clamped = low if max is None else expr.clamp_max(low, max)
+    if not (isinstance(min, Expr) and isinstance(max, Expr) and min.varies and max.varies):
+        return clamped
+    # Of two bounds in the wrong order or equal, PyTorch gives the slope to the upper or to none.
+    is_low, is_high = expr.and_(min < max, input < min), expr.or_(input > max, max < min)
+    flat = where(is_low, min, where(is_high, max, expr.detach(clamped)))
+    return where(expr.and_(input >= min, input <= max), input, flat)
 
 
 def _extremum(op: str) -> Callable[..., Expr]:
+    of_tensors = _of_tensors(op)
+
     def extremum(input: Expr, other: Operand | None = None, **options: Any) -> Expr:
-        if not isinstance(other, Expr) or options:
+        if other is None or options:
             raise TypeError(f"of one tensor it {_REDUCTION}")
-        return expr.make(op, input, other)
+        return of_tensors(input, other)
 
     return extremum
 
 
 def _logical(op: str) -> Callable[..., Expr]:
     def logical(*operands: Any) -> Expr:
-        if not all(isinstance(x, Expr) and x.is_mask for x in operands):
+        if not _masks(*operands):
             raise TypeError("an operand is no truth value; compare it, as in x != 0")
         return expr.make(op, *operands)
 
@@ -240,17 +282,22 @@ def _converted(input: Expr, other: Any) -> Operand:
 
 
 def _elu(input: Expr, alpha: Operand = 1.0, scale: Operand = 1.0, input_scale: Operand = 1.0) -> Expr:
-    # The clamp keeps the overflow of the branch that is not taken out of the derivative.
-    negative = expr.mul(alpha, expr.expm1(expr.mul(input_scale, expr.clamp_max(input, 0))))
-    return expr.mul(scale, where(input > 0, input, negative))
+    # The slope at 0 is that from below, the curvature that from above.
+    positive = input * where(input > 0, 1, expr.mul(alpha, input_scale))
+    negative = expr.mul(alpha, expr.expm1(expr.mul(input_scale, _below(input, 0))))
+    return expr.mul(scale, where(input >= 0, positive, negative))
+
+
+def _below(x: Expr, bound: Operand) -> Expr:
+    """x for a branch below the bound: elsewhere 0, where an overflow would reach the derivative as 0 times infinity."""
+    return where(expr.make("ge", x, bound), 0, x)
 
 
 _ALPHA, _SCALE = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946  # Klambauer et al. 2017
 
 
 def _celu(input: Expr, alpha: Operand = 1.0) -> Expr:
-    negative = expr.mul(alpha, expr.expm1(expr.div(expr.clamp_max(input, 0), alpha)))
-    return where(input > 0, input, negative)
+    return where(input >= 0, input, expr.mul(alpha, expr.expm1(expr.div(_below(input, 0), alpha))))
 
 
 def _gelu(input: Expr, approximate: str = "none") -> Expr:
@@ -281,7 +328,8 @@ def _hardsigmoid(input: Expr) -> Expr:
 
 
 def _hardswish(input: Expr) -> Expr:
-    return where(input <= -3, 0, where(input < 3, input * (input + 3) / 6, input))
+    inside = where(input <= -3, 0, _below(input, 3))
+    return where(input <= -3, 0, where(input < 3, inside * (inside + 3) / 6, input))
 
 
 def _softshrink(input: Expr, lambd: Operand = 0.5) -> Expr:
@@ -298,12 +346,13 @@ def _sinc(input: Expr) -> Expr:
     return expr.spherical_bessel(0, math.pi * input)
 
 
-def _xlogy(input: Operand, other: Operand) -> Expr:
-    product = expr.mul(_number(input), expr.log(other))
-    return where(expr.and_(expr.eq(input, 0), expr.eq(other, other)), 0, product)
+def _xlogy(input: Expr, other: Expr) -> Expr:
+    # 0 log y is 0 for every y but nan; the slope in x is log y where that is a number.
+    singular = expr.or_(expr.make("le", other, 0), expr.eq(other, math.inf))
+    return expr.mul(input, expr.log(where(expr.and_(expr.eq(input, 0), singular), 1, other)))
 
 
-_MIRRORED = {"rsub": _sub, "rdiv": _div, "rtruediv": _div, "rpow": _binary("pow"), "radd": _add, "rmul": _binary("mul")}
+_MIRRORED = {"rsub": _sub, "rdiv": _div, "rtruediv": _div, "rpow": _pow, "radd": _add, "rmul": _mul}
 
 
 def _mirrored(function: Callable[..., Expr]) -> Callable[..., Expr]:
@@ -317,7 +366,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         for name in "neg abs sign sqrt rsqrt reciprocal exp expm1 exp2 log log1p log2 log10 sin cos tan asin acos atan "
         "sinh cosh tanh asinh acosh atanh sigmoid erf erfc floor ceil round trunc detach".split()
     },
-    **{name: _binary(name) for name in "mul pow atan2 hypot fmod remainder lt le gt ge eq ne".split()},
+    **{name: _binary(name) for name in "fmod remainder lt le gt ge eq ne".split()},
+    **{name: _of_tensors(name) for name in ("atan2", "hypot")},
     **{name: _mirrored(function) for name, function in _MIRRORED.items()},
     **{name: _logical(op) for op in ("and", "or", "not") for name in (op, f"logical_{op}")},
     "invert": _logical("not"),
@@ -326,16 +376,21 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "bitwise_not": _logical("not"),
     "add": _add,
     "sub": _sub,
+    "mul": _mul,
+    "pow": _pow,
     "div": _div,
     "truediv": _div,
     "floordiv": lambda input, other: _div(input, other, rounding_mode="floor"),
     "floor_divide": lambda input, other: _div(input, other, rounding_mode="floor"),
     "mod": _binary("remainder"),
+    "rmod": _mirrored(_binary("remainder")),
+    "rfloordiv": lambda input, other: _div(other, input, rounding_mode="floor"),
     "square": lambda input: input**2,
     "where": _where,
+    "Tensor.where": lambda input, condition, other: _where(condition, input, other),
     "clamp": _clamp,
-    "clamp_min": expr.clamp_min,
-    "clamp_max": expr.clamp_max,
+    "clamp_min": lambda input, min: expr.clamp_min(input, min),
+    "clamp_max": lambda input, max: expr.clamp_max(input, max),
     "maximum": _extremum("maximum"),
     "minimum": _extremum("minimum"),
     "max": _extremum("maximum"),
@@ -354,7 +409,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "zeros_like": lambda input: expr.constant(0),
     "ones_like": lambda input: expr.constant(1),
     "full_like": lambda input, fill_value: fill_value if isinstance(fill_value, Expr) else expr.constant(fill_value),
-    "tensor": lambda data: expr.constant(data),
+    "tensor": lambda data: expr.constant(torch.tensor(float(data)).item()),  # rounded to the default dtype
     "clone": lambda input: input,
     "contiguous": lambda input: input,
     "positive": lambda input: input,
@@ -428,9 +483,11 @@ def evaluate_nodes(program: Program, *values: Any) -> dict[Expr, Any]:
 
     for node in expr.topological(program.outputs):
         if node.op == "constant":
-            known[node] = number(float(node.value or 0))
+            known[node] = number(node.number)
         elif node.args:
             args = [x if isinstance(x, torch.Tensor) else number(x) for x in (known[arg] for arg in node.args)]
+            if node.op == "pow" and node.args[1].is_constant:  # PyTorch takes a root for a number 0.5
+                args[1] = node.args[1].number
             known[node] = (_EVALUATE.get(node.op) or getattr(torch, node.op))(*args)
     return known
 

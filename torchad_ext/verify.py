@@ -186,7 +186,9 @@ def _samples(op: Callable[..., Any], name: str) -> Iterator[tuple[str, Tensors]]
 
         def sample(shape: tuple[int, ...], view: Callable[[torch.Tensor], torch.Tensor] = lambda x: x) -> Tensors:
             uniform = (torch.rand(shape, dtype=torch.float64, generator=generator) for _ in op.domain)
-            return tuple(view(low + (high - low) * u) for u, (low, high) in zip(uniform, op.domain.values(), strict=True))
+            return tuple(
+                view(low + (high - low) * u) for u, (low, high) in zip(uniform, op.domain.values(), strict=True)
+            )
 
         yield "contiguous", sample((5, 7))
         yield "transposed", sample((5, 67), torch.t)
@@ -259,12 +261,18 @@ class _RunningErrors:
         leaves = [x.detach().double().requires_grad_() for x in arguments]
         with torch.enable_grad():
             known = evaluate_nodes(program, *leaves, *scalars)
-        rounded = [known[n] for n in expr.topological(program.outputs) if n.args and not n.is_mask and known[n].requires_grad]
+        rounded = [
+            known[n] for n in expr.topological(program.outputs) if n.args and not n.is_mask and known[n].requires_grad
+        ]
         for output in (known[y] for y in program.outputs):
             total = output.detach().abs()
             if output.requires_grad:
                 slopes = torch.autograd.grad(output.sum(), rounded, allow_unused=True, retain_graph=True)
-                terms = [(slope * node).detach().abs() for slope, node in zip(slopes, rounded, strict=True) if slope is not None]
+                terms = [
+                    (slope * node).detach().abs()
+                    for slope, node in zip(slopes, rounded, strict=True)
+                    if slope is not None
+                ]
                 total = total + sum(terms)
             yield total.nan_to_num(0.0)
 
@@ -282,7 +290,13 @@ def _distance(
     special = ~reference.isfinite()
     if not torch.equal(result[special].nan_to_num(0.5), reference[special].nan_to_num(0.5)):
         return float("inf")
-    size = reference.abs() if sizes is not None else reference.abs()[~special].max().expand_as(reference) if (~special).any() else reference
+    size = (
+        reference.abs()
+        if sizes is not None
+        else reference.abs()[~special].max().expand_as(reference)
+        if (~special).any()
+        else reference
+    )
     limits = torch.finfo(dtype)
     if sizes is not None:
         # float16 and bfloat16 are computed in float32.

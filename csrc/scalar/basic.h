@@ -1,9 +1,14 @@
 // Constants, signs, rounding, comparison and roots of a Vector.
 #pragma once
 
+#include <type_traits>
+
 #include "../vector.h"
 
 namespace torchad_ext {
+
+template <class T>
+constexpr bool is_single = std::is_same_v<T, Float>;
 
 // A constant of the type that a functor computes in.
 template <class T>
@@ -70,6 +75,13 @@ inline Double sqrt(Double x) {
   for (int i = 0; i < lanes<double>; ++i) x[i] = std::sqrt(x[i]);
   return x;
 #endif
+}
+
+// The exact rest of a division.
+template <class T>
+T fmod(T x, T y) {
+  for (unsigned i = 0; i < sizeof x / sizeof x[0]; ++i) x[i] = std::fmod(x[i], y[i]);
+  return x;
 }
 
 }  // namespace torchad_ext

@@ -1,4 +1,4 @@
-"""Measures torchad_ext against eager PyTorch. README.md beside this file says how, and has the results."""
+"""Measures torchad_ext against PyTorch. README.md beside this file says how, and has the results."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Ways = Mapping[str, Callable[[], Results]]
 
 def main() -> None:
     """Measures, prints tables, and keeps the results of a complete or a named run."""
-    parser = argparse.ArgumentParser(description="Measures torchad_ext against eager PyTorch.")
+    parser = argparse.ArgumentParser(description="Measures torchad_ext against PyTorch.")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float64"))
     parser.add_argument("--threads", type=int, default=2)

@@ -27,6 +27,7 @@ using ::exp;
 using ::exp2;
 using ::expm1;
 using ::floor;
+using ::fma;
 using ::fmod;
 using ::hypot;
 using ::log;
@@ -61,6 +62,14 @@ template <class T>
 TORCHAD_EXT_FUNCTION T sigmoid(T x) {
   const T e = exp(-abs(x));
   return (x < T(0) ? e : T(1)) / (T(1) + e);
+}
+
+// exp(-x^2), with the rounding error of the square.
+template <class T>
+TORCHAD_EXT_FUNCTION T exp_minus_square(T x) {
+  const T square = x * x;
+  const T y = exp(-square);
+  return y == T(0) ? y : y - y * fma(x, x, -square);
 }
 
 // log(1 + e^x), by e^-|x|, which does not overflow.

@@ -46,7 +46,7 @@ _KEYWORDS = """
 _OWN = """
     T Outputs number scalars std abs sign sqrt rsqrt reciprocal exp expm1 exp2 log log1p log2 log10 sin cos tan asin
     acos atan atan2 sinh cosh tanh asinh acosh atanh sigmoid log1pexp erf erfc hypot floor ceil round trunc maximum
-    minimum fmod remainder lerp spherical_bessel pow
+    minimum fmod remainder lerp spherical_bessel exp_minus_square pow
 """
 _TAKEN = frozenset((_KEYWORDS + _OWN).split())
 

@@ -213,7 +213,7 @@ floor, ceil, round_, trunc = map(_function, ("floor", "ceil", "round", "trunc"))
 maximum, minimum, clamp_min, clamp_max = map(_function, ("maximum", "minimum", "clamp_min", "clamp_max"))
 fmod, remainder, lerp, detach = map(_function, ("fmod", "remainder", "lerp", "detach"))
 where, eq, ne, not_, and_, or_ = map(_function, ("where", "eq", "ne", "not", "and", "or"))
-spherical_bessel = _function("spherical_bessel")
+exp_minus_square, spherical_bessel = map(_function, ("exp_minus_square", "spherical_bessel"))
 
 
 def _halves(a: Expr, b: Expr) -> Expr | None:
@@ -356,8 +356,9 @@ RULES: dict[str, Callable[..., Gradients]] = {
     "asinh": lambda g, y, x: (g * rsqrt(x * x + 1),),
     "acosh": lambda g, y, x: (g * rsqrt(x * x - 1),),
     "atanh": lambda g, y, x: (g / (1 - x * x),),
-    "erf": lambda g, y, x: (g * (2 / math.sqrt(math.pi) * exp(-(x * x))),),
-    "erfc": lambda g, y, x: (-(g * (2 / math.sqrt(math.pi) * exp(-(x * x)))),),
+    "exp_minus_square": lambda g, y, x: (-2 * (g * (x * y)),),
+    "erf": lambda g, y, x: (g * (2 / math.sqrt(math.pi) * exp_minus_square(x)),),
+    "erfc": lambda g, y, x: (-(g * (2 / math.sqrt(math.pi) * exp_minus_square(x))),),
     "spherical_bessel": lambda g, y, n, x: (None, -(g * (x * spherical_bessel(n + 1, x)))),
     "hypot": lambda g, y, a, b: (g * (a / y), g * (b / y)),
     "lerp": lambda g, y, a, b, w: (g * (1 - w), g * w, g * (b - a)),

@@ -44,6 +44,7 @@ _AROUND = {
     "rsqrt": r"\frac{1}{\sqrt{%s}}",
     "reciprocal": r"\frac{1}{%s}",
     "exp": r"e^{%s}",
+    "exp_minus_square": r"e^{-\left(%s\right)^{2}}",
     "exp2": r"2^{%s}",
     "log1pexp": r"\log\left(1 + e^{%s}\right)",
     "detach": r"\left\lbrack %s\right\rbrack",

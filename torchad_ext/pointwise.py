@@ -74,6 +74,11 @@ class Pointwise:
         return self._member(tuple(kinds))[0]
 
     @property
+    def intervals(self) -> dict[str, Interval]:
+        """Where each argument that may be a tensor is sampled."""
+        return dict(self._domain) if isinstance(self._domain, Mapping) else dict.fromkeys(self.domain, self._domain)
+
+    @property
     def domain(self) -> dict[str, Interval]:
         """Where :func:`torchad_ext.verify` samples each tensor of the usual call."""
         intervals = self._domain if isinstance(self._domain, Mapping) else dict.fromkeys(self._parameters, self._domain)

@@ -53,8 +53,13 @@ def trace(function: Callable[[list[Any]], Any], arguments: Sequence[Any], name: 
         TraceError: the function is not elementwise in its tensors.
     """
     symbols = [_symbol(x) if isinstance(x, Expr) else x for x in arguments]
-    with _Tracing():
-        result = function(symbols)
+    with _Tracing() as tracing:
+        try:
+            result = function(symbols)
+        except TypeError:
+            if tracing.error:  # PyTorch's operators make "unsupported operand type(s)" of it
+                raise tracing.error from None
+            raise
     results = tuple(result) if isinstance(result, (tuple, list)) else (result,)
     if not results:
         raise TraceError(f"{name} returns no tensor")
@@ -77,11 +82,21 @@ def trace(function: Callable[[list[Any]], Any], arguments: Sequence[Any], name: 
 
 
 class _Tracing(TorchFunctionMode):
+    error: TraceError | None = None
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        try:
+            return self._call(func, args, kwargs or {})
+        except TraceError as error:
+            self.error = error
+            raise
+
+    @staticmethod
+    def _call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = _name(func)
-        kwargs = {key: x for key, x in (kwargs or {}).items() if not (key in _IDLE and (x is None or x is False))}
+        kwargs = {key: x for key, x in kwargs.items() if not (key in _IDLE and (x is None or x is False))}
         if name == "_is_view":  # PyTorch asks before an assignment
             return False
         if name in _IN_PLACE or (name.endswith("_") and not name.endswith("__")) or kwargs.keys() & {"inplace", "out"}:
@@ -140,8 +155,7 @@ _IN_PLACE = frozenset(
     f"__i{op}__" for op in "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split()
 )
 _ARITHMETIC = frozenset(
-    "add sub mul div true_divide pow neg abs positive gt ge lt le eq ne __rsub__ __rpow__ __rtruediv__ "
-    "__rdiv__ __radd__ __rmul__ __pos__ rsub".split()
+    "add sub mul div true_divide pow neg abs positive gt ge lt le eq ne rsub __rsub__ __rpow__ __rdiv__".split()
 )
 _CONTROL = (
     "needs the value of an element, but a pointwise function is traced once for all; write torch.where(condition, a, b)"
@@ -250,7 +264,8 @@ def _clamp(input: Expr, min: Operand | None = None, max: Operand | None = None) 
     if not (isinstance(min, Expr) and isinstance(max, Expr) and min.varies and max.varies):
         return clamped
     # Of two bounds in the wrong order or equal, PyTorch gives the slope to the upper or to none.
-    is_low, is_high = expr.and_(min < max, input < min), expr.or_(input > max, max < min)
+    is_low = expr.and_(min < max, input < min)
+    is_high = expr.or_(input > max, expr.and_(max < min, expr.eq(input, input)))
     flat = where(is_low, min, where(is_high, max, expr.detach(clamped)))
     return where(expr.and_(input >= min, input <= max), input, flat)
 
@@ -352,7 +367,14 @@ def _xlogy(input: Expr, other: Expr) -> Expr:
     return expr.mul(input, expr.log(where(expr.and_(expr.eq(input, 0), singular), 1, other)))
 
 
-_MIRRORED = {"rsub": _sub, "rdiv": _div, "rtruediv": _div, "rpow": _pow, "radd": _add, "rmul": _mul}
+def _floor_divide(input: Operand, other: Operand) -> Expr:
+    return _div(input, other, rounding_mode="floor")
+
+
+_remainder = _binary("remainder")
+_MIRRORED: dict[str, Callable[..., Expr]] = {
+    "rsub": _sub, "rdiv": _div, "rpow": _pow, "rmod": _remainder, "rfloordiv": _floor_divide,
+}  # fmt: skip
 
 
 def _mirrored(function: Callable[..., Expr]) -> Callable[..., Expr]:
@@ -369,22 +391,16 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{name: _binary(name) for name in "fmod remainder lt le gt ge eq ne".split()},
     **{name: _of_tensors(name) for name in ("atan2", "hypot")},
     **{name: _mirrored(function) for name, function in _MIRRORED.items()},
-    **{name: _logical(op) for op in ("and", "or", "not") for name in (op, f"logical_{op}")},
-    "invert": _logical("not"),
-    "bitwise_and": _logical("and"),
-    "bitwise_or": _logical("or"),
-    "bitwise_not": _logical("not"),
+    **{name: _logical("and") for name in ("and", "logical_and", "bitwise_and")},
+    **{name: _logical("or") for name in ("or", "logical_or", "bitwise_or")},
+    **{name: _logical("not") for name in ("invert", "logical_not", "bitwise_not")},
     "add": _add,
     "sub": _sub,
     "mul": _mul,
     "pow": _pow,
     "div": _div,
-    "truediv": _div,
-    "floordiv": lambda input, other: _div(input, other, rounding_mode="floor"),
-    "floor_divide": lambda input, other: _div(input, other, rounding_mode="floor"),
-    "mod": _binary("remainder"),
-    "rmod": _mirrored(_binary("remainder")),
-    "rfloordiv": lambda input, other: _div(other, input, rounding_mode="floor"),
+    "floordiv": _floor_divide,
+    "floor_divide": _floor_divide,
     "square": lambda input: input**2,
     "where": _where,
     "Tensor.where": lambda input, condition, other: _where(condition, input, other),
@@ -439,8 +455,8 @@ for _alias, _of in {
     "subtract": "sub", "multiply": "mul", "divide": "div", "true_divide": "div", "negative": "neg", "absolute": "abs",
     "arcsin": "asin", "arccos": "acos", "arctan": "atan", "arctan2": "atan2", "arcsinh": "asinh", "arccosh": "acosh",
     "arctanh": "atanh", "expit": "sigmoid", "greater": "gt", "greater_equal": "ge", "less": "lt", "less_equal": "le",
-    "not_equal": "ne", "sgn": "sign", "fix": "trunc", "clip": "clamp", "logsigmoid": "log_sigmoid",
-    "_threshold": "threshold", "pos": "positive",
+    "not_equal": "ne", "sgn": "sign", "fix": "trunc", "clip": "clamp",
+    "_threshold": "threshold",
 }.items():  # fmt: skip
     FUNCTIONS[_alias] = FUNCTIONS[_of]
 
@@ -470,6 +486,7 @@ _EVALUATE: dict[str, Callable[..., torch.Tensor]] = {
     "not": torch.logical_not,
     "clamp_min": torch.clamp_min,
     "log1pexp": lambda x: torch.logaddexp(x, torch.zeros_like(x)),
+    "exp_minus_square": lambda x: torch.exp(-x * x),
     "spherical_bessel": _bessel,
 }
 
@@ -485,7 +502,9 @@ def evaluate_nodes(program: Program, *values: Any) -> dict[Expr, Any]:
         if node.op == "constant":
             known[node] = number(node.number)
         elif node.args:
-            args = [x if isinstance(x, torch.Tensor) else number(x) for x in (known[arg] for arg in node.args)]
+            args: list[Any] = [
+                x if isinstance(x, torch.Tensor) else number(x) for x in (known[arg] for arg in node.args)
+            ]
             if node.op == "pow" and node.args[1].is_constant:  # PyTorch takes a root for a number 0.5
                 args[1] = node.args[1].number
             known[node] = (_EVALUATE.get(node.op) or getattr(torch, node.op))(*args)

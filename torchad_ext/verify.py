@@ -7,6 +7,7 @@ inside its forward passes ``gradcheck`` and has a wrong Hessian.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import torch
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 from . import expr
+from .codegen import lower
 from .pointwise import Pointwise
 from .trace import evaluate_nodes
 
@@ -149,7 +151,7 @@ def verify(
                 check = functools.partial(_record, verification, name, device, dtype, case)
                 _compare(op, definition, here, op_bounds, ulps, check)
                 if dtype == torch.float64 and case in ("", "contiguous"):
-                    _differences(op, definition, here, ulps, check)
+                    _differences(op, definition, here, op_bounds, ulps, check)
     if not quiet:
         from rich.console import Console
 
@@ -258,6 +260,7 @@ class _RunningErrors:
 
     @staticmethod
     def _sizes(program: expr.Program, arguments: list[torch.Tensor], scalars: list[float]) -> Iterator[torch.Tensor]:
+        program = dataclasses.replace(program, outputs=lower(program))
         leaves = [x.detach().double().requires_grad_() for x in arguments]
         with torch.enable_grad():
             known = evaluate_nodes(program, *leaves, *scalars)
@@ -290,14 +293,10 @@ def _distance(
     special = ~reference.isfinite()
     if not torch.equal(result[special].nan_to_num(0.5), reference[special].nan_to_num(0.5)):
         return float("inf")
-    size = (
-        reference.abs()
-        if sizes is not None
-        else reference.abs()[~special].max().expand_as(reference)
-        if (~special).any()
-        else reference
-    )
     limits = torch.finfo(dtype)
+    size = reference.abs()
+    if sizes is None or dtype == torch.float64:  # a float64 reference has rounding errors of its own
+        size = size[~special].max().expand_as(size) if (~special).any() else size
     if sizes is not None:
         # float16 and bfloat16 are computed in float32.
         size = torch.maximum(size, sizes.cpu() * (min(limits.eps, torch.finfo(torch.float32).eps) / limits.eps))
@@ -340,8 +339,7 @@ def _compare(
     ]
     references = _orders(definition, tuple(x.double() for x in inputs), [c.double() for c in cotangents])
     results = _orders(op, inputs, cotangents)
-    # In float64 the reference has rounding errors of its own.
-    componentwise = running_errors is not None and dtype != torch.float64 and len({x.shape for x in inputs}) == 1
+    componentwise = running_errors is not None and len({x.shape for x in inputs}) == 1
     for order, (derivative, reference) in enumerate(references):
         try:
             name, result = next(results)
@@ -364,6 +362,7 @@ def _differences(
     op: Callable[..., torch.Tensor],
     definition: Callable[..., torch.Tensor],
     inputs: Tensors,
+    running_errors: _RunningErrors | None,
     bound: float,
     check: Callable[..., None],
 ) -> None:
@@ -384,7 +383,13 @@ def _differences(
         return torch.cat([block.flatten() for row in blocks for block in row])
 
     try:
-        error = _distance(hessian(op), hessian(definition), torch.float64)
+        reference = hessian(definition)
+        sizes = None
+        if running_errors is not None:
+            cotangents = [weight.reshape(inputs[0].shape), *map(torch.ones_like, inputs)]
+            rounded = [size for size in running_errors.of(2, inputs, cotangents) if size is not None]
+            sizes = torch.stack(rounded).max().expand_as(reference) if rounded else None
+        error = _distance(hessian(op), reference, torch.float64, sizes)
         check("Hessian", error <= bound, error, bound)
     except RuntimeError as failure:
         check("Hessian", False, detail=str(failure))

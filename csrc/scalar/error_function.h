@@ -254,6 +254,26 @@ inline SplitGaussian<Double> split_gaussian(Double x) {
   return {head + fma(r * r, p, tail), (Int64)rounded - (Int64)broadcast(round_double)};
 }
 
+// Beyond the bounds results are denormal, and beyond the limits zero, as is erfc.
+constexpr float normal_gaussian_float = 9.19f, gaussian_limit_float = 10.3f;
+constexpr double normal_gaussian_double = 26.54, gaussian_limit_double = 27.4;
+
+// exp(-x^2). Error below 0.9 ulp.
+inline Float exp_minus_square(Float x) {
+  Float z = abs(x);
+  const bool normal = __builtin_expect(all_within(z, normal_gaussian_float), 1);
+  if (!normal) z = z > gaussian_limit_float ? broadcast(gaussian_limit_float) : z;
+  const auto [p, power] = split_gaussian(z);
+  return normal ? raise(1.0f + p, power) : scale(1.0f + p, power);
+}
+inline Double exp_minus_square(Double x) {
+  Double z = abs(x);
+  const bool normal = __builtin_expect(all_within(z, normal_gaussian_double), 1);
+  if (!normal) z = z > gaussian_limit_double ? broadcast(gaussian_limit_double) : z;
+  const auto [p, power] = split_gaussian(z);
+  return normal ? raise(1.0 + p, power) : scale(1.0 + p, power);
+}
+
 // erfc(x) 2^-power = (value + change) (1 + p) for x >= 0.
 template <class V, class I, class T, int terms>
 inline V scaled_erfc(const Pieces<T, terms>& pieces, I piece, V x, V p) {
@@ -266,20 +286,20 @@ inline V scaled_erfc(const Pieces<T, terms>& pieces, I piece, V x, V p) {
 // Error below 1.6 ulp, also of a denormal result. erfc(-x) = 2 - erfc(x).
 inline Float erfc(Float x) {
   Float z = abs(x);
-  const bool normal = __builtin_expect(all_within(z, 9.19f), 1);
-  if (!normal) z = z > 10.1f ? broadcast(10.1f) : z;  // erfc is zero from 10.06
+  const bool normal = __builtin_expect(all_within(z, normal_gaussian_float), 1);
+  if (!normal) z = z > gaussian_limit_float ? broadcast(gaussian_limit_float) : z;
   const auto [p, power] = split_gaussian(z);
   const Float scaled = scaled_erfc(erfcx_float, (Int32)(z + erfcx_float.shift) >> 21, z, p);
-  const Float y = normal ? (Float)((Int32)scaled + (power << 23)) : scale(scaled, power);
+  const Float y = normal ? raise(scaled, power) : scale(scaled, power);
   return x < 0.0f ? 2.0f - y : y;
 }
 inline Double erfc(Double x) {
   Double z = abs(x);
-  const bool normal = __builtin_expect(all_within(z, 26.54), 1);
-  if (!normal) z = z > 27.3 ? broadcast(27.3) : z;  // erfc is zero from 27.23
+  const bool normal = __builtin_expect(all_within(z, normal_gaussian_double), 1);
+  if (!normal) z = z > gaussian_limit_double ? broadcast(gaussian_limit_double) : z;
   const auto [p, power] = split_gaussian(z);
   const Double scaled = scaled_erfc(erfcx_double, (Int64)((UInt64)(z + erfcx_double.shift) >> 50), z, p);
-  const Double y = normal ? (Double)((Int64)scaled + (power << 52)) : scale(scaled, power);
+  const Double y = normal ? raise(scaled, power) : scale(scaled, power);
   return x < 0.0 ? 2.0 - y : y;
 }
 

@@ -1,0 +1,166 @@
+"""Every op of the catalogue, against its PyTorch definition: what a new line in ``ops.py`` is held to."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+import torch.nn.functional as F
+from layouts import NAMED, sample
+from torch.func import hessian, jacfwd, jacrev, vmap
+from torch.testing import assert_close
+
+import torchad_ext as ad
+from torchad_ext import Pointwise, _build
+from torchad_ext.ops import CATALOGUE
+
+ops = pytest.mark.parametrize("op", CATALOGUE.values(), ids=CATALOGUE.keys())
+MATCHING = {  # the function of PyTorch that an op stands in for
+    **{name: getattr(F, name) for name in ("silu", "gelu", "softplus", "mish", "elu", "celu")},
+    **{name: getattr(torch, name) for name in CATALOGUE if hasattr(torch, name) and name not in ("celu",)},
+}
+WITH_TENSORS = {  # ops whose numbers may be tensors too
+    name: op for name, op in CATALOGUE.items() if set(op.domain) < set(op.intervals)
+}
+
+
+def inputs(op: Pointwise, *shape: int, names: list[str] | None = None) -> tuple[torch.Tensor, ...]:
+    """float64 tensors in the domain of the op."""
+    generator = torch.Generator().manual_seed(0)
+    intervals = [op.intervals[name] for name in names or op.domain]
+    return tuple(
+        low + (high - low) * torch.rand(shape, dtype=torch.float64, generator=generator) for low, high in intervals
+    )
+
+
+def orders(f: Callable[..., torch.Tensor], xs: tuple[torch.Tensor, ...], highest: int) -> Iterator[torch.Tensor]:
+    """f, and its derivatives by repeated reverse mode, each the sum over all arguments of those before."""
+    xs = tuple(x.detach().requires_grad_() for x in xs)
+    result = f(*xs)
+    yield result.detach()
+    for _ in range(highest):
+        if result.requires_grad:
+            result = torch.stack(torch.autograd.grad(result.sum(), xs, create_graph=True, materialize_grads=True)).sum(
+                0
+            )
+        else:  # a constant
+            result = torch.zeros_like(result)
+        yield result.detach()
+
+
+def compile_kernels(op: Pointwise) -> None:
+    list(orders(op, inputs(op, 2), 4))
+    op.compile(dtypes=[torch.float64, torch.float32])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled() -> None:
+    """The kernels of all ops, several compilers at a time."""
+    with ThreadPoolExecutor(_build.processors()) as pool:
+        list(pool.map(compile_kernels, CATALOGUE.values()))
+
+
+@ops
+def test_value_gradient_double_backward_and_hessian(op: Pointwise, device: str) -> None:
+    assert ad.verify(op, devices=[device], quiet=True).passed
+
+
+@pytest.mark.parametrize("name", ["silu", "snake", "gelu", "softplus"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision(name: str, dtype: torch.dtype, device: str) -> None:
+    assert ad.verify(CATALOGUE[name], dtypes=[dtype], devices=[device], quiet=True).passed
+
+
+@ops
+def test_orders_up_to_four(op: Pointwise, device: str) -> None:
+    xs = tuple(x.to(device) for x in inputs(op, 64))
+    for order, (ours, native) in enumerate(zip(orders(op, xs, 4), orders(op.definition, xs, 4), strict=True)):
+        scale = native.abs().max().clamp_min(1e-3)
+        assert ((ours - native).abs() / scale).max() < 1e-11, order
+
+
+@ops
+@pytest.mark.parametrize("nested", [hessian, lambda f: jacfwd(jacfwd(f)), lambda f: jacrev(jacrev(f))], ids="hfr")
+def test_second_derivatives_under_torch_func(op: Pointwise, nested: Callable[..., object], device: str) -> None:
+    xs = tuple(x.to(device) for x in inputs(op, 3))
+    for f in (lambda g: nested(lambda *u: g(*u).sum())(*xs), lambda g: vmap(nested(lambda *u: g(*u).sum()))(*xs)):
+        assert_close(f(op), f(op.definition), rtol=1e-10, atol=1e-12)
+
+
+@ops
+@pytest.mark.parametrize(
+    "layout", ["transposed", "channels_last", "sliced", "expanded", "flipped", "empty", "overlapping"]
+)
+def test_strides_are_those_of_the_definition(op: Pointwise, layout: str, device: str) -> None:
+    xs = tuple(NAMED[layout](sample(torch.float64, device)).abs() + 0.1 for _ in op.domain)
+    result, native = op(*xs), op.definition(*xs)
+    assert (result.shape, result.stride(), result.dtype) == (native.shape, native.stride(), native.dtype)
+    assert_close(result, native, rtol=1e-13, atol=1e-13, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", WITH_TENSORS)
+def test_numbers_may_be_tensors_and_then_have_gradients(name: str, device: str) -> None:
+    op = WITH_TENSORS[name]
+    xs = tuple(x.to(device) for x in inputs(op, 16, names=list(op.intervals)))
+    for ours, native in zip(orders(op, xs, 2), orders(op.definition, xs, 2), strict=True):
+        assert_close(ours, native, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", MATCHING)
+def test_signature_and_defaults_are_those_of_pytorch(name: str) -> None:
+    op, native = CATALOGUE[name], MATCHING[name]
+    (x, *rest) = inputs(op, 5)
+    assert_close(op(x, *rest), native(x, *rest))
+    try:
+        expected = inspect.signature(native)
+    except ValueError:  # a builtin
+        return
+    assert [(p.name, p.default) for p in op.__signature__.parameters.values()] == [
+        (p.name, p.default) for p in expected.parameters.values()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("call", "native"),
+    [
+        (lambda x: ad.gelu(x, approximate="tanh"), lambda x: F.gelu(x, approximate="tanh")),
+        (lambda x: ad.softplus(x, 2.5, 3.0), lambda x: F.softplus(x, 2.5, 3.0)),
+        (lambda x: ad.softplus(x, threshold=1), lambda x: F.softplus(x, threshold=1)),
+        (lambda x: ad.elu(x, 0.7), lambda x: F.elu(x, 0.7)),
+        (lambda x: ad.celu(x, alpha=2), lambda x: F.celu(x, alpha=2)),
+        (lambda x: ad.pow(x.abs(), 3), lambda x: torch.pow(x.abs(), 3)),
+        (lambda x: ad.pow(2, x), lambda x: torch.pow(2, x)),
+        (lambda x: ad.pow(x.abs(), x), lambda x: torch.pow(x.abs(), x)),
+    ],
+    ids=range(8),
+)
+def test_options_are_those_of_pytorch(
+    call: Callable[[torch.Tensor], torch.Tensor], native: Callable[[torch.Tensor], torch.Tensor], device: str
+) -> None:
+    x = torch.linspace(-3, 3, 61, dtype=torch.float64, device=device) + 0.01
+    for ours, expected in zip(orders(call, (x,), 3), orders(native, (x,), 3), strict=True):
+        assert_close(ours, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_the_schnet_activation_is_zero_at_zero(device: str) -> None:
+    assert ad.shifted_softplus(torch.zeros(1, dtype=torch.float64, device=device)).abs() < 2e-16
+
+
+def test_the_cutoff_envelope_is_smooth_where_it_ends(device: str) -> None:
+    x = torch.tensor([5.0 - 1e-9, 5.0, 7.0], dtype=torch.float64, device=device)
+    for order in orders(ad.polynomial_cutoff, (x,), 2):
+        assert order.abs().max() < 1e-6
+
+
+@ops
+def test_pickles_as_itself(op: Pointwise) -> None:
+    assert pickle.loads(pickle.dumps(op)) is op
+
+
+def test_in_place_is_refused() -> None:
+    with pytest.raises(TypeError, match="in place"):
+        ad.silu(torch.zeros(3), inplace=True)

@@ -1,0 +1,201 @@
+"""The scalar functions under the kernels are as accurate as ``csrc/scalar`` says, on the CPU and on a GPU.
+
+One kernel computes them all. float32 is held against float64 on a sample of all bit patterns, float64 against mpmath.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+import mpmath
+import pytest
+import torch
+
+import torchad_ext as ad
+from torchad_ext import Pointwise
+
+# Function: the largest error in ulp on the CPU, in float32 and float64 alike, as the headers state it.
+UNARY = {
+    "exp": 0.9, "exp2": 0.9, "expm1": 1.4, "sinh": 1.2, "cosh": 1.2, "tanh": 1.7, "sigmoid": 1.9,
+    "log": 1.0, "log1p": 1.1, "log2": 1.3, "log10": 1.1, "asinh": 1.4, "acosh": 1.7, "atanh": 1.4,
+    "sin": 1.5, "cos": 1.5, "tan": 1.3, "asin": 1.3, "acos": 1.2, "atan": 1.4,
+    "erf": 0.9, "erfc": 1.6, "sqrt": 0.5, "rsqrt": 1.5, "reciprocal": 0.5,
+}  # fmt: skip
+BINARY = {"pow": 1.0, "atan2": 1.8, "hypot": 1.0}
+CUDA_BOUND = 4.0  # of CUDA's own functions, the largest in its Programming Guide
+MPMATH: dict[str, Callable[..., mpmath.mpf]] = {
+    "exp2": lambda x: mpmath.mpf(2) ** x,
+    "sigmoid": lambda x: 1 / (1 + mpmath.exp(-x)),
+    "log2": lambda x: mpmath.log(x, 2),
+    "reciprocal": lambda x: 1 / x,
+    "rsqrt": lambda x: 1 / mpmath.sqrt(x),
+    "pow": lambda x, y: x**y,
+}
+SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0, 3.0, -3.0, 1e-45, -1e-45, 1e-40]
+SPECIAL += [1e38, -1e38, 88.7, 88.8, -87.4, -103.0, -104.5, 709.7, 709.9, -708.5, -745.0, -746.0, 9.2, 10.1, 26.6, 27.3]
+
+
+def functions(names: list[str], arguments: str) -> Pointwise:
+    """All of them as the outputs of one op."""
+
+    def together(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(getattr(torch, name)(x, y) for name in names)
+
+    def each(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(getattr(torch, name)(x) for name in names)
+
+    return ad.pointwise(each if arguments == "x" else together)
+
+
+unary, binary = functions(list(UNARY), "x"), functions(list(BINARY), "xy")
+
+
+def ulps(result: torch.Tensor, reference: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The error over the spacing of the dtype at the reference; infinite where a nan or an infinity is misplaced."""
+    limits = torch.finfo(dtype)
+    _, exponent = torch.frexp(reference)
+    spacing = torch.ldexp(torch.ones_like(reference), exponent - 1) * limits.eps
+    error = (result.double() - reference).abs() / spacing.clamp_min(limits.smallest_normal * limits.eps)
+    rounded = reference.to(dtype).double()
+    same = (result.double() == rounded) | (result.isnan() & rounded.isnan())
+    error = torch.where(same, torch.where(reference.isfinite(), error, 0.0), error).nan_to_num(math.inf)
+    # Next to the overflow threshold either is right.
+    edge = (reference.abs() > limits.max * (1 - 2 * limits.eps)) & (result.double().abs() >= limits.max)
+    return torch.where(same & ~rounded.isfinite() | edge, 0.0, error)
+
+
+def sample(dtype: torch.dtype, count: int, seed: int) -> torch.Tensor:
+    """Numbers over all exponents, as many over the usual ones, and special values."""
+    generator = torch.Generator().manual_seed(seed)
+    uniform = torch.rand(4, count, generator=generator, dtype=torch.float64)
+    scale = torch.finfo(dtype)
+    low, high = math.log2(scale.smallest_normal * scale.eps), math.log2(scale.max)
+    anywhere = torch.exp2(low + (high - low) * uniform[0]) * torch.where(uniform[1] < 0.5, -1.0, 1.0)
+    near = (uniform[2] - 0.5) * 20
+    unit = 2 * uniform[3] - 1
+    return torch.cat([torch.tensor(SPECIAL, dtype=torch.float64), anywhere, near, unit]).to(dtype)
+
+
+class TestFloat32:
+    def test_of_one_argument(self, device: str) -> None:
+        x = sample(torch.float32, 300_000, seed=0)
+        for (name, bound), result in zip(UNARY.items(), unary(x.to(device)), strict=True):
+            errors = ulps(result.cpu(), getattr(torch, name)(x.double()), torch.float32)
+            worst = errors.argmax()
+            allowed = bound if device == "cpu" else CUDA_BOUND
+            assert errors[worst] <= allowed + 1e-6, f"{name}({x[worst]:.9g}) is off by {errors[worst]:.3g} ulp"
+
+    def test_of_two_arguments(self, device: str) -> None:
+        x, y = sample(torch.float32, 200_000, seed=1), sample(torch.float32, 200_000, seed=2)
+        y = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(3))]
+        special = torch.cartesian_prod(torch.tensor(SPECIAL), torch.tensor(SPECIAL))
+        x, y = torch.cat([special[:, 0], x, x.abs()]), torch.cat([special[:, 1], y, y])
+        for (name, bound), result in zip(BINARY.items(), binary(x.to(device), y.to(device)), strict=True):
+            errors = ulps(result.cpu(), getattr(torch, name)(x.double(), y.double()), torch.float32)
+            worst = errors.argmax()
+            allowed = bound if device == "cpu" else 2 * CUDA_BOUND
+            assert errors[worst] <= allowed + 1e-6, f"{name}({x[worst]:.9g}, {y[worst]:.9g}): {errors[worst]:.3g} ulp"
+
+    def test_tan_where_its_reduction_loses_most(self) -> None:
+        x = torch.full((16,), 252.898209, dtype=torch.float32)
+        tangent = unary(x)[list(UNARY).index("tan")]
+        assert ulps(tangent, x.double().tan(), torch.float32).max() <= UNARY["tan"]
+
+
+class TestFloat64:
+    """Reference values of 60 digits."""
+
+    @staticmethod
+    def reference(name: str, *x: float) -> mpmath.mpf | None:
+        """None where the function is not a finite number, which float32 covers."""
+        function = MPMATH.get(name) or getattr(mpmath, name)
+        with mpmath.workdps(60 + 330 * (max(map(abs, x)) > 1e15)):
+            try:
+                value = function(*map(mpmath.mpf, x))
+            except (ValueError, ZeroDivisionError, OverflowError):
+                return None
+        fits = isinstance(value, mpmath.mpf) and mpmath.isfinite(value)
+        return value if fits and (value == 0 or 1e-300 < abs(value) < 1e300) else None
+
+    def check(self, name: str, bound: float, results: list[float], inputs: list[tuple[float, ...]]) -> None:
+        compared = 0
+        for result, x in zip(results, inputs, strict=True):
+            expected = self.reference(name, *x)
+            if expected is None:
+                continue
+            compared += 1
+            spacing = math.ulp(float(expected))
+            error = float(abs(mpmath.mpf(result) - expected) / spacing)
+            assert error <= bound + 1e-6, f"{name}{x} is off by {error:.3g} ulp"
+        assert compared > len(inputs) / 10
+
+    def inputs(self, arguments: int) -> list[tuple[float, ...]]:
+        draw = random.Random(0)
+        anywhere = [draw.choice((-1, 1)) * 2 ** draw.uniform(-60, 60) for _ in range(150)]
+        near = [draw.uniform(-10, 10) for _ in range(200)] + [draw.uniform(-1, 1) for _ in range(200)]
+        wide = [draw.uniform(-700, 700) for _ in range(100)] + [k * math.pi / 2 for k in range(-25, 25)]
+        flat = anywhere + near + wide
+        return (
+            [(x,) for x in flat]
+            if arguments == 1
+            else [(abs(x), y) for x, y in zip(flat, draw.sample(flat, len(flat)), strict=True)]
+        )
+
+    def test_of_one_argument(self, device: str) -> None:
+        inputs = self.inputs(1)
+        results = unary(torch.tensor(inputs, dtype=torch.float64, device=device)[:, 0])
+        for (name, bound), result in zip(UNARY.items(), results, strict=True):
+            self.check(name, bound if device == "cpu" else CUDA_BOUND, result.tolist(), inputs)
+
+    def test_of_two_arguments(self, device: str) -> None:
+        inputs = self.inputs(2)
+        results = binary(*torch.tensor(inputs, dtype=torch.float64, device=device).T)
+        for (name, bound), result in zip(BINARY.items(), results, strict=True):
+            self.check(name, bound if device == "cpu" else CUDA_BOUND, result.tolist(), inputs)
+
+
+@ad.pointwise
+def log_sigmoid(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.logsigmoid(x)
+
+
+def relative_error(result: float, expected: mpmath.mpf, dtype: torch.dtype) -> float:
+    """In units of the dtype's epsilon, of a denormal in units of the least one."""
+    limits = torch.finfo(dtype)
+    return float(abs(mpmath.mpf(result) - expected) / max(abs(expected), limits.smallest_normal) / limits.eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+class TestWithoutANameInPyTorch:
+    def test_log1pexp(self, dtype: torch.dtype, device: str) -> None:
+        x = torch.cat([torch.linspace(-100, 50, 1501), torch.linspace(-2, 2, 501)]).to(device, dtype)
+        with mpmath.workdps(60):
+            for v, result in zip(x.tolist(), log_sigmoid(-x).tolist(), strict=True):
+                assert relative_error(-result, mpmath.log1p(mpmath.exp(mpmath.mpf(v))), dtype) <= 1.9, v
+
+    def test_the_gaussian_that_is_the_slope_of_erf(self, dtype: torch.dtype, device: str) -> None:
+        x = torch.linspace(-9, 9, 1501, dtype=dtype, device=device, requires_grad=True)
+        (slope,) = torch.autograd.grad(ad.erf(x).sum(), x)
+        with mpmath.workdps(60):
+            for v, result in zip(x.tolist(), slope.tolist(), strict=True):
+                expected = 2 / mpmath.sqrt(mpmath.pi) * mpmath.exp(-(mpmath.mpf(v) ** 2))
+                assert relative_error(result, expected, dtype) <= 2, v
+
+    def test_spherical_bessel_functions_under_the_derivatives_of_sinc(self, dtype: torch.dtype, device: str) -> None:
+        x = torch.linspace(-3, 3, 25, dtype=dtype, device=device, requires_grad=True)
+        y = ad.sinc(x)
+        for order in range(5):
+            with mpmath.workdps(80):
+                expected = [derivative_of_sinc(mpmath.mpf(v), order) for v in x.tolist()]
+            scale = max(map(abs, expected))
+            errors = (abs(mpmath.mpf(r) - e) / scale for r, e in zip(y.tolist(), expected, strict=True))
+            assert max(errors) <= 6 * torch.finfo(dtype).eps, order
+            (y,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+
+
+def derivative_of_sinc(x: mpmath.mpf, order: int) -> mpmath.mpf:
+    """By sinc(x) = integral of cos(pi x t) over t from 0 to 1."""
+    shift = order * mpmath.pi / 2
+    return mpmath.quad(lambda t: (mpmath.pi * t) ** order * mpmath.cos(mpmath.pi * x * t + shift), [0, 0.5, 1])

@@ -113,14 +113,14 @@ inline bool all_within(Double x, double bound) {
 
 // f(x) lane by lane, for inputs so rare that they do not deserve a vector path.
 template <class V, class F>
-V each_lane(V x, F f) {
+__attribute__((noinline, cold)) V each_lane(V x, F f) {
   for (unsigned i = 0; i < sizeof x / sizeof x[0]; ++i) x[i] = f(x[i]);
   return x;
 }
 
 // f(x) computed in double: the path of float inputs that need more bits than a float has.
 template <class F>
-Float in_double(Float x, F f) {
+__attribute__((noinline, cold)) Float in_double(Float x, F f) {
   using HalfFloat = Vector<float, lanes<double>>;
   HalfFloat half[2];
   std::memcpy(half, &x, sizeof x);

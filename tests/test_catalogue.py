@@ -161,6 +161,10 @@ def test_pickles_as_itself(op: Pointwise) -> None:
     assert pickle.loads(pickle.dumps(op)) is op
 
 
+def test_the_catalogue_is_exported_as_declared() -> None:
+    assert list(CATALOGUE) == ad.ops.__all__
+
+
 def test_in_place_is_refused() -> None:
     with pytest.raises(TypeError, match="in place"):
         ad.silu(torch.zeros(3), inplace=True)

@@ -7,6 +7,7 @@ function that they were traced from.
 from __future__ import annotations
 
 import itertools
+import linecache
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -493,7 +494,7 @@ FINITE = {
     "0**x", "F.mish(x)", "F.hardswish(x)", "torch.sinc(x)", "torch.xlogy(0.0, x)", "torch.xlogy(x, y)", "x**y",
     "torch.atan2(x, y)", "torch.addcdiv(x, x, y)", "torch.where(x > 0, x**y, y)",
 }  # fmt: skip
-# The slopes at nan of its scalar and of its vectorised kernel differ; of the last, the value is nan, the slope a bound's.
+# The slopes at nan of its scalar and of its vectorised kernel differ; the last gives that of a bound, its value is nan.
 UNSURE_AT_NAN = {
     "F.relu6(x)", "F.hardtanh(x)", "F.hardswish(x)", "F.softshrink(x)", "F.hardshrink(x)", "torch.clamp(x, y, 2 * y)",
 }  # fmt: skip
@@ -693,3 +694,203 @@ class TestNumbers:
         ):
             function, _ = function_of(text)
             assert torch.equal(evaluate(traced(function), self.x), function(self.x)), text
+
+    def test_two_numbers_make_no_choice(self) -> None:
+        for wrong in (lambda x, a: torch.where(x > 0, 1.0, 2.0), lambda x, a: torch.where(x > 0, a, 2.0)):
+            with pytest.raises(TraceError, match=r"default dtype, not that of x; write torch\.full_like"):
+                traced(wrong, a=None)
+
+    def test_a_number_alone_is_no_result(self) -> None:
+        for wrong in (lambda x, a: a, lambda x, a: 2 * a + 1, lambda x, a: 1.0):
+            with pytest.raises(TraceError, match="f returns a Python number"):
+                traced(wrong, a=None)
+        program = traced(lambda x, a: torch.full_like(x, 2 * a), a=None)
+        assert evaluate(program, self.x, 1.5).tolist() == [3.0] * 7
+        assert program.vjp([True], [True]).results == ()
+
+
+OUTSIDE = torch.ones(2)
+
+
+def add_in_place(x: Any) -> Any:
+    x += 1
+    return x
+
+
+def multiply_in_place(x: Any) -> Any:
+    x *= 2
+    return x
+
+
+def assign(x: Any) -> Any:
+    x[0] = 1.0
+    return x
+
+
+def narrow_a_mask(x: Any) -> Any:
+    mask = x > 0
+    mask &= x < 1
+    return mask * x
+
+
+def loop(x: Any) -> Any:
+    while x < 1:
+        x = 2 * x
+    return x
+
+
+def helper(x: Any) -> Any:
+    return torch.cumsum(x, 0)
+
+
+def calls_a_helper(x: Any) -> Any:
+    return 2 * helper(x)
+
+
+REDUCES = "combines elements; reduce the result outside, as in op(x).sum()"
+PICKS = "picks elements; pass the part as an argument"
+VALUE = "needs the value of an element, but the function is traced once for all; write torch.where(condition, a, b)"
+NUMBER = "asks for the value of a symbol; use the functions of torch for a tensor"
+IN_PLACE = "changes a tensor in place; give the result a new name"
+RANDOM = "draws random numbers; draw them outside and pass them as an argument"
+CREATES = "makes a tensor; write a Python number, or torch.full_like(x, c)"
+DTYPE = (
+    "changes or asks for dtype or device, but a pointwise function keeps those of its tensors; convert the arguments"
+)
+WHOLE = "looks at a whole tensor, but a pointwise function sees one element"
+UNKNOWN = "is not elementwise, or not known to be; compute it outside and pass the result as an argument"
+REFUSED: list[tuple[Function, str]] = [
+    # The function, and what the message says after the line.
+    (lambda x: x / x.sum(), f"sum {REDUCES}"),
+    (lambda x: x - torch.mean(x), f"mean {REDUCES}"),
+    (lambda x: torch.softmax(x, 0), f"softmax {REDUCES}"),
+    (lambda x: F.softmax(x, dim=0), f"softmax {REDUCES}"),
+    (lambda x: x @ x, f"matmul {REDUCES}"),
+    (lambda x: x - x.max(), f"max of one tensor {REDUCES}"),
+    (lambda x: torch.min(x, 0).values, f"min of one tensor {REDUCES}"),
+    (lambda x: F.layer_norm(x, (2,)), f"layer_norm {REDUCES}"),
+    (lambda x: x[0], f"x[...] {PICKS}"),
+    (lambda x: x.reshape(-1), f"reshape {PICKS}"),
+    (lambda x: x.T, f"T {PICKS}"),
+    (lambda x: torch.stack([x, x]), f"stack {PICKS}"),
+    (lambda x: x if x > 0 else -x, f"a condition {VALUE}"),
+    (lambda x: x and -x, f"a condition {VALUE}"),
+    (lambda x: max(x, -x), f"a condition {VALUE}"),
+    (lambda x: x * torch.any(x > 0), f"any {VALUE}"),
+    (loop, f"a condition {VALUE}"),
+    (lambda x: x * float(x), f"float(x) or a function of math {NUMBER}"),
+    (lambda x: x * int(x), f"int {NUMBER}"),
+    (lambda x: math.sin(x), f"float(x) or a function of math {NUMBER}"),
+    (lambda x: np.sin(x), f"a function of numpy {NUMBER}"),
+    (lambda x: np.sinc(x), f"a function of numpy {NUMBER}"),
+    (lambda x: x.item() * x, f"item {NUMBER}"),
+    (lambda x: x.numpy(), f"numpy {NUMBER}"),
+    (lambda x: x.add_(1), f"add_ {IN_PLACE}"),
+    (add_in_place, f"add_ {IN_PLACE}"),
+    (multiply_in_place, f"mul_ {IN_PLACE}"),
+    (narrow_a_mask, f"iand {IN_PLACE}"),
+    (assign, "x[...] = y changes a tensor in place; write torch.where(condition, a, b)"),
+    (lambda x: F.silu(x, inplace=True), f"silu {IN_PLACE}"),
+    (lambda x: F.relu_(x), f"relu_ {IN_PLACE}"),
+    (lambda x: torch.sin(x, out=x), f"sin {IN_PLACE}"),
+    (lambda x: x * torch.rand_like(x), f"rand_like {RANDOM}"),
+    (lambda x: x * torch.rand(2), f"rand {RANDOM}"),
+    (lambda x: F.dropout(x), f"dropout {RANDOM}"),
+    (lambda x: torch.nn.Dropout()(x), f"dropout {RANDOM}"),
+    (lambda x: x * OUTSIDE, "mul meets a tensor from outside the function; pass it as an argument"),
+    (lambda x: OUTSIDE.sin() * x, "sin meets a tensor from outside the function; pass it as an argument"),
+    (lambda x: x + torch.ones(2), f"ones {CREATES}"),
+    (lambda x: x * torch.arange(2), f"arange {CREATES}"),
+    (lambda x: torch.nn.Linear(2, 2)(x), f"empty {CREATES}"),
+    (lambda x: x * torch.tensor([1.0, 2.0]), "tensor has no kernel for these arguments"),
+    (lambda x: x.double(), f"double {DTYPE}"),
+    (lambda x: x.to(torch.float32), f"to {DTYPE}"),
+    (lambda x: x if x.dtype == torch.float32 else -x, f"dtype {DTYPE}"),
+    (lambda x: x.cpu(), f"cpu {DTYPE}"),
+    (lambda x: torch.zeros_like(x, dtype=torch.float32), "zeros_like has no kernel for these arguments (got"),
+    (lambda x: x / x.shape[0], f"shape {WHOLE}"),
+    (lambda x: x / len(x), f"len {WHOLE}"),
+    (lambda x: x / x.numel(), f"numel {WHOLE}"),
+    (lambda x: torch.lgamma(x), f"lgamma {UNKNOWN}"),
+    (lambda x: torch.special.digamma(x), f"digamma {UNKNOWN}"),
+    (lambda x: F.glu(x), f"glu {UNKNOWN}"),
+    (lambda x: torch.round(x, decimals=2), "round has no kernel for these arguments (got an unexpected keyword"),
+    (lambda x: torch.exp(torch.zeros_like(x)), "exp is given a constant; compute it with the math module"),
+    (lambda x: torch.where(x, x, -x), "where has a condition that is no truth value of a tensor; compare one"),
+    (lambda x: torch.logical_and(x, x) * x, "logical_and is given what is no truth value; compare it, as in x != 0"),
+    (lambda x: (1 & x) * x, "bitwise_and is given what is no truth value; compare it, as in x != 0"),
+    (lambda x: ((x > 0) - (x > 1)) * x, "sub subtracts no truth values in PyTorch; write a & ~b"),
+    (lambda x: torch.clamp(x), "clamp is given neither min nor max"),
+    (lambda x: F.gelu(x, approximate="erf"), "gelu has no approximate 'erf'; it is 'none' or 'tanh'"),
+    (lambda x: torch.div(x, 2, rounding_mode="up"), "div has no rounding_mode 'up'; it is None, 'trunc' or 'floor'"),
+]  # fmt: skip
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(("function", "problem"), REFUSED, ids=lambda x: x if isinstance(x, str) else "")
+    def test_the_message_has_the_line_the_reason_and_a_remedy(self, function: Function, problem: str) -> None:
+        with pytest.raises(TraceError) as caught:
+            traced(function)
+        position, _, message = str(caught.value).partition("\n  ")
+        file, line, text = position.split(":", 2)
+        code = function.__code__
+        assert file == __file__
+        assert code.co_firstlineno <= int(line) <= max(n for *_, n in code.co_lines() if n)
+        assert text.strip() == linecache.getline(__file__, int(line)).strip()
+        assert message.startswith(problem)
+
+    def test_the_line_is_that_of_a_helper_which_has_the_problem(self) -> None:
+        with pytest.raises(TraceError, match=r"return torch\.cumsum"):
+            traced(calls_a_helper)
+
+    def test_the_line_in_a_cell_or_a_prompt_is_found(self) -> None:
+        for file in ("<stdin>", "<ipython-input-7>", "<string>"):
+            space: dict[str, Any] = {}
+            exec(compile("\ndef f(x):\n    return x.sum()", file, "exec"), space)
+            with pytest.raises(TraceError, match=f"^{file}:3: "):
+                traced(space["f"])
+
+    @pytest.mark.parametrize(
+        ("function", "problem"),
+        [
+            (lambda x: None, "f returns a NoneType, not an elementwise function"),
+            (lambda x: (x, "y"), "f returns a str"),
+            (lambda x: {"y": x}, "f returns a dict"),
+            (lambda x: (), "f returns no tensor"),
+            (lambda x: x > 0, "f returns a truth value, which has no derivative; return torch.where"),
+            (lambda x: (x, torch.isnan(x)), "f returns a truth value"),
+        ],
+    )
+    def test_results(self, function: Function, problem: str) -> None:
+        with pytest.raises(TraceError, match=problem):
+            traced(function)
+
+    @pytest.mark.parametrize(
+        ("text", "problem"),
+        [
+            ("x if a > 0 else -x", "a condition needs the value"),
+            ("x * math.sqrt(a)", "a \\*\\* 0.5 for the root of a number"),
+            ("x * torch.sin(a)", "sin is given a Python number; compute it outside"),
+            ("x * (a // 2)", "floordiv is given a Python number"),
+            ("x * (2 % a)", "rmod is given a Python number"),
+            ("torch.where(a > 0, x, -x)", "has a condition that is no truth value of a tensor"),
+            ("torch.maximum(x, a)", "maximum takes no number; write torch.full_like"),
+            ("torch.hypot(x, a)", "hypot takes no number"),
+        ],
+    )
+    def test_run_time_numbers(self, text: str, problem: str) -> None:
+        with pytest.raises(TraceError, match=problem):
+            traced(eval(f"lambda x, a: {text}"), a=None)
+
+    def test_arguments_without_names(self) -> None:
+        from torchad_ext import pointwise
+
+        for wrong in (lambda *xs: xs[0], lambda x, **options: x):
+            with pytest.raises(TypeError, match="name every argument"):
+                pointwise(wrong)
+
+    def test_an_error_of_the_function_itself_passes_through(self) -> None:
+        with pytest.raises(ZeroDivisionError):
+            traced(lambda x: x * (1 / 0))
+        with pytest.raises(TypeError, match="must be Tensor, not int"):
+            traced(lambda x: torch.maximum(x, 2))

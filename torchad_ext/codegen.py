@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -88,7 +89,7 @@ def kernel(functor: str, name: str, inputs: int, device: str, dtype: str) -> Ker
 def struct_name(name: str) -> str:
     """The C++ name of a functor for the name of a kernel: ``sin_backward`` gives ``SinBackward``."""
     joined = "".join(part[:1].upper() + part[1:] for part in re.sub(r"[^0-9A-Za-z_]", "", name).split("_"))
-    return f"{joined}Functor" if joined in ("", "T", "Outputs") or joined[0].isdigit() else joined
+    return f"Functor{joined}" if joined in ("", "T", "Outputs") or joined[0].isdigit() else joined
 
 
 def lower(program: Program) -> tuple[Expr, ...]:
@@ -154,6 +155,7 @@ class _Functor:
         self.numbers: list[str] = []  # the constructor's lines
         self.members = [("double", self.names[x]) for x in self.scalars]
         self.lines: list[str] = []  # of operator()
+        self._counter = itertools.count(1)
 
     def text(self, name: str) -> str:
         results: dict[Expr, tuple[str, int]] = {}
@@ -193,11 +195,8 @@ class _Functor:
         yield "};"
 
     def _fresh(self, prefix: str) -> str:
-        taken = {*self.names.values(), *(member for _, member in self.members)}
-        number = len(self.lines) + len(self.numbers) + 1
-        while f"{prefix}{number}" in taken:
-            number += 1
-        return f"{prefix}{number}"
+        names = (f"{prefix}{i}" for i in self._counter)
+        return next(name for name in names if name not in self.names.values())
 
     def _named(self, node: Expr, text: str) -> str:
         name = self._fresh("t")

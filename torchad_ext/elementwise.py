@@ -7,6 +7,7 @@ it: its backward applies the vjp, its jvp applies the jvp, and every order and m
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -223,7 +224,7 @@ class _Apply(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        return (None, None, *_gradients(ctx.op, ctx.scalars, ctx.needs_input_grad[2:], ctx.saved_tensors, grads))
+        return (None, None, *_gradients(ctx, ctx.needs_input_grad[2:], ctx.saved_tensors, grads))
 
     @staticmethod
     def jvp(ctx: Any, _op: None, _scalars: None, *tangents: torch.Tensor | None) -> Any:
@@ -257,25 +258,41 @@ class _ApplyEagerly(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        wanted = ctx.needs_input_grad[3:]
-        return (None, None, None, *_gradients(ctx.op, ctx.scalars, wanted, ctx.saved_tensors, grads))
+        return (None, None, None, *_gradients(ctx, ctx.needs_input_grad[3:], ctx.saved_tensors, grads))
 
 
 # Function.apply binds its arguments to the signature of forward first, which takes longer than all the rest.
 _apply_eagerly = super(torch.autograd.Function, _ApplyEagerly).apply
 
 
+def is_wanted(ctx: Any, tensor: int) -> bool:
+    """Will the gradient of a tensor be used? That it requires one does not say so: grad(f(x, a), x) has no use for a's.
+
+    Args:
+        ctx: of the Function whose backward asks.
+        tensor: its place among the tensors that the Function was given; it requires a gradient.
+    """
+    if _transforms_active():
+        return True
+    # For a leaf whose gradient is captured the engine raises instead of answering: it is wanted.
+    with contextlib.suppress(RuntimeError):
+        return torch._C._will_engine_execute_node(ctx.next_functions[tensor][0])
+    return True
+
+
 def _gradients(
-    op: Elementwise,
-    scalars: Scalars,
+    ctx: Any,
     wanted: tuple[bool, ...],
     xs: tuple[torch.Tensor, ...],
     grads: tuple[torch.Tensor | None, ...],
 ) -> Sequence[torch.Tensor | None]:
+    count = sum(wanted)
+    if count > 1:
+        wanted = tuple([w and is_wanted(ctx, i) for i, w in enumerate(wanted)])
+        count = sum(wanted)
     given = tuple([g is not None for g in grads])
     arguments = (*xs, *(g for g in grads if g is not None))
-    count = sum(wanted)
-    results = op.vjp(wanted, given).apply(arguments, scalars, count)
+    results: Sequence[torch.Tensor] = ctx.op.vjp(wanted, given).apply(arguments, ctx.scalars, count)
     if count == len(wanted):
         return results
     remaining = iter(results)

@@ -12,6 +12,11 @@ from .codegen import Kernel
 from .elementwise import HandWritten
 from .pointwise import Interval, Pointwise
 
+__all__ = [  # what torchad_ext exports
+    "sin", "cos", "tan", "exp", "expm1", "log", "log1p", "tanh", "sigmoid", "erf", "sinc", "square", "sqrt",
+    "rsqrt", "reciprocal", "pow", "silu", "gelu", "softplus", "mish", "elu", "celu", "snake", "siren", "gaussian",
+    "shifted_softplus", "gaussian_basis", "polynomial_cutoff",
+]  # fmt: skip  # noqa: RUF022, in the order of this file
 CATALOGUE: dict[str, Pointwise] = {}
 
 _DOC = """{summary}
@@ -224,8 +229,6 @@ polynomial_cutoff = _op(
     "p = 6 in Gasteiger et al., 2020, arXiv:2003.03123, eq. 8.",
     domain={"distance": (0.1, 6.0), "cutoff": (4.0, 5.0)},
 )
-
-__all__ = list(CATALOGUE)
 
 
 def prebuilt_kernels(device: str) -> list[Kernel]:

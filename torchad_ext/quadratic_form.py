@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import _kernels
+from .elementwise import is_wanted
 
 _transforms_active = torch._C._are_functorch_transforms_active
 
@@ -168,16 +169,6 @@ def _apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     return function.apply if _transforms_active() else super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
 
-def _wants_gradient_of_A(ctx: Any) -> bool:
-    """Will it be used? That A requires one does not say so: grad(q, x) has no use for these n^2 numbers."""
-    if not ctx.needs_input_grad[1] or _transforms_active():
-        return bool(ctx.needs_input_grad[1])
-    # For a leaf whose gradient is captured the engine raises instead of answering: it is wanted.
-    with contextlib.suppress(RuntimeError):
-        return torch._C._will_engine_execute_node(ctx.next_functions[1][0])
-    return True
-
-
 def _product(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
     return _value_and_product(x, A)[1]
 
@@ -226,7 +217,7 @@ class _QuadraticForm(torch.autograd.Function):
                 None if grad_q is None else grad_q.unsqueeze(-1) * s,
                 None if grad_s is None else _product(grad_s, A),
             )
-        if _wants_gradient_of_A(ctx) and not (grad_q is None and grad_s is None):
+        if ctx.needs_input_grad[1] and is_wanted(ctx, 1) and not (grad_q is None and grad_s is None):
             grad_A = _outer(x, grad_q, grad_s, A.dim() == 2)
         return grad_x, grad_A
 

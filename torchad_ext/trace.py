@@ -9,18 +9,20 @@ from __future__ import annotations
 import linecache
 import math
 import operator
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch.overrides import TorchFunctionMode
 
 from . import expr
 from .expr import Expr, Operand, Program, where
 
-_TORCH = str(Path(torch.__file__).parent)
+_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(numpy.__file__).parent), "<frozen", "<__array_function__")
 _OWN = tuple(str(Path(__file__).with_name(name)) for name in ("trace.py", "expr.py", "pointwise.py", "elementwise.py"))
 
 
@@ -28,15 +30,20 @@ class TraceError(TypeError):
     """A function is not elementwise, or uses something that is not known to be. The message names the line."""
 
 
+class _Problem(TypeError):
+    """What is wrong with a call, in words that follow the name of the function."""
+
+
 class _Symbol(torch.Tensor):
     """Stands for a tensor, or for a Python number, while a function is traced."""
 
     expr: Expr
+    is_number: bool
 
 
-def _symbol(value: Expr) -> _Symbol:
+def _symbol(value: Expr, is_number: bool) -> _Symbol:
     symbol = torch.zeros((), device="cpu").as_subclass(_Symbol)
-    symbol.expr = value
+    symbol.expr, symbol.is_number = value, is_number
     return symbol
 
 
@@ -52,20 +59,21 @@ def trace(function: Callable[[list[Any]], Any], arguments: Sequence[Any], name: 
     Raises:
         TraceError: the function is not elementwise in its tensors.
     """
-    symbols = [_symbol(x) if isinstance(x, Expr) else x for x in arguments]
+    symbols = [_symbol(x, x.op == "scalar") if isinstance(x, Expr) else x for x in arguments]
     with _Tracing() as tracing:
         try:
             result = function(symbols)
         except TypeError:
-            if tracing.error:  # PyTorch's operators make "unsupported operand type(s)" of it
-                raise tracing.error from None
-            raise
+            if not tracing.error:
+                raise
+    if tracing.error:  # PyTorch's operators make NotImplemented of it, Python "unsupported operand type(s)"
+        raise tracing.error
     results = tuple(result) if isinstance(result, (tuple, list)) else (result,)
     if not results:
         raise TraceError(f"{name} returns no tensor")
     outputs = []
     for output in results:
-        if not isinstance(output, _Symbol) or output.expr.op == "scalar":
+        if not isinstance(output, _Symbol) or output.is_number:
             raise TraceError(
                 f"{name} returns {_described(output)}, not an elementwise function of its tensors; return a tensor, "
                 "torch.full_like(x, c) for a constant"
@@ -113,11 +121,13 @@ class _Tracing(TorchFunctionMode):
             raise _error(name, _CONSTANT if all(x.is_constant for x in symbols) else _OF_A_NUMBER)
         try:
             result = handler(*operands, **options)
+        except _Problem as problem:
+            raise _error(name, str(problem)) from None
         except TypeError as error:
-            if isinstance(error, TraceError):
-                raise
-            raise _error(name, f"is not supported with these arguments ({error})") from error
-        return _symbol(result) if isinstance(result, Expr) else result
+            text = re.sub(r"^\S+\(\) ", "", str(error))  # without the name of the handler
+            raise _error(name, f"has no kernel for these arguments ({text}); {_OUTSIDE}") from error
+        given = [x for x in (*args, *kwargs.values()) if isinstance(x, _Symbol)]
+        return _symbol(result, bool(given) and all(x.is_number for x in given))
 
 
 def _name(func: Any) -> str:
@@ -143,11 +153,23 @@ def _described(x: Any) -> str:
 def _error(name: str, problem: str) -> TraceError:
     """The error for a function, with the line of the user's source that called it."""
     frame = sys._getframe(1)
-    while frame.f_back and (frame.f_code.co_filename.startswith((_TORCH, "<")) or frame.f_code.co_filename in _OWN):
+    while frame.f_back and (frame.f_code.co_filename.startswith(_LIBRARIES) or frame.f_code.co_filename in _OWN):
         frame = frame.f_back
     file, line = frame.f_code.co_filename, frame.f_lineno
     text = linecache.getline(file, line).strip()
-    return TraceError(f"{file}:{line}: {text}\n  {name.strip('_')} {problem}")
+    spoken = _SPOKEN.get(name) or (name.strip("_") if name.startswith("__") else name)
+    return TraceError(f"{file}:{line}: {text}\n  {spoken} {problem}")
+
+
+_SPOKEN = {
+    "__getitem__": "x[...]",
+    "__setitem__": "x[...] = y",
+    "__bool__": "a condition",
+    "__float__": "float(x) or a function of math",
+    "__array__": "a function of numpy",
+    "_threshold": "threshold",
+    "Tensor.where": "where",
+}
 
 
 _IDLE = ("inplace", "out", "training")  # arguments that do nothing while they are false
@@ -157,34 +179,35 @@ _IN_PLACE = frozenset(
 _ARITHMETIC = frozenset(
     "add sub mul div true_divide pow neg abs positive gt ge lt le eq ne rsub __rsub__ __rpow__ __rdiv__".split()
 )
-_CONTROL = (
-    "needs the value of an element, but a pointwise function is traced once for all; write torch.where(condition, a, b)"
-)
-_NUMBER = (
-    "asks for the value of a symbol; for a tensor use torch functions in place of math, for a number write a ** 0.5"
-)
-_OF_A_NUMBER = "is given a Python number; compute it outside and pass the result as an argument"
+_CONTROL = "needs the value of an element, but the function is traced once for all; write torch.where(condition, a, b)"
+_NUMBER = "asks for the value of a symbol; use the functions of torch for a tensor, a ** 0.5 for the root of a number"
+_OUTSIDE = "compute it outside and pass the result as an argument"
+_OF_A_NUMBER = f"is given a Python number; {_OUTSIDE}"
 _CONSTANT = "is given a constant; compute it with the math module"
-_UNKNOWN = "is not elementwise, or not known to be; compute it outside and pass the result as an argument"
+_UNKNOWN = f"is not elementwise, or not known to be; {_OUTSIDE}"
 _REDUCTION = "combines elements; reduce the result outside, as in op(x).sum()"
 _INDEX = "picks elements; pass the part as an argument, as in op(x[..., 0])"
 _RANDOM = "draws random numbers; draw them outside and pass them as an argument"
 _SHAPE = "looks at a whole tensor, but a pointwise function sees one element; pass what it needs as an argument"
-_TYPE = "changes or asks for the dtype, but a pointwise function keeps that of its tensors; convert the arguments"
+_TYPE = (
+    "changes or asks for dtype or device, but a pointwise function keeps those of its tensors; convert the arguments"
+)
 _CREATES = "makes a tensor; write a Python number, or torch.full_like(x, c)"
 _REFUSED = {
     name: reason
     for names, reason in {
-        "__bool__ __len__ __iter__ __contains__ is_nonzero equal allclose any all": _CONTROL,
+        "__bool__ __iter__ __contains__ is_nonzero equal allclose any all": _CONTROL,
         "__float__ __int__ __index__ __complex__ item tolist numpy __array__": _NUMBER,
-        "sum mean prod amax amin argmax argmin std var norm softmax log_softmax logsumexp cumsum cumprod dot matmul mm bmm "
-        "__matmul__ __rmatmul__ einsum linear normalize layer_norm batch_norm median sort topk": _REDUCTION,
+        "sum mean prod amax amin argmax argmin std var norm softmax log_softmax logsumexp cumsum cumprod dot matmul mm "
+        "bmm __matmul__ __rmatmul__ einsum linear normalize layer_norm batch_norm median sort topk": _REDUCTION,
         "__getitem__ index_select gather take narrow select split chunk unbind view reshape flatten transpose permute "
         "T mT unsqueeze squeeze expand expand_as cat stack roll flip": _INDEX,
         "rand randn randint rand_like randn_like bernoulli dropout normal rrelu feature_dropout alpha_dropout": _RANDOM,
-        "shape size ndim dim numel nelement device is_cuda is_contiguous stride layout requires_grad grad": _SHAPE,
-        "dtype float double half bfloat16 int long bool is_floating_point is_complex": _TYPE,
-        "zeros ones full empty arange linspace as_tensor from_numpy eye new_tensor new_zeros new_ones new_full": _CREATES,
+        "shape size ndim dim numel nelement __len__ is_contiguous stride layout requires_grad grad": _SHAPE,
+        "dtype type float double half bfloat16 int long bool is_floating_point is_complex device cpu cuda "
+        "is_cuda": _TYPE,
+        "zeros ones full empty empty_like arange linspace as_tensor from_numpy eye new_tensor new_zeros new_ones "
+        "new_full": _CREATES,
         "__setitem__": "changes a tensor in place; write torch.where(condition, a, b)",
     }.items()
     for name in names.split()
@@ -203,7 +226,7 @@ def _binary(op: str) -> Callable[..., Expr]:
 def _of_tensors(op: str) -> Callable[..., Expr]:
     def binary(input: Any, other: Any) -> Expr:
         if not all(isinstance(x, Expr) and x.op != "scalar" for x in (input, other)):
-            raise TypeError("it takes no number; write torch.full_like(x, c) for c")
+            raise _Problem("takes no number; write torch.full_like(x, c) for c")
         return expr.make(op, _number(input), _number(other))
 
     return binary
@@ -217,15 +240,19 @@ def _masks(*operands: Any) -> bool:
     return all(isinstance(x, Expr) and x.is_mask for x in operands)
 
 
+def _varies(*operands: Any) -> bool:
+    return any(isinstance(x, Expr) and x.varies for x in operands)
+
+
 def _add(input: Operand, other: Operand, *, alpha: Operand = 1) -> Expr:
-    if _masks(input, other):
+    if _masks(input, other) and _varies(input, other):
         return expr.or_(input, other)
     return expr.add(_number(input), expr.mul(alpha, _number(other)))
 
 
 def _sub(input: Operand, other: Operand, *, alpha: Operand = 1) -> Expr:
     if _masks(input, other):
-        raise TypeError("PyTorch subtracts no truth values; write a & ~b")
+        raise _Problem("subtracts no truth values in PyTorch; write a & ~b")
     return expr.sub(_number(input), expr.mul(alpha, _number(other)))
 
 
@@ -244,21 +271,21 @@ def _div(input: Operand, other: Operand, *, rounding_mode: str | None = None) ->
     if rounding_mode == "floor":
         return expr.floor_divide(a, b)
     if rounding_mode not in (None, "trunc"):
-        raise TypeError(f"rounding_mode is {rounding_mode!r}; it is None, 'trunc' or 'floor'")
+        raise _Problem(f"has no rounding_mode {rounding_mode!r}; it is None, 'trunc' or 'floor'")
     return expr.trunc(expr.div(a, b)) if rounding_mode else expr.div(a, b)
 
 
 def _where(condition: Expr, input: Operand, other: Operand) -> Expr:
-    if not (_masks(condition) and condition.varies):
-        raise TypeError("the condition is no truth value of a tensor; compare it, as in x != 0")
-    if not any(isinstance(x, Expr) and x.varies for x in (input, other)):
-        raise TypeError("two numbers give PyTorch's default dtype, not that of x; write torch.full_like(x, c) for one")
+    if not (_masks(condition) and _varies(condition)):
+        raise _Problem("has a condition that is no truth value of a tensor; compare one, as in x != 0")
+    if not _varies(input, other):
+        raise _Problem("of two numbers has PyTorch's default dtype, not that of x; write torch.full_like(x, c) for one")
     return where(condition, _number(input), _number(other))
 
 
 def _clamp(input: Expr, min: Operand | None = None, max: Operand | None = None) -> Expr:
     if min is None and max is None:
-        raise TypeError("neither min nor max is given")
+        raise _Problem("is given neither min nor max")
     low = input if min is None else expr.clamp_min(input, min)
     clamped = low if max is None else expr.clamp_max(low, max)
     if not (isinstance(min, Expr) and isinstance(max, Expr) and min.varies and max.varies):
@@ -274,8 +301,8 @@ def _extremum(op: str) -> Callable[..., Expr]:
     of_tensors = _of_tensors(op)
 
     def extremum(input: Expr, other: Operand | None = None, **options: Any) -> Expr:
-        if other is None or options:
-            raise TypeError(f"of one tensor it {_REDUCTION}")
+        if not isinstance(other, Expr) or options:
+            raise _Problem(f"of one tensor {_REDUCTION}")
         return of_tensors(input, other)
 
     return extremum
@@ -284,7 +311,7 @@ def _extremum(op: str) -> Callable[..., Expr]:
 def _logical(op: str) -> Callable[..., Expr]:
     def logical(*operands: Any) -> Expr:
         if not _masks(*operands):
-            raise TypeError("an operand is no truth value; compare it, as in x != 0")
+            raise _Problem("is given what is no truth value; compare it, as in x != 0")
         return expr.make(op, *operands)
 
     return logical
@@ -292,7 +319,7 @@ def _logical(op: str) -> Callable[..., Expr]:
 
 def _converted(input: Expr, other: Any) -> Operand:
     if not isinstance(other, Expr):
-        raise TypeError(_TYPE)
+        raise _Problem(_TYPE)
     return _number(input)
 
 
@@ -319,7 +346,7 @@ def _gelu(input: Expr, approximate: str = "none") -> Expr:
     if approximate == "tanh":  # (1 + tanh u) / 2 = sigmoid(2 u)
         return input * expr.sigmoid(2 * math.sqrt(2 / math.pi) * (input + 0.044715 * input**3))
     if approximate != "none":
-        raise TypeError(f"approximate is {approximate!r}; it is 'none' or 'tanh'")
+        raise _Problem(f"has no approximate {approximate!r}; it is 'none' or 'tanh'")
     return input * (0.5 * expr.erfc(-math.sqrt(0.5) * input))  # (1 + erf u) / 2 = erfc(-u) / 2, without cancellation
 
 
@@ -514,5 +541,8 @@ def evaluate_nodes(program: Program, *values: Any) -> dict[Expr, Any]:
 def evaluate(program: Program, *values: Any) -> Any:
     """The outputs of a program in plain PyTorch, for tensors of one shape and then numbers."""
     known = evaluate_nodes(program, *values)
-    outputs = tuple(known[y].expand_as(values[0]) for y in program.outputs)
+    results = (known[y] for y in program.outputs)
+    outputs = tuple(
+        y.expand_as(values[0]) if isinstance(y, torch.Tensor) else torch.full_like(values[0], y) for y in results
+    )
     return outputs[0] if len(outputs) == 1 else outputs

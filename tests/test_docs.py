@@ -12,7 +12,7 @@ import torch
 
 import torchad_ext as ad
 from torchad_ext import Pointwise
-from torchad_ext.ops import CATALOGUE
+from torchad_ext.ops import CATALOGUE, table
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
@@ -28,6 +28,11 @@ def test_readme(block: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_readme_has_a_first_example() -> None:
     assert "assert_close" in BLOCKS[0]
+
+
+def test_the_readme_has_the_catalogue_of_today() -> None:
+    between = README.read_text().split("<!-- python -m torchad_ext ops -->\n")[1].split("<!-- end")[0]
+    assert between == table(), "put the output of python -m torchad_ext ops there"
 
 
 @pytest.mark.parametrize("documented", PUBLIC, ids=lambda f: f.__name__)

@@ -289,10 +289,9 @@ class TestPresentation:
         assert source.index("scalars[1]") < source.index("operator()")
 
     def test_latex(self) -> None:
-        x2 = ad.pointwise(lambda x, alpha: alpha * x**2 / 2)
-        assert x2.latex() == r"\mathrm{<lambda>}(x, \alpha) = \alpha \, \frac{x^{2}}{2}".replace("<lambda>", "f") or (
-            r"\alpha" in x2.latex()
-        )
+        assert ad.square.latex() == r"\mathrm{square}(x) = x^{2}"
+        assert ad.siren.latex() == r"\mathrm{siren}(x, \omega) = \sin\left(\omega \, x\right)"
+        assert ad.sin.latex(order=1) == r"\bar{x} = \bar{y} \, \cos x"
         assert r"\bar{x}" in wave.latex(order=1) and r"\bar{\bar{x}}" in wave.latex(order=2)
         assert wave._repr_latex_().startswith("$")
         for op in ad.ops.CATALOGUE.values():

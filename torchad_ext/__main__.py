@@ -1,4 +1,4 @@
-"""The command line: ``python -m torchad_ext demo`` and ``python -m torchad_ext verify``."""
+"""The command line: ``python -m torchad_ext`` with one of demo, verify and ops."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 
 import torchad_ext
 
-OPS: dict[str, Callable[..., torch.Tensor]] = {
-    name: op for name, op in vars(torchad_ext).items() if hasattr(op, "definition")
-}
+from .ops import CATALOGUE, table
+
+OPS: dict[str, Callable[..., torch.Tensor]] = {**CATALOGUE, "quadratic_form": torchad_ext.quadratic_form}
 
 
 def _op(name: str) -> Callable[..., torch.Tensor]:
@@ -43,6 +43,9 @@ def _parser() -> argparse.ArgumentParser:
 
     verify = commands.add_parser("verify", parents=[device], help="hold ops against their definitions")
     verify.add_argument("ops", nargs="*", type=_op, metavar="op", help=f"of {', '.join(OPS)} (default: all)")
+    verify.add_argument("--all", action="store_true", help="all of them, as if none were named")
+
+    commands.add_parser("ops", help="print the catalogue as a table in Markdown")
     return parser
 
 
@@ -50,7 +53,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs a command; exits with 1 and a sentence if a derivative is wrong or a file is missing."""
     parser = _parser()
     options: dict[str, Any] = vars(parser.parse_args(arguments))
-    command, device = options.pop("command"), options["device"]
+    command = options.pop("command")
+    if command == "ops":
+        print(table(), end="")
+        return
+    device = options["device"]
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda, but PyTorch finds no CUDA device; use --device cpu")
     try:
@@ -59,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
 
             demo.run(**options)
         else:
-            for op in options["ops"] or OPS.values():
+            for op in OPS.values() if options["all"] else options["ops"] or OPS.values():
                 torchad_ext.verify(op, devices=(device,))
     except (AssertionError, OSError) as error:
         parser.exit(1, f"torchad_ext {command}: {error}\n")

@@ -142,7 +142,8 @@ class _Printer:
         if op == "neg":
             return f"-{self.text(args[0], _PRODUCT)}", _SUM
         if op == "mul":
-            return self._product(*args), _PRODUCT
+            product = self._product(*args)
+            return product, _SUM if product.startswith("-") else _PRODUCT
         if op == "div":
             return rf"\frac{{{self.text(args[0])}}}{{{self.text(args[1])}}}", _POWER
         if op == "pow":
@@ -156,8 +157,10 @@ class _Printer:
             return rf"\begin{{cases}}{first} & {condition} \\ {second} & \text{{otherwise}}\end{{cases}}", 0
         if op == "spherical_bessel":
             order, z = _constant(float(args[0].value or 0)), self.text(args[1])
-            bessel = rf"j_{{{order}}}\left({z}\right)"
-            return (bessel, _ATOM) if order == "0" else (rf"\frac{{{bessel}}}{{\left({z}\right)^{{{order}}}}}", _POWER)
+            numerator, power = rf"j_{{{order}}}\left({z}\right)", rf"\left({z}\right)^{{{order}}}"
+            if order == "0":
+                numerator, power = rf"\sin\left({z}\right)", z
+            return rf"\frac{{{numerator}}}{{{power}}}", _POWER
         if op == "expm1":
             return rf"e^{{{self.text(args[0])}}} - 1", _SUM
         if op == "log1p":
@@ -168,10 +171,12 @@ class _Printer:
 
     def _call(self, op: str, args: tuple[Expr, ...]) -> str:
         function = _FUNCTIONS.get(op, rf"\operatorname{{{op}}}")
+        if len(args) == 1 and not args[0].args and op != "sigmoid":
+            return f"{function} {self.text(args[0], _ATOM)}"
         return rf"{function}\left({', '.join(map(self.text, args))}\right)"
 
     def _product(self, a: Expr, b: Expr) -> str:
-        first, second = self.text(a, _PRODUCT), self.text(b, _PRODUCT)
+        first, second = self.text(a, 0 if a.is_constant else _PRODUCT), self.text(b, _PRODUCT)
         space = r" \cdot " if second[0].isdigit() or second.startswith((r"\tfrac", "-")) else r" \, "
         return f"{first}{space}{second}"
 

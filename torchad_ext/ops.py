@@ -12,12 +12,13 @@ from .codegen import Kernel
 from .elementwise import HandWritten
 from .pointwise import Interval, Pointwise
 
-__all__ = [  # what torchad_ext exports
+__all__ = [  # noqa: RUF022, in the order of this file
     "sin", "cos", "tan", "exp", "expm1", "log", "log1p", "tanh", "sigmoid", "erf", "sinc", "square", "sqrt",
     "rsqrt", "reciprocal", "pow", "silu", "gelu", "softplus", "mish", "elu", "celu", "snake", "siren", "gaussian",
     "shifted_softplus", "gaussian_basis", "polynomial_cutoff",
-]  # fmt: skip  # noqa: RUF022, in the order of this file
+]  # fmt: skip
 CATALOGUE: dict[str, Pointwise] = {}
+_STANDS_IN_FOR: dict[str, str] = {}
 
 _DOC = """{summary}
 
@@ -74,6 +75,7 @@ def _op(
         call=", ".join("x" for p in parameters.values() if p.default is p.empty),
     )
     CATALOGUE[name] = op
+    _STANDS_IN_FOR[name] = like
     return op
 
 
@@ -236,3 +238,13 @@ def prebuilt_kernels(device: str) -> list[Kernel]:
     dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     functions = [op._order(order) for op in (sin, exp) for order in (0, 1, 2)]
     return [function.source(device, dtype) for function in functions for dtype in dtypes]
+
+
+def table() -> str:
+    """The catalogue as a table in Markdown."""
+    lines = ["| op | formula | stands in for |", "|---|---|---|"]
+    for name, op in CATALOGUE.items():
+        formula = op.latex().partition(" = ")[2]
+        like = f"`{_STANDS_IN_FOR[name]}`" if _STANDS_IN_FOR[name] else ""
+        lines.append(f"| `ad.{name}{op.__signature__}` | ${formula}$ | {like} |")
+    return "\n".join(lines) + "\n"

@@ -155,17 +155,33 @@ class TestDerivatives:
 
 class TestFusion:
     def test_each_order_is_one_kernel_with_the_wanted_outputs(self, device: str) -> None:
-        xs = [normal(5, device=device).requires_grad_() for _ in range(3)]
+        leaves = [normal(5, device=device).requires_grad_() for _ in range(3)]
+        xs = [1 * leaf for leaf in leaves]
+        cotangents = [leaf.detach() for leaf in leaves]
         assert kernels(lambda: wave(*xs)) == ["wave"]
         y = wave(*xs)
         assert kernels(lambda: torch.autograd.grad(y.sum(), xs, retain_graph=True)) == ["wave_backward"]
-        first = torch.autograd.grad(y, xs, normal(5, device=device), create_graph=True)
-        cotangents = [x.detach() for x in xs]
-        second = lambda *wanted: torch.autograd.grad(first, wanted, cotangents, retain_graph=True)  # noqa: E731
-        assert kernels(lambda: second(*xs)) == ["wave_double_backward_x_a_b"]
-        assert kernels(lambda: second(xs[1])) == ["wave_double_backward_a"]
-        (third,) = torch.autograd.grad(first, xs[0], cotangents, create_graph=True)
-        assert kernels(lambda: torch.autograd.grad(third.sum(), xs[0])) == ["wave_triple_backward_x"]
+        assert kernels(lambda: torch.autograd.grad(y.sum(), leaves[0], retain_graph=True)) == ["wave_backward_x"]
+        first = torch.autograd.grad(y, xs, cotangents[0], create_graph=True)
+
+        def second(*wanted: torch.Tensor) -> object:
+            return torch.autograd.grad(first, wanted, cotangents, retain_graph=True)
+
+        assert kernels(lambda: second(*leaves)) == ["wave_double_backward_x_a_b"]
+        assert kernels(lambda: second(leaves[1])) == ["wave_double_backward_a"]
+        (third,) = torch.autograd.grad(first, leaves[0], cotangents, create_graph=True)
+        assert kernels(lambda: torch.autograd.grad(third.sum(), leaves[0])) == ["wave_triple_backward_x"]
+
+    def test_of_large_leaves_too_only_the_wanted_gradients_are_computed(self, device: str) -> None:
+        leaves = [normal(2**19, device=device).requires_grad_() for _ in range(3)]
+        y = wave(*leaves)
+        for wanted, kernel in (
+            (leaves[:1], "wave_backward_x"),
+            (leaves[1:], "wave_backward_a_b"),
+            (leaves, "wave_backward"),
+        ):
+            assert kernels(lambda: torch.autograd.grad(y.sum(), wanted, retain_graph=True)) == [kernel]  # noqa: B023
+        assert kernels(y.sum().backward) == ["wave_backward"]
 
     def test_an_unwanted_input_costs_nothing(self, device: str) -> None:
         x, a, b = (normal(5, device=device) for _ in range(3))

@@ -447,7 +447,7 @@ STEPS: tuple[Function, ...] = (
 )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(
     inputs=st.integers(1, 3),
     steps=st.lists(
@@ -630,6 +630,7 @@ torch.lerp(x, x * x, a); F.softplus(x, a); F.softplus(x, beta=a, threshold=1.0);
 F.leaky_relu(x - 1, a); F.hardtanh(x, -a, a); F.softshrink(x, a); F.hardshrink(x, a); F.threshold(x, a, a * 2)
 torch.add(x, x * x, alpha=a); torch.xlogy(x, a); torch.fmod(x, a); torch.remainder(x, a); torch.sin(a * x) ** 2 / a
 x * a**0.5; x * (1 / a) * abs(-a); x * +a; torch.full_like(x, a) * x; torch.where(x > 1, a * x, a**2); (x // a) * a
+torch.hypot(x, torch.full_like(x, a)); torch.maximum(torch.full_like(x, 2 * a), x)
 """
 
 

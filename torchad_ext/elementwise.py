@@ -265,18 +265,25 @@ class _ApplyEagerly(torch.autograd.Function):
 _apply_eagerly = super(torch.autograd.Function, _ApplyEagerly).apply
 
 
-def is_wanted(ctx: Any, tensor: int) -> bool:
+_ASKING = 1 << 19  # numbers that take longer to compute than the engine takes to raise
+
+
+def is_wanted(ctx: Any, tensor: int, size: int = _ASKING) -> bool:
     """Will the gradient of a tensor be used? That it requires one does not say so: grad(f(x, a), x) has no use for a's.
 
     Args:
         ctx: of the Function whose backward asks.
         tensor: its place among the tensors that the Function was given; it requires a gradient.
+        size: how many numbers the gradient has; few are computed without asking.
     """
     if _transforms_active():
         return True
+    node = ctx.next_functions[tensor][0]
+    if size < _ASKING and hasattr(node, "variable"):
+        return True
     # For a leaf whose gradient is captured the engine raises instead of answering: it is wanted.
     with contextlib.suppress(RuntimeError):
-        return torch._C._will_engine_execute_node(ctx.next_functions[tensor][0])
+        return torch._C._will_engine_execute_node(node)
     return True
 
 
@@ -288,7 +295,8 @@ def _gradients(
 ) -> Sequence[torch.Tensor | None]:
     count = sum(wanted)
     if count > 1:
-        wanted = tuple([w and is_wanted(ctx, i) for i, w in enumerate(wanted)])
+        size = xs[0].numel()
+        wanted = tuple([w and is_wanted(ctx, i, size) for i, w in enumerate(wanted)])
         count = sum(wanted)
     given = tuple([g is not None for g in grads])
     arguments = (*xs, *(g for g in grads if g is not None))

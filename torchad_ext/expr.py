@@ -316,7 +316,8 @@ def floor_divide(a: Operand, b: Operand) -> Expr:
     """The floor of the exact quotient, as PyTorch has it; a / b may round up to the next integer. It has no slope."""
     rest = fmod(a, b)
     quotient = div(sub(a, rest), b)
-    rounded = round_(where(sign(rest) * sign(b) < 0, quotient - 1, quotient))
+    towards_zero = make("lt", where(make("lt", b, 0), neg(rest), rest), 0)
+    rounded = round_(where(towards_zero, quotient - 1, quotient))
     return detach(where(eq(b, 0), div(a, b), rounded))
 
 

@@ -116,7 +116,10 @@ class _Tracing(TorchFunctionMode):
             raise _error(name, _UNKNOWN)
         operands = [_operand(x, name) for x in args]
         options = {key: _operand(x, name) for key, x in kwargs.items()}
-        symbols = [x for x in (*operands, *options.values()) if isinstance(x, Expr)]
+        given = [x for x in (*args, *kwargs.values()) if isinstance(x, _Symbol)]
+        symbols = [x.expr for x in given]
+        if name in _OF_TENSORS and any(x.is_number for x in given):
+            raise _error(name, "takes no number; write torch.full_like(x, c) for c")
         if symbols and not any(x.varies for x in symbols) and name not in _ARITHMETIC:
             raise _error(name, _CONSTANT if all(x.is_constant for x in symbols) else _OF_A_NUMBER)
         try:
@@ -126,7 +129,6 @@ class _Tracing(TorchFunctionMode):
         except TypeError as error:
             text = re.sub(r"^\S+\(\) ", "", str(error))  # without the name of the handler
             raise _error(name, f"has no kernel for these arguments ({text}); {_OUTSIDE}") from error
-        given = [x for x in (*args, *kwargs.values()) if isinstance(x, _Symbol)]
         return _symbol(result, bool(given) and all(x.is_number for x in given))
 
 
@@ -179,6 +181,7 @@ _IN_PLACE = frozenset(
 _ARITHMETIC = frozenset(
     "add sub mul div true_divide pow neg abs positive gt ge lt le eq ne rsub __rsub__ __rpow__ __rdiv__".split()
 )
+_OF_TENSORS = frozenset("atan2 arctan2 hypot maximum minimum max min".split())
 _CONTROL = "needs the value of an element, but the function is traced once for all; write torch.where(condition, a, b)"
 _NUMBER = "asks for the value of a symbol; use the functions of torch for a tensor, a ** 0.5 for the root of a number"
 _OUTSIDE = "compute it outside and pass the result as an argument"
@@ -221,15 +224,6 @@ def _number(x: Operand) -> Operand:
 
 def _binary(op: str) -> Callable[..., Expr]:
     return lambda input, other: expr.make(op, _number(input), _number(other))
-
-
-def _of_tensors(op: str) -> Callable[..., Expr]:
-    def binary(input: Any, other: Any) -> Expr:
-        if not all(isinstance(x, Expr) and x.op != "scalar" for x in (input, other)):
-            raise _Problem("takes no number; write torch.full_like(x, c) for c")
-        return expr.make(op, _number(input), _number(other))
-
-    return binary
 
 
 def _unary(op: str) -> Callable[..., Expr]:
@@ -298,12 +292,10 @@ def _clamp(input: Expr, min: Operand | None = None, max: Operand | None = None) 
 
 
 def _extremum(op: str) -> Callable[..., Expr]:
-    of_tensors = _of_tensors(op)
-
     def extremum(input: Expr, other: Operand | None = None, **options: Any) -> Expr:
         if not isinstance(other, Expr) or options:
             raise _Problem(f"of one tensor {_REDUCTION}")
-        return of_tensors(input, other)
+        return expr.make(op, _number(input), _number(other))
 
     return extremum
 
@@ -415,8 +407,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         for name in "neg abs sign sqrt rsqrt reciprocal exp expm1 exp2 log log1p log2 log10 sin cos tan asin acos atan "
         "sinh cosh tanh asinh acosh atanh sigmoid erf erfc floor ceil round trunc detach".split()
     },
-    **{name: _binary(name) for name in "fmod remainder lt le gt ge eq ne".split()},
-    **{name: _of_tensors(name) for name in ("atan2", "hypot")},
+    **{name: _binary(name) for name in "atan2 hypot fmod remainder lt le gt ge eq ne".split()},
     **{name: _mirrored(function) for name, function in _MIRRORED.items()},
     **{name: _logical("and") for name in ("and", "logical_and", "bitwise_and")},
     **{name: _logical("or") for name in ("or", "logical_or", "bitwise_or")},

@@ -97,14 +97,14 @@ struct QuadraticForm {
   }
 
   static Tensor value(const Tensor& x, const Tensor& A) {
-    const Tensor q = empty_contiguous(x, x.dim() - 1);
+    const Tensor q = empty_contiguous(x, x.dim() - 1, x.sizes().data());
     dispatch(x, A, q, nullptr);
     return q;
   }
 
   static std::tuple<Tensor, Tensor> value_and_product(const Tensor& x, const Tensor& A) {
-    const Tensor q = empty_contiguous(x, x.dim() - 1);
-    const Tensor s = empty_contiguous(x, x.dim());
+    const Tensor q = empty_contiguous(x, x.dim() - 1, x.sizes().data());
+    const Tensor s = empty_contiguous(x, x.dim(), x.sizes().data());
     dispatch(x, A, q, &s);
     return {q, s};
   }
@@ -116,11 +116,10 @@ struct QuadraticForm {
                     "torchad_ext: expected x [..., n], g [...] and h [..., n]");
     STD_TORCH_CHECK((!g || g->scalar_type() == x.scalar_type()) && (!h || h->scalar_type() == x.scalar_type()),
                     "torchad_ext: x, g and h must have one dtype");
-    int64_t sizes[64], strides[64];
+    int64_t sizes[64];
     const int64_t dims = x.dim() + 1;
     for (int64_t d = 0; d < dims; ++d) sizes[d] = x.size(std::min(d, dims - 2));
-    contiguous_strides(int(dims), sizes, sizes, strides);
-    const Tensor G = empty_strided(x, dims, sizes, strides);
+    const Tensor G = empty_contiguous(x, dims, sizes);
     Device::prepare(G);
     with_dtype<Device>(x, [&](auto number) { run<decltype(number)>(x, g, h, G); });
     return G;

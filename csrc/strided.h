@@ -126,31 +126,40 @@ inline bool is_dense(int dims, const int64_t* sizes, const int64_t* strides) {
   return true;
 }
 
-// Row-major strides; false if the given ones differ in more than dimensions of size 1.
-inline bool contiguous_strides(int dims, const int64_t* sizes, const int64_t* strides, int64_t* result) {
-  bool same = true;
+// The strides of dense memory in an order of dimensions, innermost first; false if the given ones differ in more than
+// dimensions of size 1.
+inline bool dense_strides(int dims, const int* order, const int64_t* sizes, const int64_t* strides, int64_t* result) {
+  bool same = true, empty = false;
   int64_t stride = 1;
-  for (int d = dims - 1; d >= 0; --d) {
+  for (int i = 0; i < dims; ++i) {
+    const int d = order[i];
     same = same && (sizes[d] == 1 || strides[d] == stride);
+    empty = empty || sizes[d] == 0;
     result[d] = stride;
     stride *= sizes[d] > 0 ? sizes[d] : 1;
   }
-  for (int d = 0; d < dims; ++d) same = same || sizes[d] == 0;
-  return same;
+  return same || empty;
 }
 
 // The strides PyTorch gives the result of an elementwise operation (TensorIterator's rule): row-major ones if all
-// operands are so, those of the operands if they agree and are dense, else dense ones in the operands' order of
-// dimensions, where the first operand that can tell two dimensions apart decides: a stride of 0 tells nothing, of equal
-// strides the larger size comes last.
+// operands are so, then channels-last ones, those of the operands if they agree and are dense, else dense ones in the
+// operands' order of dimensions, where the first operand that can tell two dimensions apart decides: a stride of 0
+// tells nothing, of equal strides the larger size comes last.
 inline void result_strides(int operands, int dims, const int64_t* sizes, const int64_t* const* strides,
                            int64_t* result) {
-  bool contiguous = true, agree = true;
-  for (int k = 0; k < operands; ++k) {
-    contiguous = contiguous_strides(dims, sizes, strides[k], result) && contiguous;
+  constexpr int channels_last[] = {1, 3, 2, 0};
+  int order[most_dims];
+  for (int i = 0; i < dims; ++i) order[i] = dims - 1 - i;
+  const auto all_dense = [&](const int* in_order) {
+    bool dense = true;
+    for (int k = 0; k < operands && dense; ++k) dense = dense_strides(dims, in_order, sizes, strides[k], result);
+    return dense;
+  };
+  if (all_dense(order) || (dims == 4 && all_dense(channels_last))) return;
+  bool agree = true;
+  for (int k = 1; k < operands; ++k) {
     for (int d = 0; d < dims; ++d) agree = agree && strides[k][d] == strides[0][d];
   }
-  if (contiguous) return;
   if (agree && is_dense(dims, sizes, strides[0])) {
     for (int d = 0; d < dims; ++d) result[d] = strides[0][d];
     return;
@@ -163,8 +172,6 @@ inline void result_strides(int operands, int dims, const int64_t* sizes, const i
     }
     return 0;
   };
-  int order[most_dims];
-  for (int i = 0; i < dims; ++i) order[i] = dims - 1 - i;
   for (int i = 1; i < dims; ++i) {
     int at = i;
     for (int before = i - 1; before >= 0; --before) {

@@ -25,15 +25,15 @@ inline Tensor empty_strided(const Tensor& like, int64_t dims, const int64_t* siz
   return Tensor(result);
 }
 
-// A row-major one with its first `dims` sizes.
-inline Tensor empty_contiguous(const Tensor& like, int64_t dims) {
+// A row-major one.
+inline Tensor empty_contiguous(const Tensor& like, int64_t dims, const int64_t* sizes) {
   int64_t strides[64];
   int64_t stride = 1;
   for (int64_t d = dims - 1; d >= 0; --d) {
     strides[d] = stride;
-    stride *= like.size(d) > 0 ? like.size(d) : 1;
+    stride *= sizes[d] > 0 ? sizes[d] : 1;
   }
-  return empty_strided(like, dims, like.sizes().data(), strides);
+  return empty_strided(like, dims, sizes, strides);
 }
 
 // Calls f with a number of the tensor's dtype, as the device stores it.

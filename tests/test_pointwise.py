@@ -225,7 +225,7 @@ class TestCall:
         with pytest.raises(RuntimeError, match=r"must match|not broadcastable|incompatible"):
             wave(torch.zeros(3, device=device), torch.zeros(4, device=device), torch.zeros(1, device=device))
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=300, deadline=None)
     @given(data=st.data())
     def test_strides_of_two_operands_are_those_of_pytorch(self, data: st.DataObject) -> None:
         dims = data.draw(st.integers(1, 4))

@@ -139,7 +139,8 @@ def _literal(value: float) -> str:
         return "NAN"
     if math.isinf(value):
         return "INFINITY" if value > 0 else "-INFINITY"
-    return f"{value:.0f}" if value.is_integer() and abs(value) < 1e6 else repr(value)
+    is_short = value.is_integer() and 0 < abs(value) < 1e6 or repr(value) == "0.0"
+    return f"{value:.0f}" if is_short else repr(value)
 
 
 class _Functor:
@@ -210,7 +211,7 @@ class _Functor:
     def _write(self, node: Expr, results: dict[Expr, tuple[str, int]]) -> tuple[str, int]:
         """The text of a node and its precedence."""
         if node.op == "constant":
-            return _literal(float(node.value or 0)), _TOP
+            return _literal(node.number), _TOP
         if not node.args:
             return self.names[node], _TOP
         uniform = not node.varies and (

@@ -133,7 +133,7 @@ class _Printer:
         """The text of a node and its precedence."""
         op, args = node.op, node.args
         if op == "constant":
-            value = float(node.value or 0)
+            value = node.number
             return _constant(value), _SUM if value < 0 else _ATOM
         if not args:
             return symbol(str(node.value)), _ATOM
@@ -156,7 +156,7 @@ class _Printer:
             condition, first, second = map(self.text, args)
             return rf"\begin{{cases}}{first} & {condition} \\ {second} & \text{{otherwise}}\end{{cases}}", 0
         if op == "spherical_bessel":
-            order, z = _constant(float(args[0].value or 0)), self.text(args[1])
+            order, z = _constant(args[0].number), self.text(args[1])
             numerator, power = rf"j_{{{order}}}\left({z}\right)", rf"\left({z}\right)^{{{order}}}"
             if order == "0":
                 numerator, power = rf"\sin\left({z}\right)", z

@@ -139,7 +139,7 @@ def _literal(value: float) -> str:
         return "NAN"
     if math.isinf(value):
         return "INFINITY" if value > 0 else "-INFINITY"
-    is_short = value.is_integer() and 0 < abs(value) < 1e6 or repr(value) == "0.0"
+    is_short = (value.is_integer() and 0 < abs(value) < 1e6) or repr(value) == "0.0"
     return f"{value:.0f}" if is_short else repr(value)
 
 

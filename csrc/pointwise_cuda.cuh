@@ -42,12 +42,12 @@ struct StorageOf<Dtype::float64> {
 template <class T, int operands>
 struct Operands {
   T* data[operands];
+  bool repeated[operands];  // the same element at every index
 };
 
-// Operand k at index i stands at data[k][i], or at data[k][0] where bit k of `repeated` is set.
+// Operand k at index i stands at data[k][i], or at data[k][0] where it is repeated.
 template <class Functor, class T, int outputs, int operands>
-__global__ void __launch_bounds__(256)
-    contiguous_kernel(Functor functor, Operands<T, operands> operand, uint64_t repeated, int64_t n) {
+__global__ void __launch_bounds__(256) contiguous_kernel(Functor functor, Operands<T, operands> operand, int64_t n) {
   constexpr int inputs = operands - outputs;
   using Number = number_t<T>;
   const int64_t packs = n / pack_size<T>;
@@ -57,14 +57,14 @@ __global__ void __launch_bounds__(256)
   T constant[inputs];
 #pragma unroll
   for (int k = 0; k < inputs; ++k) {
-    if (repeated >> (outputs + k) & 1) constant[k] = operand.data[outputs + k][0];
+    if (operand.repeated[outputs + k]) constant[k] = operand.data[outputs + k][0];
   }
 
   for (int64_t i = thread; i < packs; i += stride) {
     Pack<T> from[inputs], to[outputs];
 #pragma unroll
     for (int k = 0; k < inputs; ++k) {
-      if (repeated >> (outputs + k) & 1) {
+      if (operand.repeated[outputs + k]) {
 #pragma unroll
         for (int j = 0; j < pack_size<T>; ++j) from[k].value[j] = constant[k];
       } else {
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(256)
     Number x[inputs];
 #pragma unroll
     for (int k = 0; k < inputs; ++k) {
-      x[k] = to_number(repeated >> (outputs + k) & 1 ? constant[k] : operand.data[outputs + k][last]);
+      x[k] = to_number(operand.repeated[outputs + k] ? constant[k] : operand.data[outputs + k][last]);
     }
     const auto y = call(functor, x);
 #pragma unroll
@@ -123,18 +123,15 @@ struct Cuda {
     constexpr int threads = 256;
     constexpr int64_t max_blocks = int64_t(1) << 22;
     constexpr int64_t max_index = int64_t(1) << 31;  // below it a 32-bit index, stepped once, does not wrap
-    static_assert(operands <= 64, "one bit for each operand");
     const auto functor = make_functor<Functor>(scalars);
     const auto stream = static_cast<cudaStream_t>(cuda_stream);
 
     Operands<T, operands> operand;
-    uint64_t repeated = 0;
     bool contiguous = true;
     for (int k = 0; k < operands; ++k) {
       operand.data[k] = static_cast<T*>(loop.data[k]);
-      if (k >= outputs && loop.repeated(k)) {
-        repeated |= uint64_t(1) << k;
-      } else {
+      operand.repeated[k] = k >= outputs && loop.repeated(k);
+      if (!operand.repeated[k]) {
         contiguous =
             contiguous && loop.contiguous(k) && reinterpret_cast<uintptr_t>(loop.data[k]) % sizeof(Pack<T>) == 0;
       }
@@ -142,7 +139,7 @@ struct Cuda {
     const int64_t work = contiguous ? (n + pack_size<T> - 1) / pack_size<T> : n;
     const int blocks = int(std::min((work + threads - 1) / threads, max_blocks));
     if (contiguous) {
-      contiguous_kernel<Functor, T, outputs><<<blocks, threads, 0, stream>>>(functor, operand, repeated, n);
+      contiguous_kernel<Functor, T, outputs><<<blocks, threads, 0, stream>>>(functor, operand, n);
       return cudaGetLastError();
     }
     Strided<operands, 25> strided;

@@ -130,7 +130,7 @@ TORCHAD_EXT_FUNCTION T remainder(T x, T y) {
 // From a to b, exact at both ends.
 template <class T>
 TORCHAD_EXT_FUNCTION T lerp(T a, T b, T weight) {
-  return weight < number<T>(0.5) ? a + weight * (b - a) : b - (b - a) * (number<T>(1) - weight);
+  return abs(weight) < number<T>(0.5) ? a + weight * (b - a) : b - (b - a) * (number<T>(1) - weight);
 }
 
 // j_n(x) / x^n with the spherical Bessel function j_n, whose derivative is -x j_{n+1}(x) / x^{n+1}: sin(x) / x for n =

@@ -134,13 +134,13 @@ def identifiers(symbols: tuple[Expr, ...]) -> dict[Expr, str]:
     return names
 
 
-def _literal(value: float) -> str:
+def _literal(value: float, short: bool = True) -> str:
     if math.isnan(value):
         return "NAN"
     if math.isinf(value):
         return "INFINITY" if value > 0 else "-INFINITY"
-    is_short = (value.is_integer() and 0 < abs(value) < 1e6) or repr(value) == "0.0"
-    return f"{value:.0f}" if is_short else repr(value)
+    is_integer = value.is_integer() and abs(value) < 1e6 and repr(value) != "-0.0"
+    return f"{value:.0f}" if short and is_integer else repr(value)
 
 
 class _Functor:
@@ -217,12 +217,7 @@ class _Functor:
         uniform = not node.varies and (
             node.op in _INFIX or node.op in _PREFIX or node.op in _UNIFORM or node.op == "where"
         )
-        operands = [
-            results[arg]
-            if arg.varies or uniform or node.op == "spherical_bessel"
-            else (self._number(arg, results), _TOP)
-            for arg in node.args
-        ]
+        operands = [self._operand(node, arg, uniform, results) for arg in node.args]
         text, precedence = self._operation(node, operands, _UNIFORM if uniform else {})
         if node.varies:
             return text, precedence
@@ -230,6 +225,13 @@ class _Functor:
         self.members.append(("bool" if node.is_mask else "double", member))
         self.numbers.append(f"    {member} = {text};")
         return member, _TOP
+
+    def _operand(self, node: Expr, arg: Expr, uniform: bool, results: dict[Expr, tuple[str, int]]) -> tuple[str, int]:
+        if uniform and arg.is_constant:
+            return _literal(arg.number, short=False), _TOP  # 1 / 0 is not to be a division of integers
+        if arg.varies or uniform or node.op == "spherical_bessel":
+            return results[arg]
+        return self._number(arg, results), _TOP
 
     @staticmethod
     def _operation(node: Expr, operands: list[tuple[str, int]], functions: dict[str, str]) -> tuple[str, int]:

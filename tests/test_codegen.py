@@ -1,0 +1,137 @@
+"""Every operation of an expression as C++: what PyTorch computes, on every level of CPU; and all compile for CUDA."""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import torchad_ext as ad
+from torchad_ext import _build, _kernels, codegen, expr
+from torchad_ext.expr import COMPARISONS, LOGICAL, RULES, Expr, Program
+from torchad_ext.trace import evaluate
+
+AWKWARD = [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 2.0, 2.5, -3.7, 7.25, 1e-310, -1e-310, 1e200, math.inf, -math.inf, math.nan]
+
+
+def operation(op: str, x: Expr, y: Expr, z: Expr) -> Expr:
+    """One operation, applied to as many symbols as it takes; a truth value as 1 or 0."""
+    mask = x < y
+    if op == "not":
+        return expr.where(expr.not_(mask), 1, 0)
+    if op in LOGICAL:
+        return expr.where(expr.make(op, mask, y < z), 1, 0)
+    if op in COMPARISONS:
+        return expr.where(expr.make(op, x, y), 1, 0)
+    if op == "where":
+        return expr.where(mask, y, z)
+    if op == "spherical_bessel":
+        return expr.spherical_bessel(2, x)
+    arity = len(inspect.signature(RULES[op]).parameters) - 2
+    return expr.make(op, *(x, y, z)[:arity])
+
+
+x, y, z, n = expr.tensor("x"), expr.tensor("y"), expr.tensor("z"), expr.scalar("n")
+OPERATIONS = {op: operation(op, x, y, z) for op in sorted({*RULES, *COMPARISONS, *LOGICAL})}
+POWERS = {f"x^{p}": x**p for p in (-3, -2, -1, -0.5, 0.5, 2, 3, 4, 5, 6, 7, 8, 9, 1.5)}
+NUMBERS = {
+    "n x": n * x,
+    "x^n": x**n,
+    "n^2 / x": n**2 / x,
+    "n < x": expr.where(n < x, n, x),
+    "-0": expr.where(x < y, -0.0, x),
+}
+NUMBERS |= {"log n": expr.log(n) * x, "n < 2": expr.where(n < 2, x, y), "1 / 0": x * (expr.constant(1) / 0)}
+EVERYTHING = {**OPERATIONS, **POWERS, **NUMBERS}
+PROGRAM = Program((x, y, z), (n,), tuple(EVERYTHING.values()), tuple(f"output{i}" for i in range(len(EVERYTHING))))
+
+
+def kernel(device: str, dtype: str) -> codegen.Kernel:
+    return codegen.kernel(codegen.functor(PROGRAM, "Everything"), "Everything", 3, device, dtype)
+
+
+def awkward(dtype: torch.dtype) -> list[torch.Tensor]:
+    values = torch.tensor(AWKWARD, dtype=dtype)
+    return [v.contiguous() for v in torch.cartesian_prod(values, values, values[:8]).unbind(1)]
+
+
+@pytest.mark.skipif(_build.find_cxx() is None, reason="no C++ compiler")
+class TestCpu:
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+    @pytest.mark.parametrize("level", ["x86-64", "x86-64-v3", "x86-64-v4"])
+    def test_every_operation_is_that_of_pytorch(self, level: str, dtype: torch.dtype, tmp_path: Path) -> None:
+        if sorted(_build._CPU_LEVELS.values()).index(level) > sorted(_build._CPU_LEVELS.values()).index(
+            _build.cpu_level()
+        ):
+            pytest.skip(f"this CPU has no {level}")
+        run = _kernels._load("pointwise", "cpu")
+        assert run is not None
+        source = kernel("cpu", str(dtype).removeprefix("torch."))
+        _build.compile_library("cpu", _build.cpu_toolchain(level), tmp_path / "kernel.so", [source])
+        library = ctypes.CDLL(str(tmp_path / "kernel.so"))
+        inputs = awkward(dtype)
+        results = run(ctypes.addressof(ctypes.c_char.in_dll(library, source.symbol)), inputs, [1.75])
+        for name, result, expected in zip(EVERYTHING, results, evaluate(PROGRAM, *inputs, 1.75), strict=True):
+            limits = torch.finfo(dtype)
+            same = (result == expected) | (result.isnan() & expected.isnan())
+            close = (result - expected).abs() <= 8 * limits.eps * expected.abs() + limits.tiny
+            # A quotient too large for PyTorch's own remainder.
+            exempt = ((inputs[0] / inputs[1]).abs() > 1e6) & torch.tensor(name in ("fmod", "remainder"))
+            wrong = ~(same | close | exempt)
+            where = [v[wrong][:3].tolist() for v in inputs]
+            assert not wrong.any(), f"{name} of {where}: {result[wrong][:3]}, PyTorch {expected[wrong][:3]}"
+
+    def test_signs_of_zero_are_kept(self) -> None:
+        op = ad.pointwise(lambda x: torch.where(x > 0, x, -0.0))
+        assert op(torch.tensor([-1.0, 2.0])).signbit().tolist() == [True, False]
+
+
+@pytest.mark.skipif(_build.find_nvcc() is None, reason="no nvcc: the CUDA sources are not compiled")
+def test_every_operation_compiles_for_cuda(tmp_path: Path) -> None:
+    kernels = [kernel("cuda", dtype) for dtype in ("float32", "bfloat16", "float64")]
+    _build.compile_library("cuda", _build.cuda_toolchain(("90",)), tmp_path / "kernel.so", kernels)
+    assert (tmp_path / "kernel.so").exists()
+
+
+def test_subexpressions_are_named_once_and_single_uses_are_written_in_place() -> None:
+    shared = expr.sin(x * y)
+    source = codegen.functor(Program((x, y), (), (shared * shared + expr.exp(x),), ("output",)), "Shared")
+    assert source.count("sin(") == 1 and source.count("const T ") == 1
+    assert "return Outputs{exp(x) + t1 * t1};" in source
+
+
+@pytest.mark.parametrize(
+    ("expression", "text"),
+    [
+        (x - (y - z), "x - (y - z)"),
+        ((x - y) - z, "x - y - z"),
+        (x * (y + z), "x * (y + z)"),
+        (x / (y * z), "x / (y * z)"),
+        (x / (y / z), "x / (y / z)"),
+        (-(x * y), "-(x * y)"),
+        (expr.where(x < y, x, y) * z, "(x < y ? x : y) * z"),
+    ],
+    ids=str,
+)
+def test_operators_keep_their_order(expression: Expr, text: str) -> None:
+    source = codegen.functor(Program((x, y, z), (), (expression,), ("output",)), "Order")
+    written = source.split("Outputs{")[1].split("}")[0]
+    assert written == text or written == " * ".join(reversed(text.split(" * ")))
+
+
+def test_a_number_is_computed_once_in_double() -> None:
+    source = codegen.functor(Program((x,), (n,), (x * (1 / (n * n)),), ("output",)), "Number")
+    constructor, body = source.split("template <class T>")
+    assert "double n, s" in constructor and "/" in constructor and "/" not in body
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 1.0, -2.5, 1e300, 5e-324, 0.1, 1e6, math.inf, -math.inf, math.nan])
+def test_constants_arrive_exactly(value: float) -> None:
+    op = ad.pointwise(lambda x: torch.where(x > 0, torch.full_like(x, value), x))
+    result = op(torch.ones(3, dtype=torch.float64))[0]
+    expected = torch.tensor(value, dtype=torch.float64)
+    assert (result == expected and result.signbit() == expected.signbit()) or (result.isnan() and expected.isnan())

@@ -292,6 +292,20 @@ class TestCall:
 PRODUCT = ad.pointwise(lambda x, y: x * y)
 
 
+class TestComposition:
+    def test_a_declared_op_within_another_is_part_of_its_kernel(self, device: str) -> None:
+        outer = ad.pointwise(lambda x, a: ad.silu(damped(x, a, power=1.0)) * ad.sin(x))
+        x, a = normal(2, 6, device=device).abs().requires_grad_().unbind()
+        native = torch.nn.functional.silu(damped.definition(x, a, power=1.0)) * x.sin()
+        assert kernels(lambda: outer(x, a)) == ["lambda"]
+        assert_close(outer(x, a), native)
+        assert_close(torch.autograd.grad(outer(x, a).sum(), (x, a)), torch.autograd.grad(native.sum(), (x, a)))
+
+    def test_what_is_wrong_inside_is_refused(self) -> None:
+        with pytest.raises(ad.TraceError, match="in place"):
+            ad.pointwise(lambda x: ad.silu(x, inplace=True))
+
+
 class TestPresentation:
     def test_source_is_the_functor(self) -> None:
         source = wave.source(order=1)

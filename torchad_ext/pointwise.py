@@ -64,7 +64,7 @@ class Pointwise:
                 raise TypeError(f"{self.__name__} takes *{parameter.name}; name every argument")
         self._defaults = {name: p.default for name, p in self._parameters.items() if p.default is not p.empty}
         self._written = written
-        self._members: dict[tuple[Any, ...], tuple[Elementwise, list[int], list[int]]] = {}
+        self._members: dict[tuple[Any, ...], tuple[Elementwise, list[int]]] = {}
         self._domain = domain
 
     @functools.cached_property
@@ -96,10 +96,11 @@ class Pointwise:
             return self.definition(*args, **kwargs)
         if kwargs or len(args) != len(self._parameters):
             args = self._bound(args, kwargs)
-        member, tensors, scalars = self._member(tuple([_kind(x) for x in args]))
-        xs = [args[i] for i in tensors]
+        kinds = tuple([_kind(x) for x in args])
+        xs = [x for x, kind in zip(args, kinds, strict=True) if kind is _TENSOR]
         if has_torch_function(xs):
             return handle_torch_function(self, xs, *args)
+        member, scalars = self._member(kinds)
         if len(xs) > 1:
             shape = xs[0].shape
             for x in xs:
@@ -128,14 +129,14 @@ class Pointwise:
         enough = (n for n in range(positional + 1) if all(name in self._defaults for name in names[n:]))
         return {n: tuple(self._defaults[name] for name in names[n:]) for n in enough}
 
-    def _member(self, kinds: tuple[Any, ...]) -> tuple[Elementwise, list[int], list[int]]:
-        """The function for arguments of these kinds, and where among them its tensors and its numbers stand."""
+    def _member(self, kinds: tuple[Any, ...]) -> tuple[Elementwise, list[int]]:
+        """The function for arguments of these kinds, and where its numbers stand among them."""
         try:
             return self._members[kinds]
         except (KeyError, TypeError):  # a new kind; one that cannot be hashed
             return self._new_member(kinds)
 
-    def _new_member(self, kinds: tuple[Any, ...]) -> tuple[Elementwise, list[int], list[int]]:
+    def _new_member(self, kinds: tuple[Any, ...]) -> tuple[Elementwise, list[int]]:
         for name, kind in zip(self._parameters, kinds, strict=True):
             number = isinstance(self._defaults.get(name, 0), numbers.Real) and not isinstance(
                 self._defaults.get(name), bool
@@ -151,23 +152,29 @@ class Pointwise:
             expr.tensor(name) if kind is _TENSOR else expr.scalar(name) if kind is _SCALAR else kind
             for name, kind in zip(self._parameters, kinds, strict=True)
         ]
-        keywords = [n for n, p in self._parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY]
-        positional = len(kinds) - len(keywords)
-
-        def call(arguments: Sequence[Any]) -> Any:
-            return self.definition(*arguments[:positional], **dict(zip(keywords, arguments[positional:], strict=True)))
 
         def definition(*values: Any) -> Any:
             arguments = list(kinds)
             for i, value in zip((*tensors, *scalars), values, strict=True):
                 arguments[i] = value
-            return call(arguments)
+            return self.define(arguments)
 
-        program = trace(call, symbols, self.__name__)
-        in_order = len(tensors) == len(kinds) and not keywords
+        program = trace(self.define, symbols, self.__name__)
+        in_order = len(tensors) == len(kinds) and not self._keywords
         written = self._written if not scalars else None
         member = Elementwise(program, self.definition if in_order else definition, self._kernel_name, written=written)
-        return self._members.setdefault(kinds, (member, tensors, scalars))
+        return self._members.setdefault(kinds, (member, scalars))
+
+    @functools.cached_property
+    def _keywords(self) -> list[str]:
+        return [name for name, p in self._parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+
+    def define(self, arguments: Sequence[Any]) -> Any:
+        """Calls the definition with an argument for each parameter, keyword-only ones included."""
+        positional = len(arguments) - len(self._keywords)
+        return self.definition(
+            *arguments[:positional], **dict(zip(self._keywords, arguments[positional:], strict=True))
+        )
 
     def _wrong(self, name: str, given: str) -> str:
         function = f"{self.__module__}.{self.__name__}"

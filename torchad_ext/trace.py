@@ -96,6 +96,9 @@ class _Tracing(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         try:
+            if define := getattr(func, "define", None):  # a declared op within a declared op
+                with self:
+                    return define(args)
             return self._call(func, args, kwargs or {})
         except TraceError as error:
             self.error = error

@@ -221,6 +221,37 @@ class TestCall:
             assert [g.shape for g in first] == [torch.Size(shape) for shape in shapes]
         assert_close(*results, rtol=1e-11, atol=1e-11)
 
+    def test_an_output_has_the_shape_of_what_it_depends_on(self, device: str) -> None:
+        pair = ad.pointwise(lambda x, b: (torch.sin(x * b), b * b))
+        for rows in (100, 0):
+            x, b = normal(rows, 4, device=device), normal(4, device=device).requires_grad_()
+            ours, native = pair(x, b), pair.definition(x, b)
+            assert_close(ours, native)
+            assert_close(torch.autograd.grad(ours[1].sum(), b), torch.autograd.grad(native[1].sum(), b))
+        unused = ad.pointwise(lambda x, y: x * x)
+        assert unused(normal(1, device=device), normal(5, device=device)).shape == (1,)
+        like = ad.pointwise(lambda x, y: torch.full_like(x, 2.0) * y)
+        assert like(normal(3, 1, device=device), normal(5, device=device)).shape == (3, 5)
+
+    def test_tensors_without_dimensions_and_integers_promote_as_in_pytorch(self, device: str) -> None:
+        wave2 = ad.pointwise(lambda x, w: torch.sin(w * x))
+        x = normal(3, device=device, dtype=torch.bfloat16)
+        frequency = torch.nn.Parameter(torch.tensor(0.7, device=device))
+        assert wave2(x, frequency).dtype == wave2.definition(x, frequency).dtype == torch.bfloat16
+        whole = torch.tensor([2, 3], device=device)
+        assert_close(ad.pow(whole, 2), torch.pow(whole, 2))
+
+    def test_traced_by_torch_jit_and_fx(self) -> None:
+        x = normal(3)
+        traced = torch.jit.trace(lambda x: ad.sin(x) * 2, (x,))
+        assert_close(traced(2 * x), 2 * (2 * x).sin())
+
+        class Module(torch.nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return ad.softplus(x, 2.0) + 1
+
+        assert_close(torch.fx.symbolic_trace(Module())(x), ad.softplus(x, 2.0) + 1)
+
     def test_shapes_that_do_not_broadcast_raise_as_in_pytorch(self, device: str) -> None:
         with pytest.raises(RuntimeError, match=r"must match|not broadcastable|incompatible"):
             wave(torch.zeros(3, device=device), torch.zeros(4, device=device), torch.zeros(1, device=device))
@@ -348,6 +379,10 @@ class TestPresentation:
         with pytest.raises(ValueError, match="got order -1; 0 is the value"):
             wave.source(-1)
 
+    def test_a_name_that_is_a_macro_of_c_will_do(self) -> None:
+        circle = ad.pointwise(lambda NULL, M_PI=3.0: NULL * NULL * M_PI)
+        assert_close(circle(torch.ones(2)), torch.full((2,), 3.0))
+
     @pytest.mark.parametrize("name", ["double", "T", "Outputs", "x y", "ω", "2x", "sin", "Float", "_", "run"])
     def test_any_name_will_do(self, name: str) -> None:
         def function(x: torch.Tensor) -> torch.Tensor:
@@ -360,7 +395,12 @@ class TestPresentation:
     def test_any_argument_name_will_do(self) -> None:
         @ad.pointwise
         def named(
-            double: torch.Tensor, T: torch.Tensor, sin: torch.Tensor, ω: torch.Tensor, t1: torch.Tensor
+            double: torch.Tensor,
+            T: torch.Tensor,
+            sin: torch.Tensor,
+            ω: torch.Tensor,
+            t1: torch.Tensor,
+            M_PI: float = 1.5,
         ) -> torch.Tensor:
             return torch.sin(double * T) * (double * T) + sin * ω * t1
 
@@ -478,6 +518,10 @@ def test_an_error_belongs_to_the_declaration() -> None:
 
     with pytest.raises(TypeError, match=r"takes \*xs; name every argument"):
         ad.pointwise(lambda *xs: xs[0])
+    with pytest.raises(TypeError, match=r"takes \*\*options; name every argument"):
+        ad.pointwise(lambda x, **options: x)
+    with pytest.raises(TypeError, match="has no arguments"):
+        ad.pointwise(lambda: 1.0)
 
 
 def test_no_warning_escapes() -> None:

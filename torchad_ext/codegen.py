@@ -128,8 +128,9 @@ def identifiers(symbols: tuple[Expr, ...]) -> dict[Expr, str]:
     names: dict[Expr, str] = {}
     for symbol in symbols:
         text = "".join(c if c.isascii() and (c.isalnum() or c == "_") else f"u{ord(c):x}" for c in str(symbol.value))
-        while text in _TAKEN or text in names.values():
-            text += "_"
+        # What is all capitals may be a macro, such as M_PI.
+        while text in _TAKEN or text in names.values() or (len(text) > 1 and text.isupper()):
+            text += "_" if not text.isupper() else "_name"
         names[symbol] = text
     return names
 

@@ -84,6 +84,12 @@ class Elementwise:
         self._vjps: dict[tuple[tuple[bool, ...], tuple[bool, ...]], Derivative] = {}
         self._jvps: dict[tuple[bool, ...], Derivative] = {}
 
+    @functools.cached_property
+    def depends_on_all(self) -> bool:
+        """Does every output depend on every input? Then each has the shape that all of them broadcast to."""
+        nodes = (expr.topological([output]) for output in self.program.outputs)
+        return all(x in occurring for occurring in nodes for x in self.program.inputs)
+
     @staticmethod
     def _suffix(order: int) -> str:
         return _ORDERS[order] if order < len(_ORDERS) else f"_backward{order}"

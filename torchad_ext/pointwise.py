@@ -14,6 +14,7 @@ import torch
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import _build, expr
+from ._kernels import DTYPES
 from .elementwise import Elementwise, HandWritten
 from .latex import latex
 from .trace import trace
@@ -58,10 +59,12 @@ class Pointwise:
         self.__module__ = module or definition.__module__
         self.__doc__ = doc or definition.__doc__
         self._parameters = self.__signature__.parameters
+        if not self._parameters:
+            raise TypeError(f"{self.__name__} has no arguments; a pointwise function takes a tensor at the least")
         refused = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
         for parameter in self._parameters.values():
             if parameter.kind in refused:
-                raise TypeError(f"{self.__name__} takes *{parameter.name}; name every argument")
+                raise TypeError(f"{self.__name__} takes {parameter}; name every argument")
         self._defaults = {name: p.default for name, p in self._parameters.items() if p.default is not p.empty}
         self._written = written
         self._members: dict[tuple[Any, ...], tuple[Elementwise, list[int]]] = {}
@@ -92,21 +95,25 @@ class Pointwise:
         return self.__qualname__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch._C._is_tracing():
             return self.definition(*args, **kwargs)
         if kwargs or len(args) != len(self._parameters):
             args = self._bound(args, kwargs)
         kinds = tuple([_kind(x) for x in args])
         xs = [x for x, kind in zip(args, kinds, strict=True) if kind is _TENSOR]
-        if has_torch_function(xs):
-            return handle_torch_function(self, xs, *args)
+        if has_torch_function(xs or args):
+            return handle_torch_function(self, xs or args, *args)
         member, scalars = self._member(kinds)
-        if len(xs) > 1:
-            shape = xs[0].shape
-            for x in xs:
-                if x.shape != shape:
-                    xs = list(torch.broadcast_tensors(*xs))
-                    break
+        first = xs[0]
+        if first.dtype not in DTYPES:
+            return self.define(args)
+        for x in xs[1:]:
+            if x.dtype is not first.dtype or x.device != first.device:
+                return self.define(args)  # a tensor without dimensions promotes as such
+        if any(x.shape != first.shape for x in xs[1:]):
+            if not member.depends_on_all:
+                return self.define(args)  # an output has the shape of what it depends on
+            xs = list(torch.broadcast_tensors(*xs))
         return member.apply(xs, tuple([float(args[i]) for i in scalars]))
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
@@ -285,9 +292,10 @@ def pointwise(*, domain: Interval | Mapping[str, Interval] = ...) -> Callable[[C
 def pointwise(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     r"""Makes an op of a plain PyTorch function of elements: one fused kernel for every order of derivative.
 
-    The function is traced once, when it is declared. Calling the op runs C++ or CUDA kernels that are made from it, for
-    the value and, on demand, for each derivative, and compiled on their first use. It works under autograd,
-    ``torch.func``, ``vmap`` and forward mode; ``torch.compile`` and ``torch.export`` trace the function itself.
+    The function is traced once, when it is declared: what it captures from outside is read then. Calling the op runs
+    C++ or CUDA kernels that are made from it, for the value and, on demand, for each derivative, and compiled on their
+    first use. It works under autograd, ``torch.func``, ``vmap`` and forward mode; ``torch.compile`` and
+    ``torch.export`` trace the function itself.
 
     Args:
         function: tensors and Python numbers to a tensor or a tuple of tensors, computed element by element with

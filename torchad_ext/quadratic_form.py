@@ -47,7 +47,7 @@ def quadratic_form(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
         >>> q.item(), torch.autograd.grad(q, x)[0]
         (16.0, tensor([ 6., 13.]))
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
         return definition(x, A)
     if has_torch_function((x, A)):
         return handle_torch_function(quadratic_form, (x, A), x, A)

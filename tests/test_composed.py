@@ -1,0 +1,93 @@
+"""Composed functions as kernels: value and orders one to four, transforms and broadcasting, against native autograd.
+
+``tests/test_trace.py`` holds the same functions against native autograd as expressions; here they are compiled and run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import pytest
+import torch
+from test_trace import COMPOSED, function_of, sample
+from torch.func import hessian, jacfwd, jacrev, jvp, vmap
+from torch.testing import assert_close
+
+import torchad_ext as ad
+from torchad_ext import Pointwise, _build
+
+composed = pytest.mark.parametrize("name", COMPOSED)
+
+
+@cache
+def declared(name: str) -> Pointwise:
+    return ad.pointwise(function_of(COMPOSED[name][0])[0])
+
+
+def inputs(name: str, device: str = "cpu") -> list[torch.Tensor]:
+    text, domain = COMPOSED[name]
+    return [x.detach().clone().to(device) for x in sample(function_of(text)[1], *domain)]
+
+
+def orders(f: Callable[..., torch.Tensor], xs: list[torch.Tensor], highest: int) -> Iterator[torch.Tensor]:
+    """f, and then the sum of its gradients in all arguments, again and again."""
+    xs = [x.detach().requires_grad_() for x in xs]
+    result = f(*xs)
+    yield result.detach()
+    for _ in range(highest):
+        if not result.requires_grad:
+            return
+        result = sum(
+            torch.autograd.grad(result.sum(), xs, create_graph=True, materialize_grads=True), xs[0].new_zeros(())
+        )
+        yield result.detach()
+
+
+def assert_near(ours: torch.Tensor, native: torch.Tensor) -> None:
+    """Up to rounding errors, which cancelling terms of a high order magnify."""
+    assert_close(ours, native, rtol=1e-9, atol=1e-10 * max(1.0, native.abs().max().item()))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled() -> None:
+    """The kernels, several compilers at a time."""
+    with ThreadPoolExecutor(_build.processors()) as pool:
+        list(pool.map(lambda name: list(orders(declared(name), inputs(name), 4)), COMPOSED))
+
+
+@composed
+def test_four_orders(name: str, device: str) -> None:
+    op, xs = declared(name), inputs(name, device)
+    for ours, native in zip(orders(op, xs, 4), orders(op.definition, xs, 4), strict=False):
+        assert_near(ours, native)
+
+
+@composed
+def test_transforms(name: str, device: str) -> None:
+    op, xs = declared(name), inputs(name, device)
+    for transform in (
+        lambda f: jvp(lambda x: f(x, *xs[1:]), (xs[0],), (torch.ones_like(xs[0]),))[1],
+        lambda f: vmap(f)(*xs),
+        lambda f: hessian(lambda x: f(x, *(y[:2] for y in xs[1:])).sum())(xs[0][:2]),
+        lambda f: jacfwd(jacrev(lambda x: f(x, *(y[:2] for y in xs[1:])).sum()))(xs[0][:2]),
+    ):
+        assert_near(transform(op), transform(op.definition))
+
+
+@composed
+def test_broadcasting_and_stride_0(name: str, device: str) -> None:
+    op, (first, *others) = declared(name), inputs(name, device)
+    xs = [first[:6].reshape(2, 3), *(y[:3] for y in others)]
+    expanded = [x[:1].expand(5, *x.shape[1:]) for x in inputs(name, device)]
+    for arguments in (xs, expanded):
+        for ours, native in zip(orders_of_each(op, arguments), orders_of_each(op.definition, arguments), strict=True):
+            assert_near(ours, native)
+
+
+def orders_of_each(f: Callable[..., torch.Tensor], xs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The value and the gradient of each argument."""
+    xs = [x.detach().requires_grad_() for x in xs]
+    y = f(*xs)
+    return [y, *torch.autograd.grad(y.sum(), xs, materialize_grads=True)]

@@ -25,16 +25,6 @@ struct Outputs {
 template <class T, class... Rest>
 Outputs(T, Rest...) -> Outputs<T, 1 + sizeof...(Rest)>;
 
-// Some of a functor's outputs; the compiler drops what only the others need.
-template <class Functor, int... chosen>
-struct Select {
-  template <class... T>
-  TORCHAD_EXT_FUNCTION auto operator()(T... x) const {
-    const auto all = Functor{}(x...);
-    return Outputs{all.value[chosen]...};
-  }
-};
-
 template <class Functor>
 Functor make_functor(const double* scalars) {
   if constexpr (std::is_constructible_v<Functor, const double*>) {

@@ -47,7 +47,7 @@ struct Pointwise {
         coalesce(operands, int(sizes.size()), sizes.data(), strides.data(), loop_sizes, loop_strides.data());
     STD_TORCH_CHECK(dims <= Device::max_dims, "torchad_ext: more than ", Device::max_dims,
                     " dimensions that do not merge; call contiguous() on the inputs");
-    const Loop loop{operands, dims, loop_sizes, loop_strides.data(), data.data()};
+    const Loop loop{dims, loop_sizes, loop_strides.data(), data.data()};
     if (const int64_t n = loop.elements(); n > 0) Device::run(kernel, loop, scalars.data(), n, x);
   }
 

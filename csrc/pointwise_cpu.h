@@ -9,25 +9,6 @@
 
 namespace torchad_ext {
 
-template <Dtype dtype>
-struct StorageOf;
-template <>
-struct StorageOf<Dtype::float16> {
-  using type = Half;
-};
-template <>
-struct StorageOf<Dtype::bfloat16> {
-  using type = BFloat16;
-};
-template <>
-struct StorageOf<Dtype::float32> {
-  using type = float;
-};
-template <>
-struct StorageOf<Dtype::float64> {
-  using type = double;
-};
-
 struct Cpu {
   static constexpr int block = 512;  // elements gathered at a time
 
@@ -136,7 +117,7 @@ struct Cpu {
 
   template <class Functor, int inputs, Dtype dtype>
   static constexpr Kernel kernel() {
-    using T = typename StorageOf<dtype>::type;
+    using T = storage_t<dtype, Half, BFloat16>;
     constexpr int outputs = output_count<Functor, Vector<compute_t<T>>, inputs>;
     return {inputs, outputs, dtype, run<Functor, T, inputs>};
   }

@@ -20,25 +20,6 @@ struct alignas(16) Pack {
   T value[pack_size<T>];
 };
 
-template <Dtype dtype>
-struct StorageOf;
-template <>
-struct StorageOf<Dtype::float16> {
-  using type = __half;
-};
-template <>
-struct StorageOf<Dtype::bfloat16> {
-  using type = __nv_bfloat16;
-};
-template <>
-struct StorageOf<Dtype::float32> {
-  using type = float;
-};
-template <>
-struct StorageOf<Dtype::float64> {
-  using type = double;
-};
-
 template <class T, int operands>
 struct Operands {
   T* data[operands];
@@ -154,7 +135,7 @@ struct Cuda {
 
   template <class Functor, int inputs, Dtype dtype>
   static constexpr Kernel kernel() {
-    using T = typename StorageOf<dtype>::type;
+    using T = storage_t<dtype, __half, __nv_bfloat16>;
     return {inputs, output_count<Functor, number_t<T>, inputs>, dtype, run<Functor, T, inputs>};
   }
 };

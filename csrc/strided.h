@@ -16,7 +16,6 @@ constexpr int most_dims = 64;  // of a tensor in PyTorch
 
 // A loop over elements, innermost dimension first. Operand 0 leads: the dimensions stand in the order of its strides.
 struct Loop {
-  int operands;
   int dims;
   const int64_t* sizes;    // [dims]
   const int64_t* strides;  // [operands, most_dims]
@@ -79,12 +78,6 @@ struct Strided {
   int dims;
   int64_t sizes[max_dims];
   int64_t strides[operands][max_dims];
-
-  TORCHAD_EXT_HOST_DEVICE int64_t elements() const {
-    int64_t product = 1;
-    for (int d = 0; d < dims; ++d) product *= sizes[d];
-    return product;
-  }
 
   // The offsets of all operands at a linear index of the loop.
   template <class Index>

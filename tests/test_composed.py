@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import pytest
 import torch
+from test_catalogue import orders
 from test_trace import COMPOSED, function_of, sample
 from torch.func import hessian, jacfwd, jacrev, jvp, vmap
 from torch.testing import assert_close
@@ -31,20 +32,6 @@ def inputs(name: str, device: str = "cpu") -> list[torch.Tensor]:
     return [x.detach().clone().to(device) for x in sample(function_of(text)[1], *domain)]
 
 
-def orders(f: Callable[..., torch.Tensor], xs: list[torch.Tensor], highest: int) -> Iterator[torch.Tensor]:
-    """f, and then the sum of its gradients in all arguments, again and again."""
-    xs = [x.detach().requires_grad_() for x in xs]
-    result = f(*xs)
-    yield result.detach()
-    for _ in range(highest):
-        if not result.requires_grad:
-            return
-        result = sum(
-            torch.autograd.grad(result.sum(), xs, create_graph=True, materialize_grads=True), xs[0].new_zeros(())
-        )
-        yield result.detach()
-
-
 def assert_near(ours: torch.Tensor, native: torch.Tensor) -> None:
     """Up to rounding errors, which cancelling terms of a high order magnify."""
     assert_close(ours, native, rtol=1e-9, atol=1e-10 * max(1.0, native.abs().max().item()))
@@ -54,13 +41,13 @@ def assert_near(ours: torch.Tensor, native: torch.Tensor) -> None:
 def _compiled() -> None:
     """The kernels, several compilers at a time."""
     with ThreadPoolExecutor(_build.processors()) as pool:
-        list(pool.map(lambda name: list(orders(declared(name), inputs(name), 4)), COMPOSED))
+        list(pool.map(lambda name: list(orders(declared(name), tuple(inputs(name)), 4)), COMPOSED))
 
 
 @composed
 def test_four_orders(name: str, device: str) -> None:
-    op, xs = declared(name), inputs(name, device)
-    for ours, native in zip(orders(op, xs, 4), orders(op.definition, xs, 4), strict=False):
+    op, xs = declared(name), tuple(inputs(name, device))
+    for ours, native in zip(orders(op, xs, 4), orders(op.definition, xs, 4), strict=True):
         assert_near(ours, native)
 
 

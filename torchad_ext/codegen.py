@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .expr import COMPARISONS, Expr, Program, make, mul, pow_, reciprocal, rsqrt, sqrt, topological
+from .expr import LOGICAL, Expr, Program, make, mul, pow_, reciprocal, rsqrt, sqrt, topological
 
 _WIDTH = 100  # characters of an expression before it is given a name
 _INFIX = {
@@ -97,12 +97,11 @@ def lower(program: Program) -> tuple[Expr, ...]:
     lowered: dict[Expr, Expr] = {}
     for node in topological(program.outputs):
         args = tuple(lowered[arg] for arg in node.args)
-        lowered[node] = _lower_power(*args) if node.op == "pow" else _rebuilt(node, args)
+        if node.op == "pow":
+            lowered[node] = _lower_power(*args)
+        else:
+            lowered[node] = node if args == node.args else make(node.op, *args)
     return tuple(lowered[y] for y in program.outputs)
-
-
-def _rebuilt(node: Expr, args: tuple[Expr, ...]) -> Expr:
-    return node if args == node.args else make(node.op, *args)
 
 
 def _lower_power(base: Expr, exponent: Expr) -> Expr:
@@ -244,11 +243,8 @@ class _Functor:
             return f"{_PREFIX[node.op]}{wrapped(0, _UNARY + 1)}", _UNARY
         if node.op in _INFIX:
             symbol, precedence = _INFIX[node.op]
-            strict = precedence + 1 if node.op in ("sub", "div") or node.op in COMPARISONS else precedence
-            return (
-                f"{wrapped(0, precedence)} {symbol} {wrapped(1, max(strict, precedence + (node.op in 'add mul')))}",
-                precedence,
-            )
+            right = wrapped(1, precedence if node.op in LOGICAL else precedence + 1)  # a + (b + c) rounds in this order
+            return f"{wrapped(0, precedence)} {symbol} {right}", precedence
         if node.op == "where":
             return f"{wrapped(0, 1)} ? {wrapped(1, 1)} : {wrapped(2, 1)}", _TERNARY
         if node.op == "detach":

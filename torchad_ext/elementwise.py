@@ -126,6 +126,10 @@ class Elementwise:
         kernel = device and self.kernel(device, xs[0].dtype)
         if not kernel:
             return self.definition(*xs, *scalars)
+        return self.outputs(kernel, xs, scalars)
+
+    def outputs(self, kernel: Callable[[Tensors, Scalars], Any], xs: Tensors, scalars: Scalars) -> Any:
+        """What the kernel gives: a tensor, or a tuple of several."""
         outputs = kernel(xs, scalars)
         return outputs[0] if self._single else tuple(outputs)
 
@@ -146,8 +150,7 @@ class Elementwise:
             for x in xs:
                 if x.requires_grad:
                     return _apply_eagerly(self, kernel, scalars, *xs)
-        outputs = kernel(xs, scalars)
-        return outputs[0] if self._single else tuple(outputs)
+        return self.outputs(kernel, xs, scalars)
 
     def vjp(self, wanted: tuple[bool, ...], given: tuple[bool, ...]) -> Derivative:
         """The vector-Jacobian product: of (inputs, a cotangent for each given output), the gradients of the wanted."""
@@ -259,8 +262,7 @@ class _ApplyEagerly(torch.autograd.Function):
         ctx.op, ctx.scalars = op, scalars
         ctx.save_for_backward(*xs)
         ctx.set_materialize_grads(False)
-        outputs = kernel(xs, scalars)
-        return outputs[0] if op._single else tuple(outputs)
+        return op.outputs(kernel, xs, scalars)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:

@@ -45,7 +45,6 @@ class Pointwise:
         *,
         name: str | None = None,
         module: str | None = None,
-        doc: str | None = None,
         domain: Interval | Mapping[str, Interval] = (-3.0, 3.0),
         written: HandWritten | None = None,
     ) -> None:
@@ -57,7 +56,7 @@ class Pointwise:
         if name is None:
             self.__qualname__ = str(getattr(definition, "__qualname__", self.__name__))
         self.__module__ = module or definition.__module__
-        self.__doc__ = doc or definition.__doc__
+        self.__doc__ = definition.__doc__
         self._parameters = self.__signature__.parameters
         if not self._parameters:
             raise TypeError(f"{self.__name__} has no arguments; a pointwise function takes a tensor at the least")
@@ -145,10 +144,8 @@ class Pointwise:
 
     def _new_member(self, kinds: tuple[Any, ...]) -> tuple[Elementwise, list[int]]:
         for name, kind in zip(self._parameters, kinds, strict=True):
-            number = isinstance(self._defaults.get(name, 0), numbers.Real) and not isinstance(
-                self._defaults.get(name), bool
-            )
-            if number and kind is not _TENSOR and kind is not _SCALAR:
+            is_number = _kind(self._defaults.get(name, 0)) is _SCALAR
+            if is_number and kind is not _TENSOR and kind is not _SCALAR:
                 raise TypeError(self._wrong(name, type(kind).__name__))
         if not any(kind is _TENSOR for kind in kinds):
             first = next(iter(self._parameters))
@@ -280,9 +277,7 @@ class Pointwise:
 def _kind(x: Any) -> Any:
     if isinstance(x, torch.Tensor):
         return _TENSOR
-    if isinstance(x, (float, int)) and not isinstance(x, bool):
-        return _SCALAR
-    return _SCALAR if isinstance(x, numbers.Real) and not isinstance(x, bool) else x
+    return _SCALAR if isinstance(x, (float, int, numbers.Real)) and not isinstance(x, bool) else x
 
 
 @overload

@@ -240,22 +240,21 @@ class _RunningErrors:
     def of(self, order: int, inputs: Tensors, cotangents: list[torch.Tensor]) -> list[torch.Tensor | None]:
         """For each output: the sum of abs(d output / d node) abs(node) over all nodes that are computed."""
         shape = torch.broadcast_shapes(*(x.shape for x in inputs))
-        derivatives: list[expr.Derivative] = []
         program = self._op._usual.program
         arguments = [x.expand(shape) for x in inputs]
         given = [c.expand(shape) for c in cotangents]
         scalars = [self._op._defaults[str(x.value)] for x in program.scalars]
         count = 1
+        present: tuple[int, ...] = (0,)
         for _ in range(order):
             count = len(program.inputs)
-            derivatives.append(program.vjp([True] * count, [True] * len(program.outputs)))
+            derivative = program.vjp([True] * count, [True] * len(program.outputs))
             seeds, given = given[: len(program.outputs)], given[len(program.outputs) :]
             everything = [*arguments, *seeds]
-            program = derivatives[-1].program
-            arguments = [everything[i] for i in derivatives[-1].arguments]
-            scalars = [scalars[i] for i in derivatives[-1].scalars]
+            program, present = derivative.program, derivative.results
+            arguments = [everything[i] for i in derivative.arguments]
+            scalars = [scalars[i] for i in derivative.scalars]
         sizes = iter(self._sizes(program, arguments, scalars))
-        present = derivatives[-1].results if derivatives else (0,)
         return [next(sizes) if i in present else None for i in range(count)]
 
     @staticmethod

@@ -303,53 +303,23 @@ Long<T> long_log2(const SplitLog<T>& x) {
   return {head, ((sum - head) + cube) + rest};
 }
 
-// 2^r for |r| <= 1/2. Relative error: 2^-28 and 2^-57.
-inline Float power_polynomial(Float r) {
-  Float p = fma(r, broadcast(0x1.3fa206p-13f), broadcast(0x1.5f0b82p-10f));
-  p = fma(r, p, broadcast(0x1.3b30ap-7f));
-  p = fma(r, p, broadcast(0x1.c6af76p-5f));
-  p = fma(r, p, broadcast(0x1.ebfbd8p-3f));
-  p = fma(r, p, broadcast(0x1.62e43p-1f));
-  return fma(r, p, broadcast(1.0f));
-}
-inline Double power_polynomial(Double r) {
-  const Double z = r * r;
-  Double even = fma(z, broadcast(0x1.e61762baca278p-28), broadcast(0x1.62bfca411d6e1p-20));
-  even = fma(z, even, broadcast(0x1.4309130d95c3cp-13));
-  even = fma(z, even, broadcast(0x1.3b2ab6fba0916p-7));
-  even = fma(z, even, broadcast(0x1.ebfbdff82c5ap-3));
-  Double odd = fma(z, broadcast(0x1.ea6c6b2ff0ec1p-32), broadcast(0x1.b52486e1f62fbp-24));
-  odd = fma(z, odd, broadcast(0x1.ffcbfcaa17698p-17));
-  odd = fma(z, odd, broadcast(0x1.5d87fe7892f64p-10));
-  odd = fma(z, odd, broadcast(0x1.c6b08d704a154p-5));
-  const Double p = fma(r, fma(r, odd, even), broadcast(0x1.62e42fefa39efp-1));
-  return fma(r, p, broadcast(1.0));
-}
-
-// y 2^n for a normal result, given n + round_float (round_double).
-inline Float shift_exponent(Float y, Float rounded) { return (Float)((UInt32)y + ((UInt32)rounded << 23)); }
-inline Double shift_exponent(Double y, Double rounded) { return (Double)((UInt64)y + ((UInt64)rounded << 52)); }
-
 // x^y = 2^(y log2(x)) for x > 0, given log2(x).
 template <class T>
 T power_of(const Long<T>& log2, T y) {
-  constexpr bool is_float = sizeof(T{}[0]) == sizeof(float);
-  constexpr double normal = is_float ? 125 : 1021;  // 2^p is a normal number
-  constexpr double bound = is_float ? 200 : 1100;   // and here it is 0 or infinity
-  const T rounder = number<T>(is_float ? round_float : round_double);
-  const T one = number<T>(1);
+  constexpr double normal = is_single<T> ? 125 : 1021;  // 2^p is a normal number
+  constexpr double bound = is_single<T> ? 200 : 1100;   // and here it is 0 or infinity
+  const T rounder = number<T>(is_single<T> ? round_float : round_double);
   const T p = y * log2.head;
   const T p_tail = fma(y, log2.head, -p) + y * log2.tail;
   if (__builtin_expect(all_within(abs(p), normal), 1)) {
     const T rounded = p + rounder;
-    return shift_exponent(power_polynomial((p - (rounded - rounder)) + p_tail), rounded);
+    return raise(exp2_mantissa((p - (rounded - rounder)) + p_tail), (decltype(p < p))rounded);
   }
   const T limit = number<T>(bound);
   const T bounded = p > limit ? limit : p < -limit ? -limit : p;
   const T n = (bounded + rounder) - rounder;
   const T r = (bounded - n) + (abs(p) < limit ? p_tail : number<T>(0));
-  const T half = (number<T>(0.5) * n + rounder) - rounder;
-  return power_polynomial(r) * shift_exponent(one, half + rounder) * shift_exponent(one, (n - half) + rounder);
+  return scale(exp2_mantissa(r), n);
 }
 
 // x^y from |x|^y: an odd y keeps the sign of x, and a negative finite x has no power but to integers.

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import drop_in
 import pytest
 import torch
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: torch.cuda.is_available() is False")
+_outcomes: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", choices=("cpu", "cuda"), help="run the tests on this device only")
+    parser.addoption("--drop-in-table", type=Path, metavar="FILE", help="write the table of drop_in.py into FILE")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "drop_in(row): holds a row of the table in drop_in.py")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -22,3 +33,28 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    if report.when == "call" or report.outcome != "passed":
+        device = getattr(item, "callspec", None) and item.callspec.params.get("device")
+        for mark in item.iter_markers("drop_in"):
+            (name,) = mark.args
+            _outcomes[name][device or mark.kwargs.get("device", "cpu")].append(report.outcome)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    file = config.getoption("drop_in_table")
+    if file is None:
+        return
+    if terminalreporter.stats.get("failed") or terminalreporter.stats.get("error"):
+        terminalreporter.write_line(f"{file} is left as it was: tests failed")
+        return
+    before, rest = file.read_text(encoding="utf-8").split(f"{drop_in.BEGIN}\n")
+    _, after = rest.split(drop_in.END)
+    text = drop_in.table(_outcomes)
+    file.write_text(f"{before}{drop_in.BEGIN}\n{text}{drop_in.END}{after}", encoding="utf-8")
+    terminalreporter.write_line(f"the table in {file} was written")

@@ -251,7 +251,7 @@ def kernel_address(op: ad.Pointwise, x: Tensor) -> int:
     kernel: Any = op._usual.kernel(x.device.type, x.dtype)
     if kernel is None:
         raise RuntimeError(f"{op} has no kernel for {x.dtype} on {x.device}")
-    return kernel.args[-1]  # type: ignore[no-any-return]
+    return kernel.address
 
 
 def _einsum(x: Tensor, A: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ inline void check(cudaError_t error, const char* kernel) {
 }
 inline void check_launch(const char* kernel) { check(cudaGetLastError(), kernel); }
 
-inline cudaStream_t current_stream(const Tensor& x) {
+inline cudaStream_t current_stream(int device) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   return static_cast<cudaStream_t>(stream);
 }
 

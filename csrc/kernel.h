@@ -29,6 +29,11 @@ struct Kernel {
   int32_t (*run)(const Loop& loop, const double* scalars, int64_t begin, int64_t end, void* stream);
 };
 
+// Runs a kernel over operands of one shape, fresh dense outputs first, on the tensors' device and its current stream:
+// the library of a device exports it as torchad_ext_run_cpu or torchad_ext_run_cuda. Raises as PyTorch does.
+using RunKernel = void (*)(const Kernel& kernel, int dims, const int64_t* sizes, const int64_t* const* strides,
+                           void* const* data, const double* scalars, int device);
+
 }  // namespace torchad_ext
 
 // Exports a functor of so many inputs as a Kernel. Device is Cpu or Cuda.

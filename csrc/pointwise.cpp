@@ -1,6 +1,8 @@
 // The operators that run pointwise kernels: their schemas, and the CPU.
 #include "pointwise.h"
 
+#include "huge_pages.h"
+
 namespace torchad_ext {
 namespace {
 
@@ -8,9 +10,11 @@ struct Cpu {
   static constexpr int max_dims = most_dims;
   static constexpr int64_t grain = 16384;  // elements worth waking a thread for
 
-  static void prepare(const Tensor& output) { advise_huge_pages(output); }
+  static void prepare(const Tensor& output) {
+    advise_huge_pages(output.data_ptr(), output.numel() * output.element_size());
+  }
 
-  static void run(const Kernel& kernel, const Loop& loop, const double* scalars, int64_t n, const Tensor&) {
+  static void run(const Kernel& kernel, const Loop& loop, const double* scalars, int64_t n, int) {
     torch::stable::parallel_for(0, n, grain,
                                 [&](int64_t begin, int64_t end) { kernel.run(loop, scalars, begin, end, nullptr); });
   }
@@ -25,3 +29,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(torchad_ext, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(torchad_ext, CPU, m) { torchad_ext::Pointwise<torchad_ext::Cpu>::implement(m); }
+
+extern "C" void torchad_ext_run_cpu(const torchad_ext::Kernel& kernel, int dims, const int64_t* sizes,
+                                    const int64_t* const* strides, void* const* data, const double* scalars,
+                                    int device) {
+  torchad_ext::run_kernel<torchad_ext::Cpu>(kernel, dims, sizes, strides, data, scalars, device);
+}

@@ -10,10 +10,9 @@ struct Cuda {
 
   static void prepare(const Tensor&) {}
 
-  static void run(const Kernel& kernel, const Loop& loop, const double* scalars, int64_t n, const Tensor& x) {
-    const DeviceGuard guard(x.get_device_index());
-    const auto error = cudaError_t(kernel.run(loop, scalars, 0, n, current_stream(x)));
-    check(error, "a pointwise kernel");
+  static void run(const Kernel& kernel, const Loop& loop, const double* scalars, int64_t n, int device) {
+    const DeviceGuard guard(device);
+    check(cudaError_t(kernel.run(loop, scalars, 0, n, current_stream(device))), "a pointwise kernel");
   }
 };
 
@@ -21,3 +20,9 @@ struct Cuda {
 }  // namespace torchad_ext
 
 STABLE_TORCH_LIBRARY_IMPL(torchad_ext, CUDA, m) { torchad_ext::Pointwise<torchad_ext::Cuda>::implement(m); }
+
+extern "C" void torchad_ext_run_cuda(const torchad_ext::Kernel& kernel, int dims, const int64_t* sizes,
+                                     const int64_t* const* strides, void* const* data, const double* scalars,
+                                     int device) {
+  torchad_ext::run_kernel<torchad_ext::Cuda>(kernel, dims, sizes, strides, data, scalars, device);
+}

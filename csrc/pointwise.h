@@ -9,6 +9,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "kernel.h"
@@ -20,6 +21,20 @@ namespace torchad_ext {
 using torch::stable::detail::from;
 using torch::stable::detail::StableLibrary;
 using torch::stable::detail::to;
+
+// A RunKernel: merges dimensions and leaves the loop to the kernel.
+template <class Device>
+void run_kernel(const Kernel& kernel, int dims, const int64_t* sizes, const int64_t* const* strides, void* const* data,
+                const double* scalars, int device) {
+  const int operands = kernel.outputs + kernel.inputs;
+  int64_t loop_sizes[most_dims];
+  const std::unique_ptr<int64_t[]> loop_strides(new int64_t[operands * most_dims]);
+  const int loop_dims = coalesce(operands, dims, sizes, strides, loop_sizes, loop_strides.get());
+  STD_TORCH_CHECK(loop_dims <= Device::max_dims, "torchad_ext: more than ", Device::max_dims,
+                  " dimensions that do not merge; call contiguous() on the inputs");
+  const Loop loop{loop_dims, loop_sizes, loop_strides.get(), data};
+  if (const int64_t n = loop.elements(); n > 0) Device::run(kernel, loop, scalars, n, device);
+}
 
 template <class Device>
 struct Pointwise {
@@ -41,14 +56,8 @@ struct Pointwise {
       strides[k] = tensors[k].strides().data();
       data[k] = tensors[k].data_ptr();
     }
-    int64_t loop_sizes[most_dims];
-    std::vector<int64_t> loop_strides(operands * most_dims);
-    const int dims =
-        coalesce(operands, int(sizes.size()), sizes.data(), strides.data(), loop_sizes, loop_strides.data());
-    STD_TORCH_CHECK(dims <= Device::max_dims, "torchad_ext: more than ", Device::max_dims,
-                    " dimensions that do not merge; call contiguous() on the inputs");
-    const Loop loop{dims, loop_sizes, loop_strides.data(), data.data()};
-    if (const int64_t n = loop.elements(); n > 0) Device::run(kernel, loop, scalars.data(), n, x);
+    run_kernel<Device>(kernel, int(sizes.size()), sizes.data(), strides.data(), data.data(), scalars.data(),
+                       x.get_device_index());
   }
 
   static const Kernel& kernel(StableIValue value, const std::vector<Tensor>& inputs) {

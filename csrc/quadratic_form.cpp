@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "huge_pages.h"
 #include "vector.h"
 
 namespace torchad_ext {
@@ -90,7 +91,9 @@ struct QuadraticFormCpu {
   using Half = torchad_ext::Half;
   using BFloat16 = torchad_ext::BFloat16;
 
-  static void prepare(const Tensor& output) { advise_huge_pages(output); }
+  static void prepare(const Tensor& output) {
+    advise_huge_pages(output.data_ptr(), output.numel() * output.element_size());
+  }
 
   template <class T>
   static void run(const OuterProducts<T>& outer, const Tensor&) {

@@ -188,7 +188,8 @@ struct QuadraticFormCuda {
   static void run(const OuterProducts<T>& outer, const Tensor& x) {
     const DeviceGuard guard(x.get_device_index());
     const int64_t elements = outer.count * outer.n * outer.n;
-    outer_kernel<<<blocks_for(elements, tile_threads), tile_threads, 0, current_stream(x)>>>(outer, elements);
+    outer_kernel<<<blocks_for(elements, tile_threads), tile_threads, 0, current_stream(x.get_device_index())>>>(
+        outer, elements);
     check_launch(__PRETTY_FUNCTION__);
   }
 
@@ -201,7 +202,7 @@ struct QuadraticFormCuda {
 
   template <bool product, class T>
   static void run(const QuadraticForms<T>& forms, const Tensor& x) {
-    const cudaStream_t stream = current_stream(x);
+    const cudaStream_t stream = current_stream(x.get_device_index());
     constexpr int threads = 128;
     const int blocks = blocks_for(forms.count, threads / warp);
     if (forms.n <= 32) {

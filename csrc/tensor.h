@@ -3,10 +3,6 @@
 
 #include <torch/csrc/stable/tensor.h>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <cstdint>
 
 namespace torchad_ext {
@@ -52,19 +48,6 @@ void with_dtype(const Tensor& x, F f) {
       STD_TORCH_CHECK(false, "torchad_ext: no kernel for dtype ", torch::headeronly::toString(x.scalar_type()),
                       "; there are float16, bfloat16, float32 and float64");
   }
-}
-
-// Asks for huge pages under a large fresh tensor on the CPU: its first write otherwise spends more time in page faults
-// than in arithmetic. Advice only; nothing depends on its being taken.
-inline void advise_huge_pages(const Tensor& fresh) {
-#if defined(MADV_HUGEPAGE)
-  constexpr std::uintptr_t page = 4096, large = 2 << 20;
-  const std::uintptr_t bytes = fresh.numel() * fresh.element_size();
-  if (bytes < large) return;
-  const auto start = reinterpret_cast<std::uintptr_t>(fresh.data_ptr());
-  const std::uintptr_t begin = (start + page - 1) / page * page, end = (start + bytes) / page * page;
-  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
 }
 
 }  // namespace torchad_ext

@@ -18,22 +18,27 @@ from torchad_ext.ops import CATALOGUE
 ROWS = {
     "dtypes": "float16, bfloat16, float32, float64 on kernels; complex, integers and bool through the definition; the "
     "result's dtype is native's",
-    "layouts": "contiguous, transposed, channels_last(_3d), sliced, flipped, expanded, overlapping, 0-dimensional, empty, "
-    "more than 2³¹ elements on CUDA: values and strides are native's",
-    "reverse mode": "any order, `retain_graph`, hooks, subsets of `inputs=`, undefined and `None` gradients, accumulation, "
-    "anomaly mode, saved-tensor hooks, both forms of checkpointing, in-place changes of a saved input raise",
-    "forward mode": "`forward_ad`, `torch.func.jvp`, forward over reverse, reverse over forward, forward over forward, three deep",
+    "layouts": "contiguous, transposed, channels_last(_3d), sliced, flipped, expanded, overlapping, 0-dimensional, "
+    "empty, more than 2³¹ elements on CUDA: values and strides are native's",
+    "reverse mode": "any order, `retain_graph`, hooks, subsets of `inputs=`, undefined and `None` gradients, "
+    "accumulation, anomaly mode, saved-tensor hooks, both forms of checkpointing; in-place changes of a saved input "
+    "raise",
+    "forward mode": "`forward_ad`, `torch.func.jvp`, forward over reverse, reverse over forward, forward over forward, "
+    "three deep",
     "torch.func": "grad, vjp, jvp, jacrev, jacfwd, hessian, vmap at any `in_dims` and `out_dims`, nested both ways, "
     "`functional_call`, `is_grads_batched`, `functional.hessian(vectorize=True)`",
-    "torch.compile": "`fullgraph=True`, static and dynamic shapes, backward; derivatives taken inside are exact or a clear error",
+    "torch.compile": "`fullgraph=True`, static and dynamic shapes, backward; derivatives taken inside are exact or a "
+    "clear error",
     "export": "`torch.export`, strict and not, loaded where torchad_ext is not installed; ONNX",
     "fake and meta": "shape, dtype and strides without data",
     "autocast": "the dtype native would give, backward in the matching one, `GradScaler`",
-    "other layouts": "sparse, nested, mkldnn, quantised, conjugate and negative views: as native, or native's kind of error",
+    "other layouts": "sparse, nested, mkldnn, quantised, conjugate and negative views: as native, or native's kind of "
+    "error",
     "subclasses and modes": "`__torch_function__`, `__torch_dispatch__`, `Parameter`, `no_grad`, `inference_mode`, "
     "`set_default_device`",
     "copying": "pickle, deepcopy, DataLoader workers, `multiprocessing` with fork and spawn",
-    "data parallel": "DistributedDataParallel and FSDP2 with a double backward in two processes; a cold cache is built once",
+    "data parallel": "DistributedDataParallel and FSDP2 with a double backward in two processes; a cold cache is built "
+    "once",
     "DTensor": "elementwise ops keep the sharding; values and gradients are the unsharded ones",
     "CUDA": "the current stream, any device, graphs of forward and double backward, `torch.cuda.amp`",
     "threads": "called, and first built, from 16 threads at once",

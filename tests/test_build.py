@@ -74,7 +74,9 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiler:
         if name in SETTINGS or name.startswith("TORCHAD_EXT_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("TORCHAD_EXT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCHAD_EXT_EAGER", "0")
     monkeypatch.setattr(_build, "_failures", {})
+    monkeypatch.setattr(_build, "_loaded", {})
     (tmp_path / "bin").mkdir()
     compiler = Compiler(tmp_path / "bin")
     monkeypatch.setenv("CXX", str(compiler.path))

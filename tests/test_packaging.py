@@ -153,6 +153,9 @@ def test_a_prebuilt_wheel_has_a_library_for_every_level_of_its_architecture(preb
         for level in levels
         for what in ("operators", "kernels")
     }
+    libraries.add(
+        f"torchad_ext/prebuilt/{_build.prebuilt_library('eager', _build.eager_toolchain().target, 'calls').name}"
+    )
     assert {name for name in contents(prebuilt_wheel) if name.endswith(".so")} == libraries
     assert {f"torchad_ext/{source}" for source in SOURCES} <= contents(prebuilt_wheel)
 

@@ -1,30 +1,38 @@
 """Compiles and loads the native kernels; the only file that knows compilers.
 
-There is one library for each device, which holds the operators and needs PyTorch, and a small one for each pointwise
-kernel, which needs nothing. A library is looked for in three places: among the binaries that came with the package, in
-the cache, and at last it is compiled into the cache. A cache entry is a folder named by a hash of everything that
-counts (sources, flags, compilers, CPU or GPU, torch), written aside and renamed into place, under a lock that the
-operating system frees with its holder.
+There is one library for each device, which holds the operators and needs PyTorch's stable ABI, and a small one for each
+pointwise kernel, which needs nothing. One more, of ``csrc/eager``, makes calls on plain tensors cheap; it needs all of
+PyTorch's headers and a quarter of a minute, so it is compiled in the background, and calls go through Python until it
+is there. A library is looked for in three places: among the binaries that came with the package, in the cache, and at
+last it is compiled into the cache. A cache entry is a folder named by a hash of everything that counts (sources, flags,
+compilers, CPU or GPU, torch), written aside and renamed into place, under a lock that the operating system frees with
+its holder.
 
 Environment:
     TORCHAD_EXT_CACHE_DIR   where compiled libraries are kept (default: ``~/.cache/torchad_ext``)
     TORCHAD_EXT_STRICT      ``1``: a library that cannot be built is an error, not a warning
     TORCHAD_EXT_CXXFLAGS    flags added to the C++ compilation, ``-fsanitize=address`` for example
+    TORCHAD_EXT_EAGER       ``0``: calls go through Python; ``wait``: the first one waits for the compiler
     CXX, CUDA_HOME          the C++ compiler, also of nvcc, and the CUDA toolkit
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import functools
 import hashlib
+import importlib.machinery
+import importlib.util
 import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
@@ -32,6 +40,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -45,6 +54,7 @@ PREBUILT = _PACKAGE / "prebuilt"
 _ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 # The compiler may not fuse a * b + c on its own: a result is the same on every CPU. Nothing else trades accuracy.
 _CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+_EAGER_FLAGS = ["-std=c++20", "-O1", "-fPIC"]
 _NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC", "-DUSE_CUDA", "--split-compile=0"]
 _CPU_LEVELS = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3", "DEFAULT": "x86-64"}
 _BUILDING = ".building-"
@@ -53,6 +63,7 @@ _NVCC_ENVIRONMENT = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN")
 _REMEDY = {
     "cpu": "g++ 11 or clang++ 12 or newer is needed; CXX chooses the compiler",
     "cuda": "CUDA 12.8 or newer is needed; CUDA_HOME chooses the toolkit, CXX its C++ compiler",
+    "eager": "g++ 11 or clang++ 14 or newer and the headers of Python are needed (Debian and Ubuntu: python3-dev)",
 }
 PREBUILT_GPUS = ("80", "90", "100")
 
@@ -63,7 +74,7 @@ class BuildError(RuntimeError):
 
 @dataclass(frozen=True)
 class Toolchain:
-    """How to compile for one device: the command, its flags, and what it produces code for."""
+    """How to compile a library: the command, its flags, and what it produces code for."""
 
     compiler: str
     flags: tuple[str, ...]
@@ -101,16 +112,33 @@ def find_cxx() -> str | None:
     return next(filter(None, map(shutil.which, candidates)), None)
 
 
-def cpu_toolchain(level: str | None = None) -> Toolchain:
-    """The C++ compiler, for this CPU or for a named level of x86-64."""
+def _cxx() -> str:
     compiler = find_cxx()
     if compiler is None:
         given = f"CXX={os.environ['CXX']} is no program" if os.environ.get("CXX") else "no C++ compiler was found"
         raise BuildError(f"{given}; install g++ (Debian and Ubuntu: apt install g++) or set CXX to a compiler")
+    return compiler
+
+
+def _chosen_flags() -> list[str]:
+    return shlex.split(os.environ.get("TORCHAD_EXT_CXXFLAGS", ""))
+
+
+def cpu_toolchain(level: str | None = None) -> Toolchain:
+    """The C++ compiler, for this CPU or for a named level of x86-64."""
     level = level or cpu_level()
     march = [f"-march={level}"] if level.startswith("x86-64") else []
-    chosen = shlex.split(os.environ.get("TORCHAD_EXT_CXXFLAGS", ""))
-    return Toolchain(compiler, (*_CXX_FLAGS, *_ABI, *march, *chosen), level)
+    return Toolchain(_cxx(), (*_CXX_FLAGS, *_ABI, *march, *_chosen_flags()), level)
+
+
+def eager_toolchain() -> Toolchain:
+    """The C++ compiler, for an extension module of this Python and this PyTorch."""
+    headers = f"-I{sysconfig.get_path('include')}"
+    return Toolchain(_cxx(), (*_EAGER_FLAGS, headers, *_chosen_flags()), _eager_target())
+
+
+def _eager_target() -> str:
+    return f"{sysconfig.get_config_var('SOABI')}-torch-{torch.__version__}"
 
 
 def cuda_toolchain(gpus: tuple[str, ...] | None = None) -> Toolchain:
@@ -165,16 +193,17 @@ def _path(path: Path) -> str:
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
-def write_ninja(folder: Path, sources: list[Path], toolchain: Toolchain, with_torch: bool = True) -> None:
-    """Writes ``build.ninja`` into ``folder``: compile every source, link them to ``library.so``."""
+def write_ninja(folder: Path, sources: list[Path], toolchain: Toolchain, libraries: Sequence[str]) -> None:
+    """Writes ``build.ninja`` into ``folder``: compile every source, link them and PyTorch's libraries to
+    ``library.so``."""
     torch_root = os.path.dirname(os.path.realpath(torch.__file__))
     objects = [f"{source.name}.o" for source in sources]
-    headers = ["-isystem", f"{torch_root}/include"] if with_torch else []
-    libraries = [f"-L{torch_root}/lib", "-ltorch", "-ltorch_cpu", "-lc10"] if with_torch else []
+    headers = ["-isystem", f"{torch_root}/include"] if libraries else []
+    linked = [f"-L{torch_root}/lib", *(f"-l{library}" for library in libraries)] if libraries else []
     lines = [
         f"compiler = {_shell(toolchain.compiler, *toolchain.flags)}",
         f"headers = {_shell(*headers, f'-I{CSRC}')}",
-        f"libraries = {_shell(*libraries)}",
+        f"libraries = {_shell(*linked)}",
         "rule compile",
         "  command = $compiler $headers -c $in -o $out",
         "rule link",
@@ -197,36 +226,71 @@ def _find_ninja() -> str:
     raise BuildError("ninja was not found; pip install ninja")
 
 
-def compile_library(device: str, toolchain: Toolchain, to: Path, kernels: Sequence[Kernel] = ()) -> None:
-    """Compiles the operators of a device, or pointwise kernels, and puts the library at ``to``, whole or not at all.
+def compile_library(what: str, toolchain: Toolchain, to: Path, kernels: Sequence[Kernel] = ()) -> None:
+    """Compiles the operators of a device, pointwise kernels or eager mode, and puts the library at ``to``, whole or not
+    at all.
 
     Args:
-        device: ``"cpu"`` or ``"cuda"``.
+        what: ``"cpu"``, ``"cuda"`` or ``"eager"``.
         toolchain: how.
         to: the library.
-        kernels: what to compile in place of the operators.
+        kernels: what to compile for a device in place of the operators.
 
     Raises:
         BuildError: the compiler failed; its output is kept beside ``to``, in a file ending in ``.log``.
     """
-    suffix = ".cpp" if device == "cpu" else ".cu"
+    suffix = ".cu" if what == "cuda" else ".cpp"
     log = to.with_suffix(".log")
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=to.parent, prefix=_BUILDING, ignore_cleanup_errors=True) as name:
-        sources = sorted(CSRC.glob(f"*{suffix}"))
+        sources = sorted((CSRC / "eager" if what == "eager" else CSRC).glob(f"*{suffix}"))
+        libraries = ["torch", "torch_cpu", "c10", *(["torch_python"] if what == "eager" else [])]
         if kernels:
             sources = [Path(name, f"{kernel.symbol}{suffix}").absolute() for kernel in kernels]
+            libraries = []
             for source, kernel in zip(sources, kernels, strict=True):
                 source.write_text(kernel.text, encoding="utf-8")
-        write_ninja(Path(name), sources, toolchain, with_torch=not kernels)
-        command = [_find_ninja(), "-C", name, "library.so"]
-        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
-        if result.returncode != 0:
+        write_ninja(Path(name), sources, toolchain, libraries)
+        failed, output = _run([_find_ninja(), "-C", name, "library.so"])
+        if failed:
             texts = (kernel.text.encode() for kernel in kernels)
-            log.write_bytes(b"\n".join([result.stdout, *texts]))
-            raise BuildError(f"{toolchain.compiler} failed; its output is in {log}; {_REMEDY[device]}")
+            log.write_bytes(b"\n".join([output, *texts]))
+            raise BuildError(f"{toolchain.compiler} failed; its output is in {log}; {_REMEDY[what]}")
         os.replace(Path(name, "library.so"), to)
     log.unlink(missing_ok=True)
+
+
+_running: set[subprocess.Popen[bytes]] = set()
+_ending: list[bool] = []
+
+
+def _run(command: list[str]) -> tuple[bool, bytes]:
+    """Runs a command; whether it failed, and what it said. Whatever it started ends with this process, or before."""
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    _running.add(running)
+    try:
+        output, _ = running.communicate()
+    except BaseException:
+        _stop(running)
+        raise
+    finally:
+        _running.discard(running)
+    if _ending:
+        raise BuildError("the process ends")
+    return running.returncode != 0, output
+
+
+def _stop(running: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(running.pid, signal.SIGKILL)
+
+
+@atexit.register
+def _stop_all(owner: int = os.getpid()) -> None:
+    if os.getpid() == owner:  # not in a fork, whose parent still waits for them
+        _ending.append(True)
+        for running in list(_running):
+            _stop(running)
 
 
 def _say(text: str) -> None:
@@ -254,26 +318,21 @@ def _locked(folder: Path, what: str) -> Iterator[None]:
         lock.release()
 
 
-def _cached(device: str, toolchain: Toolchain) -> Path:
-    """The library of a device from the cache, compiled first if it is not there."""
-    what = f"the {device.upper()} kernels for {toolchain.target}"
-    return _from_cache(cache_key(device, toolchain), what, device, toolchain)
-
-
-def _from_cache(key: str, what: str, device: str, toolchain: Toolchain, kernels: Sequence[Kernel] = ()) -> Path:
+def _from_cache(what: str, toolchain: Toolchain, name: str, key: str, kernels: Sequence[Kernel] = ()) -> Path:
+    """A library, called ``name`` in messages, from the cache; compiled first if it is not there."""
     folder = cache_dir() / key
     library = folder / "library.so"
     if os.path.exists(library):
         return library
-    with _locked(folder, what):
+    with _locked(folder, name):
         if not library.exists():
             for killed in folder.glob(f"{_BUILDING}*"):
                 shutil.rmtree(killed, ignore_errors=True)
             if not kernels:
-                _say(f"compiling {what}, once, with {toolchain.compiler}; kept in {folder}")
+                _say(f"compiling {name}, once, with {toolchain.compiler}; kept in {folder}")
             start = time.perf_counter()
-            compile_library(device, toolchain, library, kernels)
-            _say(f"compiled {what} in {time.perf_counter() - start:.1f} s")
+            compile_library(what, toolchain, library, kernels)
+            _say(f"compiled {name} in {time.perf_counter() - start:.1f} s")
     return library
 
 
@@ -302,7 +361,9 @@ def prebuild(folder: Path, devices: str, kernels: Callable[[str], Sequence[Kerne
             library = folder / prebuilt_library(device, toolchain.target, what).name
             compile_library(device, toolchain, library, sources)
             libraries.append(library)
-    return libraries
+    library = folder / prebuilt_library("eager", eager_toolchain().target, "calls").name
+    compile_library("eager", eager_toolchain(), library)
+    return [*libraries, library]
 
 
 def _runs_on(gpu: str) -> bool:
@@ -319,11 +380,62 @@ def _prebuilt(device: str, what: str) -> Path | None:
 
 
 def _find(device: str) -> Path:
-    toolchain = cpu_toolchain if device == "cpu" else cuda_toolchain
-    return _prebuilt(device, "operators") or _cached(device, toolchain())
+    """The library of a device's operators."""
+    if prebuilt := _prebuilt(device, "operators"):
+        return prebuilt
+    toolchain = cpu_toolchain() if device == "cpu" else cuda_toolchain()
+    name = f"the {device.upper()} kernels for {toolchain.target}"
+    return _from_cache(device, toolchain, name, cache_key(device, toolchain))
+
+
+def is_loaded(device: str) -> bool:
+    """Are the operators of a device there?"""
+    return device in _loaded
+
+
+def run_kernel(device: str) -> int:
+    """The address of the function that runs the kernels of a device, whose operators are loaded."""
+    function = getattr(ctypes.CDLL(str(_loaded[device])), f"torchad_ext_run_{device}")
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+def eager_is_built() -> bool:
+    """Is the library of eager mode there, so that loading it compiles nothing?"""
+    if _prebuilt_eager():
+        return True
+    with contextlib.suppress(BuildError):
+        return (cache_dir() / cache_key("eager", eager_toolchain()) / "library.so").exists()
+    return False
+
+
+def load_eager() -> ModuleType:
+    """The extension module of ``csrc/eager``, compiled on its first use.
+
+    Raises:
+        BuildError: it could not be compiled or loaded.
+    """
+    library = _prebuilt_eager()
+    if library is None:
+        toolchain = eager_toolchain()
+        library = _from_cache("eager", toolchain, "the calls in eager mode", cache_key("eager", toolchain))
+    loader = importlib.machinery.ExtensionFileLoader("torchad_ext_eager", str(library))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec
+    try:
+        module = importlib.util.module_from_spec(spec)
+        loader.exec_module(module)
+    except ImportError as error:
+        raise BuildError(f"{error}; delete {library} to have it compiled again") from error
+    return module
+
+
+def _prebuilt_eager() -> Path | None:
+    library = prebuilt_library("eager", _eager_target(), "calls")
+    return library if library.exists() and not os.environ.get("TORCHAD_EXT_CXXFLAGS") else None
 
 
 _failures: dict[str, BuildError | None] = {}
+_loaded: dict[str, Path] = {}
 _loading = threading.RLock()
 
 
@@ -353,7 +465,9 @@ def load(device: str) -> bool:
 
 def _failure(device: str) -> BuildError | None:
     try:
-        _load_library(_find(device))
+        library = _find(device)
+        _load_library(library)
+        _loaded[device] = library
     except (RuntimeError, OSError) as error:
         # The CUDA kernels need those for the CPU: where these are missing, there are none.
         kernels = "native kernels" if device == "cpu" else "native CUDA kernels"
@@ -392,7 +506,7 @@ def _compiled_kernel(name: str, device: str, kernel: Kernel) -> ctypes.CDLL:
     digest = hashlib.sha256(f"{shared}\0{kernel.text}".encode()).hexdigest()[:16]
     key = f"{name}-{device}-{toolchain.target}-{digest}"
     if key not in _compiled:
-        library = _from_cache(key, f"{name} for the {device.upper()}", device, toolchain, [kernel])
+        library = _from_cache(device, toolchain, f"{name} for the {device.upper()}", key, [kernel])
         _compiled[key] = ctypes.CDLL(str(library))
     return _compiled[key]
 

@@ -18,7 +18,7 @@ from . import _build
 from .codegen import Kernel
 
 DispatchKey = torch._C.DispatchKey
-DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+DTYPES = {torch.float16: 5, torch.float32: 6, torch.float64: 7, torch.bfloat16: 15}  # and their numbers in C++
 _BACKEND = {"cpu": DispatchKey.CPU, "cuda": DispatchKey.CUDA}
 
 
@@ -118,8 +118,8 @@ def find(name: str, device: str) -> Callable[..., Any] | None:
     return kernel if kernel is None or not profiling() else recorded(name, kernel)
 
 
-def compile_pointwise(name: str, device: str, source: Kernel) -> Callable[..., Any] | None:
-    """A pointwise kernel as a function of a sequence of tensors and a sequence of numbers.
+def compile_pointwise(name: str, device: str, source: Kernel) -> PointwiseKernel | None:
+    """A pointwise kernel.
 
     Args:
         name: names it in messages and in the cache.
@@ -131,7 +131,19 @@ def compile_pointwise(name: str, device: str, source: Kernel) -> Callable[..., A
     """
     run = _load("pointwise", device)
     address = run and _build.load_kernel(name, device, source)
-    return functools.partial(run, address) if run and address else None
+    return PointwiseKernel(run, address) if run and address else None
+
+
+class PointwiseKernel:
+    """A pointwise kernel as a function of a sequence of tensors and a sequence of numbers, to a list of tensors."""
+
+    __slots__ = ("_run", "address")
+
+    def __init__(self, run: Callable[..., Any], address: int) -> None:
+        self._run, self.address = run, address
+
+    def __call__(self, xs: Sequence[torch.Tensor], scalars: Sequence[float]) -> Any:
+        return self._run(self.address, xs, scalars)
 
 
 def recorded(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:

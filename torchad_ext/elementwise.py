@@ -2,7 +2,9 @@
 
 The derivatives of an elementwise function are elementwise functions again, of its arguments and of the cotangents or
 tangents. So one class is closed under ``vjp`` and ``jvp``, and one ``torch.autograd.Function`` applies any member of
-it: its backward applies the vjp, its jvp applies the jvp, and every order and mix of modes follows.
+it: its backward applies the vjp, its jvp applies the jvp, and every order and mix of modes follows. Plain tensors in
+eager mode take the same way in C++ (``csrc/eager``), which asks this class for derivatives and kernels when they are
+first needed.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from . import _kernels, codegen, expr
+from . import _eager, _kernels, codegen, expr
 from .trace import evaluate
 
 Tensors = Sequence[torch.Tensor]
@@ -25,7 +27,6 @@ Scalars = tuple[float, ...]
 _transforms_active = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _autocast_enabled = torch._C._is_any_autocast_enabled
-_grad_enabled = torch.is_grad_enabled
 
 _ORDERS = ("", "_backward", "_double_backward", "_triple_backward")
 
@@ -79,10 +80,11 @@ class Elementwise:
         self._stem, self._order = name, order
         self.written = written
         self._single = len(program.outputs) == 1
-        self._kernels: dict[tuple[str, torch.dtype], Callable[..., Any] | None] = {}
+        self._kernels: dict[tuple[str, torch.dtype], _kernels.PointwiseKernel | None] = {}
         self._failed: set[tuple[str, torch.dtype]] = set() if family is None else family
         self._vjps: dict[tuple[tuple[bool, ...], tuple[bool, ...]], Derivative] = {}
         self._jvps: dict[tuple[bool, ...], Derivative] = {}
+        self._eager: Any = None
 
     @functools.cached_property
     def depends_on_all(self) -> bool:
@@ -117,7 +119,7 @@ class Elementwise:
         name, functor = self.functor
         return codegen.kernel(functor, name, len(self.program.inputs), device, _name(dtype))
 
-    def _compile(self, device: str, dtype: torch.dtype) -> Callable[..., Any] | None:
+    def _compile(self, device: str, dtype: torch.dtype) -> _kernels.PointwiseKernel | None:
         return _kernels.compile_pointwise(f"{self.name}-{_name(dtype)}", device, self.source(device, dtype))
 
     def run(self, xs: Tensors, scalars: Scalars) -> Any:
@@ -141,16 +143,42 @@ class Elementwise:
         device = _kernels.device_of(xs)
         if device is None or _dispatch_modes() or _autocast_enabled():
             return self.definition(*xs, *scalars)
-        if forward_ad._current_level >= 0:
-            return _Apply.apply(self, scalars, *xs)
-        kernel = self.kernel(device, xs[0].dtype)
-        if kernel is None:
+        if self.kernel(device, xs[0].dtype) is None:
             return self.definition(*xs, *scalars)
-        if _grad_enabled():
-            for x in xs:
-                if x.requires_grad:
-                    return _apply_eagerly(self, kernel, scalars, *xs)
-        return self.outputs(kernel, xs, scalars)
+        outputs = self._apply_eagerly(device, xs, scalars) if forward_ad._current_level < 0 else NotImplemented
+        return _Apply.apply(self, scalars, *xs) if outputs is NotImplemented else outputs
+
+    def _apply_eagerly(self, device: str, xs: Tensors, scalars: Scalars) -> Any:
+        if self.eager is None:  # as long as its compiler runs, and for more tensors than it has bits for
+            return NotImplemented
+        outputs = self._eager.apply(xs, scalars)
+        if outputs is NotImplemented:  # it may not know the kernel yet
+            kernel = self._kernels[device, xs[0].dtype]
+            assert kernel
+            self._eager.set_kernel(_eager.device_number(device), _kernels.DTYPES[xs[0].dtype], kernel.address)
+            outputs = self._eager.apply(xs, scalars)
+        return outputs
+
+    @property
+    def eager(self) -> Any:
+        """This function in C++, None while there is none."""
+        if self._eager is None and len(self.program.inputs) <= 64 and (module := _eager.module()):
+            node = codegen.struct_name(self._stem + self._suffix(self._order + 1))
+            self._eager = module.Function(self, self.name, node)
+        return self._eager
+
+    def eager_vjp(self, wanted: int, given: int) -> tuple[Any, ...]:
+        """For C++: the Derivative whose wanted results and given cotangents are the bits that are set."""
+        derivative = self.vjp(*self._masks(wanted, given))
+        return derivative.function.eager, derivative.arguments, derivative.scalars, derivative.results
+
+    def pullback(self, arguments: Tensors, scalars: Scalars, wanted: int, given: int) -> Tensors:
+        """For C++: the wanted gradients, from the inputs and the given cotangents, by whatever route."""
+        return self.vjp(*self._masks(wanted, given)).apply(arguments, scalars, wanted.bit_count())
+
+    def _masks(self, wanted: int, given: int) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
+        inputs, outputs = range(len(self.program.inputs)), range(len(self.program.outputs))
+        return tuple([bool(wanted >> i & 1) for i in inputs]), tuple([bool(given >> i & 1) for i in outputs])
 
     def vjp(self, wanted: tuple[bool, ...], given: tuple[bool, ...]) -> Derivative:
         """The vector-Jacobian product: of (inputs, a cotangent for each given output), the gradients of the wanted."""
@@ -215,7 +243,7 @@ class Derivative:
 
 
 class _Apply(torch.autograd.Function):
-    """Applies an Elementwise under any transform.
+    """Applies an Elementwise.
 
     Saves its inputs alone: an intermediate made inside forward has no gradient to give to the double backward.
     """
@@ -233,7 +261,12 @@ class _Apply(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        return (None, None, *_gradients(ctx, ctx.needs_input_grad[2:], ctx.saved_tensors, grads))
+        xs = ctx.saved_tensors
+        wanted = tuple([w and is_wanted(ctx, i) for i, w in enumerate(ctx.needs_input_grad[2:])])
+        given = tuple([g is not None for g in grads])
+        arguments = (*xs, *(g for g in grads if g is not None))
+        gradients = iter(ctx.op.vjp(wanted, given).apply(arguments, ctx.scalars, sum(wanted)))
+        return (None, None, *(next(gradients) if w else None for w in wanted))
 
     @staticmethod
     def jvp(ctx: Any, _op: None, _scalars: None, *tangents: torch.Tensor | None) -> Any:
@@ -254,62 +287,17 @@ class _Apply(torch.autograd.Function):
         return op.apply(batched, scalars), 0 if count == 1 else (0,) * count
 
 
-class _ApplyEagerly(torch.autograd.Function):
-    """The same for reverse mode alone, without what a transform needs: a third of the cost on small tensors."""
-
-    @staticmethod
-    def forward(ctx: Any, op: Elementwise, kernel: Callable[..., Any], scalars: Scalars, *xs: torch.Tensor) -> Any:
-        ctx.op, ctx.scalars = op, scalars
-        ctx.save_for_backward(*xs)
-        ctx.set_materialize_grads(False)
-        return op.outputs(kernel, xs, scalars)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        return (None, None, None, *_gradients(ctx, ctx.needs_input_grad[3:], ctx.saved_tensors, grads))
-
-
-# Function.apply binds its arguments to the signature of forward first, which takes longer than all the rest.
-_apply_eagerly = super(torch.autograd.Function, _ApplyEagerly).apply
-
-
-_ASKING = 1 << 19  # numbers that take longer to compute than the engine takes to raise
-
-
-def is_wanted(ctx: Any, tensor: int, size: int = _ASKING) -> bool:
+def is_wanted(ctx: Any, tensor: int) -> bool:
     """Will the gradient of a tensor be used? That it requires one does not say so: grad(f(x, a), x) has no use for a's.
 
     Args:
         ctx: of the Function whose backward asks.
         tensor: its place among the tensors that the Function was given; it requires a gradient.
-        size: how many numbers the gradient has; few are computed without asking.
     """
     if _transforms_active():
         return True
     node = ctx.next_functions[tensor][0]
-    if size < _ASKING and hasattr(node, "variable"):
-        return True
     # For a leaf whose gradient is captured the engine raises instead of answering: it is wanted.
     with contextlib.suppress(RuntimeError):
         return torch._C._will_engine_execute_node(node)
     return True
-
-
-def _gradients(
-    ctx: Any,
-    wanted: tuple[bool, ...],
-    xs: tuple[torch.Tensor, ...],
-    grads: tuple[torch.Tensor | None, ...],
-) -> Sequence[torch.Tensor | None]:
-    count = sum(wanted)
-    if count > 1:
-        size = xs[0].numel()
-        wanted = tuple([w and is_wanted(ctx, i, size) for i, w in enumerate(wanted)])
-        count = sum(wanted)
-    given = tuple([g is not None for g in grads])
-    arguments = (*xs, *(g for g in grads if g is not None))
-    results: Sequence[torch.Tensor] = ctx.op.vjp(wanted, given).apply(arguments, ctx.scalars, count)
-    if count == len(wanted):
-        return results
-    remaining = iter(results)
-    return [next(remaining) if w else None for w in wanted]

@@ -13,7 +13,7 @@ from typing import Any, overload
 import torch
 from torch.overrides import handle_torch_function, has_torch_function
 
-from . import _build, expr
+from . import _build, _eager, expr
 from ._kernels import DTYPES
 from .elementwise import Elementwise, HandWritten
 from .latex import latex
@@ -67,6 +67,8 @@ class Pointwise:
         self._defaults = {name: p.default for name, p in self._parameters.items() if p.default is not p.empty}
         self._written = written
         self._members: dict[tuple[Any, ...], tuple[Elementwise, list[int]]] = {}
+        self._front: Any = None  # in C++
+        self._in_front: set[tuple[int, int]] = set()
         self._domain = domain
 
     @functools.cached_property
@@ -94,9 +96,16 @@ class Pointwise:
         return self.__qualname__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or torch._C._is_tracing():
+        if torch.compiler.is_compiling():
             return self.definition(*args, **kwargs)
-        if kwargs or len(args) != len(self._parameters):
+        if self._front and not kwargs:
+            result = self._front.call(args)
+            if result is not NotImplemented:
+                return result
+        if torch._C._is_tracing():
+            return self.definition(*args, **kwargs)
+        given = 0 if kwargs else len(args)
+        if given != len(self._parameters):
             args = self._bound(args, kwargs)
         kinds = tuple([_kind(x) for x in args])
         xs = [x for x, kind in zip(args, kinds, strict=True) if kind is _TENSOR]
@@ -113,7 +122,25 @@ class Pointwise:
             if not member.depends_on_all:
                 return self.define(args)  # an output has the shape of what it depends on
             xs = list(torch.broadcast_tensors(*xs))
-        return member.apply(xs, tuple([float(args[i]) for i in scalars]))
+        numbers = tuple([float(args[i]) for i in scalars])
+        result = member.apply(xs, numbers)
+        if member.eager:
+            self._put_in_front(given, kinds, member, scalars, numbers)
+        return result
+
+    def _put_in_front(
+        self, given: int, kinds: Sequence[Any], member: Elementwise, scalars: Sequence[int], numbers: Sequence[float]
+    ) -> None:
+        """Lets C++ take calls of so many positional arguments of these kinds, the rest being defaults, from now on."""
+        tensors = sum(1 << i for i in range(given) if kinds[i] is _TENSOR)
+        if (given, tensors) in self._in_front or any(kind not in (_TENSOR, _SCALAR) for kind in kinds[:given]):
+            return
+        self._in_front.add((given, tensors))
+        if self._front is None:
+            self._front = _eager.front()
+        if given:
+            places = tuple([(i if i < given else -1, number) for i, number in zip(scalars, numbers, strict=True)])
+            self._front.add(member.eager, given, tensors, places)
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """The arguments in the order of the parameters."""

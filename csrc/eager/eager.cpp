@@ -1,0 +1,562 @@
+// Eager mode in C++: the call of a pointwise op on plain tensors, and its node in the autograd graph.
+//
+// It does what elementwise.py does, where only the cost of a call counts. An Elementwise of Python stands behind each
+// Function here: it makes the derivatives and the kernels when they are first needed, and it takes what is not plain (a
+// transform, a mode, a tangent, a subclass, ...). This file alone needs the headers of PyTorch and of Python that it
+// runs with, not the stable ABI.
+#include <ATen/EmptyTensor.h>
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/ops/empty_strided.h>
+#include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/dynamo/compiled_autograd.h>
+
+#include <array>
+#include <atomic>
+#include <map>
+#include <optional>
+
+#include "../huge_pages.h"
+#include "../kernel.h"
+
+namespace torchad_ext {
+namespace {
+
+namespace dynamo = torch::dynamo::autograd;
+using torch::autograd::variable_list;
+using Tensors = c10::SmallVector<at::Tensor, 4>;
+using Numbers = c10::SmallVector<double, 4>;
+using NodePtr = decltype(torch::autograd::Edge::function);
+
+constexpr int devices = 2;  // CPU, CUDA
+std::array<std::atomic<RunKernel>, devices> run_kernel;
+
+// What elementwise.py calls a Derivative: a function of some of its arguments, and which of the wanted results it
+// gives; the others are zero.
+struct Derivative {
+  std::shared_ptr<struct Function> function;  // null: only Python can compute it
+  std::vector<int64_t> arguments, scalars, results;
+  size_t wanted;
+
+  bool compute(const Tensors& arguments, const Numbers& scalars, Tensors& gradients) const;
+};
+
+// The wanted gradients and the given cotangents, a bit each. Python keeps functions of more than 64 tensors to itself.
+using Masks = std::pair<uint64_t, uint64_t>;
+
+struct Function : std::enable_shared_from_this<Function> {
+  Function(PyObject* elementwise, std::string name, std::string node_name)
+      : elementwise(Py_NewRef(elementwise)), name("torchad_ext::" + std::move(name)), node_name(std::move(node_name)) {
+    for (auto& of_device : kernels) {
+      for (auto& kernel : of_device) kernel = nullptr;
+    }
+  }
+  Function(const Function&) = delete;
+
+  ~Function() {
+    if (!elementwise || !Py_IsInitialized()) return;
+    const py::gil_scoped_acquire gil;
+    Py_DECREF(elementwise);
+  }
+
+  static int place(at::ScalarType dtype) {
+    switch (dtype) {
+      case at::kHalf:
+        return 0;
+      case at::kBFloat16:
+        return 1;
+      case at::kFloat:
+        return 2;
+      case at::kDouble:
+        return 3;
+      default:
+        return -1;
+    }
+  }
+
+  const Kernel* plain_kernel(const Tensors& xs) const;
+  Tensors compute(const Kernel& kernel, const Tensors& xs, const Numbers& scalars) const;
+  std::optional<Tensors> apply(const Tensors& xs, const Numbers& scalars);
+  const Derivative& vjp(Masks masks);
+
+  PyObject* elementwise;
+  const std::string name, node_name;
+  std::array<std::array<std::atomic<const Kernel*>, 4>, devices> kernels;
+  std::mutex mutex;  // of vjps
+  std::map<Masks, Derivative> vjps;
+};
+
+c10::DispatchKeySet plain_keys(bool cuda) {
+  static const c10::DispatchKeySet cpu_keys({c10::DispatchKey::CPU, c10::DispatchKey::AutocastCPU});
+  static const c10::DispatchKeySet cuda_keys({c10::DispatchKey::CUDA, c10::DispatchKey::AutocastCUDA});
+  return cuda ? cuda_keys : cpu_keys;
+}
+
+// The kernel for tensors that are nothing but numbers in memory, where no transform, mode or tangent is at work; else
+// null.
+const Kernel* Function::plain_kernel(const Tensors& xs) const {
+  const auto local = c10::impl::tls_local_dispatch_key_set();
+  const bool cuda = xs[0].is_cuda();
+  const auto autocast = cuda ? c10::DispatchKey::AutocastCUDA : c10::DispatchKey::AutocastCPU;
+  if (!(local.included_ - c10::default_included_set).empty() || !local.excluded_.has(autocast)) return nullptr;
+  const int dtype = place(xs[0].scalar_type());
+  if (dtype < 0) return nullptr;
+  const auto plain = plain_keys(cuda);
+  for (const at::Tensor& x : xs) {
+    if (x.key_set() - c10::autograd_dispatch_keyset_with_ADInplaceOrView != plain) return nullptr;
+    if (x.scalar_type() != xs[0].scalar_type() || !x.sizes().equals(xs[0].sizes())) return nullptr;
+    if (cuda && x.device() != xs[0].device()) return nullptr;
+    if (x._fw_grad(0).defined()) return nullptr;
+  }
+  return kernels[cuda][dtype].load(std::memory_order_acquire);
+}
+
+Tensors Function::compute(const Kernel& kernel, const Tensors& xs, const Numbers& scalars) const {
+  RECORD_FUNCTION(name, std::vector<c10::IValue>());
+  const at::Tensor& x = xs[0];
+  const auto sizes = x.sizes();
+  const int dims = int(sizes.size());
+  c10::SmallVector<const int64_t*, 8> strides;
+  c10::SmallVector<void*, 8> data;
+  for (const at::Tensor& input : xs) strides.push_back(input.strides().data());
+  int64_t result[most_dims];
+  result_strides(kernel.inputs, dims, sizes.data(), strides.data(), result);
+  const at::IntArrayRef dense(result, dims);
+  Tensors outputs;
+  for (int k = 0; k < kernel.outputs; ++k) {
+    if (x.is_cuda()) {
+      outputs.push_back(at::empty_strided(sizes, dense, x.options()));
+    } else {
+      outputs.emplace_back(at::detail::empty_strided_cpu(sizes, dense, x.scalar_type()));
+      advise_huge_pages(outputs[k].data_ptr(), outputs[k].nbytes());
+    }
+    data.push_back(outputs[k].data_ptr());
+  }
+  strides.insert(strides.begin(), kernel.outputs, result);
+  for (const at::Tensor& input : xs) data.push_back(input.data_ptr());
+  const auto run = run_kernel[x.is_cuda()].load(std::memory_order_acquire);
+  run(kernel, dims, sizes.data(), strides.data(), data.data(), scalars.data(), x.get_device());
+  return outputs;
+}
+
+// Python's error as an exception of C++ that can cross threads.
+template <class F>
+auto ask_python(F f) {
+  const py::gil_scoped_acquire gil;
+  try {
+    return f();
+  } catch (py::error_already_set& error) {
+    error.restore();
+    python_error raised;
+    raised.persist();
+    throw raised;
+  }
+}
+
+// One application of a Function in the autograd graph.
+struct Pullback : torch::autograd::Node {
+  Pullback(std::shared_ptr<Function> function, const Tensors& xs, const Numbers& scalars)
+      : function(std::move(function)), scalars(scalars) {
+    saved.reserve(xs.size());
+    for (const at::Tensor& x : xs) saved.emplace_back(x, /*is_output=*/false);
+  }
+
+  std::string name() const override { return function->node_name; }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (auto& x : saved) x.reset_data();
+  }
+
+  variable_list apply(variable_list&& grads) override {
+    return gradients(*function, scalars, unpacked(), grads, wanted(), num_outputs());
+  }
+
+  Tensors unpacked() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    Tensors xs;
+    for (const auto& x : saved) xs.push_back(x.unpack());
+    return xs;
+  }
+
+  uint64_t wanted() const {
+    uint64_t mask = 0;
+    for (size_t i = 0; i < saved.size(); ++i) mask |= uint64_t(task_should_compute_output(i)) << i;
+    return mask;
+  }
+
+  static variable_list gradients(Function& function, const Numbers& scalars, Tensors arguments,
+                                 const variable_list& grads, uint64_t wanted, size_t count) {
+    variable_list results(count);
+    uint64_t given = 0;
+    for (size_t k = 0; k < grads.size(); ++k) {
+      if (!grads[k].defined()) continue;
+      given |= uint64_t(1) << k;
+      arguments.push_back(grads[k]);
+    }
+    if (!wanted || !given) return results;
+    const Masks masks{wanted, given};
+    const Derivative& derivative = function.vjp(masks);
+    Tensors gradients;
+    if (!derivative.compute(arguments, scalars, gradients)) {
+      gradients = ask_python([&] { return pullback(function, scalars, arguments, masks); });
+    }
+    size_t next = 0;
+    for (size_t i = 0; i < count; ++i) {
+      if (wanted >> i & 1) results[i] = std::move(gradients[next++]);
+    }
+    return results;
+  }
+
+  static Tensors pullback(const Function& function, const Numbers& scalars, const Tensors& arguments, Masks masks) {
+    py::tuple xs(arguments.size()), numbers(scalars.size());
+    for (size_t i = 0; i < arguments.size(); ++i) {
+      xs[i] = py::reinterpret_steal<py::object>(THPVariable_Wrap(arguments[i]));
+    }
+    for (size_t i = 0; i < scalars.size(); ++i) numbers[i] = scalars[i];
+    const py::handle elementwise = function.elementwise;
+    const py::object results = elementwise.attr("pullback")(xs, numbers, masks.first, masks.second);
+    Tensors gradients;
+    for (const py::handle gradient : results) gradients.push_back(THPVariable_Unpack(gradient.ptr()));
+    return gradients;
+  }
+
+  // Compiled autograd: what this node depends on, and the node as a function of that.
+  void compiled_args(dynamo::CompiledNodeArgs& args) const override {
+    args.collect(uint64_t(reinterpret_cast<uintptr_t>(function.get())));
+    for (const double number : scalars) args.collect(number);
+    args.collect(saved, /*is_output=*/false);
+  }
+
+  variable_list apply_with_saved(const variable_list& grads, dynamo::SwapSavedVariables& swap) override {
+    swap.before(saved);
+    const Tensors xs = unpacked();
+    dynamo::PackedArgs packed;
+    packed.pack(variable_list(xs.begin(), xs.end()));
+    const auto args = std::move(packed).vec();
+    std::vector<at::TypePtr> schema;
+    for (const auto& arg : args) schema.push_back(arg.isTensor() ? at::TensorType::get() : arg.type());
+    const auto call = [function = function, scalars = scalars, wanted = wanted(), count = num_outputs()](
+                          const variable_list& grads, const std::vector<c10::IValue>& args) {
+      dynamo::PackedArgs packed(args);
+      const auto xs = packed.unpack<variable_list>();
+      return gradients(*function, scalars, Tensors(xs.begin(), xs.end()), grads, wanted, count);
+    };
+    const auto& interface = dynamo::getPyCompilerInterface();
+    const auto metadata = dynamo::IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
+        dynamo::get_input_metadata(next_edges()));
+    const auto bound = interface->bind_function(swap.get_py_compiler(), name(), call, schema,
+                                                /*is_custom_function=*/true, /*is_traceable=*/true);
+    auto results = interface->call_function(swap.get_py_compiler(), "apply_functional", bound, grads, args, metadata);
+    swap.after(saved);
+    return results;
+  }
+
+  const std::shared_ptr<Function> function;
+  const Numbers scalars;
+  std::vector<torch::autograd::SavedVariable> saved;
+};
+
+// Before PyTorch 2.13 the graph holds its nodes by shared_ptr.
+template <class N>
+NodePtr make_node(std::shared_ptr<Function> function, const Tensors& xs, const Numbers& scalars) {
+  if constexpr (std::is_same_v<NodePtr, std::shared_ptr<torch::autograd::Node>>) {
+    return NodePtr(new N(std::move(function), xs, scalars), [](auto* node) { deleteNode(node); });
+  } else {
+    return c10::make_intrusive<N>(std::move(function), xs, scalars);
+  }
+}
+
+// The results on plain tensors, differentiable; none if the tensors are not plain or there is no kernel yet.
+std::optional<Tensors> Function::apply(const Tensors& xs, const Numbers& scalars) {
+  const Kernel* kernel = plain_kernel(xs);
+  if (!kernel) return std::nullopt;
+  Tensors outputs = compute(*kernel, xs, scalars);
+  bool differentiable = false;
+  for (const at::Tensor& x : xs) differentiable = differentiable || x.requires_grad();
+  if (differentiable && at::GradMode::is_enabled()) {
+    torch::autograd::edge_list edges;
+    for (const at::Tensor& x : xs) edges.push_back(torch::autograd::impl::gradient_edge(x));
+    const NodePtr node = make_node<Pullback>(shared_from_this(), xs, scalars);
+    node->set_next_edges(std::move(edges));
+    for (const at::Tensor& y : outputs) torch::autograd::set_history(y, node);
+  }
+  return outputs;
+}
+
+// The wanted gradients of all arguments; false if the way through Python has to be taken.
+bool Derivative::compute(const Tensors& all, const Numbers& all_scalars, Tensors& gradients) const {
+  if (!function) return false;
+  Tensors xs;
+  Numbers numbers;
+  for (const auto i : arguments) xs.push_back(all[i]);
+  for (const auto i : scalars) numbers.push_back(all_scalars[i]);
+  std::optional<Tensors> outputs = results.empty() ? Tensors() : function->apply(xs, numbers);
+  if (!outputs) return false;
+  gradients.resize(wanted);
+  if (results.size() < wanted) {
+    std::fill(gradients.begin(), gradients.end(), at::zeros({}, all[0].options()).expand_as(all[0]));
+  }
+  for (size_t k = 0; k < results.size(); ++k) gradients[results[k]] = std::move((*outputs)[k]);
+  return true;
+}
+
+struct FunctionObject {
+  PyObject_HEAD std::shared_ptr<Function> function;
+};
+
+// One way of calling an op: which arguments are tensors, and where its numbers come from.
+struct Call {
+  FunctionObject* function;
+  Py_ssize_t arguments;
+  uint64_t tensors;                                    // a bit for each argument
+  std::vector<std::pair<Py_ssize_t, double>> numbers;  // the place among the arguments, or -1 and a default
+};
+
+struct FrontObject {
+  PyObject_HEAD std::vector<Call> calls;
+};
+
+PyTypeObject* function_type;
+
+const Derivative& Function::vjp(Masks masks) {
+  {
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (const auto found = vjps.find(masks); found != vjps.end()) return found->second;
+  }
+  Derivative derivative = ask_python([&] {
+    using Places = std::vector<int64_t>;
+    auto [function, arguments, scalars, results] = py::handle(elementwise)
+                                                       .attr("eager_vjp")(masks.first, masks.second)
+                                                       .cast<std::tuple<py::object, Places, Places, Places>>();
+    Derivative result{nullptr, arguments, scalars, results, size_t(__builtin_popcountll(masks.first))};
+    if (!function.is_none()) result.function = reinterpret_cast<FunctionObject*>(function.ptr())->function;
+    return result;
+  });
+  const std::lock_guard<std::mutex> lock(mutex);
+  return vjps.emplace(masks, std::move(derivative)).first->second;
+}
+
+PyObject* wrap(std::optional<Tensors> outputs) {
+  if (!outputs) Py_RETURN_NOTIMPLEMENTED;
+  if (outputs->size() == 1) return THPVariable_Wrap(std::move((*outputs)[0]));
+  PyObject* result = PyTuple_New(Py_ssize_t(outputs->size()));
+  for (size_t k = 0; result && k < outputs->size(); ++k) {
+    PyTuple_SET_ITEM(result, Py_ssize_t(k), THPVariable_Wrap(std::move((*outputs)[k])));
+  }
+  return result;
+}
+
+PyObject* applied(Function& function, const Tensors& xs, const Numbers& scalars) {
+  std::optional<Tensors> outputs;
+  {
+    const py::gil_scoped_release no_gil;
+    outputs = function.apply(xs, scalars);
+  }
+  return wrap(std::move(outputs));
+}
+
+// front(arguments): the results, or NotImplemented where the way through Python has to be taken.
+PyObject* front_call(PyObject* self, PyObject* arguments) {
+  HANDLE_TH_ERRORS
+  const Py_ssize_t count = PyTuple_GET_SIZE(arguments);
+  if (count > 64 || at::impl::torch_function_mode_enabled()) Py_RETURN_NOTIMPLEMENTED;
+  uint64_t tensors = 0;
+  Tensors xs;
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject* x = PyTuple_GET_ITEM(arguments, i);
+    if (THPVariable_CheckExact(x)) {
+      tensors |= uint64_t(1) << i;
+      xs.push_back(THPVariable_Unpack(x));
+    } else if (!PyFloat_CheckExact(x) && !PyLong_CheckExact(x)) {
+      Py_RETURN_NOTIMPLEMENTED;
+    }
+  }
+  if (xs.empty()) Py_RETURN_NOTIMPLEMENTED;
+  for (const Call& call : reinterpret_cast<FrontObject*>(self)->calls) {
+    if (call.arguments != count || call.tensors != tensors) continue;
+    Numbers scalars;
+    for (const auto& [place, number] : call.numbers) {
+      scalars.push_back(place < 0 ? number : PyFloat_AsDouble(PyTuple_GET_ITEM(arguments, place)));
+    }
+    if (PyErr_Occurred()) return nullptr;
+    return applied(*call.function->function, xs, scalars);
+  }
+  Py_RETURN_NOTIMPLEMENTED;
+  END_HANDLE_TH_ERRORS
+}
+
+// front.add(function, arguments, tensors, numbers)
+PyObject* front_add(PyObject* self, PyObject* args) {
+  HANDLE_TH_ERRORS
+  PyObject* function;
+  Py_ssize_t arguments;
+  unsigned long long tensors;
+  PyObject* numbers;
+  if (!PyArg_ParseTuple(args, "O!nKO!", function_type, &function, &arguments, &tensors, &PyTuple_Type, &numbers)) {
+    return nullptr;
+  }
+  Call call{reinterpret_cast<FunctionObject*>(function), arguments, tensors, {}};
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(numbers); ++i) {
+    Py_ssize_t place;
+    double number;
+    if (!PyArg_ParseTuple(PyTuple_GET_ITEM(numbers, i), "nd", &place, &number)) return nullptr;
+    call.numbers.emplace_back(place, number);
+  }
+  reinterpret_cast<FrontObject*>(self)->calls.push_back(std::move(call));
+  Py_INCREF(function);
+  Py_RETURN_NONE;
+  END_HANDLE_TH_ERRORS
+}
+
+PyObject* front_new(PyTypeObject* type, PyObject*, PyObject*) {
+  PyObject* self = type->tp_alloc(type, 0);
+  if (self) new (&reinterpret_cast<FrontObject*>(self)->calls) std::vector<Call>();
+  return self;
+}
+
+int front_traverse(PyObject* self, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(self));
+  for (const Call& call : reinterpret_cast<FrontObject*>(self)->calls) Py_VISIT(call.function);
+  return 0;
+}
+
+int front_clear(PyObject* self) {
+  for (const Call& call : std::exchange(reinterpret_cast<FrontObject*>(self)->calls, {})) Py_DECREF(call.function);
+  return 0;
+}
+
+void front_dealloc(PyObject* self) {
+  PyObject_GC_UnTrack(self);
+  front_clear(self);
+  PyTypeObject* type = Py_TYPE(self);
+  std::destroy_at(&reinterpret_cast<FrontObject*>(self)->calls);
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+// Function(elementwise, name, node_name)
+PyObject* function_new(PyTypeObject* type, PyObject* args, PyObject*) {
+  HANDLE_TH_ERRORS
+  PyObject* elementwise;
+  const char *name, *node_name;
+  if (!PyArg_ParseTuple(args, "Oss", &elementwise, &name, &node_name)) return nullptr;
+  auto function = std::make_shared<Function>(elementwise, name, node_name);
+  PyObject* self = type->tp_alloc(type, 0);
+  if (self) new (&reinterpret_cast<FunctionObject*>(self)->function) std::shared_ptr(std::move(function));
+  return self;
+  END_HANDLE_TH_ERRORS
+}
+
+Function& function_of(PyObject* self) { return *reinterpret_cast<FunctionObject*>(self)->function; }
+
+// function.apply(tensors, numbers): the results, or NotImplemented.
+PyObject* function_apply(PyObject* self, PyObject* args) {
+  HANDLE_TH_ERRORS
+  PyObject *tensors, *numbers;
+  if (!PyArg_ParseTuple(args, "OO!", &tensors, &PyTuple_Type, &numbers)) return nullptr;
+  Tensors xs;
+  for (const py::handle x : py::reinterpret_borrow<py::sequence>(tensors)) {
+    TORCH_CHECK_TYPE(THPVariable_Check(x.ptr()), "apply takes tensors");
+    xs.push_back(THPVariable_Unpack(x.ptr()));
+  }
+  Numbers scalars;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(numbers); ++i) {
+    scalars.push_back(PyFloat_AsDouble(PyTuple_GET_ITEM(numbers, i)));
+  }
+  if (PyErr_Occurred()) return nullptr;
+  TORCH_CHECK_VALUE(!xs.empty(), "apply takes a tensor at the least");
+  return applied(function_of(self), xs, scalars);
+  END_HANDLE_TH_ERRORS
+}
+
+// function.set_kernel(device, dtype, address): 0 for the CPU and 1 for CUDA, a torch.dtype's number, a Kernel.
+PyObject* function_set_kernel(PyObject* self, PyObject* args) {
+  int device, dtype;
+  unsigned long long address;
+  if (!PyArg_ParseTuple(args, "iiK", &device, &dtype, &address)) return nullptr;
+  const int place = Function::place(at::ScalarType(dtype));
+  if (place < 0 || device < 0 || device >= devices) {
+    PyErr_SetString(PyExc_ValueError, "no kernel is made for this device and dtype");
+    return nullptr;
+  }
+  function_of(self).kernels[device][place].store(reinterpret_cast<const Kernel*>(address), std::memory_order_release);
+  Py_RETURN_NONE;
+}
+
+// While a graph holds the Function too, its Elementwise is in use.
+int function_traverse(PyObject* self, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(self));
+  const auto& function = reinterpret_cast<FunctionObject*>(self)->function;
+  if (function && function.use_count() == 1) Py_VISIT(function->elementwise);
+  return 0;
+}
+
+int function_clear(PyObject* self) {
+  const auto& function = reinterpret_cast<FunctionObject*>(self)->function;
+  if (function.use_count() == 1) Py_CLEAR(function->elementwise);
+  return 0;
+}
+
+void function_dealloc(PyObject* self) {
+  PyObject_GC_UnTrack(self);
+  PyTypeObject* type = Py_TYPE(self);
+  std::destroy_at(&reinterpret_cast<FunctionObject*>(self)->function);
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+// set_run(device, address): how kernels are run on a device, a RunKernel.
+PyObject* set_run(PyObject*, PyObject* args) {
+  int device;
+  unsigned long long address;
+  if (!PyArg_ParseTuple(args, "iK", &device, &address)) return nullptr;
+  run_kernel.at(device).store(reinterpret_cast<RunKernel>(address), std::memory_order_release);
+  Py_RETURN_NONE;
+}
+
+template <class T>
+PyType_Spec type_spec(const char* name, PyType_Slot* slots) {
+  return {name, sizeof(T), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, slots};
+}
+
+PyMethodDef function_methods[] = {
+    {"apply", function_apply, METH_VARARGS, "apply(tensors, numbers): the results, or NotImplemented"},
+    {"set_kernel", function_set_kernel, METH_VARARGS, "set_kernel(device, dtype, address)"},
+    {}};
+PyType_Slot function_slots[] = {{Py_tp_new, reinterpret_cast<void*>(function_new)},
+                                {Py_tp_dealloc, reinterpret_cast<void*>(function_dealloc)},
+                                {Py_tp_traverse, reinterpret_cast<void*>(function_traverse)},
+                                {Py_tp_clear, reinterpret_cast<void*>(function_clear)},
+                                {Py_tp_methods, function_methods},
+                                {}};
+PyMethodDef front_methods[] = {{"call", front_call, METH_O, "call(arguments): the results, or NotImplemented"},
+                               {"add", front_add, METH_VARARGS, "add(function, arguments, tensors, numbers)"},
+                               {}};
+PyType_Slot front_slots[] = {{Py_tp_new, reinterpret_cast<void*>(front_new)},
+                             {Py_tp_dealloc, reinterpret_cast<void*>(front_dealloc)},
+                             {Py_tp_traverse, reinterpret_cast<void*>(front_traverse)},
+                             {Py_tp_clear, reinterpret_cast<void*>(front_clear)},
+                             {Py_tp_methods, front_methods},
+                             {}};
+PyMethodDef module_methods[] = {{"set_run", set_run, METH_VARARGS, "set_run(device, address)"}, {}};
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "torchad_ext_eager", "Calls of pointwise ops on plain tensors.", -1,
+                      module_methods};
+
+}  // namespace
+}  // namespace torchad_ext
+
+PyMODINIT_FUNC PyInit_torchad_ext_eager() {
+  using namespace torchad_ext;
+  PyObject* result = PyModule_Create(&module);
+  auto function_spec = type_spec<FunctionObject>("torchad_ext_eager.Function", function_slots);
+  auto front_spec = type_spec<FrontObject>("torchad_ext_eager.Front", front_slots);
+  function_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&function_spec));
+  PyObject* front_type = PyType_FromSpec(&front_spec);
+  if (!result || !function_type || !front_type) return nullptr;
+  PyModule_AddObject(result, "Function", Py_NewRef(reinterpret_cast<PyObject*>(function_type)));
+  PyModule_AddObject(result, "Front", front_type);
+  return result;
+}

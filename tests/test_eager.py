@@ -1,0 +1,289 @@
+"""Eager mode in C++: which calls it takes, what it asks Python for, how it is built, and that it lets go."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.autograd import gradgradcheck
+from torch.testing import assert_close
+
+import torchad_ext as ad
+from torchad_ext import Pointwise, _build, _eager
+from torchad_ext.elementwise import Elementwise
+
+CXX = _build.find_cxx()
+pytestmark = pytest.mark.skipif(CXX is None, reason="no C++ compiler")
+
+
+def product(x: torch.Tensor, y: torch.Tensor, a: float = 2.0) -> tuple[torch.Tensor, torch.Tensor]:
+    return x * torch.sin(a * y), x.exp()
+
+
+@pytest.fixture
+def op(device: str) -> Pointwise:
+    """A new op, called once: the call that makes its kernel goes through Python."""
+    op = ad.pointwise(lambda x: torch.sin(x) * x)
+    op(torch.zeros(1, device=device))
+    return op
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The methods of Elementwise that were called."""
+    names: list[str] = []
+    for name in ("apply", "pullback", "eager_vjp"):
+        method = getattr(Elementwise, name)
+
+        def record(*args: object, name: str = name, method: Callable[..., object] = method) -> object:
+            names.append(name)
+            return method(*args)
+
+        monkeypatch.setattr(Elementwise, name, record)
+    return names
+
+
+class _Tagged(torch.Tensor):
+    """A subclass."""
+
+
+class _Refused:
+    """A front that notes which calls it took."""
+
+    def __init__(self, front: Any) -> None:
+        self._front, self.taken = front, False
+
+    def call(self, args: tuple[Any, ...]) -> Any:
+        result = self._front.call(args)
+        self.taken = self.taken or result is not NotImplemented
+        return result
+
+    def add(self, *args: Any) -> None:
+        self._front.add(*args)
+
+
+class TestCalls:
+    def test_python_is_asked_once(self, op: Pointwise, asked: list[str], device: str) -> None:
+        x = torch.randn(5, dtype=torch.float32, device=device, requires_grad=True)
+
+        def three_orders() -> list[torch.Tensor]:
+            results = [op(x)]
+            for _ in range(2):
+                results += torch.autograd.grad(results[-1].sum(), x, create_graph=True)
+            return results
+
+        three_orders()
+        assert asked == ["eager_vjp", "pullback", "apply"] * 2
+        asked.clear()
+        value, first, second = three_orders()
+        assert asked == []
+        assert_close(value, x.sin() * x)
+        assert_close(first, x.cos() * x + x.sin())
+        assert_close(second, 2 * x.cos() - x.sin() * x)
+
+    def test_the_names_in_the_graph(self, device: str) -> None:
+        x = torch.randn(5, device=device, requires_grad=True)
+        for _ in range(2):
+            y = ad.sin(x)
+        (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        assert (y.grad_fn.name(), first.grad_fn.name()) == ("SinBackward", "SinDoubleBackward")
+        assert "grad_fn=<SinBackward>" in repr(y)
+
+    def test_several_tensors_outputs_and_numbers(self, asked: list[str], device: str) -> None:
+        op = ad.pointwise(product)
+        for call in (lambda f, x, y: f(x, y), lambda f, x, y: f(x, y, 3), lambda f, x, y: f(x, y, 0.5)):
+            for _ in range(2):
+                x, y = (torch.randn(4, dtype=torch.float64, device=device, requires_grad=True) for _ in range(2))
+                asked.clear()
+                for ours, native in zip(call(op, x, y), call(product, x, y), strict=True):
+                    assert_close(ours, native)
+                    options = {"materialize_grads": True, "retain_graph": True}
+                    assert_close(*(torch.autograd.grad(v.sum(), (x, y), **options) for v in (ours, native)))
+            assert asked == []
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda op, x: op(x=x),
+            lambda op, x: op(x.to(torch.complex64)),
+            lambda op, x: torch.func.vmap(op)(x),
+            lambda op, x: torch.func.jvp(op, (x,), (x,)),
+            lambda op, x: op(x.as_subclass(_Tagged)),
+            lambda op, x: op(torch.complex(x, x).conj().imag),
+        ],
+        ids=["keyword", "complex", "vmap", "jvp", "subclass", "negated"],
+    )
+    def test_what_is_not_plain_goes_to_python(
+        self, op: Pointwise, call: Callable[[Pointwise, torch.Tensor], object], device: str
+    ) -> None:
+        op._front = refused = _Refused(op._front)
+        call(op, torch.randn(3, device=device))
+        assert not refused.taken
+
+    def test_a_gradient_of_a_later_kind_of_tensor(self, op: Pointwise, device: str) -> None:
+        x = torch.randn(5, dtype=torch.float64, device=device, requires_grad=True)
+        cotangents = torch.randn(3, 5, dtype=torch.float64, device=device)
+        batched = torch.autograd.grad(op(x), x, cotangents, is_grads_batched=True)
+        assert_close(batched[0], cotangents * (x.cos() * x + x.sin()))
+
+    def test_an_error_of_python_comes_out_of_backward(
+        self, op: Pointwise, monkeypatch: pytest.MonkeyPatch, device: str
+    ) -> None:
+        def broken(*args: object) -> None:
+            raise ZeroDivisionError("in the middle of backward")
+
+        x = torch.randn(5, device=device, requires_grad=True)
+        y = op(x)
+        monkeypatch.setattr(Elementwise, "eager_vjp", broken)
+        with pytest.raises(ZeroDivisionError, match="in the middle"):
+            y.sum().backward()
+
+    def test_backward_in_many_threads(self, device: str) -> None:
+        op = ad.pointwise(product)
+        x, y = torch.randn(2, 50, dtype=torch.float64, device=device, requires_grad=True)
+        op(x, y)
+        start, results = threading.Barrier(8), []
+
+        def work() -> None:
+            start.wait()
+            results.append(torch.autograd.grad(op(x, y)[0].sum(), (x, y), create_graph=True))
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+        assert len(results) == 8
+        for result in results:
+            assert_close(result, ((2 * y).sin(), 2 * x * (2 * y).cos()))
+
+    def test_the_way_through_python_gives_the_same(self, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+        monkeypatch.setattr(_eager, "module", lambda: None)
+        op = ad.pointwise(product)
+        x, y = torch.randn(2, 4, dtype=torch.float64, device=device, requires_grad=True)
+        assert gradgradcheck(op, (x, y))
+        (first,) = torch.autograd.grad(op(x, y)[0].sum(), y, create_graph=True)
+        assert first.grad_fn.name() == "_ApplyBackward"
+        assert_close(first, 2 * x * (2 * y).cos())
+
+    def test_more_tensors_than_bits(self, device: str) -> None:
+        names = [f"x{i}" for i in range(40)]
+        op = ad.pointwise(eval(f"lambda {', '.join(names)}: ({' + '.join(names)}) ** 2"))
+        xs = [torch.randn(3, dtype=torch.float64, device=device, requires_grad=True) for _ in names]
+        for _ in range(2):
+            first = torch.autograd.grad(op(*xs).sum(), xs, create_graph=True)
+            second = torch.autograd.grad(sum(first).sum(), xs)
+        assert_close(list(first), [2 * sum(xs)] * 40)
+        assert_close(list(second), [torch.full_like(xs[0], 80.0)] * 40)
+
+
+class TestLifetime:
+    def test_an_op_goes_when_nothing_needs_it(self, device: str) -> None:
+        op = ad.pointwise(lambda x: torch.sin(x) * x)
+        x = torch.randn(5, device=device, requires_grad=True)
+        for _ in range(2):
+            y = op(x)
+        torch.autograd.grad(y.sum(), x, create_graph=True)
+        gone = weakref.ref(op._usual)
+        del op
+        gc.collect()
+        assert gone() is not None
+        (slope,) = torch.autograd.grad(y.sum(), x)
+        assert_close(slope, x.cos() * x + x.sin())
+        del y
+        for _ in range(3):
+            gc.collect()
+        assert gone() is None
+
+    def test_a_graph_holds_its_inputs_and_no_more(self, op: Pointwise, device: str) -> None:
+        x = torch.randn(5, device=device, requires_grad=True).clone()
+        op(x)
+        y = op(x)
+        gone = weakref.ref(x)
+        del x
+        assert gone() is not None
+        y.sum().backward()
+        del y
+        gc.collect()
+        assert gone() is None
+
+
+USE = """
+import sys, time, torch, torchad_ext as ad
+x = torch.randn(5, requires_grad=True)
+for _ in range(int(sys.argv[1])):
+    y = ad.sin(x)
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(slope, x.cos())
+    if y.grad_fn.name() == "SinBackward":
+        break
+    time.sleep(0.05)
+print(y.grad_fn.name())
+"""
+
+
+def use(cache: Path, times: int = 2, **settings: str) -> subprocess.CompletedProcess[str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("TORCHAD_EXT_")}
+    environment = {**kept, "TORCHAD_EXT_CACHE_DIR": str(cache), **settings}
+    command = [sys.executable, "-c", USE, str(times)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def cold(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with the kernels of sin, and nothing for eager mode."""
+    folder = tmp_path_factory.mktemp("cache")
+    assert use(folder, TORCHAD_EXT_EAGER="0").returncode == 0
+    return folder
+
+
+def entries(cache: Path) -> list[Path]:
+    return list(cache.glob("eager-*/*"))
+
+
+class TestBuild:
+    def test_it_may_be_done_without(self, cold: Path) -> None:
+        finished = use(cold, TORCHAD_EXT_EAGER="0")
+        assert (finished.stdout, finished.stderr) == ("_ApplyBackward\n", "")
+        assert entries(cold) == []
+
+    def test_no_call_waits_and_a_short_process_leaves_nothing_half_done(self, cold: Path) -> None:
+        start = time.perf_counter()
+        finished = use(cold)
+        assert finished.returncode == 0, finished.stderr
+        assert finished.stdout == "_ApplyBackward\n"
+        assert "compiling the calls in eager mode, once" in finished.stderr
+        assert "Traceback" not in finished.stderr
+        assert time.perf_counter() - start < 10
+        assert [path.name for path in entries(cold) if path.name in ("library.so", "library.log")] == []
+        compilers = subprocess.run(["pgrep", "-f", str(cold)], capture_output=True, text=True, check=False)
+        assert compilers.stdout == ""
+
+    def test_calls_change_over_when_it_is_compiled(self, cold: Path) -> None:
+        finished = use(cold, times=2000)
+        assert finished.stdout == "SinBackward\n", finished.stderr
+        assert [path.name for path in entries(cold) if path.suffix] == ["library.so"]
+
+    @pytest.mark.parametrize("strict", ["0", "1"])
+    def test_a_failure_is_told_once(self, strict: str, tmp_path: Path) -> None:
+        compiler = tmp_path / "c++"
+        compiler.write_text(f'#!/bin/sh\ncase "$*" in *eager.cpp*) echo no headers; exit 1;; esac\nexec {CXX} "$@"\n')
+        compiler.chmod(0o755)
+        settings = {"CXX": str(compiler), "TORCHAD_EXT_EAGER": "wait", "TORCHAD_EXT_STRICT": strict}
+        finished = use(tmp_path / "cache", times=4, **settings)
+        assert finished.stderr.count("torchad_ext has no native calls: ") == 1
+        assert "python3-dev" in finished.stderr
+        (log,) = (tmp_path / "cache").glob("eager-*/library.log")
+        assert "no headers" in log.read_text()
+        if strict == "0":
+            assert finished.stdout == "_ApplyBackward\n"
+        else:
+            assert "BuildError" in finished.stderr

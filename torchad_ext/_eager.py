@@ -1,0 +1,66 @@
+"""Eager mode in C++: the module of ``csrc/eager``, which makes calls on plain tensors cheap, once it is there."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from types import ModuleType
+from typing import Any
+
+from . import _build
+
+_DEVICES = {"cpu": 0, "cuda": 1}
+_starting = threading.Lock()
+_started = False
+_module: ModuleType | None = None
+_failure: _build.BuildError | None = None
+
+
+def module() -> ModuleType | None:
+    """The extension module, or None while there is none.
+
+    The first call after a kernel was loaded loads it; if it has to be compiled, that happens in the background and is
+    given up when the process ends. ``TORCHAD_EXT_EAGER=wait`` waits for it, ``0`` goes without.
+    """
+    global _started, _failure
+    mode = os.environ.get("TORCHAD_EXT_EAGER")
+    if _module is not None or mode == "0" or not _build.is_loaded("cpu"):
+        return _module
+    with _starting:
+        if not _started:
+            _started = True
+            if mode == "wait" or _build.eager_is_built():
+                _load()
+            else:
+                threading.Thread(target=_load, name="torchad_ext", daemon=True).start()
+        failure, _failure = _failure, None
+    if failure:
+        if os.environ.get("TORCHAD_EXT_STRICT") == "1":
+            raise failure
+        warnings.warn(f"{failure}. Calls go through Python, which takes some microseconds more.", stacklevel=4)
+    return _module
+
+
+def _load() -> None:
+    global _module, _failure
+    try:
+        loaded = _build.load_eager()
+        loaded.set_run(_DEVICES["cpu"], _build.run_kernel("cpu"))
+        _module = loaded
+    except (_build.BuildError, OSError) as error:
+        _failure = _build.BuildError(f"torchad_ext has no native calls: {error}")
+
+
+def device_number(device: str) -> int:
+    """How the module calls a device; its kernels can be run from now on."""
+    assert _module
+    if device != "cpu":
+        _module.set_run(_DEVICES[device], _build.run_kernel(device))
+    return _DEVICES[device]
+
+
+def front() -> Any:
+    """A front of an op, which takes the calls that it is told of."""
+    assert _module
+    return _module.Front()

@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--name", help="keep the results as results/NAME; a complete run has the name DEVICE-DTYPE")
     args = parser.parse_args()
 
+    os.environ["TORCHAD_EXT_EAGER"] = "wait"  # its compiler would disturb what is measured
     torch.set_num_threads(args.threads)
     with_floors = (args.device, args.dtype, args.threads) == ("cpu", "float32", 2)
     cases = [case for case in CASES if re.search(args.only, f"{case.name} {case.size}")]
@@ -122,7 +123,10 @@ def start(startup: Startup, device: str, count: int) -> Json:
     samples = []
     for _ in range(1 + count):
         with tempfile.TemporaryDirectory() as empty:
-            env = os.environ if startup.cached else {**os.environ, "TORCHAD_EXT_CACHE_DIR": empty}
+            env = {
+                **os.environ,
+                **({} if startup.cached else {"TORCHAD_EXT_CACHE_DIR": empty, "TORCHAD_EXT_EAGER": ""}),
+            }
             command = [sys.executable, "-c", startup.program, device]
             samples.append(float(subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout))
     return {"name": startup.name, "seconds": quartiles(samples[1:])._asdict()}
@@ -198,7 +202,7 @@ def tables(record: Json) -> Iterator[tuple[Sequence[str], list[list[str]]]]:
     rows = [
         [row["name"], row["size"], row["native"]]
         + [duration(row["seconds"][way]["median"]) for way in (row["native"], "torchad_ext")]
-        + [f"{row['ratio']['median']:.2f}", span(row["ratio"], "{:.2f}".format), *bound(row, "{:.1f}".format)]
+        + [f"{row['ratio']['median']:.2f}", span(row["ratio"], "{:.2f}".format), *bound(row, "{:.2g}".format)]
         for row in record["rows"]
     ]
     startups = [

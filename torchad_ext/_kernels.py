@@ -118,11 +118,25 @@ def find(name: str, device: str) -> Callable[..., Any] | None:
     return kernel if kernel is None or not profiling() else recorded(name, kernel)
 
 
-def compile_pointwise(name: str, device: str, source: Kernel) -> PointwiseKernel | None:
+class PointwiseKernel:
+    """A pointwise kernel as a function of a sequence of tensors and a sequence of numbers, to a list of tensors."""
+
+    __slots__ = ("_name", "_run", "address")
+
+    def __init__(self, name: str, run: Callable[..., Any], address: int) -> None:
+        self._name, self._run, self.address = name, run, address
+
+    def __call__(self, xs: Sequence[torch.Tensor], scalars: Sequence[float]) -> Any:
+        run = recorded(self._name, self._run) if profiling() else self._run
+        return run(self.address, xs, scalars)
+
+
+def compile_pointwise(name: str, dtype: torch.dtype, device: str, source: Kernel) -> PointwiseKernel | None:
     """A pointwise kernel.
 
     Args:
-        name: names it in messages and in the cache.
+        name: names it in profiles and, with the dtype, in messages and in the cache.
+        dtype: that it is for.
         device: ``"cpu"`` or ``"cuda"``.
         source: its C++.
 
@@ -130,20 +144,8 @@ def compile_pointwise(name: str, device: str, source: Kernel) -> PointwiseKernel
         The kernel, or None if it could not be compiled; one warning has said why.
     """
     run = _load("pointwise", device)
-    address = run and _build.load_kernel(name, device, source)
-    return PointwiseKernel(run, address) if run and address else None
-
-
-class PointwiseKernel:
-    """A pointwise kernel as a function of a sequence of tensors and a sequence of numbers, to a list of tensors."""
-
-    __slots__ = ("_run", "address")
-
-    def __init__(self, run: Callable[..., Any], address: int) -> None:
-        self._run, self.address = run, address
-
-    def __call__(self, xs: Sequence[torch.Tensor], scalars: Sequence[float]) -> Any:
-        return self._run(self.address, xs, scalars)
+    address = run and _build.load_kernel(f"{name}-{str(dtype).removeprefix('torch.')}", device, source)
+    return PointwiseKernel(name, run, address) if run and address else None
 
 
 def recorded(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:

@@ -104,15 +104,14 @@ class Elementwise:
         name = codegen.struct_name(self.name)
         return name, codegen.functor(self.program, name)
 
-    def kernel(self, device: str, dtype: torch.dtype) -> Callable[[Tensors, Scalars], Any] | None:
+    def kernel(self, device: str, dtype: torch.dtype) -> _kernels.PointwiseKernel | None:
         """The kernel, compiled on its first use; None if there is none. It gives a list of the outputs."""
         key = device, dtype
         if key not in self._kernels:
             self._kernels[key] = None if key in self._failed else self._compile(device, dtype)
             if self._kernels[key] is None:
                 self._failed.add(key)
-        kernel = self._kernels[key]
-        return kernel if kernel is None or not _kernels.profiling() else _kernels.recorded(self.name, kernel)
+        return self._kernels[key]
 
     def source(self, device: str, dtype: torch.dtype) -> codegen.Kernel:
         """What is compiled."""
@@ -120,7 +119,7 @@ class Elementwise:
         return codegen.kernel(functor, name, len(self.program.inputs), device, _name(dtype))
 
     def _compile(self, device: str, dtype: torch.dtype) -> _kernels.PointwiseKernel | None:
-        return _kernels.compile_pointwise(f"{self.name}-{_name(dtype)}", device, self.source(device, dtype))
+        return _kernels.compile_pointwise(self.name, dtype, device, self.source(device, dtype))
 
     def run(self, xs: Tensors, scalars: Scalars) -> Any:
         """The results without derivatives: by the kernel, or by the definition."""

@@ -11,6 +11,7 @@ NAMED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "contiguous": lambda x: x,
     "transposed": lambda x: x.transpose(-1, -3),
     "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "channels_last_3d": lambda x: x[:, :, None].repeat(1, 1, 2, 1, 1).contiguous(memory_format=torch.channels_last_3d),
     "sliced": lambda x: x[..., 1::2],
     "rows sliced": lambda x: x[:, ::2],
     "offset": lambda x: x.flatten()[1:],

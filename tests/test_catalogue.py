@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 import torch.nn.functional as F
+from drop_in import row
 from layouts import NAMED, sample
 from torch.func import hessian, jacfwd, jacrev, vmap
 from torch.testing import assert_close
@@ -65,17 +66,20 @@ def _compiled() -> None:
 
 
 @ops
+@row("dtypes")
 def test_value_gradient_double_backward_and_hessian(op: Pointwise, device: str) -> None:
     assert ad.verify(op, devices=[device], quiet=True).passed
 
 
 @pytest.mark.parametrize("name", ["silu", "snake", "gelu", "softplus"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@row("dtypes")
 def test_half_precision(name: str, dtype: torch.dtype, device: str) -> None:
     assert ad.verify(CATALOGUE[name], dtypes=[dtype], devices=[device], quiet=True).passed
 
 
 @ops
+@row("reverse mode")
 def test_orders_up_to_four(op: Pointwise, device: str) -> None:
     xs = tuple(x.to(device) for x in inputs(op, 64))
     for order, (ours, native) in enumerate(zip(orders(op, xs, 4), orders(op.definition, xs, 4), strict=True)):
@@ -85,6 +89,7 @@ def test_orders_up_to_four(op: Pointwise, device: str) -> None:
 
 @ops
 @pytest.mark.parametrize("nested", [hessian, lambda f: jacfwd(jacfwd(f)), lambda f: jacrev(jacrev(f))], ids="hfr")
+@row("torch.func")
 def test_second_derivatives_under_torch_func(op: Pointwise, nested: Callable[..., object], device: str) -> None:
     xs = tuple(x.to(device) for x in inputs(op, 3))
     for f in (lambda g: nested(lambda *u: g(*u).sum())(*xs), lambda g: vmap(nested(lambda *u: g(*u).sum()))(*xs)):
@@ -92,9 +97,8 @@ def test_second_derivatives_under_torch_func(op: Pointwise, nested: Callable[...
 
 
 @ops
-@pytest.mark.parametrize(
-    "layout", ["transposed", "channels_last", "sliced", "expanded", "flipped", "empty", "overlapping"]
-)
+@pytest.mark.parametrize("layout", [name for name in NAMED if name != "size-1 dimensions"])  # such strides mean nothing
+@row("layouts")
 def test_strides_are_those_of_the_definition(op: Pointwise, layout: str, device: str) -> None:
     xs = tuple(NAMED[layout](sample(torch.float64, device)).abs() + 0.1 for _ in op.domain)
     result, native = op(*xs), op.definition(*xs)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from drop_in import row
 from hypothesis import given, settings
 from layouts import NAMED, sample, strided
 from torch.autograd import DeviceType, gradcheck, gradgradcheck
@@ -68,6 +69,7 @@ def ulps_apart(result: torch.Tensor, reference: torch.Tensor) -> float:
 class TestValue:
     @ops
     @pytest.mark.parametrize("bits", [(0, 0x3F80_0000), (0x3F80_0000, 0x461C_4000)], ids=["below 1", "1 to 10000"])
+    @row("dtypes")
     def test_float32_is_within_one_float_of_the_correctly_rounded_result(
         self, op: Pointwise, device: str, bits: tuple[int, int]
     ) -> None:
@@ -90,6 +92,7 @@ class TestValue:
         assert floats_apart(ad.sin(x.to(device)).cpu(), x.double().sin().float()) <= (1 if device == "cpu" else 2)
 
     @ops
+    @row("dtypes")
     def test_float64_is_within_four_ulp_of_native(self, op: Pointwise, device: str) -> None:
         multiples = torch.arange(-4000, 4001) * (math.pi / 2)
         x = torch.cat([torch.linspace(-700, 700, 1_000_003, dtype=torch.float64), multiples.double()])
@@ -103,12 +106,14 @@ class TestValue:
 
     @ops
     @pytest.mark.parametrize("dtype", HALVES, ids=str)
+    @row("dtypes")
     def test_every_half_is_the_float32_result_rounded(self, op: Pointwise, dtype: torch.dtype, device: str) -> None:
         x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).to(device)
         assert_close(op(x), op(x.float()).to(dtype), rtol=0, atol=0, equal_nan=True)
 
     @ops
     @dtypes
+    @row("dtypes")
     def test_special_values_are_native(self, op: Pointwise, dtype: torch.dtype, device: str) -> None:
         tiny = torch.finfo(dtype).smallest_normal
         x = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan, tiny, -tiny, tiny / 4, -tiny / 4], dtype=dtype)
@@ -129,6 +134,7 @@ class TestValue:
 
     @ops
     @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.bool, torch.complex64], ids=str)
+    @row("dtypes")
     def test_other_dtypes_are_native(self, op: Pointwise, dtype: torch.dtype, device: str) -> None:
         x = torch.tensor([0, 1, 2], device=device).to(dtype)
         assert_close(op(x), op.definition(x), rtol=0, atol=0)
@@ -143,6 +149,7 @@ class TestLayout:
     @ops
     @dtypes
     @pytest.mark.parametrize("layout", NAMED)
+    @row("layouts")
     def test_values_and_strides_are_native(self, op: Pointwise, dtype: torch.dtype, layout: str, device: str) -> None:
         x = NAMED[layout](sample(dtype, device))
         before = x.clone()
@@ -154,6 +161,7 @@ class TestLayout:
     @ops
     @settings(max_examples=200, deadline=None)
     @given(x=strided())
+    @row("layouts")
     def test_any_strides(self, op: Pointwise, x: torch.Tensor) -> None:
         result, native = op(x), op.definition(x)
         assert result.stride() == native.stride()
@@ -162,6 +170,7 @@ class TestLayout:
     @ops
     @settings(max_examples=100, deadline=None)
     @given(x=strided(max_dims=3), repeated=strided(max_dims=3))
+    @row("layouts")
     def test_kernels_of_several_inputs_of_different_strides(
         self, op: Pointwise, x: torch.Tensor, repeated: torch.Tensor
     ) -> None:
@@ -198,12 +207,14 @@ def orders(f: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, highest: 
 
 class TestDerivatives:
     @ops
+    @row("reverse mode")
     def test_gradcheck_in_every_mode(self, op: Pointwise, device: str) -> None:
         x = torch.randn(3, 4, dtype=torch.float64, device=device, requires_grad=True)
         assert gradcheck(op, x, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True)
 
     @ops
     @pytest.mark.parametrize("layout", ["contiguous", "transposed", "sliced", "0-dimensional"])
+    @row("reverse mode")
     def test_gradgradcheck_in_every_mode(self, op: Pointwise, layout: str, device: str) -> None:
         x = NAMED[layout](sample(torch.float64, device, scale=1)[:1, :2, :3, :4]).requires_grad_()
         assert gradgradcheck(op, x, check_fwd_over_rev=True, check_rev_over_rev=True, check_batched_grad=True)
@@ -216,6 +227,7 @@ class TestDerivatives:
         ad.verify(op, dtypes=[dtype], devices=[device], quiet=True)
 
     @ops
+    @row("reverse mode")
     def test_five_orders_of_reverse_mode(self, op: Pointwise, device: str) -> None:
         x = torch.linspace(-2, 2, 33, dtype=torch.float64, device=device)
         assert_close(orders(op, x, 5), orders(op.definition, x, 5), rtol=1e-14, atol=1e-14)
@@ -224,6 +236,7 @@ class TestDerivatives:
     @pytest.mark.parametrize(
         "modes", [m for n in (1, 2, 3, 4) for m in ("f" * n, "r" * n)] + ["fr", "rf", "frf", "rfr"]
     )
+    @row("forward mode")
     def test_nested_modes(self, op: Pointwise, modes: str, device: str) -> None:
         def nest(f: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
             for mode in modes:
@@ -236,6 +249,7 @@ class TestDerivatives:
         assert_close(result, nest(lambda u: (op.definition(u) * u).sum())(x), rtol=1e-14, atol=1e-14)
 
     @ops
+    @row("torch.func")
     def test_hessian_against_the_closed_form(self, op: Pointwise, device: str) -> None:
         second = {"sin": lambda x: -x.sin(), "exp": torch.exp}[op.__name__]
         x = torch.randn(5, dtype=torch.float64, device=device)
@@ -252,6 +266,7 @@ class TestDerivatives:
 
     @ops
     @pytest.mark.parametrize("in_dim", [0, 1, -1])
+    @row("torch.func")
     def test_vmap_inside_and_outside_of_grad(self, op: Pointwise, in_dim: int, device: str) -> None:
         x = torch.randn(3, 4, dtype=torch.float64, device=device)
         for f in (
@@ -263,6 +278,7 @@ class TestDerivatives:
             assert_close(f(op)(x), f(op.definition)(x))
 
     @ops
+    @row("torch.func")
     def test_jvp_with_a_missing_tangent_and_functionalize(self, op: Pointwise, device: str) -> None:
         x, t = torch.randn(2, 3, dtype=torch.float64, device=device)
         result = jvp(lambda u, v: op(u) * v, (x, t), (t, x))
@@ -270,6 +286,7 @@ class TestDerivatives:
         assert_close(functionalize(op)(x), op.definition(x))
 
     @ops
+    @row("torch.func")
     def test_batched_gradients(self, op: Pointwise, device: str) -> None:
         x = torch.randn(4, dtype=torch.float64, device=device, requires_grad=True)
         cotangents = torch.randn(3, 4, dtype=torch.float64, device=device)
@@ -277,11 +294,13 @@ class TestDerivatives:
         assert_close(result, torch.autograd.grad(op.definition(x), x, cotangents, is_grads_batched=True))
 
     @ops
+    @row("reverse mode")
     def test_the_expanded_gradient_of_a_sum(self, op: Pointwise, device: str) -> None:
         x = torch.randn(300, dtype=torch.float64, device=device)
         assert_close(orders(lambda u: op(u).sum(), x, 2), orders(lambda u: op.definition(u).sum(), x, 2))
 
     @ops
+    @row("reverse mode")
     def test_an_unused_half_of_the_double_backward(self, op: Pointwise, device: str) -> None:
         x, g, v = torch.randn(3, 50, dtype=torch.float64, device=device)
         for wanted in ((True, False), (False, True), (True, True)):
@@ -294,6 +313,7 @@ class TestDerivatives:
             assert_close(*results)
 
     @ops
+    @row("reverse mode")
     def test_changing_a_saved_input_in_place_raises_as_native_does(self, op: Pointwise, device: str) -> None:
         x = torch.randn(3, device=device, requires_grad=True).clone()
         y = op(x)
@@ -302,6 +322,7 @@ class TestDerivatives:
             y.sum().backward()
 
     @ops
+    @row("reverse mode")
     def test_parameters_hooks_and_accumulation(self, op: Pointwise, device: str) -> None:
         weight = torch.nn.Parameter(torch.randn(4, device=device))
         seen: list[torch.Tensor] = []
@@ -392,23 +413,27 @@ class TestWithoutKernels:
 class TestErrors:
     @ops
     @pytest.mark.parametrize("wrong", [1.0, 2, [1.0], None], ids=repr)
+    @row("errors")
     def test_what_is_not_a_tensor(self, op: Pointwise, wrong: object) -> None:
         given = "a number" if isinstance(wrong, (int, float)) else type(wrong).__name__
         with pytest.raises(TypeError, match=rf"got {given}; write torchad_ext.{op.__name__}\(torch.as_tensor"):
             op(wrong)
 
     @ops
+    @row("errors")
     def test_a_numpy_array(self, op: Pointwise) -> None:
         with pytest.raises(TypeError, match="got ndarray"):
             op(torch.zeros(2).numpy())
 
     @ops
+    @row("errors")
     def test_arguments_that_do_not_fit_the_signature(self, op: Pointwise) -> None:
         with pytest.raises(TypeError, match=rf"{op.__name__}\(input\): too many positional arguments"):
             op(torch.zeros(1), torch.zeros(1))
         with pytest.raises(TypeError, match="missing a required argument: 'input'"):
             op()
 
+    @row("bare kernels")
     def test_a_bare_kernel_refuses_what_needs_a_derivative(self, device: str) -> None:
         x = torch.randn(3, device=device)
         kernel = address(ad.sin, x)
@@ -422,6 +447,7 @@ class TestErrors:
         with torch.no_grad():
             assert_close(bare(kernel, [x.clone().requires_grad_()], [])[0], x.sin())
 
+    @row("bare kernels")
     def test_a_bare_kernel_refuses_tensors_that_do_not_match(self, device: str) -> None:
         x = torch.randn(3, device=device)
         backward = address(ad.sin, x, order=1)

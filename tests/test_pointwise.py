@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from drop_in import row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import DeviceType, gradcheck, gradgradcheck
@@ -56,6 +57,7 @@ def kernels(work: Callable[[], object]) -> list[str]:
 
 class TestDerivatives:
     @pytest.mark.parametrize("op", [wave, polar], ids=["three inputs", "two outputs"])
+    @row("forward mode")
     def test_every_mode_against_finite_differences(self, op: ad.Pointwise, device: str) -> None:
         inputs = [normal(3, device=device).requires_grad_() for _ in op.domain]
         every = {"check_batched_grad": True}
@@ -76,11 +78,13 @@ class TestDerivatives:
         ],
         ids=["hessian", "ff", "rr", "fff", "vmap of hessian", "grad of vmap", "jvp of grad", "vjp of grad"],
     )
+    @row("torch.func")
     def test_under_torch_func(self, transform: Callable[..., Callable[..., object]], device: str) -> None:
         xs = normal(3, 4, device=device)
         ours = transform(lambda *xs: wave(*xs).sum())(*xs)
         assert_close(ours, transform(lambda *xs: wave.definition(*xs).sum())(*xs), rtol=1e-11, atol=1e-11)
 
+    @row("reverse mode")
     def test_four_orders_of_three_inputs(self, device: str) -> None:
         results = []
         for f in (wave, wave.definition):
@@ -93,6 +97,7 @@ class TestDerivatives:
             results.append(orders)
         assert_close(*results, rtol=1e-10, atol=1e-10)
 
+    @row("reverse mode")
     def test_some_cotangents_of_several_outputs(self, device: str) -> None:
         for chosen in ((True, False), (False, True), (True, True)):
             results = []
@@ -103,6 +108,7 @@ class TestDerivatives:
                 results.append([first, torch.autograd.grad(sum(g.square().sum() for g in first), (x, y))])
             assert_close(*results)
 
+    @row("reverse mode")
     def test_a_cotangent_that_is_shared_expanded_or_its_own_input(self, device: str) -> None:
         x = normal(4, 5, device=device).requires_grad_()
         y = ad.tanh(x)
@@ -115,6 +121,7 @@ class TestDerivatives:
             (ours,) = torch.autograd.grad(y, x, cotangent, retain_graph=True)
             assert_close(ours, torch.autograd.grad(x.tanh(), x, cotangent)[0])
 
+    @row("reverse mode")
     def test_what_does_not_depend_on_an_input_has_no_gradient_for_it(self, device: str) -> None:
         x, a = normal(2, 3, device=device).requires_grad_().unbind()
         double = ad.pointwise(lambda x: 2 * x)
@@ -233,6 +240,7 @@ class TestCall:
         like = ad.pointwise(lambda x, y: torch.full_like(x, 2.0) * y)
         assert like(normal(3, 1, device=device), normal(5, device=device)).shape == (3, 5)
 
+    @row("dtypes")
     def test_tensors_without_dimensions_and_integers_promote_as_in_pytorch(self, device: str) -> None:
         wave2 = ad.pointwise(lambda x, w: torch.sin(w * x))
         x = normal(3, device=device, dtype=torch.bfloat16)
@@ -252,12 +260,14 @@ class TestCall:
 
         assert_close(torch.fx.symbolic_trace(Module())(x), ad.softplus(x, 2.0) + 1)
 
+    @row("errors")
     def test_shapes_that_do_not_broadcast_raise_as_in_pytorch(self, device: str) -> None:
         with pytest.raises(RuntimeError, match=r"must match|not broadcastable|incompatible"):
             wave(torch.zeros(3, device=device), torch.zeros(4, device=device), torch.zeros(1, device=device))
 
     @settings(max_examples=300, deadline=None)
     @given(data=st.data())
+    @row("layouts")
     def test_strides_of_two_operands_are_those_of_pytorch(self, data: st.DataObject) -> None:
         dims = data.draw(st.integers(1, 4))
         sizes = data.draw(st.lists(st.integers(1, 4), min_size=dims, max_size=dims))
@@ -287,6 +297,7 @@ class TestCall:
             assert_close(damped(x, **options), damped.definition(x, **options))
             assert_close(damped(x=x, **options), damped.definition(x, **options))
 
+    @row("errors")
     def test_arguments_that_do_not_fit_are_named(self) -> None:
         with pytest.raises(TypeError, match=r"damped\(x.*too many positional"):
             damped(torch.zeros(1), 1.0, 2.0)
@@ -300,10 +311,12 @@ class TestCall:
             wave(1.0, torch.zeros(1), 3.0)
 
     @pytest.mark.parametrize("dtype", [torch.complex128, torch.int64], ids=str)
+    @row("dtypes")
     def test_dtypes_without_kernels_run_the_definition(self, dtype: torch.dtype, device: str) -> None:
         x = torch.tensor([1, 2, 3], device=device).to(dtype)
         assert_close(wave(x, x, x), wave.definition(x, x, x))
 
+    @row("dtypes")
     def test_mixed_dtypes_promote_as_in_pytorch(self, device: str) -> None:
         x, a = normal(3, device=device), normal(3, device=device, dtype=torch.float32)
         result, native = wave(x, a, a), wave.definition(x, a, a)

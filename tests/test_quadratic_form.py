@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from drop_in import row
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, vmap
 from torch.profiler import profile
@@ -68,6 +69,7 @@ class TestValue:
     @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 64, 65, 127, 130, 257, 700])
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.parametrize("batch", [(), (3,)], ids=["one", "batch"])
+    @row("dtypes")
     def test_every_size_and_dtype(self, n: int, dtype: torch.dtype, batch: tuple[int, ...], device: str) -> None:
         x, A = pair(((*batch, n), (*batch, n, n)), device)
         x, A = x.to(dtype), (A / n**0.5).to(dtype)
@@ -108,6 +110,7 @@ class TestValue:
         ],
         ids=["transposed", "stepped", "sliced", "repeated x", "repeated columns", "repeated A", "batch innermost"],
     )
+    @row("layouts")
     def test_layouts(self, layout: Callable[..., Any], device: str) -> None:
         x, A = layout(*pair(((6, 8), (6, 8, 8)), device))
         before = x.clone(), A.clone()
@@ -121,6 +124,7 @@ class TestValue:
             assert_close(result, expected)
         assert torch.equal(x, before[0]) and torch.equal(A, before[1])
 
+    @row("dtypes")
     def test_integers_are_native(self, device: str) -> None:
         x, A = torch.arange(3, device=device), torch.arange(9, device=device).reshape(3, 3)
         if device == "cpu":  # CUDA has no integer matrix product
@@ -128,6 +132,7 @@ class TestValue:
 
 
 class TestDerivatives:
+    @row("reverse mode")
     def test_closed_forms(self, device: str) -> None:
         x, A = (v.requires_grad_() for v in pair(((3,), (3, 3)), device))
         q = quadratic_form(x, A)
@@ -138,6 +143,7 @@ class TestDerivatives:
 
     @shapes
     @pytest.mark.parametrize("constant", ["nothing", "x", "A"])
+    @row("reverse mode")
     def test_gradcheck_and_gradgradcheck_in_every_mode(self, shapes: Shapes, constant: str, device: str) -> None:
         x, A = pair(shapes, device)
         x.requires_grad_(constant != "x")
@@ -156,6 +162,7 @@ class TestDerivatives:
     @pytest.mark.parametrize("shapes", [((3,), (3, 3)), ((4, 3), (3, 3)), ((2, 3), (2, 3, 3))], ids=named)
     @pytest.mark.parametrize("modes", MODES)
     @pytest.mark.parametrize("argnums", [(0,), (1,), (0, 1)], ids=str)
+    @row("forward mode")
     def test_nested_modes(self, shapes: Shapes, modes: str, argnums: tuple[int, ...], device: str) -> None:
         x, A = pair(shapes, device)
 
@@ -171,6 +178,7 @@ class TestDerivatives:
 
     @shapes
     @pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0), (-1, None), (0, -1)], ids=str)
+    @row("torch.func")
     def test_vmap_inside_and_outside_of_grad(
         self, shapes: Shapes, in_dims: tuple[int | None, int | None], device: str
     ) -> None:
@@ -185,6 +193,7 @@ class TestDerivatives:
             assert_close(take(quadratic_form)(x, A), take(definition)(x, A))
 
     @pytest.mark.parametrize("shapes", EMPTY, ids=named)
+    @row("layouts")
     def test_empty(self, shapes: Shapes, device: str) -> None:
         x, A = (v.requires_grad_() for v in pair(shapes, device))
         gradients = torch.autograd.grad(quadratic_form(x, A).sum(), (x, A), create_graph=True)
@@ -192,6 +201,7 @@ class TestDerivatives:
         second = torch.autograd.grad([g.sum() for g in gradients], (x, A), allow_unused=True)
         assert all(g is None or not g.any() for g in second)
 
+    @row("torch.func")
     def test_mixed_expression_has_the_native_hessian(self, device: str) -> None:
         x, A = pair(((6,), (6, 6)), device)
         ours = torch.autograd.functional.hessian(lambda u: quadratic_form(u, A) + (ad.sin(u) * ad.exp(u)).sum(), x)
@@ -199,6 +209,7 @@ class TestDerivatives:
         assert_close(ours, native, rtol=1e-14, atol=1e-14)
         assert_close(ours, A + A.T + torch.diag(2 * x.cos() * x.exp()), rtol=1e-14, atol=1e-14)
 
+    @row("torch.func")
     def test_a_module_with_learned_A(self, device: str) -> None:
         class Energy(torch.nn.Module):
             def __init__(self) -> None:
@@ -266,14 +277,17 @@ class TestErrors:
         ],
         ids=str,
     )
+    @row("errors")
     def test_shapes(self, x: tuple[int, ...], A: tuple[int, ...], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             quadratic_form(torch.zeros(x), torch.zeros(A))
 
+    @row("errors")
     def test_dtypes(self) -> None:
         with pytest.raises(ValueError, match=r"x is torch.float32, A is torch.float64; convert one, A.to\(x.dtype\)"):
             quadratic_form(torch.zeros(3), torch.zeros(3, 3, dtype=torch.float64))
 
+    @row("errors")
     def test_devices(self) -> None:
         with pytest.raises(ValueError, match=r"x is on cpu, A is on meta; move one, A.to\(x.device\)"):
             quadratic_form(torch.zeros(3), torch.zeros(3, 3, device="meta"))
@@ -281,10 +295,12 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("x", "A"), [(torch.zeros(1).numpy(), torch.zeros(1, 1)), (torch.zeros(1), torch.zeros(1, 1).numpy())]
     )
+    @row("errors")
     def test_numpy_arrays(self, x: Any, A: Any) -> None:
         with pytest.raises(TypeError, match=r"got ndarray for [xA]; write torch.as_tensor\([xA]\)"):
             quadratic_form(x, A)
 
+    @row("errors")
     def test_numbers(self) -> None:
         with pytest.raises(TypeError, match="got float for x"):
             quadratic_form(1.0, torch.zeros(1, 1))  # type: ignore[arg-type]
@@ -305,6 +321,7 @@ class TestWithoutKernels:
         with torch.autocast(device, dtype=torch.bfloat16):
             assert quadratic_form(x, A).dtype == definition(x, A).dtype
 
+    @row("dtypes")
     def test_complex_is_native(self, device: str) -> None:
         x, A = (v.to(torch.complex128) * (1 + 1j) for v in pair(((4, 3), (3, 3)), device))
         assert_close(quadratic_form(x, A), definition(x, A))

@@ -6,12 +6,14 @@ A kernel knows no derivatives. torchad_ext calls it below the autograd keys of t
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch._prims_common import compute_elementwise_output_strides
 from torch.autograd import forward_ad
 
 from . import _build
@@ -95,6 +97,28 @@ def _guard(name: str, library: torch.library.Library) -> None:
     for overload in op.overloads():
         full_name = name if overload == "default" else f"{name}.{overload}"
         library.impl(full_name, functools.partial(call, overload=overload), "Autograd", with_keyset=True)
+        torch.library.register_fake(f"torchad_ext::{full_name}", _FAKES[full_name], lib=library)
+
+
+def _fake_pointwise(kernel: int, inputs: list[torch.Tensor], scalars: list[float]) -> list[torch.Tensor]:
+    outputs = ctypes.c_int32.from_address(kernel + 4).value  # of struct Kernel in csrc/kernel.h
+    x = inputs[0]
+    strides = compute_elementwise_output_strides(*inputs)  # the kernel's, but for dimensions of size 1
+    return [x.new_empty_strided(x.shape, strides) for _ in range(outputs)]
+
+
+def _fake_quadratic_form_outer(x: torch.Tensor, g: torch.Tensor | None, h: torch.Tensor | None) -> torch.Tensor:
+    return x.new_empty(*x.shape, x.shape[-1])
+
+
+# What the kernels give, without data: for fake tensors.
+_FAKES: dict[str, Callable[..., Any]] = {
+    "pointwise": _fake_pointwise,
+    "pointwise.out": lambda kernel, inputs, scalars, out: None,
+    "quadratic_form": lambda x, A: x.new_empty(x.shape[:-1]),
+    "quadratic_form_and_product": lambda x, A: (x.new_empty(x.shape[:-1]), x.new_empty(x.shape)),
+    "quadratic_form_outer": _fake_quadratic_form_outer,
+}
 
 
 @functools.cache

@@ -34,6 +34,11 @@ def sample(dtype: torch.dtype, device: str, scale: float = 3.0) -> torch.Tensor:
     return (scale * torch.randn(2, 5, 7, 11, dtype=torch.float64, generator=generator)).to(device, dtype)
 
 
+def steps(x: torch.Tensor) -> list[int]:
+    """The strides of dimensions that have any step to take."""
+    return [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1]
+
+
 @st.composite
 def strided(draw: st.DrawFn, max_dims: int = 4, max_size: int = 9) -> torch.Tensor:
     """A float64 view: sizes, order of dimensions, steps and repeated dimensions all drawn."""

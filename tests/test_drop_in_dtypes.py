@@ -9,7 +9,7 @@ from itertools import product
 import pytest
 import torch
 from drop_in import MISSION, POINTWISE, SUBJECTS, Subject, each, row
-from layouts import NAMED, sample
+from layouts import NAMED, sample, steps
 from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 
@@ -50,11 +50,6 @@ def complex_inputs(subject: Subject, dtype: torch.dtype, device: str) -> list[to
 
 def whole_numbers(subject: Subject, dtype: torch.dtype, device: str) -> list[torch.Tensor]:
     return [torch.arange(x.numel(), device=device).remainder(3).reshape(x.shape).to(dtype) for x in subject.inputs(3)]
-
-
-def steps(x: torch.Tensor) -> list[int]:
-    """The strides of dimensions that have any step to take."""
-    return [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1]
 
 
 @pytest.fixture(scope="module", autouse=True)

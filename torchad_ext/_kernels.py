@@ -83,7 +83,7 @@ def _guard(name: str, library: torch.library.Library) -> None:
     op = getattr(torch.ops.torchad_ext, name)
 
     def call(keyset: torch._C.DispatchKeySet, *args: Any, overload: str, **out: Any) -> Any:
-        for x in (x for arg in args for x in (arg if isinstance(arg, (list, tuple)) else [arg])):
+        for x in (x for arg in (*args, *out.values()) for x in (arg if isinstance(arg, (list, tuple)) else [arg])):
             if not isinstance(x, torch.Tensor):
                 continue
             wants_gradient = torch.is_grad_enabled() and x.requires_grad

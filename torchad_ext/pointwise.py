@@ -109,8 +109,8 @@ class Pointwise:
             args = self._bound(args, kwargs)
         kinds = tuple([_kind(x) for x in args])
         xs = [x for x, kind in zip(args, kinds, strict=True) if kind is _TENSOR]
-        if has_torch_function(xs or args):
-            return handle_torch_function(self, xs or args, *args)
+        if has_torch_function(args):
+            return handle_torch_function(self, args, *args)
         member, scalars = self._member(kinds)
         first = xs[0]
         if first.dtype not in DTYPES:

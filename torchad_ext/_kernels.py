@@ -77,6 +77,11 @@ def fits_under_transforms(xs: Sequence[torch.Tensor]) -> bool:
     )
 
 
+def traced_before_autograd() -> bool:
+    """Does ``make_fx(pre_dispatch=True)`` trace? That is a mode of torch functions, and none of the dispatcher's."""
+    return torch._C._dispatch_tls_is_dispatch_key_included(DispatchKey.PreDispatch)
+
+
 @functools.cache
 def _guard(name: str, library: torch.library.Library) -> None:
     """Makes a call through ``torch.ops`` raise where a derivative would be lost."""

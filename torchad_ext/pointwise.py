@@ -14,7 +14,7 @@ import torch
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import _build, _eager, expr
-from ._kernels import DTYPES
+from ._kernels import DTYPES, traced_before_autograd
 from .elementwise import Elementwise, HandWritten
 from .latex import latex
 from .trace import trace
@@ -110,7 +110,7 @@ class Pointwise:
         kinds = tuple([_kind(x) for x in args])
         xs = [x for x, kind in zip(args, kinds, strict=True) if kind is _TENSOR]
         if has_torch_function(args):
-            return handle_torch_function(self, args, *args)
+            return self.define(args) if traced_before_autograd() else handle_torch_function(self, args, *args)
         member, scalars = self._member(kinds)
         first = xs[0]
         if first.dtype not in DTYPES:

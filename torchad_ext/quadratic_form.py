@@ -50,6 +50,8 @@ def quadratic_form(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
     if torch.compiler.is_compiling() or torch._C._is_tracing():
         return definition(x, A)
     if has_torch_function((x, A)):
+        if _kernels.traced_before_autograd():
+            return definition(x, A)
         return handle_torch_function(quadratic_form, (x, A), x, A)
     _check(x, A)
     if not _native(x, A):

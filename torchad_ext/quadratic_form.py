@@ -109,8 +109,8 @@ def _plain(tensors: Sequence[torch.Tensor]) -> str | None:
     """The device of tensors that a kernel can read, now or once transforms have unwrapped them."""
     if _transforms_active():
         return tensors[0].device.type if _kernels.fits_under_transforms(tensors) else None
-    if torch._C._is_any_autocast_enabled() or torch._C._len_torch_dispatch_stack():
-        return None
+    if torch._C._is_any_autocast_enabled() or torch._C._len_torch_dispatch_stack() or torch.compiler.is_compiling():
+        return None  # compiled autograd traces a backward whose forward ran on kernels
     return _kernels.device_of(tensors)
 
 

@@ -360,6 +360,8 @@ class TestFusion:
 
 
 class TestWithoutKernels:
+    @row("torch.compile")
+    @row("export")
     @ops
     def test_tracing_sees_the_definition(self, op: Pointwise) -> None:
         x = torch.randn(5)
@@ -368,6 +370,7 @@ class TestWithoutKernels:
         graph = torch.export.export(torch.nn.Sequential(_Module(op)), (x,)).graph_module.code
         assert "torchad_ext" not in graph and op.__name__ in graph
 
+    @row("fake and meta")
     @ops
     def test_meta_and_fake_tensors(self, op: Pointwise) -> None:
         from torch._subclasses.fake_tensor import FakeTensorMode
@@ -376,6 +379,7 @@ class TestWithoutKernels:
         with FakeTensorMode() as mode:
             assert op(mode.from_tensor(torch.empty(3, 2).t())).stride() == (1, 2)
 
+    @row("autocast")
     @ops
     def test_autocast_gives_the_native_dtype(self, op: Pointwise, device: str) -> None:
         x = torch.randn(4, device=device).to(torch.bfloat16)

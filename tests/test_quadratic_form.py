@@ -307,15 +307,18 @@ class TestErrors:
 
 
 class TestWithoutKernels:
+    @row("torch.compile")
     def test_tracing_sees_the_definition(self) -> None:
         x, A = pair(((4, 3), (3, 3)), "cpu")
         compiled = torch.compile(lambda u, B: quadratic_form(u, B).sin(), fullgraph=True, backend="aot_eager")
         assert_close(compiled(x, A), definition(x, A).sin())
 
+    @row("fake and meta")
     def test_meta_tensors(self) -> None:
         x, A = pair(((4, 3), (3, 3)), "meta")
         assert quadratic_form(x, A).shape == (4,)
 
+    @row("autocast")
     def test_autocast_gives_the_native_dtype(self, device: str) -> None:
         x, A = pair(((4, 3), (3, 3)), device, torch.float32)
         with torch.autocast(device, dtype=torch.bfloat16):

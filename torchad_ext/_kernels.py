@@ -82,6 +82,15 @@ def traced_before_autograd() -> bool:
     return torch._C._dispatch_tls_is_dispatch_key_included(DispatchKey.PreDispatch)
 
 
+def fits(xs: Sequence[torch.Tensor]) -> bool:
+    """Could a kernel read these tensors, now or once the transforms of ``torch.func`` have unwrapped them?"""
+    if torch._C._are_functorch_transforms_active():
+        return fits_under_transforms(xs)
+    if torch._C._len_torch_dispatch_stack() or torch._C._is_any_autocast_enabled():
+        return False
+    return device_of(xs) is not None
+
+
 @functools.cache
 def _guard(name: str, library: torch.library.Library) -> None:
     """Makes a call through ``torch.ops`` raise where a derivative would be lost."""

@@ -13,8 +13,8 @@ from typing import Any, overload
 import torch
 from torch.overrides import handle_torch_function, has_torch_function
 
-from . import _build, _eager, expr
-from ._kernels import DTYPES, traced_before_autograd
+from . import _build, _eager, _kernels, expr
+from ._kernels import DTYPES
 from .elementwise import Elementwise, HandWritten
 from .latex import latex
 from .trace import trace
@@ -110,7 +110,7 @@ class Pointwise:
         kinds = tuple([_kind(x) for x in args])
         xs = [x for x, kind in zip(args, kinds, strict=True) if kind is _TENSOR]
         if has_torch_function(args):
-            return self.define(args) if traced_before_autograd() else handle_torch_function(self, args, *args)
+            return self.define(args) if _kernels.traced_before_autograd() else handle_torch_function(self, args, *args)
         member, scalars = self._member(kinds)
         first = xs[0]
         if first.dtype not in DTYPES:
@@ -118,8 +118,10 @@ class Pointwise:
         for x in xs[1:]:
             if x.dtype is not first.dtype or x.device != first.device:
                 return self.define(args)  # a tensor without dimensions promotes as such
+            if x.is_nested or first.is_nested:
+                return self.define(args)  # such a tensor has no shape
         if any(x.shape != first.shape for x in xs[1:]):
-            if not member.depends_on_all:
+            if not member.depends_on_all or not _kernels.fits(xs):
                 return self.define(args)  # an output has the shape of what it depends on
             xs = list(torch.broadcast_tensors(*xs))
         numbers = tuple([float(args[i]) for i in scalars])

@@ -250,9 +250,21 @@ class _QuadraticForm(torch.autograd.Function):
 
 def _outer(x: torch.Tensor, g: torch.Tensor | None, h: torch.Tensor | None, shared: bool) -> torch.Tensor:
     given = [v for v in (x, g, h) if v is not None]
-    outer = _apply(_Outer) if _plain(given) else _Outer.forward
-    result: torch.Tensor = outer(x, g, h, shared)
+    if _plain(given) is None:
+        return _sum_of_outer_products(x, g, h, shared)
+    result: torch.Tensor = _apply(_Outer)(x, g, h, shared)
     return result
+
+
+def _sum_of_outer_products(
+    x: torch.Tensor, g: torch.Tensor | None, h: torch.Tensor | None, shared: bool
+) -> torch.Tensor:
+    """The same in plain PyTorch."""
+    u = _sum(None if g is None else g.unsqueeze(-1) * x, h)
+    assert u is not None
+    if shared and x.dim() == 2:
+        return u.T @ x if h is None else torch.cat([u, x]).T @ torch.cat([x, h])
+    return u.unsqueeze(-1) * x.unsqueeze(-2) + (0 if h is None else x.unsqueeze(-1) * h.unsqueeze(-2))
 
 
 class _Outer(torch.autograd.Function):
@@ -267,11 +279,7 @@ class _Outer(torch.autograd.Function):
         if kernel and not (shared and x.dim() == 2):
             fused: torch.Tensor = kernel(*(None if v is None else v.contiguous() for v in (x, g, h)))
             return fused
-        u = _sum(None if g is None else g.unsqueeze(-1) * x, h)
-        assert u is not None
-        if shared and x.dim() == 2:
-            return u.T @ x if h is None else torch.cat([u, x]).T @ torch.cat([x, h])
-        return u.unsqueeze(-1) * x.unsqueeze(-2) + (0 if h is None else x.unsqueeze(-1) * h.unsqueeze(-2))
+        return _sum_of_outer_products(x, g, h, shared)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:

@@ -386,33 +386,6 @@ class TestWithoutKernels:
         with torch.autocast(device, dtype=torch.bfloat16):
             assert op(x).dtype == op.definition(x).dtype
 
-    @ops
-    def test_subclasses_are_honoured(self, op: Pointwise) -> None:
-        class Tagged(torch.Tensor):
-            calls = 0
-
-            @classmethod
-            def __torch_function__(cls, func, types, args=(), kwargs=None):
-                cls.calls += func is op
-                return super().__torch_function__(func, types, args, kwargs or {})
-
-        x = torch.randn(3)
-        result = op(x.as_subclass(Tagged))
-        assert Tagged.calls == 1 and isinstance(result, Tagged)
-        assert_close(result.as_subclass(torch.Tensor), op.definition(x))
-
-    @ops
-    @pytest.mark.parametrize(
-        "view", [lambda x: x.to_sparse(), lambda x: torch.complex(x, x).conj().imag], ids=["sparse", "negated"]
-    )
-    def test_other_layouts_are_native(self, op: Pointwise, view: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        x = view(torch.randn(3, 3))
-        if x.is_sparse and op is ad.exp:
-            with pytest.raises((NotImplementedError, RuntimeError)):
-                op(x)
-            return
-        assert_close(op(x), op.definition(x))
-
 
 class TestErrors:
     @ops

@@ -62,33 +62,27 @@ def device_of(xs: Sequence[torch.Tensor]) -> str | None:
     return device
 
 
-def fits_under_transforms(xs: Sequence[torch.Tensor]) -> bool:
-    """Could a kernel read these tensors once the transforms of ``torch.func`` have unwrapped them?"""
+def device_for(xs: Sequence[torch.Tensor]) -> str | None:
+    """The device whose kernel is to run: it can read these tensors, now or once the transforms of ``torch.func`` have
+    unwrapped them, and no mode has to see the plain definition. None if there is none."""
+    if torch._C._len_torch_dispatch_stack() or torch._C._is_any_autocast_enabled() or torch.compiler.is_compiling():
+        return None
     functorch = torch._C._functorch
-    if functorch.peek_interpreter_stack().key() == functorch.TransformType.Functionalize:
-        return False
-    if torch._C._len_torch_dispatch_stack() or torch._C._is_any_autocast_enabled():
-        return False
+    interpreter = functorch.peek_interpreter_stack()
+    if interpreter is None:
+        return device_of(xs)
     first = xs[0]
-    return (
-        first.dtype in DTYPES
-        and first.device.type in _BACKEND
-        and all(x.dtype == first.dtype and x.device == first.device and x.layout is torch.strided for x in xs)
-    )
+    if interpreter.key() == functorch.TransformType.Functionalize or first.device.type not in _BACKEND:
+        return None
+    if first.dtype not in DTYPES:
+        return None
+    alike = all(x.dtype == first.dtype and x.device == first.device and x.layout is torch.strided for x in xs)
+    return first.device.type if alike else None
 
 
 def traced_before_autograd() -> bool:
     """Does ``make_fx(pre_dispatch=True)`` trace? That is a mode of torch functions, and none of the dispatcher's."""
     return torch._C._dispatch_tls_is_dispatch_key_included(DispatchKey.PreDispatch)
-
-
-def fits(xs: Sequence[torch.Tensor]) -> bool:
-    """Could a kernel read these tensors, now or once the transforms of ``torch.func`` have unwrapped them?"""
-    if torch._C._are_functorch_transforms_active():
-        return fits_under_transforms(xs)
-    if torch._C._len_torch_dispatch_stack() or torch._C._is_any_autocast_enabled():
-        return False
-    return device_of(xs) is not None
 
 
 @functools.cache

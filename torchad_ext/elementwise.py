@@ -25,8 +25,6 @@ Tensors = Sequence[torch.Tensor]
 Scalars = tuple[float, ...]
 
 _transforms_active = torch._C._are_functorch_transforms_active
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_autocast_enabled = torch._C._is_any_autocast_enabled
 
 _ORDERS = ("", "_backward", "_double_backward", "_triple_backward")
 
@@ -127,25 +125,19 @@ class Elementwise:
         kernel = device and self.kernel(device, xs[0].dtype)
         if not kernel:
             return self.definition(*xs, *scalars)
-        return self.outputs(kernel, xs, scalars)
-
-    def outputs(self, kernel: Callable[[Tensors, Scalars], Any], xs: Tensors, scalars: Scalars) -> Any:
-        """What the kernel gives: a tensor, or a tuple of several."""
         outputs = kernel(xs, scalars)
         return outputs[0] if self._single else tuple(outputs)
 
     def apply(self, xs: Tensors, scalars: Scalars) -> Any:
         """The results, by the route that their derivatives need."""
-        if _transforms_active():
-            fits = _kernels.fits_under_transforms(xs)
-            return _Apply.apply(self, scalars, *xs) if fits else self.definition(*xs, *scalars)
-        device = _kernels.device_of(xs)
-        if device is None or _dispatch_modes() or _autocast_enabled():
+        device = _kernels.device_for(xs)
+        if device is None or self.kernel(device, xs[0].dtype) is None:
             return self.definition(*xs, *scalars)
-        if self.kernel(device, xs[0].dtype) is None:
-            return self.definition(*xs, *scalars)
-        outputs = self._apply_eagerly(device, xs, scalars) if forward_ad._current_level < 0 else NotImplemented
-        return _Apply.apply(self, scalars, *xs) if outputs is NotImplemented else outputs
+        if not _transforms_active() and forward_ad._current_level < 0:
+            outputs = self._apply_eagerly(device, xs, scalars)
+            if outputs is not NotImplemented:
+                return outputs
+        return _Apply.apply(self, scalars, *xs)
 
     def _apply_eagerly(self, device: str, xs: Tensors, scalars: Scalars) -> Any:
         if self.eager is None:  # as long as its compiler runs, and for more tensors than it has bits for

@@ -121,7 +121,7 @@ class Pointwise:
             if x.is_nested or first.is_nested:
                 return self.define(args)  # such a tensor has no shape
         if any(x.shape != first.shape for x in xs[1:]):
-            if not member.depends_on_all or not _kernels.fits(xs):
+            if not member.depends_on_all or _kernels.device_for(xs) is None:
                 return self.define(args)  # an output has the shape of what it depends on
             xs = list(torch.broadcast_tensors(*xs))
         numbers = tuple([float(args[i]) for i in scalars])

@@ -107,17 +107,8 @@ def _check(x: Any, A: Any) -> None:
         )
 
 
-def _plain(tensors: Sequence[torch.Tensor]) -> str | None:
-    """The device of tensors that a kernel can read, now or once transforms have unwrapped them."""
-    if _transforms_active():
-        return tensors[0].device.type if _kernels.fits_under_transforms(tensors) else None
-    if torch._C._is_any_autocast_enabled() or torch._C._len_torch_dispatch_stack() or torch.compiler.is_compiling():
-        return None  # compiled autograd traces a backward whose forward ran on kernels
-    return _kernels.device_of(tensors)
-
-
 def _native(x: torch.Tensor, A: torch.Tensor) -> bool:
-    device = _plain((x, A))
+    device = _kernels.device_for((x, A))
     return device is not None and x.dim() <= 25 and _kernels.find("quadratic_form", device) is not None
 
 
@@ -250,7 +241,7 @@ class _QuadraticForm(torch.autograd.Function):
 
 def _outer(x: torch.Tensor, g: torch.Tensor | None, h: torch.Tensor | None, shared: bool) -> torch.Tensor:
     given = [v for v in (x, g, h) if v is not None]
-    if _plain(given) is None:
+    if _kernels.device_for(given) is None:
         return _sum_of_outer_products(x, g, h, shared)
     result: torch.Tensor = _apply(_Outer)(x, g, h, shared)
     return result

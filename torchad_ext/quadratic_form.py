@@ -99,7 +99,7 @@ def _check(x: Any, A: Any) -> None:
                 f"torchad_ext.quadratic_form: the batch dimensions {list(x.shape[:-1])} of x and {list(A.shape[:-2])} "
                 f"of A do not broadcast; {shapes}"
             ) from None
-    if x.dtype != A.dtype:
+    if x.dtype != A.dtype and not torch._C._is_any_autocast_enabled():  # which gives them one
         raise ValueError(f"torchad_ext.quadratic_form: x is {x.dtype}, A is {A.dtype}; convert one, A.to(x.dtype)")
     if x.device != A.device:
         raise ValueError(

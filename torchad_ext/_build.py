@@ -439,6 +439,15 @@ _loaded: dict[str, Path] = {}
 _loading = threading.RLock()
 
 
+def _forget_the_lock() -> None:
+    global _loading
+    _loading = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # a thread that loads does not live on in a child, its lock would
+    os.register_at_fork(after_in_child=_forget_the_lock)
+
+
 def load(device: str) -> bool:
     """Loads the kernels of ``"cpu"`` or ``"cuda"``, compiling them on the first use; tried once a process.
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from drop_in import row
 
 import torchad_ext as ad
 from torchad_ext import BuildError, _build
@@ -304,6 +305,7 @@ class TestFailedBuild:
         assert len(caught) == 1
         assert len(compiler.calls) == 1
 
+    @row("threads")
     def test_is_tried_by_one_of_many_threads(self, csrc: Path, compiler: Compiler) -> None:
         compiler.obeys("sleep 0.2; exit 1")
         with ThreadPoolExecutor(8) as pool, pytest.warns(UserWarning, match="has no native kernels") as caught:

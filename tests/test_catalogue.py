@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import pickle
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -158,11 +157,6 @@ def test_the_cutoff_envelope_is_smooth_where_it_ends(device: str) -> None:
     x = torch.tensor([5.0 - 1e-9, 5.0, 7.0], dtype=torch.float64, device=device)
     for order in orders(ad.polynomial_cutoff, (x,), 2):
         assert order.abs().max() < 1e-6
-
-
-@ops
-def test_pickles_as_itself(op: Pointwise) -> None:
-    assert pickle.loads(pickle.dumps(op)) is op
 
 
 def test_the_catalogue_is_exported_as_declared() -> None:

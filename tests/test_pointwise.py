@@ -384,6 +384,7 @@ class TestPresentation:
         assert repr(ad.softplus) == "<torchad_ext.softplus(input, beta=1.0, threshold=20.0)>"
         assert damped.__name__ == "damped" and damped.__doc__ == damped.definition.__doc__
 
+    @row("copying")
     def test_a_declared_op_pickles_by_its_name(self) -> None:
         assert pickle.loads(pickle.dumps(wave)) is wave
         assert copy.deepcopy(wave) is wave
@@ -485,6 +486,7 @@ class TestBuild:
             with pytest.raises(BuildError, match="no native kernel"):
                 op(normal(3))
 
+    @row("threads")
     def test_threads_compile_once(self, empty_cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
         op = ad.pointwise(lambda x: x * 4.25)
         x = normal(3)

@@ -17,6 +17,15 @@ _module: ModuleType | None = None
 _failure: _build.BuildError | None = None
 
 
+def _forget_the_thread() -> None:
+    global _starting, _started
+    _starting, _started = threading.Lock(), _module is not None
+
+
+if hasattr(os, "register_at_fork"):  # a child has neither the thread that compiles nor the one that holds the lock
+    os.register_at_fork(after_in_child=_forget_the_thread)
+
+
 def module() -> ModuleType | None:
     """The extension module, or None while there is none.
 

@@ -258,7 +258,7 @@ def test_a_forked_child_computes_small_tensors_with_the_threads_of_its_parent() 
 
 
 FORKED = """
-import os, threading, torch, torchad_ext as ad
+import os, signal, threading, torch, torchad_ext as ad
 from torchad_ext import _build
 held, done = threading.Event(), threading.Event()
 
@@ -271,6 +271,7 @@ threading.Thread(target=build).start()
 held.wait()
 child = os.fork()
 if child == 0:
+    signal.alarm(60)
     torch.testing.assert_close(ad.sin(torch.ones(3)), torch.ones(3).sin())
     os._exit(0)
 _, status = os.waitpid(child, 0)

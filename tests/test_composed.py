@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -78,3 +79,14 @@ def orders_of_each(f: Callable[..., torch.Tensor], xs: list[torch.Tensor]) -> li
     xs = [x.detach().requires_grad_() for x in xs]
     y = f(*xs)
     return [y, *torch.autograd.grad(y.sum(), xs, materialize_grads=True)]
+
+
+@composed
+def test_fewer_gradients_depend_on_no_more(name: str) -> None:
+    """What a node saves for the gradients that may be wanted serves those that are."""
+    program = declared(name)._usual.program
+    inputs = range(len(program.inputs))
+    full = program.vjp([True] * len(inputs), [True] * len(program.outputs))
+    for wanted in itertools.product((False, True), repeat=len(inputs)):
+        some = program.vjp(wanted, [True] * len(program.outputs))
+        assert {i for i in some.arguments if i in inputs} <= {i for i in full.arguments if i in inputs}

@@ -417,7 +417,8 @@ def load_eager() -> ModuleType:
     library = _prebuilt_eager()
     if library is None:
         toolchain = eager_toolchain()
-        library = _from_cache("eager", toolchain, "the calls in eager mode", cache_key("eager", toolchain))
+        name = f"the calls in eager mode for {toolchain.target}"
+        library = _from_cache("eager", toolchain, name, cache_key("eager", toolchain))
     loader = importlib.machinery.ExtensionFileLoader("torchad_ext_eager", str(library))
     spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec

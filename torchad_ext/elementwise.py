@@ -150,12 +150,19 @@ class Elementwise:
             outputs = self._eager.apply(xs, scalars)
         return outputs
 
+    @functools.cached_property
+    def read_by_derivatives(self) -> frozenset[int]:
+        """The inputs that some derivative depends on."""
+        inputs = len(self.program.inputs)
+        return frozenset(i for i in self.vjp(*self._masks(-1, -1)).arguments if i < inputs)
+
     @property
     def eager(self) -> Any:
         """This function in C++, None while there is none."""
-        if self._eager is None and len(self.program.inputs) <= 64 and (module := _eager.module()):
+        operands = len(self.program.inputs) + len(self.program.outputs)
+        if self._eager is None and operands <= 64 and (module := _eager.module()):
             node = codegen.struct_name(self._stem + self._suffix(self._order + 1))
-            self._eager = module.Function(self, self.name, node)
+            self._eager = module.Function(self, len(self.program.outputs), self.name, node)
         return self._eager
 
     def eager_vjp(self, wanted: int, given: int) -> tuple[Any, ...]:
@@ -220,7 +227,7 @@ class Derivative:
     results: tuple[int, ...]
 
     def apply(self, arguments: Sequence[torch.Tensor], scalars: Scalars, count: int) -> Sequence[torch.Tensor]:
-        """All ``count`` results, for all arguments."""
+        """All ``count`` results, for all arguments; those that it does not take may be None."""
         xs = [arguments[i] for i in self.arguments]
         outputs: Any = ()
         if self.results:
@@ -229,14 +236,15 @@ class Derivative:
         if len(self.results) == count:
             return outputs  # type: ignore[no-any-return]
         known = dict(zip(self.results, outputs, strict=True))
-        zero = arguments[0].new_zeros(()).expand_as(arguments[0])
+        zero = arguments[-1].new_zeros(()).expand_as(arguments[-1])
         return [known.get(i, zero) for i in range(count)]
 
 
 class _Apply(torch.autograd.Function):
     """Applies an Elementwise.
 
-    Saves its inputs alone: an intermediate made inside forward has no gradient to give to the double backward.
+    Saves inputs alone, those that a derivative depends on: an intermediate made inside forward has no gradient to give
+    to the double backward.
     """
 
     @staticmethod
@@ -246,8 +254,9 @@ class _Apply(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.op, ctx.scalars, *xs = inputs
-        ctx.save_for_backward(*xs)
-        ctx.save_for_forward(*xs)
+        saved = [x if i in ctx.op.read_by_derivatives else None for i, x in enumerate(xs)]
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
         ctx.set_materialize_grads(False)
 
     @staticmethod

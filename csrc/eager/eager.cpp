@@ -46,9 +46,14 @@ struct Derivative {
 // The wanted gradients and the given cotangents, a bit each. Python keeps functions of more than 64 tensors to itself.
 using Masks = std::pair<uint64_t, uint64_t>;
 
+constexpr uint64_t all_bits(size_t count) { return count < 64 ? (uint64_t(1) << count) - 1 : ~uint64_t(0); }
+
 struct Function : std::enable_shared_from_this<Function> {
-  Function(PyObject* elementwise, std::string name, std::string node_name)
-      : elementwise(Py_NewRef(elementwise)), name("torchad_ext::" + std::move(name)), node_name(std::move(node_name)) {
+  Function(PyObject* elementwise, size_t outputs, std::string name, std::string node_name)
+      : elementwise(Py_NewRef(elementwise)),
+        outputs(outputs),
+        name("torchad_ext::" + std::move(name)),
+        node_name(std::move(node_name)) {
     for (auto& of_device : kernels) {
       for (auto& kernel : of_device) kernel = nullptr;
     }
@@ -82,6 +87,7 @@ struct Function : std::enable_shared_from_this<Function> {
   const Derivative& vjp(Masks masks);
 
   PyObject* elementwise;
+  const size_t outputs;
   const std::string name, node_name;
   std::array<std::array<std::atomic<const Kernel*>, 4>, devices> kernels;
   std::mutex mutex;  // of vjps
@@ -157,10 +163,15 @@ auto ask_python(F f) {
 
 // One application of a Function in the autograd graph.
 struct Pullback : torch::autograd::Node {
-  Pullback(std::shared_ptr<Function> function, const Tensors& xs, const Numbers& scalars)
-      : function(std::move(function)), scalars(scalars) {
-    saved.reserve(xs.size());
-    for (const at::Tensor& x : xs) saved.emplace_back(x, /*is_output=*/false);
+  // Saves the inputs that the gradients of those which require one depend on.
+  Pullback(std::shared_ptr<Function> owner, const Tensors& xs, const Numbers& scalars)
+      : function(std::move(owner)), scalars(scalars) {
+    uint64_t wanted = 0;
+    for (size_t i = 0; i < xs.size(); ++i) wanted |= uint64_t(xs[i].requires_grad()) << i;
+    saved.resize(xs.size());
+    for (const auto i : function->vjp({wanted, all_bits(function->outputs)}).arguments) {
+      if (size_t(i) < xs.size()) saved[i] = torch::autograd::SavedVariable(xs[i], /*is_output=*/false);
+    }
   }
 
   std::string name() const override { return function->node_name; }
@@ -291,13 +302,16 @@ bool Derivative::compute(const Tensors& all, const Numbers& all_scalars, Tensors
   if (!function) return false;
   Tensors xs;
   Numbers numbers;
-  for (const auto i : arguments) xs.push_back(all[i]);
+  for (const auto i : arguments) {
+    TORCH_INTERNAL_ASSERT(all[i].defined(), "torchad_ext: an input was not saved for its derivative");
+    xs.push_back(all[i]);
+  }
   for (const auto i : scalars) numbers.push_back(all_scalars[i]);
   std::optional<Tensors> outputs = results.empty() ? Tensors() : function->apply(xs, numbers);
   if (!outputs) return false;
   gradients.resize(wanted);
   if (results.size() < wanted) {
-    std::fill(gradients.begin(), gradients.end(), at::zeros({}, all[0].options()).expand_as(all[0]));
+    std::fill(gradients.begin(), gradients.end(), at::zeros({}, all.back().options()).expand_as(all.back()));
   }
   for (size_t k = 0; k < results.size(); ++k) gradients[results[k]] = std::move((*outputs)[k]);
   return true;
@@ -437,13 +451,14 @@ void front_dealloc(PyObject* self) {
   Py_DECREF(type);
 }
 
-// Function(elementwise, name, node_name)
+// Function(elementwise, outputs, name, node_name)
 PyObject* function_new(PyTypeObject* type, PyObject* args, PyObject*) {
   HANDLE_TH_ERRORS
   PyObject* elementwise;
+  Py_ssize_t outputs;
   const char *name, *node_name;
-  if (!PyArg_ParseTuple(args, "Oss", &elementwise, &name, &node_name)) return nullptr;
-  auto function = std::make_shared<Function>(elementwise, name, node_name);
+  if (!PyArg_ParseTuple(args, "Onss", &elementwise, &outputs, &name, &node_name)) return nullptr;
+  auto function = std::make_shared<Function>(elementwise, outputs, name, node_name);
   PyObject* self = type->tp_alloc(type, 0);
   if (self) new (&reinterpret_cast<FunctionObject*>(self)->function) std::shared_ptr(std::move(function));
   return self;

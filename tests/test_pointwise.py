@@ -323,6 +323,7 @@ class TestCall:
         assert result.dtype == native.dtype
         assert_close(result, native)
 
+    @row("torch.compile")
     def test_traced_by_torch_compile_and_export(self) -> None:
         x = normal(3)
         compiled = torch.compile(lambda x: damped(x, rate=0.3) * 2, fullgraph=True, backend="aot_eager")

@@ -6,7 +6,7 @@ CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name
 ASAN_CACHE := build/asan
 INSTALLED := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/installed)
 
-.PHONY: help demo test notebooks bench lint format asan clean
+.PHONY: help demo test table notebooks bench lint format asan clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z]*\):[^#]*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -21,6 +21,9 @@ demo: $(INSTALLED)  ## Show what the library does
 
 test: $(INSTALLED)  ## Run the tests
 	$(PYTHON) -m pytest
+
+table: $(INSTALLED)  ## Run the tests of what drop-in means, and write their table into the README
+	$(PYTHON) -m pytest -m drop_in --drop-in-table README.md
 
 notebooks: $(INSTALLED)  ## Execute the notebooks in place
 	$(dir $(PYTHON))jupyter-execute --inplace notebooks/*.ipynb

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 
 import drop_in
@@ -37,15 +36,20 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    report = yield
-    if report.when == "call" or report.outcome != "passed":
-        device = getattr(item, "callspec", None) and item.callspec.params.get("device")
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        callspec = getattr(item, "callspec", None)
         for mark in item.iter_markers("drop_in"):
-            (name,) = mark.args
-            _outcomes[name][device or mark.kwargs.get("device", "cpu")].append(report.outcome)
-    return report
+            device = mark.kwargs.get("device") or (callspec.params.get("device", "cpu") if callspec else "cpu")
+            item.user_properties.append(("drop_in", (*mark.args, device)))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" or report.outcome != "passed":
+        for key, value in report.user_properties:
+            if key == "drop_in":
+                name, device = value
+                _outcomes[name][device].append(report.outcome)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -57,6 +61,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         return
     before, rest = file.read_text(encoding="utf-8").split(f"{drop_in.BEGIN}\n")
     _, after = rest.split(drop_in.END)
-    text = drop_in.table(_outcomes)
-    file.write_text(f"{before}{drop_in.BEGIN}\n{text}{drop_in.END}{after}", encoding="utf-8")
+    file.write_text(f"{before}{drop_in.BEGIN}\n{drop_in.table(_outcomes)}{drop_in.END}{after}", encoding="utf-8")
     terminalreporter.write_line(f"the table in {file} was written")

@@ -1,6 +1,6 @@
 """What "drop-in" means: the rows of the README's table, the ops they hold for, and the mark that ties a test to a row.
 
-``pytest --drop-in-table README.md`` writes the table from the results of the tests that carry the mark.
+``make table`` writes the table from the results of the tests that carry the mark.
 """
 
 from __future__ import annotations
@@ -43,12 +43,13 @@ ROWS = {
     "CUDA": "the current stream, any device, graphs of forward and double backward, `torch.cuda.amp`",
     "threads": "called, and first built, from 16 threads at once",
     "bare kernels": "`torch.library.opcheck`; a tensor that needs a gradient raises",
-    "PyTorch's own samples": "OpInfo's sample and error inputs for `sin` and `exp`, all dtypes",
+    "PyTorch's own samples": "OpInfo's sample inputs for `sin` and `exp`, all dtypes, and for what other ops stand in "
+    "for; its error inputs, where it has any",
     "errors": "wrong types, mixed devices, `requires_grad` of integers: as native says it, or clearer",
 }
 
 row = pytest.mark.drop_in
-BEGIN, END = "<!-- make drop-in -->", "<!-- end of the table -->"
+BEGIN, END = "<!-- make table -->", "<!-- end of the table -->"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import drop_in
 import pytest
 import torch
 
@@ -33,6 +34,14 @@ def test_the_readme_has_a_first_example() -> None:
 def test_the_readme_has_the_catalogue_of_today() -> None:
     between = README.read_text().split("<!-- python -m torchad_ext ops -->\n")[1].split("<!-- end")[0]
     assert between == table(), "put the output of python -m torchad_ext ops there"
+
+
+def test_the_readme_says_of_every_row_that_it_was_run() -> None:
+    between = README.read_text().split(f"{drop_in.BEGIN}\n")[1].split(drop_in.END)[0]
+    lines = [line.split(" | ") for line in between.splitlines()[2:]]
+    rows = [(name.removeprefix("| "), meaning) for name, meaning, *_ in lines]
+    assert rows == list(drop_in.ROWS.items()), "make table"
+    assert all(cpu.endswith("tests") or cuda.startswith("not run") for *_, cpu, cuda in lines)
 
 
 @pytest.mark.parametrize("documented", PUBLIC, ids=lambda f: f.__name__)

@@ -419,11 +419,13 @@ class TestTracers:
         assert_all_close(traced(*others), derivatives(subject.native, *others))
 
     @known
-    def test_make_fx_of_autograd_and_of_the_backward_of_an_eager_op(self, subject: Subject) -> None:
+    @pytest.mark.parametrize("pre_dispatch", [False, True])
+    def test_make_fx_of_autograd_and_of_the_backward_of_an_eager_op(self, subject: Subject, pre_dispatch: bool) -> None:
         xs = subject.inputs(4, 5)
         leaf = xs[0].clone().requires_grad_()
         y = subject.op(leaf, *xs[1:])
-        backward = make_fx(lambda g: torch.autograd.grad(y, leaf, g, retain_graph=True)[0])(torch.ones_like(y))
+        pull = make_fx(lambda g: torch.autograd.grad(y, leaf, g, retain_graph=True)[0], pre_dispatch=pre_dispatch)
+        backward = pull(torch.ones_like(y))
         first, _ = closed_forms(subject, xs)
         assert "torchad_ext" not in backward.code
         assert_all_close(backward(torch.full_like(y, 3.0)), 3 * first)

@@ -62,10 +62,17 @@ def device_of(xs: Sequence[torch.Tensor]) -> str | None:
     return device
 
 
+def traced_before_autograd() -> bool:
+    """Does ``make_fx(pre_dispatch=True)`` trace? That is a mode of torch functions, and none of the dispatcher's."""
+    return torch._C._dispatch_tls_is_dispatch_key_included(DispatchKey.PreDispatch)
+
+
 def device_for(xs: Sequence[torch.Tensor]) -> str | None:
     """The device whose kernel is to run: it can read these tensors, now or once the transforms of ``torch.func`` have
     unwrapped them, and no mode has to see the plain definition. None if there is none."""
-    if torch._C._len_torch_dispatch_stack() or torch._C._is_any_autocast_enabled() or torch.compiler.is_compiling():
+    if torch._C._len_torch_dispatch_stack() or torch._C._is_any_autocast_enabled():
+        return None
+    if torch.compiler.is_compiling() or traced_before_autograd():
         return None
     functorch = torch._C._functorch
     interpreter = functorch.peek_interpreter_stack()
@@ -78,11 +85,6 @@ def device_for(xs: Sequence[torch.Tensor]) -> str | None:
         return None
     alike = all(x.dtype == first.dtype and x.device == first.device and x.layout is torch.strided for x in xs)
     return first.device.type if alike else None
-
-
-def traced_before_autograd() -> bool:
-    """Does ``make_fx(pre_dispatch=True)`` trace? That is a mode of torch functions, and none of the dispatcher's."""
-    return torch._C._dispatch_tls_is_dispatch_key_included(DispatchKey.PreDispatch)
 
 
 @functools.cache

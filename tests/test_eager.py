@@ -186,6 +186,28 @@ class TestCalls:
         assert_close(list(second), [torch.full_like(xs[0], 80.0)] * 40)
 
 
+def test_inside_a_custom_op_nothing_is_recorded() -> None:
+    recorded = []
+
+    @torch.library.custom_op("torchad_ext_tests::wave", mutates_args=())
+    def wave(x: torch.Tensor) -> torch.Tensor:
+        y = ad.sin(x)
+        recorded.append(y.requires_grad)
+        return y
+
+    x = torch.randn(5, requires_grad=True)
+    ad.sin(x)
+    wave(x)
+    assert recorded == [False]
+
+
+def test_a_graph_of_any_depth_is_freed(device: str) -> None:
+    x = y = torch.randn(5, device=device, requires_grad=True)
+    for _ in range(100_000):
+        y = ad.sin(y)
+    del y
+
+
 @pytest.fixture(params=["C++", "Python"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "Python":

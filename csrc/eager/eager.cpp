@@ -141,7 +141,7 @@ Tensors Function::compute(const Kernel& kernel, const Tensors& xs, const Numbers
     data.push_back(outputs[k].data_ptr());
   }
   strides.insert(strides.begin(), kernel.outputs, result);
-  for (const at::Tensor& input : xs) data.push_back(input.data_ptr());
+  for (const at::Tensor& input : xs) data.push_back(const_cast<void*>(input.const_data_ptr()));
   const auto run = run_kernel[x.is_cuda()].load(std::memory_order_acquire);
   run(kernel, dims, sizes.data(), strides.data(), data.data(), scalars.data(), x.get_device());
   return outputs;
@@ -280,20 +280,24 @@ NodePtr make_node(std::shared_ptr<Function> function, const Tensors& xs, const N
   }
 }
 
+// Is an operation on these tensors to be differentiated? Not inside another one, below the autograd keys.
+bool is_recorded(const Tensors& xs) {
+  const auto excluded = c10::impl::tls_local_dispatch_key_set().excluded_;
+  if (!at::GradMode::is_enabled() || excluded.has(c10::DispatchKey::AutogradFunctionality)) return false;
+  return std::any_of(xs.begin(), xs.end(), [](const at::Tensor& x) { return x.requires_grad(); });
+}
+
 // The results on plain tensors, differentiable; none if the tensors are not plain or there is no kernel yet.
 std::optional<Tensors> Function::apply(const Tensors& xs, const Numbers& scalars) {
   const Kernel* kernel = plain_kernel(xs);
   if (!kernel) return std::nullopt;
   Tensors outputs = compute(*kernel, xs, scalars);
-  bool differentiable = false;
-  for (const at::Tensor& x : xs) differentiable = differentiable || x.requires_grad();
-  if (differentiable && at::GradMode::is_enabled()) {
-    torch::autograd::edge_list edges;
-    for (const at::Tensor& x : xs) edges.push_back(torch::autograd::impl::gradient_edge(x));
-    const NodePtr node = make_node<Pullback>(shared_from_this(), xs, scalars);
-    node->set_next_edges(std::move(edges));
-    for (const at::Tensor& y : outputs) torch::autograd::set_history(y, node);
-  }
+  if (!is_recorded(xs)) return outputs;
+  torch::autograd::edge_list edges;
+  for (const at::Tensor& x : xs) edges.push_back(torch::autograd::impl::gradient_edge(x));
+  const NodePtr node = make_node<Pullback>(shared_from_this(), xs, scalars);
+  node->set_next_edges(std::move(edges));
+  for (const at::Tensor& y : outputs) torch::autograd::set_history(y, node);
   return outputs;
 }
 

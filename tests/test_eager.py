@@ -202,7 +202,7 @@ def test_inside_a_custom_op_nothing_is_recorded() -> None:
 
 
 def test_a_graph_of_any_depth_is_freed(device: str) -> None:
-    x = y = torch.randn(5, device=device, requires_grad=True)
+    y = torch.randn(5, device=device, requires_grad=True)
     for _ in range(100_000):
         y = ad.sin(y)
     del y

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -317,13 +316,11 @@ class TestBuild:
         assert entries(cold) == []
 
     def test_no_call_waits_and_a_short_process_leaves_nothing_half_done(self, cold: Path) -> None:
-        start = time.perf_counter()
         finished = use(cold)
         assert finished.returncode == 0, finished.stderr
         assert finished.stdout == "_ApplyBackward\n"
-        assert "compiling the calls in eager mode, once" in finished.stderr
-        assert "Traceback" not in finished.stderr
-        assert time.perf_counter() - start < 10
+        assert "compiling the calls in eager mode for" in finished.stderr
+        assert "compiled" not in finished.stderr and "Traceback" not in finished.stderr
         assert [path.name for path in entries(cold) if path.name in ("library.so", "library.log")] == []
         compilers = subprocess.run(["pgrep", "-f", str(cold)], capture_output=True, text=True, check=False)
         assert compilers.stdout == ""

@@ -23,7 +23,7 @@ test: $(INSTALLED)  ## Run the tests
 	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 table: $(INSTALLED)  ## Run the tests of what drop-in means, and write their table into the README
-	$(PYTHON) -m pytest -n 2 --dist loadfile -m drop_in --drop-in-table README.md
+	$(PYTHON) -m pytest -n 2 --dist loadfile -m drop_in --drop-in-table=README.md
 
 notebooks: $(INSTALLED)  ## Execute the notebooks in place
 	$(dir $(PYTHON))jupyter-execute --inplace notebooks/*.ipynb

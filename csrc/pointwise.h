@@ -55,6 +55,8 @@ struct Pointwise {
       STD_TORCH_CHECK(tensors[k].device() == x.device(), "torchad_ext: a pointwise kernel takes tensors of one device");
       strides[k] = tensors[k].strides().data();
       data[k] = tensors[k].data_ptr();
+      STD_TORCH_CHECK(data[k] || x.numel() == 0, "torchad_ext: a tensor of ", x.numel(),
+                      " elements has no memory; was its storage resized?");
     }
     run_kernel<Device>(kernel, int(sizes.size()), sizes.data(), strides.data(), data.data(), scalars.data(),
                        x.get_device_index());
@@ -64,6 +66,7 @@ struct Pointwise {
     const Kernel& kernel = *reinterpret_cast<const Kernel*>(to<int64_t>(value));
     STD_TORCH_CHECK(int64_t(inputs.size()) == kernel.inputs, "torchad_ext: a kernel of ", kernel.inputs,
                     " inputs was given ", inputs.size(), " tensors");
+    STD_TORCH_CHECK(inputs[0].dim() <= most_dims, "torchad_ext: more than ", most_dims, " dimensions");
     return kernel;
   }
 

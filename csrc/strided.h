@@ -12,7 +12,7 @@
 
 namespace torchad_ext {
 
-constexpr int most_dims = 64;  // of a tensor in PyTorch
+constexpr int most_dims = 64;  // of a tensor that a kernel reads
 
 // A loop over elements, innermost dimension first. Operand 0 leads: the dimensions stand in the order of its strides.
 struct Loop {

@@ -72,6 +72,13 @@ class _Refused:
         self._front.add(*args)
 
 
+@pytest.fixture(params=["C++", "Python"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "Python":
+        monkeypatch.setattr(_eager, "module", lambda: None)
+    return request.param
+
+
 class TestCalls:
     def test_python_is_asked_once(self, op: Pointwise, asked: list[str], device: str) -> None:
         x = torch.randn(5, dtype=torch.float32, device=device, requires_grad=True)
@@ -174,6 +181,28 @@ class TestCalls:
         assert first.grad_fn.name() == "_ApplyBackward"
         assert_close(first, 2 * x * (2 * y).cos())
 
+    def test_a_tensor_as_a_default(self, device: str) -> None:
+        exponent = torch.full((5,), 2.0, device=device)
+        op = ad.pointwise(eval("lambda x, p=exponent: torch.pow(x, p)", {"torch": torch, "exponent": exponent}))
+        x = torch.arange(1.0, 6.0, device=device)
+        for _ in range(3):
+            assert_close(op(x), x**2)
+
+    def test_more_dimensions_than_a_kernel_takes(self, way: str, device: str) -> None:
+        op = ad.pointwise(lambda x: torch.sin(x) * x)
+        x = torch.randn([1] * 70 + [3], device=device, requires_grad=True)
+        for _ in range(2):
+            slope = torch.autograd.grad(op(x).sum(), x)[0]
+            assert_close(slope.reshape(3), (x.cos() * x + x.sin()).reshape(3))
+
+    def test_a_tensor_without_memory_is_refused(self, way: str, device: str) -> None:
+        op = ad.pointwise(lambda x: torch.sin(x) * x)
+        x = torch.randn(1000, device=device)
+        op(x)
+        x.untyped_storage().resize_(0)
+        with pytest.raises(RuntimeError, match="has no memory"):
+            op(x)
+
     def test_more_tensors_than_bits(self, device: str) -> None:
         names = [f"x{i}" for i in range(40)]
         op = ad.pointwise(eval(f"lambda {', '.join(names)}: ({' + '.join(names)}) ** 2"))
@@ -205,13 +234,6 @@ def test_a_graph_of_any_depth_is_freed(device: str) -> None:
     for _ in range(100_000):
         y = ad.sin(y)
     del y
-
-
-@pytest.fixture(params=["C++", "Python"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "Python":
-        monkeypatch.setattr(_eager, "module", lambda: None)
-    return request.param
 
 
 class TestWhatIsSaved:

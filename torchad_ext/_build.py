@@ -268,6 +268,8 @@ def _run(command: list[str]) -> tuple[bool, bytes]:
     """Runs a command; whether it failed, and what it said. Whatever it started ends with this process, or before."""
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     _running.add(running)
+    if _ending:
+        _stop(running)
     try:
         output, _ = running.communicate()
     except BaseException:

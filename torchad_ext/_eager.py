@@ -11,7 +11,7 @@ from typing import Any
 from . import _build
 
 _DEVICES = {"cpu": 0, "cuda": 1}
-_starting = threading.Lock()
+_starting = threading.RLock()
 _started = False
 _module: ModuleType | None = None
 _failure: _build.BuildError | None = None
@@ -19,7 +19,7 @@ _failure: _build.BuildError | None = None
 
 def _forget_the_thread() -> None:
     global _starting, _started
-    _starting, _started = threading.Lock(), _module is not None
+    _starting, _started = threading.RLock(), _module is not None
 
 
 if hasattr(os, "register_at_fork"):  # a child has neither the thread that compiles nor the one that holds the lock
@@ -57,7 +57,7 @@ def _load() -> None:
         loaded = _build.load_eager()
         loaded.set_run(_DEVICES["cpu"], _build.run_kernel("cpu"))
         _module = loaded
-    except (_build.BuildError, OSError) as error:
+    except (RuntimeError, OSError, AttributeError) as error:  # it may lack what is asked of it
         _failure = _build.BuildError(f"torchad_ext has no native calls: {error}")
 
 

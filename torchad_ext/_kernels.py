@@ -20,6 +20,7 @@ from . import _build
 from .codegen import Kernel
 
 DispatchKey = torch._C.DispatchKey
+MOST_DIMS = 64  # most_dims of csrc/strided.h
 DTYPES = {torch.float16: 5, torch.float32: 6, torch.float64: 7, torch.bfloat16: 15}  # and their numbers in C++
 _BACKEND = {"cpu": DispatchKey.CPU, "cuda": DispatchKey.CUDA}
 
@@ -53,7 +54,7 @@ profiling = torch._C._autograd._profiler_enabled
 def device_of(xs: Sequence[torch.Tensor]) -> str | None:
     """``"cpu"`` or ``"cuda"`` if a kernel can read all of ``xs`` together, else None."""
     dtype = xs[0].dtype
-    if dtype not in DTYPES:
+    if dtype not in DTYPES or xs[0].dim() > MOST_DIMS:
         return None
     device = _PLAIN.get(_dispatch_keys(xs[0]).raw_repr())
     for x in xs[1:]:

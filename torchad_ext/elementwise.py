@@ -82,7 +82,8 @@ class Elementwise:
         self._failed: set[tuple[str, torch.dtype]] = set() if family is None else family
         self._vjps: dict[tuple[tuple[bool, ...], tuple[bool, ...]], Derivative] = {}
         self._jvps: dict[tuple[bool, ...], Derivative] = {}
-        self._eager: Any = None
+
+    _eager: Any = None  # this function in C++
 
     @functools.cached_property
     def depends_on_all(self) -> bool:
@@ -162,7 +163,9 @@ class Elementwise:
         operands = len(self.program.inputs) + len(self.program.outputs)
         if self._eager is None and operands <= 64 and (module := _eager.module()):
             node = codegen.struct_name(self._stem + self._suffix(self._order + 1))
-            self._eager = module.Function(self, len(self.program.outputs), self.name, node)
+            scalars, outputs = len(self.program.scalars), len(self.program.outputs)
+            # Of two threads, the first decides.
+            self.__dict__.setdefault("_eager", module.Function(self, scalars, outputs, self.name, node))
         return self._eager
 
     def eager_vjp(self, wanted: int, given: int) -> tuple[Any, ...]:

@@ -67,9 +67,10 @@ class Pointwise:
         self._defaults = {name: p.default for name, p in self._parameters.items() if p.default is not p.empty}
         self._written = written
         self._members: dict[tuple[Any, ...], tuple[Elementwise, list[int]]] = {}
-        self._front: Any = None  # in C++
         self._in_front: set[tuple[int, int]] = set()
         self._domain = domain
+
+    _front: Any = None  # in C++
 
     @functools.cached_property
     def _usual(self) -> Elementwise:
@@ -135,14 +136,14 @@ class Pointwise:
     ) -> None:
         """Lets C++ take calls of so many positional arguments of these kinds, the rest being defaults, from now on."""
         tensors = sum(1 << i for i in range(given) if kinds[i] is _TENSOR)
-        if (given, tensors) in self._in_front or any(kind not in (_TENSOR, _SCALAR) for kind in kinds[:given]):
+        if not given or (given, tensors) in self._in_front or _TENSOR in kinds[given:]:
             return
+        if any(kind is not _TENSOR and kind is not _SCALAR for kind in kinds[:given]):
+            return
+        front = self.__dict__.setdefault("_front", _eager.front())
+        places = tuple([(i if i < given else -1, number) for i, number in zip(scalars, numbers, strict=True)])
+        front.add(member.eager, given, tensors, places)
         self._in_front.add((given, tensors))
-        if self._front is None:
-            self._front = _eager.front()
-        if given:
-            places = tuple([(i if i < given else -1, number) for i, number in zip(scalars, numbers, strict=True)])
-            self._front.add(member.eager, given, tensors, places)
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """The arguments in the order of the parameters."""

@@ -7,7 +7,6 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/ops/empty_strided.h>
-#include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -49,8 +48,9 @@ using Masks = std::pair<uint64_t, uint64_t>;
 constexpr uint64_t all_bits(size_t count) { return count < 64 ? (uint64_t(1) << count) - 1 : ~uint64_t(0); }
 
 struct Function : std::enable_shared_from_this<Function> {
-  Function(PyObject* elementwise, size_t outputs, std::string name, std::string node_name)
+  Function(PyObject* elementwise, size_t scalars, size_t outputs, std::string name, std::string node_name)
       : elementwise(Py_NewRef(elementwise)),
+        scalars(scalars),
         outputs(outputs),
         name("torchad_ext::" + std::move(name)),
         node_name(std::move(node_name)) {
@@ -87,7 +87,7 @@ struct Function : std::enable_shared_from_this<Function> {
   const Derivative& vjp(Masks masks);
 
   PyObject* elementwise;
-  const size_t outputs;
+  const size_t scalars, outputs;
   const std::string name, node_name;
   std::array<std::array<std::atomic<const Kernel*>, 4>, devices> kernels;
   std::mutex mutex;  // of vjps
@@ -108,7 +108,7 @@ const Kernel* Function::plain_kernel(const Tensors& xs) const {
   const auto autocast = cuda ? c10::DispatchKey::AutocastCUDA : c10::DispatchKey::AutocastCPU;
   if (!(local.included_ - c10::default_included_set).empty() || !local.excluded_.has(autocast)) return nullptr;
   const int dtype = place(xs[0].scalar_type());
-  if (dtype < 0) return nullptr;
+  if (dtype < 0 || xs[0].dim() > most_dims) return nullptr;
   const auto plain = plain_keys(cuda);
   for (const at::Tensor& x : xs) {
     if (x.key_set() - c10::autograd_dispatch_keyset_with_ADInplaceOrView != plain) return nullptr;
@@ -141,7 +141,11 @@ Tensors Function::compute(const Kernel& kernel, const Tensors& xs, const Numbers
     data.push_back(outputs[k].data_ptr());
   }
   strides.insert(strides.begin(), kernel.outputs, result);
-  for (const at::Tensor& input : xs) data.push_back(const_cast<void*>(input.const_data_ptr()));
+  for (const at::Tensor& input : xs) {
+    data.push_back(const_cast<void*>(input.const_data_ptr()));
+    TORCH_CHECK(data.back() || input.numel() == 0, "torchad_ext: a tensor of ", input.numel(),
+                " elements has no memory; was its storage resized?");
+  }
   const auto run = run_kernel[x.is_cuda()].load(std::memory_order_acquire);
   run(kernel, dims, sizes.data(), strides.data(), data.data(), scalars.data(), x.get_device());
   return outputs;
@@ -230,7 +234,11 @@ struct Pullback : torch::autograd::Node {
     const py::handle elementwise = function.elementwise;
     const py::object results = elementwise.attr("pullback")(xs, numbers, masks.first, masks.second);
     Tensors gradients;
-    for (const py::handle gradient : results) gradients.push_back(THPVariable_Unpack(gradient.ptr()));
+    for (const py::handle gradient : results) {
+      TORCH_CHECK_TYPE(THPVariable_Check(gradient.ptr()), "pullback gives tensors");
+      gradients.push_back(THPVariable_Unpack(gradient.ptr()));
+    }
+    TORCH_INTERNAL_ASSERT(int(gradients.size()) == __builtin_popcountll(masks.first));
     return gradients;
   }
 
@@ -288,14 +296,16 @@ bool is_recorded(const Tensors& xs) {
 }
 
 // The results on plain tensors, differentiable; none if the tensors are not plain or there is no kernel yet.
-std::optional<Tensors> Function::apply(const Tensors& xs, const Numbers& scalars) {
+std::optional<Tensors> Function::apply(const Tensors& xs, const Numbers& numbers) {
   const Kernel* kernel = plain_kernel(xs);
   if (!kernel) return std::nullopt;
-  Tensors outputs = compute(*kernel, xs, scalars);
+  TORCH_CHECK(xs.size() == size_t(kernel->inputs) && numbers.size() == scalars, name, " takes ", kernel->inputs,
+              " tensors and ", scalars, " numbers, got ", xs.size(), " and ", numbers.size());
+  Tensors outputs = compute(*kernel, xs, numbers);
   if (!is_recorded(xs)) return outputs;
   torch::autograd::edge_list edges;
   for (const at::Tensor& x : xs) edges.push_back(torch::autograd::impl::gradient_edge(x));
-  const NodePtr node = make_node<Pullback>(shared_from_this(), xs, scalars);
+  const NodePtr node = make_node<Pullback>(shared_from_this(), xs, numbers);
   node->set_next_edges(std::move(edges));
   for (const at::Tensor& y : outputs) torch::autograd::set_history(y, node);
   return outputs;
@@ -315,7 +325,7 @@ bool Derivative::compute(const Tensors& all, const Numbers& all_scalars, Tensors
   if (!outputs) return false;
   gradients.resize(wanted);
   if (results.size() < wanted) {
-    std::fill(gradients.begin(), gradients.end(), at::zeros({}, all.back().options()).expand_as(all.back()));
+    std::fill(gradients.begin(), gradients.end(), all.back().new_zeros({}).expand_as(all.back()));
   }
   for (size_t k = 0; k < results.size(); ++k) gradients[results[k]] = std::move((*outputs)[k]);
   return true;
@@ -360,18 +370,21 @@ const Derivative& Function::vjp(Masks masks) {
 PyObject* wrap(std::optional<Tensors> outputs) {
   if (!outputs) Py_RETURN_NOTIMPLEMENTED;
   if (outputs->size() == 1) return THPVariable_Wrap(std::move((*outputs)[0]));
-  PyObject* result = PyTuple_New(Py_ssize_t(outputs->size()));
-  for (size_t k = 0; result && k < outputs->size(); ++k) {
-    PyTuple_SET_ITEM(result, Py_ssize_t(k), THPVariable_Wrap(std::move((*outputs)[k])));
+  py::tuple result(outputs->size());
+  for (size_t k = 0; k < outputs->size(); ++k) {
+    PyObject* output = THPVariable_Wrap(std::move((*outputs)[k]));
+    if (!output) return nullptr;
+    PyTuple_SET_ITEM(result.ptr(), Py_ssize_t(k), output);
   }
-  return result;
+  return result.release().ptr();
 }
 
-PyObject* applied(Function& function, const Tensors& xs, const Numbers& scalars) {
+// Holds the function meanwhile: without the GIL its Python object may go.
+PyObject* applied(const std::shared_ptr<Function> function, const Tensors& xs, const Numbers& numbers) {
   std::optional<Tensors> outputs;
   {
     const py::gil_scoped_release no_gil;
-    outputs = function.apply(xs, scalars);
+    outputs = function->apply(xs, numbers);
   }
   return wrap(std::move(outputs));
 }
@@ -400,7 +413,7 @@ PyObject* front_call(PyObject* self, PyObject* arguments) {
       scalars.push_back(place < 0 ? number : PyFloat_AsDouble(PyTuple_GET_ITEM(arguments, place)));
     }
     if (PyErr_Occurred()) return nullptr;
-    return applied(*call.function->function, xs, scalars);
+    return applied(call.function->function, xs, scalars);
   }
   Py_RETURN_NOTIMPLEMENTED;
   END_HANDLE_TH_ERRORS
@@ -421,6 +434,7 @@ PyObject* front_add(PyObject* self, PyObject* args) {
     Py_ssize_t place;
     double number;
     if (!PyArg_ParseTuple(PyTuple_GET_ITEM(numbers, i), "nd", &place, &number)) return nullptr;
+    TORCH_CHECK_VALUE(place < arguments, "a number is at place ", place, " of ", arguments, " arguments");
     call.numbers.emplace_back(place, number);
   }
   reinterpret_cast<FrontObject*>(self)->calls.push_back(std::move(call));
@@ -455,14 +469,14 @@ void front_dealloc(PyObject* self) {
   Py_DECREF(type);
 }
 
-// Function(elementwise, outputs, name, node_name)
+// Function(elementwise, scalars, outputs, name, node_name)
 PyObject* function_new(PyTypeObject* type, PyObject* args, PyObject*) {
   HANDLE_TH_ERRORS
   PyObject* elementwise;
-  Py_ssize_t outputs;
+  Py_ssize_t scalars, outputs;
   const char *name, *node_name;
-  if (!PyArg_ParseTuple(args, "Onss", &elementwise, &outputs, &name, &node_name)) return nullptr;
-  auto function = std::make_shared<Function>(elementwise, outputs, name, node_name);
+  if (!PyArg_ParseTuple(args, "Onnss", &elementwise, &scalars, &outputs, &name, &node_name)) return nullptr;
+  auto function = std::make_shared<Function>(elementwise, scalars, outputs, name, node_name);
   PyObject* self = type->tp_alloc(type, 0);
   if (self) new (&reinterpret_cast<FunctionObject*>(self)->function) std::shared_ptr(std::move(function));
   return self;
@@ -487,7 +501,7 @@ PyObject* function_apply(PyObject* self, PyObject* args) {
   }
   if (PyErr_Occurred()) return nullptr;
   TORCH_CHECK_VALUE(!xs.empty(), "apply takes a tensor at the least");
-  return applied(function_of(self), xs, scalars);
+  return applied(reinterpret_cast<FunctionObject*>(self)->function, xs, scalars);
   END_HANDLE_TH_ERRORS
 }
 
@@ -529,11 +543,13 @@ void function_dealloc(PyObject* self) {
 
 // set_run(device, address): how kernels are run on a device, a RunKernel.
 PyObject* set_run(PyObject*, PyObject* args) {
+  HANDLE_TH_ERRORS
   int device;
   unsigned long long address;
   if (!PyArg_ParseTuple(args, "iK", &device, &address)) return nullptr;
   run_kernel.at(device).store(reinterpret_cast<RunKernel>(address), std::memory_order_release);
   Py_RETURN_NONE;
+  END_HANDLE_TH_ERRORS
 }
 
 template <class T>

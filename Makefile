@@ -6,7 +6,7 @@ CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name
 ASAN_CACHE := build/asan
 INSTALLED := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/installed)
 
-.PHONY: help demo test table notebooks bench lint format asan clean
+.PHONY: help demo test table notebooks bench ulp lint format asan clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z]*\):[^#]*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -30,6 +30,9 @@ notebooks: $(INSTALLED)  ## Execute the notebooks in place
 
 bench: $(INSTALLED)  ## Run the benchmarks
 	$(PYTHON) benchmarks/run.py
+
+ulp: $(INSTALLED)  ## Measure the errors of sin, exp and their derivatives on every float32
+	$(PYTHON) benchmarks/accuracy.py
 
 lint: $(INSTALLED)  ## Check style and types
 	$(PYTHON) -m ruff check

@@ -2,13 +2,14 @@
 #pragma once
 
 #include "basic.h"
+#include "huge_arguments.h"
 
 namespace torchad_ext {
 
-// sin, cos and tan reduce x = n pi/2 + r, |r| <= pi/4, and the quadrant n mod 4 tells which of +-sin r, +-cos r to
-// take. pi/2 is a sum of three words, so that r keeps its leading digits also next to a multiple of pi; what rounding
-// takes from it is left in the tail. Beyond these bounds a float is computed in double and a double goes to the C
-// library.
+// sin, cos and tan reduce x = n pi/2 + r + tail, |r| <= pi/4, and the quadrant n mod 4 tells which of +-sin r, +-cos r
+// to take. pi/2 is a sum of three words, so that r keeps its leading digits also next to a multiple of pi; the tail is
+// what rounding takes from r. Beyond these bounds a float is computed in double and a double has a reduction of its
+// own.
 constexpr float reducible_float = 0x1p8f;
 constexpr double reducible_double = 0x1p30;
 
@@ -21,33 +22,45 @@ struct Reduced {
 inline Reduced<Float> reduce_by_half_pi(Float x) {
   const Float rounded = fma(x, broadcast(0x1.45f306p-1f), broadcast(round_float));
   const Float n = rounded - round_float;
-  const Float half_pi1 = broadcast(-0x1.777a5cp-25f);
-  const Float half_pi2 = broadcast(-0x1.ee59dap-50f);
+  const Float half_pi1 = broadcast(-0x1.777ap-25f);  // n half_pi1 is exact
+  const Float half_pi2 = broadcast(-0x1.73dcb4p-43f);
   const Float first = fma(-n, broadcast(0x1.921fb6p0f), x);  // exact
-  const Float r = fma(-n, half_pi2, fma(-n, half_pi1, first));
-  const Float second = n * half_pi1;
-  const Float second_tail = fma(n, half_pi1, -second);  // exact
-  const Float difference = first - second;
-  const Float difference_tail = (first - difference) - second;
-  const Float tail = fma(-n, half_pi2, (difference - r) + (difference_tail - second_tail));
+  const Float r = fma(-n, half_pi1, first);
+  const Float tail = fma(-n, half_pi2, fma(-n, half_pi1, first - r));
   return {r, tail, (Int32)rounded};
 }
 
+// (r + tail)^2
+inline Float squared(Float r, Float tail) { return fma(r, r, (r + r) * tail); }
+
 // Relative error of the polynomials: 2^-27 and 2^-32.
-inline Float sin_polynomial(Float r) {
-  const Float z = r * r;
+inline Float sin_polynomial(Float r, Float tail) {
+  const Float z = squared(r, tail);
   Float p = fma(z, broadcast(-0x1.9919dp-13f), broadcast(0x1.1106c2p-7f));
   p = fma(z, p, broadcast(-0x1.555544p-3f));
-  return fma(r * z, p, r);
+  return r + fma(r * z, p, tail);
 }
-inline Float cos_polynomial(Float r) {
-  const Float z = r * r;
+inline Float cos_polynomial(Float r, Float tail) {
+  const Float z = squared(r, tail);
   Float p = fma(z, broadcast(0x1.99db8ap-16f), broadcast(-0x1.6c0c0ep-10f));
   p = fma(z, p, broadcast(0x1.55554ap-5f));
   p = fma(z, p, broadcast(-0.5f));
   return fma(z, p, broadcast(1.0f));
 }
 
+// Beyond the bound, lane by lane.
+__attribute__((noinline, cold)) inline Reduced<Double> reduce_each(Double x, Reduced<Double> reduced) {
+  for (unsigned i = 0; i < sizeof x / sizeof x[0]; ++i) {
+    if (x[i] <= reducible_double) continue;
+    const HugeReduced huge = std::isfinite(x[i]) ? reduce_huge(x[i]) : HugeReduced{x[i] - x[i], 0, 0};
+    reduced.r[i] = huge.r;
+    reduced.tail[i] = huge.tail;
+    reduced.quadrant[i] = huge.quadrant;
+  }
+  return reduced;
+}
+
+// Of x >= 0 or nan.
 inline Reduced<Double> reduce_by_half_pi(Double x) {
   const Double rounded = fma(x, broadcast(0x1.45f306dc9c883p-1), broadcast(round_double));
   const Double n = rounded - round_double;
@@ -57,7 +70,8 @@ inline Reduced<Double> reduce_by_half_pi(Double x) {
   const Double second_tail = fma(n, half_pi1, -second);  // exact
   const Double r = first - second;
   const Double tail = fma(-n, broadcast(-0x1.f1976b7ed8fbcp-110), ((first - r) - second) - second_tail);
-  return {r, tail, (Int64)rounded};
+  const Reduced<Double> reduced = {r, tail, (Int64)rounded};
+  return __builtin_expect(all_within(x, reducible_double), 1) ? reduced : reduce_each(x, reduced);
 }
 
 // Relative error of the polynomials: 2^-57 and 2^-63.
@@ -86,26 +100,24 @@ inline Double cos_polynomial(Double r, Double tail) {
 inline Double sin(Double x) {
   const auto [r, tail, quadrant] = reduce_by_half_pi(abs(x));
   const Double y = (quadrant & 1) != 0 ? cos_polynomial(r, tail) : sin_polynomial(r, tail);
-  if (__builtin_expect(all_within(abs(x), reducible_double), 1)) return flip(y, quadrant << 62 ^ (Int64)x);
-  return each_lane(x, [](double v) { return std::sin(v); });
+  return flip(y, quadrant << 62 ^ (Int64)x);
 }
 inline Double cos(Double x) {
   const auto [r, tail, quadrant] = reduce_by_half_pi(abs(x));
   const Double y = (quadrant & 1) != 0 ? sin_polynomial(r, tail) : cos_polynomial(r, tail);
-  if (__builtin_expect(all_within(abs(x), reducible_double), 1)) return flip(y, (quadrant + 1) << 62);
-  return each_lane(x, [](double v) { return std::cos(v); });
+  return flip(y, (quadrant + 1) << 62);
 }
 
-// At most one float away from the correctly rounded result.
+// Error below 0.9 ulp.
 inline Float sin(Float x) {
   const auto [r, tail, quadrant] = reduce_by_half_pi(abs(x));
-  const Float y = (quadrant & 1) != 0 ? cos_polynomial(r) : sin_polynomial(r);
+  const Float y = (quadrant & 1) != 0 ? cos_polynomial(r, tail) : sin_polynomial(r, tail);
   if (__builtin_expect(all_within(abs(x), reducible_float), 1)) return flip(y, quadrant << 30 ^ (Int32)x);
   return in_double(x, [](Double v) { return sin(v); });
 }
 inline Float cos(Float x) {
   const auto [r, tail, quadrant] = reduce_by_half_pi(abs(x));
-  const Float y = (quadrant & 1) != 0 ? sin_polynomial(r) : cos_polynomial(r);
+  const Float y = (quadrant & 1) != 0 ? sin_polynomial(r, tail) : cos_polynomial(r, tail);
   if (__builtin_expect(all_within(abs(x), reducible_float), 1)) return flip(y, (quadrant + 1) << 30);
   return in_double(x, [](Double v) { return cos(v); });
 }
@@ -151,11 +163,7 @@ inline V tan_by_quadrant(Reduced<V> x) {
 }
 
 // Error below 1.3 ulp.
-inline Double tan(Double x) {
-  const Double y = tan_by_quadrant(reduce_by_half_pi(abs(x)));
-  if (__builtin_expect(all_within(abs(x), reducible_double), 1)) return flip(y, (Int64)x);
-  return each_lane(x, [](double v) { return std::tan(v); });
-}
+inline Double tan(Double x) { return flip(tan_by_quadrant(reduce_by_half_pi(abs(x))), (Int64)x); }
 inline Float tan(Float x) {
   const Float y = tan_by_quadrant(reduce_by_half_pi(abs(x)));
   if (__builtin_expect(all_within(abs(x), reducible_float), 1)) return flip(y, (Int32)x);

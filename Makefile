@@ -6,10 +6,10 @@ CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name
 ASAN_CACHE := build/asan
 INSTALLED := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/installed)
 
-.PHONY: help demo test table notebooks bench ulp lint format asan clean
+.PHONY: help demo test table notebooks bench bench-check ulp lint format asan clean
 
 help:  ## Show the targets
-	@sed -n 's/^\([a-z]*\):[^#]*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):[^#]*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 .venv/installed: pyproject.toml constraints.txt
 	python3 -m venv .venv
@@ -30,6 +30,9 @@ notebooks: $(INSTALLED)  ## Execute the notebooks in place
 
 bench: $(INSTALLED)  ## Run the benchmarks
 	$(PYTHON) benchmarks/run.py
+
+bench-check: $(INSTALLED)  ## Run the benchmarks, and fail where a floor that was kept is missed
+	$(PYTHON) benchmarks/run.py --check
 
 ulp: $(INSTALLED)  ## Measure the errors of sin, exp and their derivatives on every float32
 	$(PYTHON) benchmarks/accuracy.py

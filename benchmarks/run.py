@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="for each row")
     parser.add_argument("--only", default="", metavar="PATTERN", help="the rows that this regular expression matches")
     parser.add_argument("--quick", action="store_true", help="a few samples a row: does everything run?")
+    parser.add_argument("--check", action="store_true", help="fail if a floor that was kept is missed; keep nothing")
     parser.add_argument("--name", help="keep the results as results/NAME; a complete run has the name DEVICE-DTYPE")
     args = parser.parse_args()
 
@@ -78,9 +79,26 @@ def main() -> None:
         for line in lines:
             table.add_row(*line, style="red" if line[-1] == "missed" else None)
         console.print(table)
+    if args.check:
+        fallen = fallen_below(record, RESULTS / f"{args.device}-{args.dtype}.json")
+        sys.exit("\n".join(["fell below a floor that was kept:", *fallen]) if fallen else 0)
     complete = not (args.quick or args.only)
     if name := args.name or (f"{args.device}-{args.dtype}" if complete else None):
         save(record, name)
+
+
+def fallen_below(record: Json, committed: Path) -> list[str]:
+    """The rows that miss a floor or a limit which the committed results keep."""
+
+    def by_name(record: Json) -> dict[str, Json]:
+        return {f"{row['name']} {row.get('size', '')}".strip(): row for row in (*record["rows"], *record["startup"])}
+
+    before = by_name(json.loads(committed.read_text()))
+    return [
+        name
+        for name, row in by_name(record).items()
+        if not row.get("kept", True) and before.get(name, {}).get("kept", True)
+    ]
 
 
 def prepared(case: Case, device: str, dtype: str) -> Ways:

@@ -3,7 +3,9 @@
 #include "quadratic_form.h"
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
+#include <type_traits>
 
 #include "huge_pages.h"
 #include "vector.h"
@@ -86,6 +88,18 @@ void write(T* to, compute_t<T> value) {
   store(padded, broadcast(value));
   *to = padded[0];
 }
+inline void write(float* to, float value) { *to = value; }
+inline void write(double* to, double value) { *to = value; }
+
+// Calls f with n as a constant if it is at most `most`, which loops over such a short vector are unrolled for.
+template <int most, class F>
+bool with_constant(int64_t n, F f) {
+  if constexpr (most > 0) {
+    if (n == most) return f(std::integral_constant<int, most>{}), true;
+    return with_constant<most - 1>(n, f);
+  }
+  return false;
+}
 
 struct QuadraticFormCpu {
   using Half = torchad_ext::Half;
@@ -95,11 +109,62 @@ struct QuadraticFormCpu {
     advise_huge_pages(output.data_ptr(), output.numel() * output.element_size());
   }
 
+  // Short vectors: a problem at a time, in registers.
+  static constexpr int most_unrolled = 8;
+  static constexpr int64_t worth_a_thread = 1 << 14;  // elements of A or G
+
+  template <int n, class T>
+  static void run_unrolled(const OuterProducts<T>& outer) {
+    using Number = compute_t<T>;
+    torch::stable::parallel_for(0, outer.count, worth_a_thread / (n * n), [&](int64_t from, int64_t to) {
+      for (int64_t problem = from; problem < to; ++problem) {
+        Number x[n], h[n], u[n];  // u = g x + h, without a product where g is none: 0 times infinity is no 0
+        for (int i = 0; i < n; ++i) {
+          x[i] = number(outer.x[problem * n + i]);
+          h[i] = outer.h == nullptr ? Number(0) : number(outer.h[problem * n + i]);
+          u[i] = outer.g == nullptr ? h[i] : std::fma(number(outer.g[problem]), x[i], h[i]);
+        }
+        T* G = outer.G + problem * n * n;
+        for (int i = 0; i < n; ++i) {
+          for (int j = 0; j < n; ++j) {
+            write(G + i * n + j, outer.h == nullptr ? u[i] * x[j] : std::fma(u[i], x[j], x[i] * h[j]));
+          }
+        }
+      }
+    });
+  }
+
+  template <bool product, int n, class T>
+  static void run_unrolled(const QuadraticForms<T>& forms) {
+    using Number = compute_t<T>;
+    torch::stable::parallel_for(0, forms.count, worth_a_thread / (n * n), [&](int64_t from, int64_t to) {
+      for (int64_t problem = from; problem < to; ++problem) {
+        int64_t offset[2];
+        forms.batch.offsets(problem, offset);
+        const T* A = forms.A + offset[1];
+        Number q = 0, x[n], s[n] = {};
+        for (int i = 0; i < n; ++i) x[i] = number(forms.x[offset[0] + i * forms.x_stride]);
+        for (int i = 0; i < n; ++i) {
+          Number y_i = 0;
+          for (int j = 0; j < n; ++j) {
+            const Number a = number(A[i * forms.row_stride + j]);
+            y_i = std::fma(a, x[j], y_i);
+            s[j] = std::fma(a, x[i], s[j]);
+          }
+          q = std::fma(x[i], y_i, q);
+          s[i] += y_i;
+        }
+        write(forms.q + problem, q);
+        for (int i = 0; product && i < n; ++i) write(forms.s + problem * n + i, s[i]);
+      }
+    });
+  }
+
   template <class T>
   static void run(const OuterProducts<T>& outer, const Tensor&) {
     using Number = compute_t<T>;
-    constexpr int64_t worth_a_thread = 1 << 14;  // elements of G
     constexpr int w = lanes<T>;
+    if (with_constant<most_unrolled>(outer.n, [&](auto n) { run_unrolled<n>(outer); })) return;
     const int64_t n = outer.n, whole = n / w * w;
     const int64_t grain = std::max<int64_t>(1, worth_a_thread / n);
     torch::stable::parallel_for(0, outer.count * n, grain, [&](int64_t from, int64_t to) {
@@ -135,16 +200,16 @@ struct QuadraticFormCpu {
   template <bool product, class T>
   static void run(const QuadraticForms<T>& forms) {
     using Number = compute_t<T>;
-    constexpr int64_t worth_a_thread = 1 << 15;  // elements of A
+    if (with_constant<most_unrolled>(forms.n, [&](auto n) { run_unrolled<product, n>(forms); })) return;
     const int64_t n = forms.n;
     const int64_t padded = (n + lanes<T> - 1) / lanes<T> * lanes<T>;
-    const int64_t block = n * n < 2 * worth_a_thread ? std::max<int64_t>(n, 1) : std::max<int64_t>(64, (n + 15) / 16);
+    const int64_t block = n * n < 4 * worth_a_thread ? std::max<int64_t>(n, 1) : std::max<int64_t>(64, (n + 15) / 16);
     const int64_t blocks = std::max<int64_t>((n + block - 1) / block, 1);
 
     // Every block of every problem has its own part of q and s, added up in order below.
     const std::unique_ptr<Number[]> q_part(new Number[forms.count * blocks]);
     const std::unique_ptr<Number[]> s_part(new Number[product && blocks > 1 ? forms.count * blocks * padded : 0]);
-    const int64_t grain = std::max<int64_t>(1, worth_a_thread / std::max<int64_t>(block * n, 1));
+    const int64_t grain = std::max<int64_t>(1, 2 * worth_a_thread / std::max<int64_t>(block * n, 1));
     torch::stable::parallel_for(0, forms.count * blocks, grain, [&](int64_t from, int64_t to) {
       const std::unique_ptr<Number[]> x(new Number[padded]), Ax(new Number[padded]), own_s(new Number[padded]);
       for (int64_t task = from; task < to; ++task) {

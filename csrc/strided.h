@@ -84,8 +84,9 @@ struct Strided {
   TORCHAD_EXT_HOST_DEVICE void offsets(Index index, int64_t (&offset)[operands]) const {
     for (int k = 0; k < operands; ++k) offset[k] = 0;
     for (int d = 0; d < dims; ++d) {
-      const Index position = index % Index(sizes[d]);
-      index /= Index(sizes[d]);
+      const bool outermost = d == dims - 1;  // what is left needs no division
+      const Index position = outermost ? index : index % Index(sizes[d]);
+      if (!outermost) index /= Index(sizes[d]);
       for (int k = 0; k < operands; ++k) offset[k] += int64_t(position) * strides[k][d];
     }
   }

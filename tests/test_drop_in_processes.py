@@ -415,6 +415,7 @@ slope, = torch.autograd.grad(y.sum(), x)
 torch.testing.assert_close((y, slope), (x.sin(), x.cos()))
 dist.all_reduce(slope)
 torch.testing.assert_close(slope, 2 * x.detach().cos())
+dist.destroy_process_group()
 """
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import mpmath
 import numpy as np
 import torch
+from marks import replace_between
 from rich.progress import Progress
 from torch import Tensor
 
@@ -25,31 +26,20 @@ import torchad_ext as ad
 
 HERE = Path(__file__).resolve().parent
 README = HERE / "README.md"
-BEGIN, END = "<!-- accuracy -->\n", "<!-- end of accuracy -->\n"
+BEGIN, END = "<!-- accuracy -->", "<!-- end of accuracy -->"
 
 Function = Callable[[Tensor], Tensor]
 PIECE = 1 << 19  # stays in the cache
-PRECISION = {torch.float16: 11, torch.bfloat16: 8, torch.float32: 24, torch.float64: 53}
-BITS = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
+PRECISION = {torch.float16: 11, torch.bfloat16: 8, torch.float32: 24}
+BITS = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32}
 
 
-def minus(f: Function) -> Function:
-    return lambda x: -f(x)
+def derivatives(library: Any) -> dict[str, tuple[Callable[[Any], Any], ...]]:
+    """What each derivative of an op is, with the functions of a library."""
+    return {"sin": (library.sin, library.cos, lambda x: -library.sin(x)), "exp": (library.exp,) * 3}
 
 
-# What each derivative of an op is, in native PyTorch and for mpmath.
-NATIVE: dict[str, tuple[Function, ...]] = {
-    "sin": (torch.sin, torch.cos, minus(torch.sin)),
-    "exp": (torch.exp, torch.exp, torch.exp),
-}
-EXACT: dict[str, tuple[Callable[[Any], Any], ...]] = {
-    "sin": (mpmath.sin, mpmath.cos, lambda x: -mpmath.sin(x)),
-    "exp": (mpmath.exp, mpmath.exp, mpmath.exp),
-}
-LONG: dict[str, tuple[Callable[[Any], Any], ...]] = {
-    "sin": (np.sin, np.cos, lambda x: -np.sin(x)),
-    "exp": (np.exp, np.exp, np.exp),
-}
+NATIVE, EXACT, LONG = derivatives(torch), derivatives(mpmath), derivatives(np)
 
 
 def derivative(name: str, order: int) -> Function:
@@ -204,9 +194,7 @@ def main() -> None:
     print(table)
     if step == 1:
         (HERE / "results" / "accuracy.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-        before, rest = README.read_text().split(BEGIN)
-        _, after = rest.split(END)
-        README.write_text(f"{before}{BEGIN}{table}{END}{after}")
+        replace_between(README, BEGIN, END, table)
 
 
 if __name__ == "__main__":

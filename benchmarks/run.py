@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from cases import CASES, STARTUPS, Case, Results, Startup
+from marks import replace_between
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -28,7 +29,7 @@ from timing import alternate, quartiles
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 README = HERE / "README.md"
-BEGIN, END = "<!-- results -->\n", "<!-- end of results -->\n"
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 ROW_HEADER = ("", "size", "the fastest in PyTorch", "PyTorch", "torchad_ext", "ratio", "middle half", "floor", "")
 STARTUP_HEADER = ("", "time", "middle half", "limit", "")
 
@@ -249,10 +250,8 @@ def save(record: Json, name: str) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     (RESULTS / f"{name}.md").write_text(markdown(record))
-    before, rest = README.read_text().split(BEGIN)
-    _, after = rest.split(END)
     parts = (f"### {path.stem}\n\n{path.read_text()}\n" for path in sorted(RESULTS.glob("*.md")))
-    README.write_text(f"{before}{BEGIN}\n{''.join(parts)}{END}{after}")
+    replace_between(README, BEGIN, END, "\n" + "".join(parts))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 import drop_in
 import pytest
 import torch
+from marks import replace_between
 
 os.environ.setdefault("TORCHAD_EXT_EAGER", "wait")  # for what a user has after a quarter of a minute
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: torch.cuda.is_available() is False")
@@ -59,7 +60,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if terminalreporter.stats.get("failed") or terminalreporter.stats.get("error"):
         terminalreporter.write_line(f"{file} is left as it was: tests failed")
         return
-    before, rest = file.read_text(encoding="utf-8").split(f"{drop_in.BEGIN}\n")
-    _, after = rest.split(drop_in.END)
-    file.write_text(f"{before}{drop_in.BEGIN}\n{drop_in.table(_outcomes)}{drop_in.END}{after}", encoding="utf-8")
+    replace_between(file, drop_in.BEGIN, drop_in.END, drop_in.table(_outcomes))
     terminalreporter.write_line(f"the table in {file} was written")

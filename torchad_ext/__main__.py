@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
         if command == "demo":
             from . import demo
 
+            os.environ.setdefault("TORCHAD_EXT_EAGER", "wait")  # its compiler would disturb what is timed
             demo.run(**options)
         else:
             for op in OPS.values() if options["all"] else options["ops"] or OPS.values():

@@ -261,14 +261,14 @@ def compile_library(what: str, toolchain: Toolchain, to: Path, kernels: Sequence
 
 
 _running: set[subprocess.Popen[bytes]] = set()
-_ending: list[bool] = []
+_ending = threading.Event()
 
 
 def _run(command: list[str]) -> tuple[bool, bytes]:
     """Runs a command; whether it failed, and what it said. Whatever it started ends with this process, or before."""
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     _running.add(running)
-    if _ending:
+    if _ending.is_set():
         _stop(running)
     try:
         output, _ = running.communicate()
@@ -277,7 +277,7 @@ def _run(command: list[str]) -> tuple[bool, bytes]:
         raise
     finally:
         _running.discard(running)
-    if _ending:
+    if _ending.is_set():
         raise BuildError("the process ends")
     return running.returncode != 0, output
 
@@ -290,7 +290,7 @@ def _stop(running: subprocess.Popen[bytes]) -> None:
 @atexit.register
 def _stop_all(owner: int = os.getpid()) -> None:
     if os.getpid() == owner:  # not in a fork, whose parent still waits for them
-        _ending.append(True)
+        _ending.set()
         for running in list(_running):
             _stop(running)
 
@@ -320,10 +320,14 @@ def _locked(folder: Path, what: str) -> Iterator[None]:
         lock.release()
 
 
+def _in_cache(key: str) -> Path:
+    return cache_dir() / key / "library.so"
+
+
 def _from_cache(what: str, toolchain: Toolchain, name: str, key: str, kernels: Sequence[Kernel] = ()) -> Path:
     """A library, called ``name`` in messages, from the cache; compiled first if it is not there."""
-    folder = cache_dir() / key
-    library = folder / "library.so"
+    library = _in_cache(key)
+    folder = library.parent
     if os.path.exists(library):
         return library
     with _locked(folder, name):
@@ -401,26 +405,19 @@ def run_kernel(device: str) -> int:
     return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
-def eager_is_built() -> bool:
-    """Is the library of eager mode there, so that loading it compiles nothing?"""
-    if _prebuilt_eager():
-        return True
-    with contextlib.suppress(BuildError):
-        return (cache_dir() / cache_key("eager", eager_toolchain()) / "library.so").exists()
-    return False
-
-
-def load_eager() -> ModuleType:
-    """The extension module of ``csrc/eager``, compiled on its first use.
+def load_eager(compiling: bool) -> ModuleType | None:
+    """The extension module of ``csrc/eager``; None if it is not there and is not to be compiled.
 
     Raises:
         BuildError: it could not be compiled or loaded.
     """
-    library = _prebuilt_eager()
-    if library is None:
+    library = prebuilt_library("eager", _eager_target(), "calls")
+    if os.environ.get("TORCHAD_EXT_CXXFLAGS") or not library.exists():
         toolchain = eager_toolchain()
-        name = f"the calls in eager mode for {toolchain.target}"
-        library = _from_cache("eager", toolchain, name, cache_key("eager", toolchain))
+        key = cache_key("eager", toolchain)
+        if not compiling and not _in_cache(key).exists():
+            return None
+        library = _from_cache("eager", toolchain, f"the calls in eager mode for {toolchain.target}", key)
     loader = importlib.machinery.ExtensionFileLoader("torchad_ext_eager", str(library))
     spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec
@@ -430,11 +427,6 @@ def load_eager() -> ModuleType:
     except ImportError as error:
         raise BuildError(f"{error}; delete {library} to have it compiled again") from error
     return module
-
-
-def _prebuilt_eager() -> Path | None:
-    library = prebuilt_library("eager", _eager_target(), "calls")
-    return library if library.exists() and not os.environ.get("TORCHAD_EXT_CXXFLAGS") else None
 
 
 _failures: dict[str, BuildError | None] = {}

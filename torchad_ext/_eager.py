@@ -39,10 +39,9 @@ def module() -> ModuleType | None:
     with _starting:
         if not _started:
             _started = True
-            if mode == "wait" or _build.eager_is_built():
-                _load()
-            else:
-                threading.Thread(target=_load, name="torchad_ext", daemon=True).start()
+            _load(compiling=mode == "wait")
+            if _module is None and _failure is None:
+                threading.Thread(target=_load, args=(True,), name="torchad_ext", daemon=True).start()
         failure, _failure = _failure, None
     if failure:
         if os.environ.get("TORCHAD_EXT_STRICT") == "1":
@@ -51,12 +50,12 @@ def module() -> ModuleType | None:
     return _module
 
 
-def _load() -> None:
+def _load(compiling: bool) -> None:
     global _module, _failure
     try:
-        loaded = _build.load_eager()
-        loaded.set_run(_DEVICES["cpu"], _build.run_kernel("cpu"))
-        _module = loaded
+        if loaded := _build.load_eager(compiling):
+            loaded.set_run(_DEVICES["cpu"], _build.run_kernel("cpu"))
+            _module = loaded
     except (RuntimeError, OSError, AttributeError) as error:  # it may lack what is asked of it
         _failure = _build.BuildError(f"torchad_ext has no native calls: {error}")
 

@@ -153,6 +153,11 @@ def find(name: str, device: str) -> Callable[..., Any] | None:
     return kernel if kernel is None or not profiling() else recorded(name, kernel)
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """``"float32"`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
 class PointwiseKernel:
     """A pointwise kernel as a function of a sequence of tensors and a sequence of numbers, to a list of tensors."""
 
@@ -179,7 +184,7 @@ def compile_pointwise(name: str, dtype: torch.dtype, device: str, source: Kernel
         The kernel, or None if it could not be compiled; one warning has said why.
     """
     run = _load("pointwise", device)
-    address = run and _build.load_kernel(f"{name}-{str(dtype).removeprefix('torch.')}", device, source)
+    address = run and _build.load_kernel(f"{name}-{dtype_name(dtype)}", device, source)
     return PointwiseKernel(name, run, address) if run and address else None
 
 

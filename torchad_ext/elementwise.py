@@ -46,10 +46,6 @@ def _subset(symbols: tuple[expr.Expr, ...], chosen: tuple[bool, ...]) -> str:
     return "" if all(chosen) else "".join(f"_{x.value}" for x, c in zip(symbols, chosen, strict=True) if c)
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 class Elementwise:
     """k functions of m tensors of one shape and of some numbers.
 
@@ -115,7 +111,7 @@ class Elementwise:
     def source(self, device: str, dtype: torch.dtype) -> codegen.Kernel:
         """What is compiled."""
         name, functor = self.functor
-        return codegen.kernel(functor, name, len(self.program.inputs), device, _name(dtype))
+        return codegen.kernel(functor, name, len(self.program.inputs), device, _kernels.dtype_name(dtype))
 
     def _compile(self, device: str, dtype: torch.dtype) -> _kernels.PointwiseKernel | None:
         return _kernels.compile_pointwise(self.name, dtype, device, self.source(device, dtype))

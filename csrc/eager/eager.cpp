@@ -331,21 +331,44 @@ bool Derivative::compute(const Tensors& all, const Numbers& all_scalars, Tensors
   return true;
 }
 
-struct FunctionObject {
-  PyObject_HEAD std::shared_ptr<Function> function;
+// A Python object that holds a value of C++.
+template <class T>
+struct Object {
+  PyObject_HEAD T value;
 };
+
+template <class T>
+T& value_of(PyObject* self) {
+  return reinterpret_cast<Object<T>*>(self)->value;
+}
+
+template <class T>
+PyObject* new_object(PyTypeObject* type, T value) {
+  PyObject* self = type->tp_alloc(type, 0);
+  if (self) new (&value_of<T>(self)) T(std::move(value));
+  return self;
+}
+
+template <class T>
+void dealloc(PyObject* self) {
+  PyObject_GC_UnTrack(self);
+  PyTypeObject* type = Py_TYPE(self);
+  std::destroy_at(&value_of<T>(self));
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+using FunctionPtr = std::shared_ptr<Function>;
 
 // One way of calling an op: which arguments are tensors, and where its numbers come from.
 struct Call {
-  FunctionObject* function;
+  py::object function;
   Py_ssize_t arguments;
   uint64_t tensors;                                    // a bit for each argument
   std::vector<std::pair<Py_ssize_t, double>> numbers;  // the place among the arguments, or -1 and a default
 };
 
-struct FrontObject {
-  PyObject_HEAD std::vector<Call> calls;
-};
+using Calls = std::vector<Call>;
 
 PyTypeObject* function_type;
 
@@ -360,7 +383,7 @@ const Derivative& Function::vjp(Masks masks) {
                                                        .attr("eager_vjp")(masks.first, masks.second)
                                                        .cast<std::tuple<py::object, Places, Places, Places>>();
     Derivative result{nullptr, arguments, scalars, results, size_t(__builtin_popcountll(masks.first))};
-    if (!function.is_none()) result.function = reinterpret_cast<FunctionObject*>(function.ptr())->function;
+    if (!function.is_none()) result.function = value_of<FunctionPtr>(function.ptr());
     return result;
   });
   const std::lock_guard<std::mutex> lock(mutex);
@@ -380,7 +403,7 @@ PyObject* wrap(std::optional<Tensors> outputs) {
 }
 
 // Holds the function meanwhile: without the GIL its Python object may go.
-PyObject* applied(const std::shared_ptr<Function> function, const Tensors& xs, const Numbers& numbers) {
+PyObject* applied(const FunctionPtr function, const Tensors& xs, const Numbers& numbers) {
   std::optional<Tensors> outputs;
   {
     const py::gil_scoped_release no_gil;
@@ -406,14 +429,14 @@ PyObject* front_call(PyObject* self, PyObject* arguments) {
     }
   }
   if (xs.empty()) Py_RETURN_NOTIMPLEMENTED;
-  for (const Call& call : reinterpret_cast<FrontObject*>(self)->calls) {
+  for (const Call& call : value_of<Calls>(self)) {
     if (call.arguments != count || call.tensors != tensors) continue;
     Numbers scalars;
     for (const auto& [place, number] : call.numbers) {
       scalars.push_back(place < 0 ? number : PyFloat_AsDouble(PyTuple_GET_ITEM(arguments, place)));
     }
     if (PyErr_Occurred()) return nullptr;
-    return applied(call.function->function, xs, scalars);
+    return applied(value_of<FunctionPtr>(call.function.ptr()), xs, scalars);
   }
   Py_RETURN_NOTIMPLEMENTED;
   END_HANDLE_TH_ERRORS
@@ -429,7 +452,7 @@ PyObject* front_add(PyObject* self, PyObject* args) {
   if (!PyArg_ParseTuple(args, "O!nKO!", function_type, &function, &arguments, &tensors, &PyTuple_Type, &numbers)) {
     return nullptr;
   }
-  Call call{reinterpret_cast<FunctionObject*>(function), arguments, tensors, {}};
+  Call call{py::reinterpret_borrow<py::object>(function), arguments, tensors, {}};
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(numbers); ++i) {
     Py_ssize_t place;
     double number;
@@ -437,36 +460,22 @@ PyObject* front_add(PyObject* self, PyObject* args) {
     TORCH_CHECK_VALUE(place < arguments, "a number is at place ", place, " of ", arguments, " arguments");
     call.numbers.emplace_back(place, number);
   }
-  reinterpret_cast<FrontObject*>(self)->calls.push_back(std::move(call));
-  Py_INCREF(function);
+  value_of<Calls>(self).push_back(std::move(call));
   Py_RETURN_NONE;
   END_HANDLE_TH_ERRORS
 }
 
-PyObject* front_new(PyTypeObject* type, PyObject*, PyObject*) {
-  PyObject* self = type->tp_alloc(type, 0);
-  if (self) new (&reinterpret_cast<FrontObject*>(self)->calls) std::vector<Call>();
-  return self;
-}
+PyObject* front_new(PyTypeObject* type, PyObject*, PyObject*) { return new_object(type, Calls()); }
 
 int front_traverse(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(Py_TYPE(self));
-  for (const Call& call : reinterpret_cast<FrontObject*>(self)->calls) Py_VISIT(call.function);
+  for (const Call& call : value_of<Calls>(self)) Py_VISIT(call.function.ptr());
   return 0;
 }
 
 int front_clear(PyObject* self) {
-  for (const Call& call : std::exchange(reinterpret_cast<FrontObject*>(self)->calls, {})) Py_DECREF(call.function);
+  std::exchange(value_of<Calls>(self), {});
   return 0;
-}
-
-void front_dealloc(PyObject* self) {
-  PyObject_GC_UnTrack(self);
-  front_clear(self);
-  PyTypeObject* type = Py_TYPE(self);
-  std::destroy_at(&reinterpret_cast<FrontObject*>(self)->calls);
-  type->tp_free(self);
-  Py_DECREF(type);
 }
 
 // Function(elementwise, scalars, outputs, name, node_name)
@@ -476,14 +485,9 @@ PyObject* function_new(PyTypeObject* type, PyObject* args, PyObject*) {
   Py_ssize_t scalars, outputs;
   const char *name, *node_name;
   if (!PyArg_ParseTuple(args, "Onnss", &elementwise, &scalars, &outputs, &name, &node_name)) return nullptr;
-  auto function = std::make_shared<Function>(elementwise, scalars, outputs, name, node_name);
-  PyObject* self = type->tp_alloc(type, 0);
-  if (self) new (&reinterpret_cast<FunctionObject*>(self)->function) std::shared_ptr(std::move(function));
-  return self;
+  return new_object(type, std::make_shared<Function>(elementwise, scalars, outputs, name, node_name));
   END_HANDLE_TH_ERRORS
 }
-
-Function& function_of(PyObject* self) { return *reinterpret_cast<FunctionObject*>(self)->function; }
 
 // function.apply(tensors, numbers): the results, or NotImplemented.
 PyObject* function_apply(PyObject* self, PyObject* args) {
@@ -501,7 +505,7 @@ PyObject* function_apply(PyObject* self, PyObject* args) {
   }
   if (PyErr_Occurred()) return nullptr;
   TORCH_CHECK_VALUE(!xs.empty(), "apply takes a tensor at the least");
-  return applied(reinterpret_cast<FunctionObject*>(self)->function, xs, scalars);
+  return applied(value_of<FunctionPtr>(self), xs, scalars);
   END_HANDLE_TH_ERRORS
 }
 
@@ -515,30 +519,23 @@ PyObject* function_set_kernel(PyObject* self, PyObject* args) {
     PyErr_SetString(PyExc_ValueError, "no kernel is made for this device and dtype");
     return nullptr;
   }
-  function_of(self).kernels[device][place].store(reinterpret_cast<const Kernel*>(address), std::memory_order_release);
+  auto& kernel = value_of<FunctionPtr>(self)->kernels[device][place];
+  kernel.store(reinterpret_cast<const Kernel*>(address), std::memory_order_release);
   Py_RETURN_NONE;
 }
 
 // While a graph holds the Function too, its Elementwise is in use.
 int function_traverse(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(Py_TYPE(self));
-  const auto& function = reinterpret_cast<FunctionObject*>(self)->function;
+  const auto& function = value_of<FunctionPtr>(self);
   if (function && function.use_count() == 1) Py_VISIT(function->elementwise);
   return 0;
 }
 
 int function_clear(PyObject* self) {
-  const auto& function = reinterpret_cast<FunctionObject*>(self)->function;
+  const auto& function = value_of<FunctionPtr>(self);
   if (function.use_count() == 1) Py_CLEAR(function->elementwise);
   return 0;
-}
-
-void function_dealloc(PyObject* self) {
-  PyObject_GC_UnTrack(self);
-  PyTypeObject* type = Py_TYPE(self);
-  std::destroy_at(&reinterpret_cast<FunctionObject*>(self)->function);
-  type->tp_free(self);
-  Py_DECREF(type);
 }
 
 // set_run(device, address): how kernels are run on a device, a RunKernel.
@@ -554,7 +551,7 @@ PyObject* set_run(PyObject*, PyObject* args) {
 
 template <class T>
 PyType_Spec type_spec(const char* name, PyType_Slot* slots) {
-  return {name, sizeof(T), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, slots};
+  return {name, sizeof(Object<T>), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, slots};
 }
 
 PyMethodDef function_methods[] = {
@@ -562,7 +559,7 @@ PyMethodDef function_methods[] = {
     {"set_kernel", function_set_kernel, METH_VARARGS, "set_kernel(device, dtype, address)"},
     {}};
 PyType_Slot function_slots[] = {{Py_tp_new, reinterpret_cast<void*>(function_new)},
-                                {Py_tp_dealloc, reinterpret_cast<void*>(function_dealloc)},
+                                {Py_tp_dealloc, reinterpret_cast<void*>(dealloc<FunctionPtr>)},
                                 {Py_tp_traverse, reinterpret_cast<void*>(function_traverse)},
                                 {Py_tp_clear, reinterpret_cast<void*>(function_clear)},
                                 {Py_tp_methods, function_methods},
@@ -571,7 +568,7 @@ PyMethodDef front_methods[] = {{"call", front_call, METH_O, "call(arguments): th
                                {"add", front_add, METH_VARARGS, "add(function, arguments, tensors, numbers)"},
                                {}};
 PyType_Slot front_slots[] = {{Py_tp_new, reinterpret_cast<void*>(front_new)},
-                             {Py_tp_dealloc, reinterpret_cast<void*>(front_dealloc)},
+                             {Py_tp_dealloc, reinterpret_cast<void*>(dealloc<Calls>)},
                              {Py_tp_traverse, reinterpret_cast<void*>(front_traverse)},
                              {Py_tp_clear, reinterpret_cast<void*>(front_clear)},
                              {Py_tp_methods, front_methods},
@@ -586,8 +583,8 @@ PyModuleDef module = {PyModuleDef_HEAD_INIT, "torchad_ext_eager", "Calls of poin
 PyMODINIT_FUNC PyInit_torchad_ext_eager() {
   using namespace torchad_ext;
   PyObject* result = PyModule_Create(&module);
-  auto function_spec = type_spec<FunctionObject>("torchad_ext_eager.Function", function_slots);
-  auto front_spec = type_spec<FrontObject>("torchad_ext_eager.Front", front_slots);
+  auto function_spec = type_spec<FunctionPtr>("torchad_ext_eager.Function", function_slots);
+  auto front_spec = type_spec<Calls>("torchad_ext_eager.Front", front_slots);
   function_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&function_spec));
   PyObject* front_type = PyType_FromSpec(&front_spec);
   if (!result || !function_type || !front_type) return nullptr;

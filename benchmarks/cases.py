@@ -33,6 +33,12 @@ class Case:
     ours: Op
     floor: float | None = None  # the ratio that a CPU should reach with two threads in float32
     equal: bool = True  # do all ways give the same?
+    least = 15  # samples
+
+    def calls(self, randn: Randn) -> Mapping[str, Callable[[], Results]]:
+        """The call of each way, all on the same inputs."""
+        inputs, ways = self.inputs(randn), {**self.native, "torchad_ext": self.ours}
+        return {name: functools.partial(self.run, op, *inputs) for name, op in ways.items()}
 
 
 @dataclass(frozen=True)

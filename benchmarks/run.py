@@ -21,18 +21,23 @@ from typing import Any
 import torch
 from cases import CASES, STARTUPS, Case, Results, Startup
 from marks import replace_between
+from profiling import KINDS, seconds_by_kind
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from timing import alternate, quartiles
+from training import COMPARED, Training, trainings
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 README = HERE / "README.md"
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 ROW_HEADER = ("", "size", "the fastest in PyTorch", "PyTorch", "torchad_ext", "ratio", "middle half", "floor", "")
+TRAINING_HEADER = ("", *ROW_HEADER[1:7], "losses", "floor", "")
+PROFILE_HEADER = ("", "size", *(f"{kind}, {way}" for kind in KINDS for way in ("PyTorch", "torchad_ext")))
 STARTUP_HEADER = ("", "time", "middle half", "limit", "")
 
+LOSS_TOLERANCE = 1e-5
 DISTURBED = 0.05  # the share of the processors that other programs may take
 
 Json = dict[str, Any]
@@ -55,19 +60,23 @@ def main() -> None:
     os.environ["TORCHAD_EXT_EAGER"] = "wait"  # its compiler would disturb what is measured
     torch.set_num_threads(args.threads)
     with_floors = (args.device, args.dtype, args.threads) == ("cpu", "float32", 2)
-    cases = [case for case in CASES if re.search(args.only, f"{case.name} {case.size}")]
+    everything: list[Case | Training] = [*CASES, *trainings()]
+    cases = [case for case in everything if re.search(args.only, f"{case.name} {case.size}")]
     startups = [startup for startup in STARTUPS if re.search(args.only, startup.name)]
     console = Console()
-    record: Json = {"machine": machine(args.device), "rows": [], "startup": []}
+    record: Json = {"machine": machine(args.device), "rows": [], "training": [], "startup": []}
     # The bar is drawn between rows: a thread that draws would disturb what is measured.
     with Progress(console=Console(stderr=True), auto_refresh=False) as progress:
         task = progress.add_task("", total=len(cases) + len(startups))
         for case in cases:
             progress.update(task, description=f"{case.name}, {case.size}", refresh=True)
-            seconds, attempts = (0.05, 1) if args.quick else (args.seconds, 10)
+            seconds, least, attempts = (0.05, 3, 1) if args.quick else (args.seconds, case.least, 10)
             ways = prepared(case, args.device, args.dtype)
-            measured = undisturbed(functools.partial(measure, case, ways, args.device, seconds), attempts)
-            record["rows"].append(judged(measured, "ratio", case.floor if with_floors else None, 1))
+            measured = undisturbed(functools.partial(measure, case, ways, args.device, seconds, least), attempts)
+            if isinstance(case, Training):
+                measured |= of_training(case, ways, args.device)
+            rows = record["training" if isinstance(case, Training) else "rows"]
+            rows.append(judged(measured, "ratio", case.floor if with_floors else None, 1))
             progress.advance(task)
         for startup in startups:
             progress.update(task, description=startup.name, refresh=True)
@@ -92,7 +101,8 @@ def fallen_below(record: Json, committed: Path) -> list[str]:
     """The rows that miss a floor or a limit which the committed results keep."""
 
     def by_name(record: Json) -> dict[str, Json]:
-        return {f"{row['name']} {row.get('size', '')}".strip(): row for row in (*record["rows"], *record["startup"])}
+        rows = (*record["rows"], *record.get("training", ()), *record["startup"])
+        return {f"{row['name']} {row.get('size', '')}".strip(): row for row in rows}
 
     before = by_name(json.loads(committed.read_text()))
     return [
@@ -102,12 +112,10 @@ def fallen_below(record: Json, committed: Path) -> list[str]:
     ]
 
 
-def prepared(case: Case, device: str, dtype: str) -> Ways:
+def prepared(case: Case | Training, device: str, dtype: str) -> Ways:
     """The calls of each way of a row, on the same inputs; made once, so that everything is compiled, and compared."""
     torch.manual_seed(0)
-    inputs = case.inputs(functools.partial(torch.randn, device=device, dtype=getattr(torch, dtype)))
-    ops = {**case.native, "torchad_ext": case.ours}
-    ways = {name: functools.partial(case.run, op, *inputs) for name, op in ops.items()}
+    ways = case.calls(functools.partial(torch.randn, device=device, dtype=getattr(torch, dtype)))
     tolerance = torch.finfo(getattr(torch, dtype)).eps ** 0.5  # for a sum of many, and two orders of derivatives
     expected = flat(ways["torchad_ext"]())
     for name in case.native:
@@ -121,9 +129,9 @@ def flat(results: Results) -> Sequence[torch.Tensor]:
     return [results.detach()] if isinstance(results, torch.Tensor) else [y.detach() for y in results]
 
 
-def measure(case: Case, ways: Ways, device: str, seconds: float) -> Json:
+def measure(case: Case | Training, ways: Ways, device: str, seconds: float, least: int) -> Json:
     """A row of the results: the times of our op and of every native way, and the ratio to the fastest of these."""
-    samples = alternate(ways, seconds, torch.cuda.synchronize if device == "cuda" else lambda: None)
+    samples = alternate(ways, seconds, torch.cuda.synchronize if device == "cuda" else lambda: None, least)
     times = {name: quartiles(sample) for name, sample in samples.items()}
     fastest = min(case.native, key=lambda name: times[name].median)
     pairs = zip(samples[fastest], samples["torchad_ext"], strict=True)
@@ -135,6 +143,16 @@ def measure(case: Case, ways: Ways, device: str, seconds: float) -> Json:
         "seconds": {name: time._asdict() for name, time in times.items()},
         "samples": len(samples[fastest]),
     }
+
+
+def of_training(case: Training, ways: Ways, device: str) -> Json:
+    """What a row says of a training besides: the largest relative difference of the losses, and a profile."""
+    first, second = (flat(step())[0] for step in ways.values())
+    difference = float(((second - first) / first).abs().max())
+    if not difference <= LOSS_TOLERANCE:
+        raise RuntimeError(f"{case.name}, {case.size}: in {COMPARED} steps the losses differ by {difference:.1e}")
+    profile = {name: seconds_by_kind(step, device) for name, step in ways.items()}
+    return {"losses_differ_by": difference, "profile": profile}
 
 
 def start(startup: Startup, device: str, count: int) -> Json:
@@ -218,17 +236,26 @@ def tables(record: Json) -> Iterator[tuple[Sequence[str], list[list[str]]]]:
         verdict += ["disturbed"] if row.get("other_programs", 0) >= DISTURBED else []
         return [text(row["bound"]) if "bound" in row else "", ", ".join(verdict)]
 
-    rows = [
-        [row["name"], row["size"], row["native"]]
-        + [duration(row["seconds"][way]["median"]) for way in (row["native"], "torchad_ext")]
-        + [f"{row['ratio']['median']:.2f}", span(row["ratio"], "{:.2f}".format), *bound(row, "{:.2g}".format)]
-        for row in record["rows"]
+    def ratio(row: Json) -> list[str]:
+        times = [duration(row["seconds"][way]["median"]) for way in (row["native"], "torchad_ext")]
+        quotient = [f"{row['ratio']['median']:.2f}", span(row["ratio"], "{:.2f}".format)]
+        return [row["name"], row["size"], row["native"], *times, *quotient]
+
+    rows = [[*ratio(row), *bound(row, "{:.2g}".format)] for row in record["rows"]]
+    trainings = [
+        [*ratio(row), f"{row['losses_differ_by']:.0e}", *bound(row, "{:.2g}".format)] for row in record["training"]
+    ]
+    profiles = [
+        [row["name"], row["size"]] + [duration(way[kind]) for kind in KINDS for way in row["profile"].values()]
+        for row in record["training"]
     ]
     startups = [
         [row["name"], duration(row["seconds"]["median"]), span(row["seconds"], duration), *bound(row, duration)]
         for row in record["startup"]
     ]
-    yield from ((header, lines) for header, lines in ((ROW_HEADER, rows), (STARTUP_HEADER, startups)) if lines)
+    headers = (ROW_HEADER, TRAINING_HEADER, PROFILE_HEADER, STARTUP_HEADER)
+    blocks = (rows, trainings, profiles, startups)
+    yield from ((header, lines) for header, lines in zip(headers, blocks, strict=True) if lines)
 
 
 def duration(seconds: float) -> str:

@@ -22,12 +22,12 @@ def quartiles(samples: Sequence[float]) -> Quartiles:
 
 
 def alternate(
-    ways: Mapping[str, Callable[[], object]], seconds: float, synchronize: Callable[[], None]
+    ways: Mapping[str, Callable[[], object]], seconds: float, synchronize: Callable[[], None], least: int = 15
 ) -> dict[str, list[float]]:
     """Seconds per call of each way, sampled in turn (A B C A B C ...) for about ``seconds`` in all.
 
     A sample is as many calls as last half a millisecond, the same number for every way; what a call returns is freed
-    within it. At least 15 samples are taken of each way, at most 1,000, and no garbage is collected meanwhile.
+    within it. At least ``least`` samples are taken of each way, at most 1,000, and no garbage is collected meanwhile.
     """
 
     def sample(call: Callable[[], object], calls: int) -> float:
@@ -40,7 +40,7 @@ def alternate(
 
     warm = [min(sample(call, 1) for _ in range(5)) for call in ways.values()]
     calls = max(1, round(5e-4 / min(warm)))
-    rounds = min(1000, max(15, round(seconds / (calls * sum(warm)))))
+    rounds = min(1000, max(least, round(seconds / (calls * sum(warm)))))
     samples: dict[str, list[float]] = {name: [] for name in ways}
     gc.collect()
     gc.disable()

@@ -134,6 +134,50 @@ def pointwise() -> Iterator[Case]:
                 yield Case(row, size, run, inputs, ways, ours, FLOORS.get(row, {}).get(size))
 
 
+# How x and its cotangent lie in memory, which is [1000, 1000, 2] for each.
+View = Callable[[Tensor], Tensor]
+LAYOUTS: dict[str, tuple[View, View]] = {
+    "contiguous": (lambda x: x[..., 0].contiguous(), lambda w: w[..., 0].contiguous()),
+    "transposed": (lambda x: x[..., 0].contiguous().T, lambda w: w[..., 0].contiguous().T),
+    "cotangent transposed": (lambda x: x[..., 0].contiguous(), lambda w: w[..., 0].contiguous().T),
+    "cotangent of a sum": (lambda x: x[..., 0].contiguous(), lambda w: w[0, 0, 0].expand(1000, 1000)),
+    "cotangent of a sum of rows": (lambda x: x[..., 0].contiguous(), lambda w: w[:, :1, 0].expand(1000, 1000)),
+    "cotangent of a sum of columns": (lambda x: x[..., 0].contiguous(), lambda w: w[0, :, 0].expand(1000, 1000)),
+    "half of each row": (lambda x: x.flatten(1)[:, 500:1500], lambda w: w.flatten(1)[:, 500:1500]),
+    "half of each row, transposed": (lambda x: x.flatten(1)[:, 500:1500].T, lambda w: w.flatten(1)[:, 500:1500].T),
+    "every other column": (lambda x: x[..., 0], lambda w: w[..., 0]),
+    "every other row": (lambda x: x.view(2000, 1000)[::2], lambda w: w.view(2000, 1000)[::2]),
+    "rows of 10 of 20": (lambda x: x.view(-1, 20)[:, :10], lambda w: w.view(-1, 20)[:, :10]),
+    "rows of 10 of 20, cotangent dense": (
+        lambda x: x.view(-1, 20)[:, :10],
+        lambda w: w.flatten()[: 10**6].view(-1, 10),
+    ),
+    "channels last": (
+        lambda x: x.flatten()[: 10**6].view(10, 100, 100, 10).permute(0, 3, 1, 2),
+        lambda w: w.flatten()[: 10**6].view(10, 100, 100, 10).permute(0, 3, 1, 2),
+    ),
+    "channels last, cotangent not": (
+        lambda x: x.flatten()[: 10**6].view(10, 100, 100, 10).permute(0, 3, 1, 2),
+        lambda w: w.flatten()[: 10**6].view(10, 10, 100, 100),
+    ),
+    "middle of three dimensions": (
+        lambda x: x.view(100, 200, 100)[:, 50:150],
+        lambda w: w.view(100, 200, 100)[:, :100],
+    ),
+}
+
+
+def layouts() -> Iterator[Case]:
+    for layout, (view, cotangent) in LAYOUTS.items():
+
+        def inputs(randn: Randn, view: View = view, cotangent: View = cotangent) -> tuple[Tensor, ...]:
+            memory, w = 3 * randn(1000, 1000, 2), randn(1000, 1000, 2)
+            return view(memory).requires_grad_(), cotangent(w), w
+
+        ways: dict[str, Op] = {"torch.sin": torch.sin}
+        yield Case(f"sin, {layout}: f + b", "1e6", pullback, inputs, ways, ad.sin, 1.0)
+
+
 ACTIVATIONS: dict[str, Op] = {"tanh": torch.tanh, "silu": F.silu, "gelu": F.gelu, "softplus": F.softplus}
 
 
@@ -336,7 +380,7 @@ def quadratic_form() -> Iterator[Case]:
     yield Case(f"{name}: f + b for x, and reading A", size, value, large, {"A.sum()": read}, ours, 0.83, equal=False)
 
 
-CASES = (*smallest(), *pointwise(), *activations(), *declared(), *in_place(), *quadratic_form())
+CASES = (*smallest(), *pointwise(), *layouts(), *activations(), *declared(), *in_place(), *quadratic_form())
 
 _FIRST_CALL = """
 import sys, time, torch, torchad_ext

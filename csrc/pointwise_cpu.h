@@ -10,7 +10,8 @@
 namespace torchad_ext {
 
 struct Cpu {
-  static constexpr int block = 512;  // elements gathered at a time
+  static constexpr int block = 512;         // elements gathered at a time
+  static constexpr int shortest_row = 128;  // a shorter row is gathered, with its neighbours
 
   // An input as the inner loop reads it: element i stands at data[i * step], where step is 1, or 0 for one vector full
   // of the same number.
@@ -51,13 +52,12 @@ struct Cpu {
   // Copies elements [begin, begin + n) of an operand, in the order of the loop.
   template <class T>
   static void gather(const Loop& loop, int operand, int64_t begin, int64_t n, T* to) {
-    const T* data = static_cast<const T*>(loop.data[operand]);
+    const T* data = static_cast<const T*>(loop.data[operand]) + loop.offset(operand, begin);
     const int64_t step = loop.stride(operand, 0);
     int64_t position[most_dims];
     for (int d = 0; d < loop.dims; ++d) {
       position[d] = begin % loop.sizes[d];
       begin /= loop.sizes[d];
-      data += position[d] * loop.stride(operand, d);
     }
     while (true) {
       const int64_t run = std::min(n, loop.sizes[0] - position[0]);
@@ -80,36 +80,37 @@ struct Cpu {
   static int32_t run(const Loop& loop, const double* scalars, int64_t begin, int64_t end, void*) {
     constexpr int outputs = output_count<Functor, Vector<compute_t<T>>, inputs>;
     const auto functor = make_functor<Functor>(scalars);
-    // Outputs are dense and lead the loop, so they are contiguous in its order.
-    T* result[outputs];
-    for (int k = 0; k < outputs; ++k) result[k] = static_cast<T*>(loop.data[k]);
-    Input<T> input[inputs];
-    T repeated[inputs][lanes<T>];
+    const int64_t row = loop.dims > 0 ? loop.sizes[0] : 1;
+    const bool by_rows = loop.dims < 2 || row >= shortest_row;
     bool gathered[inputs];
     bool any_gathered = false;
-    for (int k = 0; k < inputs; ++k) {
-      input[k] = {static_cast<const T*>(loop.data[outputs + k]), 1};
-      gathered[k] = false;
-      if (loop.repeated(outputs + k)) {
-        std::fill_n(repeated[k], lanes<T>, *input[k].data);
-        input[k] = {repeated[k], 0};
-      } else if (!loop.contiguous(outputs + k)) {
-        gathered[k] = any_gathered = true;
-      }
-    }
-    const int64_t step = any_gathered ? block : end - begin;
     T scratch[inputs][block];
-    for (int64_t at = begin; at < end; at += step) {
-      const int64_t size = std::min(step, end - at);
-      Input<T> from[inputs];
-      T* to[outputs];
+    Input<T> from[inputs];
+    for (int k = 0; k < inputs; ++k) {
+      const bool repeated = loop.repeated(outputs + k);
+      const int64_t step = loop.dims > 0 ? loop.stride(outputs + k, 0) : 0;
+      gathered[k] = !repeated && (!by_rows || step > 1 || step < 0);
+      any_gathered = any_gathered || gathered[k];
+      from[k] = {scratch[k], repeated || (by_rows && step == 0) ? 0 : 1};
+    }
+    int64_t size;
+    for (int64_t at = begin; at < end; at += size) {
+      size = end - at;
+      if (by_rows) size = std::min(size, row - at % row);
+      if (any_gathered) size = std::min<int64_t>(size, block);
       for (int k = 0; k < inputs; ++k) {
-        from[k] = {input[k].data + at * input[k].step, input[k].step};
-        if (!gathered[k]) continue;
-        gather(loop, outputs + k, at, size, scratch[k]);
+        if (gathered[k]) {
+          gather(loop, outputs + k, at, size, scratch[k]);
+          continue;
+        }
+        from[k].data = static_cast<const T*>(loop.data[outputs + k]) + loop.offset(outputs + k, at);
+        if (from[k].step == 1) continue;
+        std::fill_n(scratch[k], lanes<T>, *from[k].data);
         from[k].data = scratch[k];
       }
-      for (int k = 0; k < outputs; ++k) to[k] = result[k] + at;
+      // Outputs are dense and lead the loop, so they are contiguous in its order.
+      T* to[outputs];
+      for (int k = 0; k < outputs; ++k) to[k] = static_cast<T*>(loop.data[k]) + at;
       inner_loop(functor, to, from, size);
     }
     return 0;

@@ -32,6 +32,16 @@ struct Loop {
   // Does the operand lie in memory just as the loop runs?
   bool contiguous(int operand) const { return dims == 0 || (dims == 1 && stride(operand, 0) == 1); }
 
+  // Where an operand has the element of a linear index.
+  int64_t offset(int operand, int64_t index) const {
+    int64_t sum = 0;
+    for (int d = 0; d < dims && index > 0; ++d) {
+      sum += index % sizes[d] * stride(operand, d);
+      index /= sizes[d];
+    }
+    return sum;
+  }
+
   // Is the operand one element, repeated?
   bool repeated(int operand) const {
     for (int d = 0; d < dims; ++d) {

@@ -334,6 +334,30 @@ class TestCall:
         assert_close(wave(*xs), wave.definition(*xs), rtol=1e-11, atol=1e-11)
 
 
+LONG_ROWS = {  # of [7, 10000], so that threads begin within a row
+    "contiguous": lambda m: m[:, :5000].contiguous(),
+    "half of each row": lambda m: m[:, 3:5003],
+    "every other element": lambda m: m[:, ::2],
+    "transposed": lambda m: m[:, :5000].T.contiguous().T,
+    "a number a row": lambda m: m[:, :1].expand(7, 5000),
+    "one row": lambda m: m[0, :5000].expand(7, 5000),
+    "one number": lambda m: m[0, 0].expand(7, 5000),
+}
+
+
+@pytest.mark.parametrize("first", LONG_ROWS)
+@pytest.mark.parametrize("second", LONG_ROWS)
+def test_long_rows(first: str, second: str, device: str) -> None:
+    x, a, b = (normal(7, 10_000, device=device) for _ in range(3))
+    x, a = LONG_ROWS[first](x), LONG_ROWS[second](a)
+    for xs in (
+        (x, a, b[:, 5000:]),
+        (x[:, :131], a[:, :131], b[0, :131]),
+        (x[:, :127], a[:, :127], b[:, ::77][:, :127]),
+    ):
+        assert_close(wave(*xs), wave.definition(*xs), rtol=1e-11, atol=1e-11)
+
+
 PRODUCT = ad.pointwise(lambda x, y: x * y)
 
 

@@ -22,31 +22,49 @@ struct Cpu {
   };
 
   template <class Functor, class T, int inputs, int outputs>
-  static void one_vector(const Functor& functor, T* const (&to)[outputs], const Input<T> (&from)[inputs], int64_t i) {
+  static void one_vector(const Functor& functor, T* const (&to)[outputs], const Input<T> (&from)[inputs], int64_t i,
+                         bool cached) {
     Vector<compute_t<T>> x[inputs];
     for (int k = 0; k < inputs; ++k) x[k] = load(from[k].data + i * from[k].step);
     const auto y = call(functor, x);
-    for (int k = 0; k < outputs; ++k) store(to[k] + i, y.value[k]);
+    for (int k = 0; k < outputs; ++k) {
+      cached ? store(to[k] + i, y.value[k]) : store_uncached(to[k] + i, y.value[k]);
+    }
+  }
+
+  // Less than a vector.
+  template <class Functor, class T, int inputs, int outputs>
+  static void some(const Functor& functor, T* const (&to)[outputs], const Input<T> (&from)[inputs], int64_t i,
+                   int64_t count) {
+    if (count == 0) return;
+    T x[inputs][lanes<T>] = {};
+    T y[outputs][lanes<T>];
+    Input<T> padded_from[inputs];
+    T* padded_to[outputs];
+    for (int k = 0; k < inputs; ++k) {
+      const int64_t given = from[k].step == 0 ? lanes<T> : count;
+      std::memcpy(x[k], from[k].data + i * from[k].step, given * sizeof(T));
+      padded_from[k] = {x[k], 0};
+    }
+    for (int k = 0; k < outputs; ++k) padded_to[k] = y[k];
+    one_vector(functor, padded_to, padded_from, 0, true);
+    for (int k = 0; k < outputs; ++k) std::memcpy(to[k] + i, y[k], count * sizeof(T));
   }
 
   template <class Functor, class T, int inputs, int outputs>
-  static void inner_loop(const Functor& functor, T* const (&to)[outputs], const Input<T> (&from)[inputs], int64_t n) {
+  static void inner_loop(const Functor& functor, T* const (&to)[outputs], const Input<T> (&from)[inputs], int64_t n,
+                         bool cached) {
     int64_t i = 0;
-    for (; i + lanes<T> <= n; i += lanes<T>) one_vector(functor, to, from, i);
-    const int64_t rest = n - i;
-    if (rest == 0) return;
-    T x[inputs][lanes<T>] = {};
-    T y[outputs][lanes<T>];
-    Input<T> last_from[inputs];
-    T* last_to[outputs];
-    for (int k = 0; k < inputs; ++k) {
-      const int64_t count = from[k].step == 0 ? lanes<T> : rest;
-      std::memcpy(x[k], from[k].data + i * from[k].step, count * sizeof(T));
-      last_from[k] = {x[k], 0};
-    }
-    for (int k = 0; k < outputs; ++k) last_to[k] = y[k];
-    one_vector(functor, last_to, last_from, 0);
-    for (int k = 0; k < outputs; ++k) std::memcpy(to[k] + i, y[k], rest * sizeof(T));
+    if (!cached) some(functor, to, from, 0, i = std::min(n, until_aligned<T>(to[0])));
+    for (; i + lanes<T> <= n; i += lanes<T>) one_vector(functor, to, from, i, cached);
+    some(functor, to, from, i, n - i);
+  }
+
+  // The elements before the next vector that is aligned.
+  template <class T>
+  static int64_t until_aligned(const void* to) {
+    constexpr uintptr_t bytes = lanes<T> * sizeof(T);
+    return int64_t(-reinterpret_cast<uintptr_t>(to) % bytes / sizeof(T));
   }
 
   // Copies elements [begin, begin + n) of an operand, in the order of the loop.
@@ -93,6 +111,10 @@ struct Cpu {
       any_gathered = any_gathered || gathered[k];
       from[k] = {scratch[k], repeated || (by_rows && step == 0) ? 0 : 1};
     }
+    bool cached = (end - begin) * int64_t(sizeof(T)) < most_cached_bytes;
+    for (int k = 1; k < outputs; ++k) {
+      cached = cached || until_aligned<T>(loop.data[k]) != until_aligned<T>(loop.data[0]);
+    }
     int64_t size;
     for (int64_t at = begin; at < end; at += size) {
       size = end - at;
@@ -111,8 +133,9 @@ struct Cpu {
       // Outputs are dense and lead the loop, so they are contiguous in its order.
       T* to[outputs];
       for (int k = 0; k < outputs; ++k) to[k] = static_cast<T*>(loop.data[k]) + at;
-      inner_loop(functor, to, from, size);
+      inner_loop(functor, to, from, size, cached);
     }
+    if (!cached) store_fence();
     return 0;
   }
 

@@ -3,9 +3,11 @@
 #include "quadratic_form.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <memory>
 #include <type_traits>
+#include <utility>
 
 #include "huge_pages.h"
 #include "vector.h"
@@ -75,6 +77,31 @@ Number rows(const QuadraticForms<T>& forms, const T* A, const Number* x, Number*
   return q;
 }
 
+#if defined(__clang__) || __GNUC__ >= 12
+// Of each run of 2 h lanes the halves are added: lanes of v[i] in the first half of the result, of v[i + h] after them.
+template <int h, int n, class V, int... lane>
+void fold(V (&v)[n], std::integer_sequence<int, lane...> lanes) {
+  for (int i = 0; i < h; ++i) {
+    v[i] = __builtin_shufflevector(v[i], v[i + h], (lane % (2 * h) < h ? lane : n + lane - h)...) +
+           __builtin_shufflevector(v[i], v[i + h], (lane % (2 * h) < h ? lane + h : n + lane)...);
+  }
+  if constexpr (h > 1) fold<h / 2>(v, lanes);
+}
+#endif
+
+// The vector whose lane i is the sum of the lanes of v[i].
+template <class T, int n, class V>
+V sums(V (&v)[n]) {
+#if defined(__clang__) || __GNUC__ >= 12
+  fold<n / 2>(v, std::make_integer_sequence<int, n>());
+  return v[0];
+#else
+  V result;
+  for (int i = 0; i < n; ++i) result[i] = sum<n, T>(v[i]);
+  return result;
+#endif
+}
+
 template <class T>
 compute_t<T> number(T x) {
   return load_some(&x, 1)[0];
@@ -91,12 +118,55 @@ void write(T* to, compute_t<T> value) {
 inline void write(float* to, float value) { *to = value; }
 inline void write(double* to, double value) { *to = value; }
 
-// Calls f with n as a constant if it is at most `most`, which loops over such a short vector are unrolled for.
-template <int most, class F>
+// Are n numbers a vector that the machine has, or part of one?
+template <int n, class T>
+constexpr bool is_vector = std::is_floating_point_v<T> && n >= 4 && (n & (n - 1)) == 0 && n * sizeof(T) <= vector_bytes;
+
+// n numbers in registers.
+template <int n, class T>
+using Row = std::conditional_t<is_vector<n, T>, typename VectorOf<compute_t<T>, is_vector<n, T> ? n : 1>::type,
+                               std::array<compute_t<T>, n>>;
+
+template <int n, class T>
+Row<n, T> read_row(const T* from, int64_t stride) {
+  Row<n, T> row;
+  if (is_vector<n, T> && stride == 1) {
+    std::memcpy(&row, from, sizeof row);
+  } else {
+    for (int j = 0; j < n; ++j) row[j] = number(from[j * stride]);
+  }
+  return row;
+}
+
+template <int n, class T>
+void write_row(const Row<n, T>& row, T* to) {
+  if constexpr (is_vector<n, T>) {
+    std::memcpy(to, &row, sizeof row);
+  } else {
+    for (int j = 0; j < n; ++j) write(to + j, row[j]);
+  }
+}
+
+// a b + c
+template <int n, class Number, class R>
+R multiply_add(Number a, const R& b, R c) {
+  if constexpr (std::is_class_v<R>) {
+    for (int j = 0; j < n; ++j) c[j] = std::fma(a, b[j], c[j]);
+    return c;
+  } else {
+    return fma(a - R{}, b, c);
+  }
+}
+
+// Calls f with n as a constant if it is at most 8, or a vector: loops are unrolled for it. Not for halves, which would
+// double the time to compile.
+template <class T, int most = std::is_floating_point_v<T> ? 16 : 0, class F>
 bool with_constant(int64_t n, F f) {
-  if constexpr (most > 0) {
+  if constexpr (most > 8 && !is_vector<most, T>) {
+    return with_constant<T, most - 1>(n, f);
+  } else if constexpr (most > 0) {
     if (n == most) return f(std::integral_constant<int, most>{}), true;
-    return with_constant<most - 1>(n, f);
+    return with_constant<T, most - 1>(n, f);
   }
   return false;
 }
@@ -110,25 +180,22 @@ struct QuadraticFormCpu {
   }
 
   // Short vectors: a problem at a time, in registers.
-  static constexpr int most_unrolled = 8;
   static constexpr int64_t worth_a_thread = 1 << 14;  // elements of A or G
 
   template <int n, class T>
   static void run_unrolled(const OuterProducts<T>& outer) {
-    using Number = compute_t<T>;
     torch::stable::parallel_for(0, outer.count, worth_a_thread / (n * n), [&](int64_t from, int64_t to) {
       for (int64_t problem = from; problem < to; ++problem) {
-        Number x[n], h[n], u[n];  // u = g x + h, without a product where g is none: 0 times infinity is no 0
+        const Row<n, T> x = read_row<n>(outer.x + problem * n, 1);
+        // u = g x + h. No product with an h or g that is none: 0 times infinity is no 0.
+        Row<n, T> h{};
+        if (outer.h != nullptr) h = read_row<n>(outer.h + problem * n, 1);
+        Row<n, T> u = h;
+        if (outer.g != nullptr) u = multiply_add<n>(number(outer.g[problem]), x, h);
         for (int i = 0; i < n; ++i) {
-          x[i] = number(outer.x[problem * n + i]);
-          h[i] = outer.h == nullptr ? Number(0) : number(outer.h[problem * n + i]);
-          u[i] = outer.g == nullptr ? h[i] : std::fma(number(outer.g[problem]), x[i], h[i]);
-        }
-        T* G = outer.G + problem * n * n;
-        for (int i = 0; i < n; ++i) {
-          for (int j = 0; j < n; ++j) {
-            write(G + i * n + j, outer.h == nullptr ? u[i] * x[j] : std::fma(u[i], x[j], x[i] * h[j]));
-          }
+          Row<n, T> row{};
+          if (outer.h != nullptr) row = multiply_add<n>(x[i], h, row);
+          write_row<n>(multiply_add<n>(u[i], x, row), outer.G + (problem * n + i) * n);
         }
       }
     });
@@ -141,21 +208,26 @@ struct QuadraticFormCpu {
       for (int64_t problem = from; problem < to; ++problem) {
         int64_t offset[2];
         forms.batch.offsets(problem, offset);
-        const T* A = forms.A + offset[1];
-        Number q = 0, x[n], s[n] = {};
-        for (int i = 0; i < n; ++i) x[i] = number(forms.x[offset[0] + i * forms.x_stride]);
+        const Row<n, T> x = read_row<n>(forms.x + offset[0], forms.x_stride);
+        Row<n, T> Ax{}, ATx{}, products[n];
         for (int i = 0; i < n; ++i) {
-          Number y_i = 0;
-          for (int j = 0; j < n; ++j) {
-            const Number a = number(A[i * forms.row_stride + j]);
-            y_i = std::fma(a, x[j], y_i);
-            s[j] = std::fma(a, x[i], s[j]);
+          const Row<n, T> row = read_row<n>(forms.A + offset[1] + i * forms.row_stride, 1);
+          ATx = multiply_add<n>(x[i], row, ATx);
+          if constexpr (is_vector<n, T>) {
+            products[i] = row * x;
+          } else {
+            for (int j = 0; j < n; ++j) Ax[i] = std::fma(row[j], x[j], Ax[i]);
           }
-          q = std::fma(x[i], y_i, q);
-          s[i] += y_i;
         }
-        write(forms.q + problem, q);
-        for (int i = 0; product && i < n; ++i) write(forms.s + problem * n + i, s[i]);
+        if constexpr (is_vector<n, T>) {
+          if (product) Ax = sums<T>(products);
+          write(forms.q + problem, sum<n, T>(ATx * x));
+        } else {
+          Number q = 0;
+          for (int i = 0; i < n; ++i) q = std::fma(x[i], Ax[i], q);
+          write(forms.q + problem, q);
+        }
+        if (product) write_row<n>(multiply_add<n>(Number(1), Ax, ATx), forms.s + problem * n);
       }
     });
   }
@@ -164,23 +236,25 @@ struct QuadraticFormCpu {
   static void run(const OuterProducts<T>& outer, const Tensor&) {
     using Number = compute_t<T>;
     constexpr int w = lanes<T>;
-    if (with_constant<most_unrolled>(outer.n, [&](auto n) { run_unrolled<n>(outer); })) return;
+    if (with_constant<T>(outer.n, [&](auto n) { run_unrolled<n>(outer); })) return;
     const int64_t n = outer.n, whole = n / w * w;
     const int64_t grain = std::max<int64_t>(1, worth_a_thread / n);
     torch::stable::parallel_for(0, outer.count * n, grain, [&](int64_t from, int64_t to) {
+      const bool cached = whole < n || (to - from) * n * int64_t(sizeof(T)) < most_cached_bytes;
+      int64_t problem = from / n, i = from % n;
       for (int64_t row = from; row < to; ++row) {
-        const int64_t problem = row / n;
         const T* x = outer.x + problem * n;
         const T* h = outer.h == nullptr ? nullptr : outer.h + problem * n;
-        const Number x_i = number(outer.x[row]);
+        const Number x_i = number(x[i]);
         const Number u_i = (outer.g == nullptr ? Number(0) : number(outer.g[problem]) * x_i) +
-                           (h == nullptr ? Number(0) : number(outer.h[row]));
+                           (h == nullptr ? Number(0) : number(h[i]));
         T* G = outer.G + row * n;
         const auto columns = [&](Vector<Number> x_j, Vector<Number> h_j) {
           return h == nullptr ? broadcast(u_i) * x_j : fma(broadcast(u_i), x_j, broadcast(x_i) * h_j);
         };
         for (int64_t j = 0; j < whole; j += w) {
-          store(G + j, columns(load(x + j), h == nullptr ? Vector<Number>{} : load(h + j)));
+          const auto G_j = columns(load(x + j), h == nullptr ? Vector<Number>{} : load(h + j));
+          cached ? store(G + j, G_j) : store_uncached(G + j, G_j);
         }
         if (whole < n) {
           T rest[w];
@@ -188,7 +262,9 @@ struct QuadraticFormCpu {
           store(rest, columns(load_some(x + whole, n - whole), h_j));
           std::memcpy(G + whole, rest, (n - whole) * sizeof(T));
         }
+        if (++i == n) i = 0, ++problem;
       }
+      if (!cached) store_fence();
     });
   }
 
@@ -200,7 +276,7 @@ struct QuadraticFormCpu {
   template <bool product, class T>
   static void run(const QuadraticForms<T>& forms) {
     using Number = compute_t<T>;
-    if (with_constant<most_unrolled>(forms.n, [&](auto n) { run_unrolled<product, n>(forms); })) return;
+    if (with_constant<T>(forms.n, [&](auto n) { run_unrolled<product, n>(forms); })) return;
     const int64_t n = forms.n;
     const int64_t padded = (n + lanes<T> - 1) / lanes<T> * lanes<T>;
     const int64_t block = n * n < 4 * worth_a_thread ? std::max<int64_t>(n, 1) : std::max<int64_t>(64, (n + 15) / 16);
@@ -216,13 +292,13 @@ struct QuadraticFormCpu {
         const int64_t problem = task / blocks, begin = task % blocks * block;
         int64_t offset[2];
         forms.batch.offsets(problem, offset);
-        read(forms.x + offset[0], forms.x_stride, n, x.get());
+        read_padded(forms.x + offset[0], forms.x_stride, n, x.get());
         Number* s = product && blocks > 1 ? &s_part[task * padded] : own_s.get();
         std::fill_n(s, padded, Number(0));
         q_part[task] =
             rows<product>(forms, forms.A + offset[1], x.get(), s, Ax.get(), begin, std::min(n, begin + block));
         for (int64_t i = begin; product && i < std::min(n, begin + block); ++i) s[i] += Ax[i];
-        if (product && blocks == 1) write_row(s, forms.s + problem * n, n);
+        if (product && blocks == 1) write_padded(s, forms.s + problem * n, n);
       }
     });
     for (int64_t problem = 0; problem < forms.count; ++problem) {
@@ -235,12 +311,12 @@ struct QuadraticFormCpu {
         const Number* part = total + b * padded;
         for (int64_t j = 0; j < n; ++j) total[j] += part[j];
       }
-      write_row(total, forms.s + problem * n, n);
+      write_padded(total, forms.s + problem * n, n);
     }
   }
 
   template <class T>
-  static void read(const T* from, int64_t stride, int64_t n, compute_t<T>* to) {
+  static void read_padded(const T* from, int64_t stride, int64_t n, compute_t<T>* to) {
     T run[lanes<T>] = {};
     for (int64_t j = 0; j < n; j += lanes<T>) {
       const int64_t count = std::min<int64_t>(lanes<T>, n - j);
@@ -251,7 +327,7 @@ struct QuadraticFormCpu {
   }
 
   template <class T>
-  static void write_row(const compute_t<T>* from, T* to, int64_t n) {
+  static void write_padded(const compute_t<T>* from, T* to, int64_t n) {
     T run[lanes<T>];
     for (int64_t j = 0; j < n; j += lanes<T>) {
       store(run, load(from + j));

@@ -88,6 +88,21 @@ inline Double fma(Double a, Double b, Double c) {
 #endif
 }
 
+// The same for parts of a vector.
+#if defined(__FMA__)
+inline Vector<float, 4> fma(Vector<float, 4> a, Vector<float, 4> b, Vector<float, 4> c) {
+  return (Vector<float, 4>)_mm_fmadd_ps((__m128)a, (__m128)b, (__m128)c);
+}
+#endif
+#if defined(__AVX512F__)
+inline Vector<float, 8> fma(Vector<float, 8> a, Vector<float, 8> b, Vector<float, 8> c) {
+  return (Vector<float, 8>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+}
+inline Vector<double, 4> fma(Vector<double, 4> a, Vector<double, 4> b, Vector<double, 4> c) {
+  return (Vector<double, 4>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+}
+#endif
+
 // Is every lane within the bound? A nan is not.
 inline bool all_within(Float x, float bound) {
 #if defined(__AVX512F__)
@@ -143,6 +158,27 @@ inline Double load(const double* from) {
 
 inline void store(float* to, Float v) { std::memcpy(to, &v, sizeof v); }
 inline void store(double* to, Double v) { std::memcpy(to, &v, sizeof v); }
+
+// Stores past the caches, to memory aligned to a whole vector: it is not read first, and what is in the caches stays
+// there. Until store_fence, other threads may not see it.
+template <class T, class V>
+void store_uncached(T* to, V v) {
+  store(to, v);
+}
+#if defined(__AVX512F__)
+inline void store_uncached(float* to, Float v) { _mm512_stream_ps(to, (__m512)v); }
+inline void store_uncached(double* to, Double v) { _mm512_stream_pd(to, (__m512d)v); }
+inline void store_fence() { _mm_sfence(); }
+#elif defined(__AVX2__)
+inline void store_uncached(float* to, Float v) { _mm256_stream_ps(to, (__m256)v); }
+inline void store_uncached(double* to, Double v) { _mm256_stream_pd(to, (__m256d)v); }
+inline void store_fence() { _mm_sfence(); }
+#else
+inline void store_fence() {}
+#endif
+
+// A thread's share of a result that is larger is not worth keeping in its caches.
+constexpr int64_t most_cached_bytes = 2 << 20;
 
 // bfloat16 is the upper half of a float.
 inline Float load(const BFloat16* from) {

@@ -137,8 +137,21 @@ class TestValue:
 
     @ops
     def test_large_tensors_on_all_threads(self, op: Pointwise, device: str) -> None:
-        x = torch.linspace(-20, 20, 1_000_001, device=device)
+        x = torch.linspace(-20, 20, 2_000_003, device=device)  # beyond the caches of two threads
         assert floats_apart(op(x).cpu(), op.definition(x.double()).float().cpu()) <= 2
+        x = x[:2_000_000].view(2000, 1000)[:, 3:]
+        assert floats_apart(op(x).cpu(), op.definition(x.double()).float().cpu()) <= 2
+
+    @ops
+    def test_large_results_in_memory_of_any_alignment(self, op: Pointwise, device: str) -> None:
+        x = torch.linspace(-20, 20, 2_000_000, dtype=torch.float64, device=device)
+        kernel = op._usual.kernel(device, torch.float64)
+        for offset in range(8):
+            memory = torch.full((x.numel() + 16,), math.nan, dtype=torch.float64, device=device)
+            out = memory[offset : offset + x.numel()]
+            torch.ops.torchad_ext.pointwise.out(kernel.address, [x], [], out=[out])
+            assert torch.equal(out, op(x))
+            assert memory.isnan().sum() == 16
 
 
 class TestLayout:

@@ -16,7 +16,7 @@ inline void advise_huge_pages(void* fresh, std::uintptr_t bytes) {
   constexpr std::uintptr_t page = 4096, large = 2 << 20;
   if (bytes < large) return;
   const auto start = reinterpret_cast<std::uintptr_t>(fresh);
-  const std::uintptr_t begin = (start + page - 1) / page * page, end = (start + bytes) / page * page;
+  const std::uintptr_t begin = start / page * page, end = (start + bytes + page - 1) / page * page;
   madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from torchad_ext.ops import CATALOGUE
 Op = Callable[..., Tensor]
 Randn = Callable[..., Tensor]
 Results = Tensor | Sequence[Tensor]
+Inputs = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Case:
     name: str
     size: str
     run: Callable[..., Results]
-    inputs: Callable[[Randn], tuple[Tensor, ...]]
+    inputs: Callable[[Randn], Inputs]
     native: Mapping[str, Op]
     ours: Op
     floor: float | None = None  # the ratio that a CPU should reach with two threads in float32
@@ -113,25 +115,29 @@ FLOORS = {
 
 def pointwise() -> Iterator[Case]:
     natives: dict[str, Op] = {"sin": torch.sin, "exp": torch.exp}
+    computations: dict[str, Callable[..., Results]] = {
+        "f": value,
+        "f + b": pullback,
+        "f + b + bb": second_pullback,
+        "f + b + bb of sums": penalty,
+    }
     for name, native in natives.items():
-        for size in SIZES:
+        ways = {f"torch.{name}": native}
+        for (what, run), size in itertools.product(computations.items(), SIZES):
+            row = f"{name}: {what}"
+            floor = FLOORS.get(row, {}).get(size)
 
-            def plain(randn: Randn, n: int = number(size)) -> tuple[Tensor, ...]:
-                return (3 * randn(n),)
+            def inputs(randn: Randn, n: int = number(size), differentiated: bool = run is not value) -> Inputs:
+                x = 3 * randn(n)
+                return (x.requires_grad_(), randn(n).requires_grad_(), randn(n)) if differentiated else (x,)
 
-            def with_cotangents(randn: Randn, n: int = number(size)) -> tuple[Tensor, ...]:
-                return (3 * randn(n)).requires_grad_(), randn(n).requires_grad_(), randn(n)
+            def inputs64(randn: Randn, inputs: Callable[[Randn], Inputs] = inputs) -> Inputs:
+                return inputs(functools.partial(randn, dtype=torch.float64))
 
-            ours = CATALOGUE[name]
-            ways = {f"torch.{name}": native}
-            for what, run, inputs in (
-                ("f", value, plain),
-                ("f + b", pullback, with_cotangents),
-                ("f + b + bb", second_pullback, with_cotangents),
-                ("f + b + bb of sums", penalty, with_cotangents),
-            ):
-                row = f"{name}: {what}"
-                yield Case(row, size, run, inputs, ways, ours, FLOORS.get(row, {}).get(size))
+            yield Case(row, size, run, inputs, ways, CATALOGUE[name], floor)
+            if floor and size != "10":
+                floor = 1 + (floor - 1) / 2
+                yield Case(f"{row}, float64", size, run, inputs64, ways, CATALOGUE[name], floor)
 
 
 # How x and its cotangent lie in memory, which is [1000, 1000, 2] for each.
@@ -170,7 +176,7 @@ LAYOUTS: dict[str, tuple[View, View]] = {
 def layouts() -> Iterator[Case]:
     for layout, (view, cotangent) in LAYOUTS.items():
 
-        def inputs(randn: Randn, view: View = view, cotangent: View = cotangent) -> tuple[Tensor, ...]:
+        def inputs(randn: Randn, view: View = view, cotangent: View = cotangent) -> Inputs:
             memory, w = 3 * randn(1000, 1000, 2), randn(1000, 1000, 2)
             return view(memory).requires_grad_(), cotangent(w), w
 
@@ -192,7 +198,7 @@ def activations() -> Iterator[Case]:
         ways = {f"{'torch' if native is torch.tanh else 'F'}.{name}": native}
         for size, floor in (("1e5", 2.0), ("1e6", 3.0)):
 
-            def inputs(randn: Randn, n: int = number(size)) -> tuple[Tensor, ...]:
+            def inputs(randn: Randn, n: int = number(size)) -> Inputs:
                 return ((3 * randn(n)).requires_grad_(),)
 
             if name != "tanh":
@@ -270,14 +276,14 @@ def declared() -> Iterator[Case]:
     """A function that PyTorch has no op for."""
     name, ours, compiled = "f(x, a, b)", ad.pointwise(f), CompiledVjps(f)
 
-    def inputs(size: str) -> Callable[[Randn], tuple[Tensor, ...]]:
-        def inputs(randn: Randn) -> tuple[Tensor, ...]:
+    def inputs(size: str) -> Callable[[Randn], Inputs]:
+        def inputs(randn: Randn) -> Inputs:
             n = number(size)
             return 3 * randn(n), randn(n).abs(), randn(n)
 
         return inputs
 
-    def wanting(size: str) -> Callable[[Randn], tuple[Tensor, ...]]:
+    def wanting(size: str) -> Callable[[Randn], Inputs]:
         return lambda randn: tuple(x.requires_grad_() for x in inputs(size)(randn))
 
     ways: dict[str, Op] = {"plain PyTorch": f}
@@ -301,7 +307,7 @@ def in_place() -> Iterator[Case]:
     def copy(x: Tensor, out: Tensor) -> Tensor:
         return out.copy_(x)
 
-    def inputs(randn: Randn) -> tuple[Tensor, ...]:
+    def inputs(randn: Randn) -> Inputs:
         return 3 * randn(10**7), randn(10**7)
 
     ways = {"torch.sin(x, out=out)": lambda x, out: torch.sin(x, out=out)}
@@ -341,11 +347,11 @@ MANY_A: dict[str, Op] = {
 
 
 def quadratic_form() -> Iterator[Case]:
-    def of(*batch: int, n: int, each: bool = False) -> Callable[[Randn], tuple[Tensor, ...]]:
+    def of(*batch: int, n: int, each: bool = False) -> Callable[[Randn], Inputs]:
         """x, A, and cotangents: for q, for x and for A."""
         matrices = (*batch, n, n) if each else (n, n)
 
-        def inputs(randn: Randn) -> tuple[Tensor, ...]:
+        def inputs(randn: Randn) -> Inputs:
             wanting = [randn(size).requires_grad_() for size in ((*batch, n), matrices, batch)]
             return (*wanting, randn((*batch, n)), randn(matrices))
 

@@ -1,0 +1,85 @@
+// What the CUDA sources use of CUDA, for a C++ compiler and the host: every thread of a block is a thread, blocks run
+// one after another. For tests of what the kernels compute; it says nothing of races between blocks, or of speed.
+#pragma once
+
+#include <math.h>
+#include <stdlib.h>
+
+#include <algorithm>
+#include <barrier>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#define __host__
+#define __device__
+#define __global__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(threads)
+#define __shared__ static
+
+using cudaStream_t = void*;
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline const char* cudaGetErrorName(cudaError_t) { return "cudaErrorInvalidValue"; }
+inline const char* cudaGetErrorString(cudaError_t) { return "invalid argument"; }
+
+using std::min;
+
+struct Index {
+  int x;
+};
+inline thread_local Index threadIdx, blockIdx, blockDim, gridDim;
+
+constexpr int warp_size = 32;
+struct Warp {
+  std::barrier<> barrier{warp_size};
+  char exchanged[warp_size][8];
+};
+struct Block {
+  explicit Block(int threads) : barrier(threads), warps(threads / warp_size) {}
+  std::barrier<> barrier;
+  std::vector<Warp> warps;
+};
+inline thread_local Block* block;
+
+inline void __syncthreads() { block->barrier.arrive_and_wait(); }
+
+// Every lane gives a value and takes that of another.
+template <class T>
+T __shfl_sync(unsigned, T value, int lane) {
+  Warp& warp = block->warps[threadIdx.x / warp_size];
+  std::memcpy(warp.exchanged[threadIdx.x % warp_size], &value, sizeof value);
+  warp.barrier.arrive_and_wait();
+  std::memcpy(&value, warp.exchanged[lane % warp_size], sizeof value);
+  warp.barrier.arrive_and_wait();
+  return value;
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int distance) {
+  return __shfl_sync(mask, value, threadIdx.x % warp_size ^ distance);
+}
+
+// What kernel<<<blocks, threads, 0, stream>>>(...) is turned into.
+template <class Kernel>
+void launch(int blocks, int threads, Kernel kernel) {
+  Block shared(threads);
+  std::vector<std::thread> team;
+  for (int thread = 0; thread < threads; ++thread) {
+    team.emplace_back([&, thread] {
+      block = &shared;
+      threadIdx = {thread};
+      blockDim = {threads};
+      gridDim = {blocks};
+      for (int i = 0; i < blocks; ++i) {
+        blockIdx = {i};
+        kernel();
+        __syncthreads();
+      }
+    });
+  }
+  for (std::thread& thread : team) thread.join();
+}

@@ -52,7 +52,8 @@ asan: $(INSTALLED)  ## Run the tests of the ops on CPU kernels under AddressSani
 	TORCHAD_EXT_CXXFLAGS='-fsanitize=address -g' TORCHAD_EXT_CACHE_DIR=$(ASAN_CACHE) TORCHAD_EXT_STRICT=1 \
 	  LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 $(PYTHON) -m pytest --device cpu \
-  tests/test_ops.py tests/test_pointwise.py tests/test_scalar.py tests/test_quadratic_form.py
+  tests/test_ops.py tests/test_pointwise.py tests/test_scalar.py tests/test_quadratic_form.py \
+  tests/test_eager.py::TestCalls tests/test_eager.py::TestWhatIsSaved tests/test_eager.py::TestLifetime
 
 clean:  ## Remove what was built, the environment included
 	rm -rf .venv build dist *.egg-info .*_cache .hypothesis

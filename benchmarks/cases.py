@@ -36,6 +36,7 @@ class Case:
     floor: float | None = None  # the ratio that a CPU should reach with two threads in float32
     equal: bool = True  # do all ways give the same?
     least = 15  # samples
+    attempts = 10  # at measuring it undisturbed
 
     def calls(self, randn: Randn) -> Mapping[str, Callable[[], Results]]:
         """The call of each way, all on the same inputs."""

@@ -70,7 +70,7 @@ def main() -> None:
         task = progress.add_task("", total=len(cases) + len(startups))
         for case in cases:
             progress.update(task, description=f"{case.name}, {case.size}", refresh=True)
-            seconds, least, attempts = (0.05, 3, 1) if args.quick else (args.seconds, case.least, 10)
+            seconds, least, attempts = (0.05, 3, 1) if args.quick else (args.seconds, case.least, case.attempts)
             ways = prepared(case, args.device, args.dtype)
             measured = undisturbed(functools.partial(measure, case, ways, args.device, seconds, least), attempts)
             if isinstance(case, Training):

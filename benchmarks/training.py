@@ -33,6 +33,7 @@ class Training:
     floor: float | None = None  # the ratio that a CPU should reach with two threads in float32
     equal = True
     least = COMPARED
+    attempts = 2
 
     def calls(self, randn: Randn) -> Mapping[str, Callable[[], Tensor]]:
         """For each way, what takes a step on from the last one and gives the losses, up to the fiftieth."""

@@ -283,8 +283,13 @@ def _run(command: list[str]) -> tuple[bool, bytes]:
 
 
 def _stop(running: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(running.pid, signal.SIGKILL)
+    # Asked first: ninja's compilers are in groups of their own, which it ends when it hears of its end.
+    for ending in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, ending)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.wait(timeout=5)
+            return
 
 
 @atexit.register

@@ -5,25 +5,23 @@ from __future__ import annotations
 import ctypes
 import re
 import shutil
-import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from layouts import NAMED, sample, steps, strided
 
 import torchad_ext as ad
 from torchad_ext import _build
-from torchad_ext.codegen import Kernel
-from torchad_ext.elementwise import Elementwise
 
 pytestmark = pytest.mark.skipif(_build.find_cxx() is None, reason="no C++ compiler")
 
 ON_HOST = Path(__file__).parent / "cuda_on_host"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DOUBLE_BACKWARD = ad.sin._order(2)  # three inputs, two outputs
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
@@ -40,116 +38,93 @@ def for_host(source: str) -> str:
     return source.replace("defined(__CUDACC__)", "true")
 
 
-class Compiler:
-    """Compiles CUDA sources for the host."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.csrc = folder, folder / "csrc"
-        shutil.copytree(_build.CSRC, self.csrc)
-        for source in self.csrc.glob("*.*"):
-            source.write_text(for_host(source.read_text()))
-        shutil.copy(ON_HOST / "cuda.cuh", self.csrc)
-
-    def __call__(self, name: str, *sources: Path, libraries: tuple[str, ...] = ()) -> Path:
-        root = Path(torch.__file__).resolve().parent
-        command = [
-            *(_build.find_cxx() or "", "-std=c++20", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-pthread"),
-            *("-Wno-unknown-pragmas", "-include", "cuda_runtime.h", *_build._ABI, "-x", "c++"),
-            *(f"-I{ON_HOST}", f"-I{self.csrc}", "-isystem", f"{root}/include", f"-L{root}/lib"),
-            *(str(source) for source in sources),
-            *("-x", "none", *(f"-l{library}" for library in libraries), "-o", str(self.folder / name)),
-        ]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr
-        return self.folder / name
-
-
 @pytest.fixture(scope="module")
-def compiler(tmp_path_factory: pytest.TempPathFactory) -> Compiler:
-    return Compiler(tmp_path_factory.mktemp("on_host"))
-
-
-@pytest.fixture(scope="module")
-def operators(compiler: Compiler) -> Compiler:
-    """The compiler, once ``torch.ops.torchad_ext_on_host`` has the operators of the CUDA sources for CPU tensors."""
-    definitions = compiler.folder / "definitions.cpp"
+def toolchain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_build.Toolchain]:
+    """A C++ compiler for CUDA sources, in whose place ``csrc`` holds them as C++, and PyTorch has their operators as
+    ``torch.ops.torchad_ext_on_host`` for CPU tensors."""
+    folder = tmp_path_factory.mktemp("on_host")
+    csrc = folder / "csrc"
+    shutil.copytree(_build.CSRC, csrc, ignore=shutil.ignore_patterns("*.cpp"))
+    for source in csrc.glob("*.*"):
+        source.write_text(for_host(source.read_text()))
+    for source in csrc.glob("*.cu"):
+        source.rename(source.with_suffix(".cpp"))
+    shutil.copy(ON_HOST / "cuda.cuh", csrc)
     schemas = re.findall(r'm\.def\(".*?"\);', "".join(path.read_text() for path in sorted(_build.CSRC.glob("*.cpp"))))
-    definitions.write_text(
+    (csrc / "definitions.cpp").write_text(
         "#include <torch/csrc/stable/library.h>\n"
         f"STABLE_TORCH_LIBRARY_FRAGMENT(torchad_ext_on_host, m) {{ {' '.join(schemas)} }}\n"
     )
-    sources = sorted(compiler.csrc.glob("*.cu"))
-    torch.ops.load_library(compiler("operators.so", definitions, *sources, libraries=("torch", "torch_cpu", "c10")))
-    return compiler
+    headers = (f"-I{ON_HOST}", "-isystem", str(Path(torch.__file__).resolve().parent / "include"))
+    flags = ("-std=c++20", "-O1", "-fPIC", "-ffp-contract=off", "-pthread", "-include", "cuda_runtime.h")
+    toolchain = _build.Toolchain(_build._cxx(), (*flags, "-Wno-unknown-pragmas", *_build._ABI, *headers), "host")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_build, "CSRC", csrc)
+        _build.compile_library("cpu", toolchain, folder / "operators.so")
+        torch.ops.load_library(folder / "operators.so")
+        yield toolchain
 
 
 @pytest.fixture(scope="module")
-def kernel(operators: Compiler) -> Callable[[Elementwise, torch.dtype], Callable[..., list[torch.Tensor]]]:
-    """Compiles the CUDA kernel of a function, to be called with tensors."""
-    libraries: dict[str, ctypes.CDLL] = {}
+def kernel(
+    toolchain: _build.Toolchain, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[torch.dtype], Callable[..., list[torch.Tensor]]]:
+    """The CUDA kernel of sin's double backward, to be called with tensors."""
+    folder = tmp_path_factory.mktemp("kernels")
+    sources = {dtype: DOUBLE_BACKWARD.source("cuda", dtype) for dtype in DTYPES}
+    _build.compile_library("cpu", toolchain, folder / "kernels.so", list(sources.values()))
+    library = ctypes.CDLL(str(folder / "kernels.so"))
 
-    def load(source: Kernel) -> int:
-        if source.symbol not in libraries:
-            file = operators.folder / f"{source.symbol}.cu"
-            file.write_text(source.text)
-            libraries[source.symbol] = ctypes.CDLL(str(operators(f"{source.symbol}.so", file)))
-        return ctypes.addressof(ctypes.c_char.in_dll(libraries[source.symbol], source.symbol))
-
-    def compiled(function: Elementwise, dtype: torch.dtype) -> Callable[..., list[torch.Tensor]]:
-        address = load(function.source("cuda", dtype))
+    def of(dtype: torch.dtype) -> Callable[..., list[torch.Tensor]]:
+        address = ctypes.addressof(ctypes.c_char.in_dll(library, sources[dtype].symbol))
         return lambda *xs: torch.ops.torchad_ext_on_host.pointwise(address, list(xs), [])
 
-    return compiled
+    return of
 
 
 def assert_like(results: list[torch.Tensor], exact: list[torch.Tensor]) -> None:
-    """Equal to float64 results but for some roundings, and of one layout."""
+    """Equal to float64 results but for some roundings."""
     for result, expected in zip(results, exact, strict=True):
         limits = torch.finfo(result.dtype)
         torch.testing.assert_close(result, expected.to(result.dtype), rtol=8 * limits.eps, atol=8 * limits.eps)
 
 
+def exact(*xs: torch.Tensor) -> list[torch.Tensor]:
+    return list(DOUBLE_BACKWARD.definition(*(x.double() for x in xs)))
+
+
 class TestPointwise:
-    """sin's double backward: three inputs, two outputs."""
-
-    function = ad.sin._order(2)
-
-    def expected(self, *xs: torch.Tensor) -> list[torch.Tensor]:
-        return list(self.function.definition(*(x.double() for x in xs)))
-
     @dtypes
     @pytest.mark.parametrize("layout", NAMED)
-    def test_every_layout(self, layout: str, dtype: torch.dtype, kernel: Callable[..., Callable[..., list]]) -> None:
+    def test_every_layout(self, layout: str, dtype: torch.dtype, kernel: Callable[..., Any]) -> None:
         xs = [NAMED[layout](sample(dtype, "cpu")) * scale for scale in (1, 2)]
         xs.insert(1, NAMED[layout](sample(dtype, "cpu")))
-        results, expected = kernel(self.function, dtype)(*xs), self.expected(*xs)
+        results, expected = kernel(dtype)(*xs), exact(*xs)
         assert_like(results, expected)
-        assert [steps(y) for y in results] == [steps(y) for y in self.function.definition(*xs)]
+        assert [steps(y) for y in results] == [steps(y) for y in DOUBLE_BACKWARD.definition(*xs)]
 
     @dtypes
     @pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 255, 256, 257, 4096, 4099])
     @pytest.mark.parametrize("offset", [0, 1])
     def test_every_count_and_alignment(
-        self, count: int, offset: int, dtype: torch.dtype, kernel: Callable[..., Callable[..., list]]
+        self, count: int, offset: int, dtype: torch.dtype, kernel: Callable[..., Any]
     ) -> None:
         xs = [torch.linspace(-3, 3, count + 1 + i).to(dtype)[offset : count + offset] for i in range(3)]
         xs[1] = xs[1][:1].expand(count)  # as the gradient of a sum
-        assert_like(kernel(self.function, dtype)(*xs), self.expected(*xs))
+        assert_like(kernel(dtype)(*xs), exact(*xs))
 
     @settings(max_examples=60, deadline=None)
-    @given(x=strided(), order=st.randoms(use_true_random=False))
-    def test_operands_of_different_strides(
-        self, x: torch.Tensor, order: object, kernel: Callable[..., Callable[..., list]]
-    ) -> None:
+    @given(x=strided())
+    def test_operands_of_different_strides(self, x: torch.Tensor, kernel: Callable[..., Any]) -> None:
         xs = (x, x.contiguous() / 2, torch.ones((), dtype=x.dtype).expand_as(x))
-        assert_like(kernel(self.function, torch.float64)(*xs), self.expected(*xs))
+        assert_like(kernel(torch.float64)(*xs), exact(*xs))
 
 
 class TestQuadraticForm:
     @dtypes
     @pytest.mark.parametrize("n", [1, 2, 31, 33, 65, 129])
     @pytest.mark.parametrize("batch", [(), (2,)], ids=str)
-    @pytest.mark.usefixtures("operators")
+    @pytest.mark.usefixtures("toolchain")
     def test_value_product_and_outer_product(self, batch: tuple[int, ...], n: int, dtype: torch.dtype) -> None:
         torch.manual_seed(n)
         x, h = (torch.randn(*batch, n).to(dtype) for _ in range(2))

@@ -70,12 +70,13 @@ struct Cpu {
   // Copies elements [begin, begin + n) of an operand, in the order of the loop.
   template <class T>
   static void gather(const Loop& loop, int operand, int64_t begin, int64_t n, T* to) {
-    const T* data = static_cast<const T*>(loop.data[operand]) + loop.offset(operand, begin);
+    const T* data = static_cast<const T*>(loop.data[operand]);
     const int64_t step = loop.stride(operand, 0);
     int64_t position[most_dims];
     for (int d = 0; d < loop.dims; ++d) {
       position[d] = begin % loop.sizes[d];
       begin /= loop.sizes[d];
+      data += position[d] * loop.stride(operand, d);
     }
     while (true) {
       const int64_t run = std::min(n, loop.sizes[0] - position[0]);

@@ -179,9 +179,9 @@ struct QuadraticFormCpu {
     advise_huge_pages(output.data_ptr(), output.numel() * output.element_size());
   }
 
-  // Short vectors: a problem at a time, in registers.
   static constexpr int64_t worth_a_thread = 1 << 14;  // elements of A or G
 
+  // Short vectors: a problem at a time, in registers.
   template <int n, class T>
   static void run_unrolled(const OuterProducts<T>& outer) {
     torch::stable::parallel_for(0, outer.count, worth_a_thread / (n * n), [&](int64_t from, int64_t to) {

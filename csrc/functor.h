@@ -17,6 +17,12 @@
 
 namespace torchad_ext {
 
+// The base of a functor whose float16 results on the CPU are the exact ones rounded once, at some cost. Without it they
+// are float results rounded again.
+struct CorrectlyRounded {};
+template <class Functor>
+constexpr bool rounds_correctly = std::is_base_of_v<CorrectlyRounded, Functor>;
+
 template <class T, int n>
 struct Outputs {
   T value[n];

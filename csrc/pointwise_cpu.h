@@ -26,10 +26,33 @@ struct Cpu {
                          bool cached) {
     Vector<compute_t<T>> x[inputs];
     for (int k = 0; k < inputs; ++k) x[k] = load(from[k].data + i * from[k].step);
-    const auto y = call(functor, x);
+    auto y = call(functor, x);
+    if constexpr (std::is_same_v<T, Half> && rounds_correctly<Functor>) {
+      bool certain = true;
+      for (int k = 0; k < outputs; ++k) certain = certain && rounds_as_neighbours(y.value[k]);
+      if (!certain) y = rounded_to_odd(functor, x);
+    }
     for (int k = 0; k < outputs; ++k) {
       cached ? store(to[k] + i, y.value[k]) : store_uncached(to[k] + i, y.value[k]);
     }
+  }
+
+  // The same computed in double and rounded to odd: that rounds to halves as the doubles would (Boldo and Melquiond,
+  // Emulation of a FMA and correctly rounded sums, 2008).
+  template <class Functor, int inputs>
+  __attribute__((noinline)) static auto rounded_to_odd(const Functor& functor, const Float (&x)[inputs]) {
+    constexpr int outputs = output_count<Functor, Float, inputs>;
+    Outputs<Float, outputs> result;
+    Outputs<Double, outputs> y[2];
+    for (int half = 0; half < 2; ++half) {
+      Double wide[inputs];
+      for (int k = 0; k < inputs; ++k) wide[k] = Doubles(x[k]).half[half];
+      y[half] = call(functor, wide);
+    }
+    for (int k = 0; k < outputs; ++k) {
+      result.value[k] = Float(Doubles{round_to_odd(y[0].value[k]), round_to_odd(y[1].value[k])});
+    }
+    return result;
   }
 
   // Less than a vector.

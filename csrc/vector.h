@@ -126,6 +126,17 @@ inline bool all_within(Double x, double bound) {
 #endif
 }
 
+inline bool none(Int32 lanes) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)lanes, (__m512i)lanes) == 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps((__m256)lanes) == 0;
+#else
+  const auto pairs = (Int64)lanes;
+  return (pairs[0] | pairs[1]) == 0;
+#endif
+}
+
 // f(x) lane by lane, for inputs so rare that they do not deserve a vector path.
 template <class V, class F>
 __attribute__((noinline, cold)) V each_lane(V x, F f) {
@@ -133,15 +144,32 @@ __attribute__((noinline, cold)) V each_lane(V x, F f) {
   return x;
 }
 
+// A Float as two Doubles.
+struct Doubles {
+  using HalfFloat = Vector<float, lanes<double>>;
+  Double half[2];
+
+  Doubles(Double first, Double second) : half{first, second} {}
+  explicit Doubles(Float x) {
+    HalfFloat narrow[2];
+    std::memcpy(narrow, &x, sizeof x);
+    for (int i = 0; i < 2; ++i) half[i] = __builtin_convertvector(narrow[i], Double);
+  }
+  explicit operator Float() const {
+    HalfFloat narrow[2];
+    for (int i = 0; i < 2; ++i) narrow[i] = __builtin_convertvector(half[i], HalfFloat);
+    Float x;
+    std::memcpy(&x, narrow, sizeof x);
+    return x;
+  }
+};
+
 // f(x) computed in double: the path of float inputs that need more bits than a float has.
 template <class F>
 __attribute__((noinline, cold)) Float in_double(Float x, F f) {
-  using HalfFloat = Vector<float, lanes<double>>;
-  HalfFloat half[2];
-  std::memcpy(half, &x, sizeof x);
-  for (HalfFloat& h : half) h = __builtin_convertvector(f(__builtin_convertvector(h, Double)), HalfFloat);
-  std::memcpy(&x, half, sizeof x);
-  return x;
+  Doubles wide(x);
+  for (Double& half : wide.half) half = f(half);
+  return Float(wide);
 }
 
 inline Float load(const float* from) {
@@ -233,6 +261,21 @@ inline void store(Half* to, Float v) {
   const auto result = __builtin_convertvector(half | (bits >> 16 & 0x8000), UInt16);
   std::memcpy(to, &result, sizeof result);
 #endif
+}
+
+// Do the floats within two units in the last place of v round to the same half as v, in every lane? They do not beside
+// the middle of two halves, and may not where halves have fewer bits, below 2^-14.
+inline bool rounds_as_neighbours(Float v) {
+  const Int32 bits = (Int32)v & 0x7fffffff;
+  const Int32 beside_middle = ((bits - 0x0ffe) & 0x1fff) <= 4;
+  const Int32 few_bits = ((bits < 0x38800000) & (bits != 0));
+  return none(beside_middle | few_bits);
+}
+
+// x with the precision of a float, its last bit 1 if that is inexact.
+inline Double round_to_odd(Double x) {
+  const Int64 rest = (Int64)x & 0x1fffffff;
+  return (Double)(((Int64)x ^ rest) | (rest != 0 & int64_t(1) << 29));
 }
 
 }  // namespace torchad_ext

@@ -6,7 +6,7 @@
 namespace torchad_ext {
 
 // y = exp(x)
-struct Exp {
+struct Exp : CorrectlyRounded {
   template <class T>
   TORCHAD_EXT_FUNCTION auto operator()(T x) const {
     return Outputs{exp(x)};
@@ -14,7 +14,7 @@ struct Exp {
 };
 
 // The vjp of exp: grad_x = grad_output exp(x)
-struct ExpBackward {
+struct ExpBackward : CorrectlyRounded {
   template <class T>
   TORCHAD_EXT_FUNCTION auto operator()(T x, T grad_output) const {
     return Outputs{grad_output * exp(x)};
@@ -24,7 +24,7 @@ struct ExpBackward {
 // The vjp of ExpBackward, with grad_grad_x the cotangent of its grad_x:
 //   for x            grad_grad_x grad_output exp(x)
 //   for grad_output  grad_grad_x exp(x)
-struct ExpDoubleBackward {
+struct ExpDoubleBackward : CorrectlyRounded {
   template <class T>
   TORCHAD_EXT_FUNCTION auto operator()(T x, T grad_output, T grad_grad_x) const {
     const T grad_grad_output = grad_grad_x * exp(x);

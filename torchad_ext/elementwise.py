@@ -295,6 +295,8 @@ def is_wanted(ctx: Any, tensor: int) -> bool:
     """
     if _transforms_active():
         return True
+    if module := _eager.module():
+        return bool(module.is_wanted(tensor))
     node = ctx.next_functions[tensor][0]
     # For a leaf whose gradient is captured the engine raises instead of answering: it is wanted.
     with contextlib.suppress(RuntimeError):

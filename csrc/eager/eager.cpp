@@ -549,6 +549,16 @@ PyObject* set_run(PyObject*, PyObject* args) {
   END_HANDLE_TH_ERRORS
 }
 
+// is_wanted(tensor): does the pass under way use the gradient of this tensor of the node whose backward is running?
+PyObject* is_wanted(PyObject*, PyObject* tensor) {
+  HANDLE_TH_ERRORS
+  const size_t place = PyLong_AsSize_t(tensor);
+  if (PyErr_Occurred()) return nullptr;
+  const NodePtr node = torch::autograd::get_current_node();
+  return PyBool_FromLong(!node || node->task_should_compute_output(place));
+  END_HANDLE_TH_ERRORS
+}
+
 template <class T>
 PyType_Spec type_spec(const char* name, PyType_Slot* slots) {
   return {name, sizeof(Object<T>), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, slots};
@@ -573,7 +583,9 @@ PyType_Slot front_slots[] = {{Py_tp_new, reinterpret_cast<void*>(front_new)},
                              {Py_tp_clear, reinterpret_cast<void*>(front_clear)},
                              {Py_tp_methods, front_methods},
                              {}};
-PyMethodDef module_methods[] = {{"set_run", set_run, METH_VARARGS, "set_run(device, address)"}, {}};
+PyMethodDef module_methods[] = {{"set_run", set_run, METH_VARARGS, "set_run(device, address)"},
+                                {"is_wanted", is_wanted, METH_O, "is_wanted(tensor)"},
+                                {}};
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "torchad_ext_eager", "Calls of pointwise ops on plain tensors.", -1,
                       module_methods};
 

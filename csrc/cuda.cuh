@@ -11,11 +11,12 @@ namespace torchad_ext {
 using torch::stable::Tensor;
 using torch::stable::accelerator::DeviceGuard;
 
+// An error may be that of an earlier kernel, which CUDA reports when it hears of it.
 inline void check(cudaError_t error, const char* kernel) {
   STD_TORCH_CHECK(error == cudaSuccess, "torchad_ext: ", cudaGetErrorName(error), " (", cudaGetErrorString(error),
-                  ") at the launch of ", kernel);
+                  ") at the launch of ", kernel,
+                  "; CUDA_LAUNCH_BLOCKING=1 in the environment shows whether an earlier kernel failed");
 }
-inline void check_launch(const char* kernel) { check(cudaGetLastError(), kernel); }
 
 inline cudaStream_t current_stream(int device) {
   void* stream = nullptr;

@@ -21,6 +21,7 @@ using storage_t = std::conditional_t<
     std::conditional_t<dtype == Dtype::bfloat16, BFloat16, std::conditional_t<dtype == Dtype::float32, float, double>>>;
 
 struct Kernel {
+  const char* name;  // of its functor, for messages
   int32_t inputs;
   int32_t outputs;
   Dtype dtype;
@@ -37,8 +38,8 @@ using RunKernel = void (*)(const Kernel& kernel, int dims, const int64_t* sizes,
 }  // namespace torchad_ext
 
 // Exports a functor of so many inputs as a Kernel. Device is Cpu or Cuda.
-#define TORCHAD_EXT_KERNEL(name, Device, Functor, inputs, dtype)                                              \
-  extern "C" {                                                                                                \
-  extern const torchad_ext::Kernel name;                                                                      \
-  const torchad_ext::Kernel name = torchad_ext::Device::kernel<Functor, inputs, torchad_ext::Dtype::dtype>(); \
+#define TORCHAD_EXT_KERNEL(name, Device, Functor, inputs, dtype)                                                      \
+  extern "C" {                                                                                                        \
+  extern const torchad_ext::Kernel name;                                                                              \
+  const torchad_ext::Kernel name = torchad_ext::Device::kernel<Functor, inputs, torchad_ext::Dtype::dtype>(#Functor); \
   }

@@ -5,6 +5,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cstdint>
+
 namespace torchad_ext {
 
 // float16 and bfloat16 are memory formats; numbers are computed as float or double.
@@ -20,5 +22,17 @@ __device__ __forceinline__ void assign(__nv_bfloat16& to, float x) { to = __floa
 
 template <class T>
 using number_t = decltype(to_number(T{}));
+
+// Neighbours in memory that move in one access, of 16 bytes unless said otherwise.
+template <class T, int n = 16 / sizeof(T)>
+struct alignas(n * sizeof(T)) Pack {
+  T value[n];
+  static constexpr int size = n;
+};
+
+template <class P>
+bool is_aligned(const void* data) {
+  return reinterpret_cast<uintptr_t>(data) % sizeof(P) == 0;
+}
 
 }  // namespace torchad_ext

@@ -12,7 +12,7 @@ struct Cuda {
 
   static void run(const Kernel& kernel, const Loop& loop, const double* scalars, int64_t n, int device) {
     const DeviceGuard guard(device);
-    check(cudaError_t(kernel.run(loop, scalars, 0, n, current_stream(device))), "a pointwise kernel");
+    check(cudaError_t(kernel.run(loop, scalars, 0, n, current_stream(device))), kernel.name);
   }
 };
 

@@ -164,10 +164,10 @@ struct Cpu {
   }
 
   template <class Functor, int inputs, Dtype dtype>
-  static constexpr Kernel kernel() {
+  static constexpr Kernel kernel(const char* name) {
     using T = storage_t<dtype, Half, BFloat16>;
     constexpr int outputs = output_count<Functor, Vector<compute_t<T>>, inputs>;
-    return {inputs, outputs, dtype, run<Functor, T, inputs>};
+    return {name, inputs, outputs, dtype, run<Functor, T, inputs>};
   }
 };
 

@@ -1,7 +1,7 @@
 // The CUDA loop: any functor over any strided inputs.
 //
-// Contiguous data moves in 16-byte packs, one pack of every input per thread and step; an input that repeats one
-// element is read once. Everything else goes element by element through the strides.
+// Contiguous data moves in 16-byte packs, of which a thread asks for several before it computes; an input that repeats
+// one element is read once. Everything else goes element by element through the strides.
 #pragma once
 
 #include <algorithm>
@@ -12,13 +12,14 @@
 
 namespace torchad_ext {
 
-template <class T>
-constexpr int pack_size = 16 / sizeof(T);
+constexpr int block_threads = 256;
 
-template <class T>
-struct alignas(16) Pack {
-  T value[pack_size<T>];
-};
+// Packs of every input that a thread loads before it uses the first: enough bytes on their way to hide the latency of
+// memory, few enough for the registers.
+template <int inputs>
+constexpr int packs_together = inputs == 1   ? 4
+                               : inputs <= 3 ? 2
+                                             : 1;
 
 template <class T, int operands>
 struct Operands {
@@ -28,12 +29,13 @@ struct Operands {
 
 // Operand k at index i stands at data[k][i], or at data[k][0] where it is repeated.
 template <class Functor, class T, int outputs, int operands>
-__global__ void __launch_bounds__(256) contiguous_kernel(Functor functor, Operands<T, operands> operand, int64_t n) {
+__global__ void __launch_bounds__(block_threads, 2)
+    contiguous_kernel(Functor functor, Operands<T, operands> operand, int64_t n) {
   constexpr int inputs = operands - outputs;
+  constexpr int together = packs_together<inputs>;
   using Number = number_t<T>;
-  const int64_t packs = n / pack_size<T>;
-  const int64_t stride = int64_t(gridDim.x) * blockDim.x;
-  const int64_t thread = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t packs = n / Pack<T>::size;
+  const int64_t stride = int64_t(gridDim.x) * block_threads * together;
 
   T constant[inputs];
 #pragma unroll
@@ -41,31 +43,41 @@ __global__ void __launch_bounds__(256) contiguous_kernel(Functor functor, Operan
     if (operand.repeated[outputs + k]) constant[k] = operand.data[outputs + k][0];
   }
 
-  for (int64_t i = thread; i < packs; i += stride) {
-    Pack<T> from[inputs], to[outputs];
+  for (int64_t first = int64_t(blockIdx.x) * block_threads * together + threadIdx.x; first < packs; first += stride) {
+    Pack<T> from[together][inputs];
 #pragma unroll
-    for (int k = 0; k < inputs; ++k) {
-      if (operand.repeated[outputs + k]) {
+    for (int p = 0; p < together; ++p) {
+      const int64_t i = first + p * block_threads;
 #pragma unroll
-        for (int j = 0; j < pack_size<T>; ++j) from[k].value[j] = constant[k];
-      } else {
-        from[k] = reinterpret_cast<const Pack<T>*>(operand.data[outputs + k])[i];
+      for (int k = 0; k < inputs; ++k) {
+        if (i < packs && !operand.repeated[outputs + k]) {
+          from[p][k] = reinterpret_cast<const Pack<T>*>(operand.data[outputs + k])[i];
+        }
       }
     }
 #pragma unroll
-    for (int j = 0; j < pack_size<T>; ++j) {
-      Number x[inputs];
+    for (int p = 0; p < together; ++p) {
+      const int64_t i = first + p * block_threads;
+      if (i >= packs) break;
+      Pack<T> to[outputs];
 #pragma unroll
-      for (int k = 0; k < inputs; ++k) x[k] = to_number(from[k].value[j]);
-      const auto y = call(functor, x);
+      for (int j = 0; j < Pack<T>::size; ++j) {
+        Number x[inputs];
 #pragma unroll
-      for (int k = 0; k < outputs; ++k) assign(to[k].value[j], y.value[k]);
+        for (int k = 0; k < inputs; ++k) {
+          x[k] = to_number(operand.repeated[outputs + k] ? constant[k] : from[p][k].value[j]);
+        }
+        const auto y = call(functor, x);
+#pragma unroll
+        for (int k = 0; k < outputs; ++k) assign(to[k].value[j], y.value[k]);
+      }
+#pragma unroll
+      for (int k = 0; k < outputs; ++k) reinterpret_cast<Pack<T>*>(operand.data[k])[i] = to[k];
     }
-#pragma unroll
-    for (int k = 0; k < outputs; ++k) reinterpret_cast<Pack<T>*>(operand.data[k])[i] = to[k];
   }
 
-  const int64_t last = packs * pack_size<T> + thread;  // fewer than a pack are left
+  // Fewer than a pack are left.
+  const int64_t last = packs * Pack<T>::size + int64_t(blockIdx.x) * block_threads + threadIdx.x;
   if (last < n) {
     Number x[inputs];
 #pragma unroll
@@ -79,7 +91,7 @@ __global__ void __launch_bounds__(256) contiguous_kernel(Functor functor, Operan
 }
 
 template <class Functor, class T, int outputs, int operands, class Loop, class Index>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(block_threads, 2)
     strided_kernel(Functor functor, Operands<T, operands> operand, Loop loop, Index n) {
   constexpr int inputs = operands - outputs;
   using Number = number_t<T>;
@@ -101,7 +113,6 @@ struct Cuda {
   static int32_t run(const Loop& loop, const double* scalars, int64_t, int64_t n, void* cuda_stream) {
     constexpr int outputs = output_count<Functor, number_t<T>, inputs>;
     constexpr int operands = outputs + inputs;
-    constexpr int threads = 256;
     constexpr int64_t max_blocks = int64_t(1) << 22;
     constexpr int64_t max_index = int64_t(1) << 31;  // below it a 32-bit index, stepped once, does not wrap
     const auto functor = make_functor<Functor>(scalars);
@@ -113,30 +124,29 @@ struct Cuda {
       operand.data[k] = static_cast<T*>(loop.data[k]);
       operand.repeated[k] = k >= outputs && loop.repeated(k);
       if (!operand.repeated[k]) {
-        contiguous =
-            contiguous && loop.contiguous(k) && reinterpret_cast<uintptr_t>(loop.data[k]) % sizeof(Pack<T>) == 0;
+        contiguous = contiguous && loop.contiguous(k) && is_aligned<Pack<T>>(loop.data[k]);
       }
     }
-    const int64_t work = contiguous ? (n + pack_size<T> - 1) / pack_size<T> : n;
-    const int blocks = int(std::min((work + threads - 1) / threads, max_blocks));
+    const int64_t of_a_block = block_threads * (contiguous ? packs_together<inputs> * Pack<T>::size : 1);
+    const int blocks = int(std::min((n + of_a_block - 1) / of_a_block, max_blocks));
     if (contiguous) {
-      contiguous_kernel<Functor, T, outputs><<<blocks, threads, 0, stream>>>(functor, operand, n);
+      contiguous_kernel<Functor, T, outputs><<<blocks, block_threads, 0, stream>>>(functor, operand, n);
       return cudaGetLastError();
     }
     Strided<operands, 25> strided;
     if (!copy_loop(loop, strided)) return cudaErrorInvalidValue;
     if (n < max_index) {
-      strided_kernel<Functor, T, outputs><<<blocks, threads, 0, stream>>>(functor, operand, strided, uint32_t(n));
+      strided_kernel<Functor, T, outputs><<<blocks, block_threads, 0, stream>>>(functor, operand, strided, uint32_t(n));
     } else {
-      strided_kernel<Functor, T, outputs><<<blocks, threads, 0, stream>>>(functor, operand, strided, n);
+      strided_kernel<Functor, T, outputs><<<blocks, block_threads, 0, stream>>>(functor, operand, strided, n);
     }
     return cudaGetLastError();
   }
 
   template <class Functor, int inputs, Dtype dtype>
-  static constexpr Kernel kernel() {
+  static constexpr Kernel kernel(const char* name) {
     using T = storage_t<dtype, __half, __nv_bfloat16>;
-    return {inputs, output_count<Functor, number_t<T>, inputs>, dtype, run<Functor, T, inputs>};
+    return {name, inputs, output_count<Functor, number_t<T>, inputs>, dtype, run<Functor, T, inputs>};
   }
 };
 

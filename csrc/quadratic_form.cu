@@ -8,123 +8,168 @@ namespace {
 constexpr int warp = 32;
 constexpr unsigned whole_warp = 0xffffffff;
 
-// The sum over a warp, in every lane.
-template <class Number>
-__device__ Number warp_sum(Number v) {
+// The sum over the lanes of a group, in each of them. All lanes of a warp take part.
+template <int group, class Number>
+__device__ Number group_sum(Number v) {
 #pragma unroll
-  for (int distance = warp / 2; distance > 0; distance /= 2) v += __shfl_xor_sync(whole_warp, v, distance);
+  for (int distance = group / 2; distance > 0; distance /= 2) v += __shfl_xor_sync(whole_warp, v, distance);
   return v;
 }
 
-// One warp per problem, n <= 32 * columns: lane l owns x_j and s_j for j = l, l + 32, ...
-template <int columns, bool product, class T>
-__global__ void __launch_bounds__(128) small_kernel(QuadraticForms<T> forms) {
+constexpr int small_threads = 128;
+
+// A group of lanes per problem, n <= group * columns: lane l of it owns x_j and s_j for j = l, l + group, ...
+template <int group, int columns, bool product, class T>
+__global__ void __launch_bounds__(small_threads, 4) small_kernel(QuadraticForms<T> forms) {
   using Number = number_t<T>;
+  constexpr int groups_of_a_warp = warp / group;
   const int n = int(forms.n);
-  const int lane = threadIdx.x % warp;
-  const int64_t warps = int64_t(gridDim.x) * blockDim.x / warp;
-  for (int64_t problem = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / warp; problem < forms.count;
-       problem += warps) {
+  const int lane = threadIdx.x % group;
+  const int64_t groups = int64_t(gridDim.x) * blockDim.x / group;
+  const int64_t end = (forms.count + groups_of_a_warp - 1) / groups_of_a_warp * groups_of_a_warp;  // for whole warps
+  for (int64_t task = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / group; task < end; task += groups) {
+    const int64_t problem = min(task, forms.count - 1);
     int64_t offset[2];
     forms.batch.offsets(problem, offset);
     const T* A = forms.A + offset[1];
     Number x[columns], s[columns] = {}, q = 0;
 #pragma unroll
     for (int c = 0; c < columns; ++c) {
-      const int j = lane + c * warp;
+      const int j = lane + c * group;
       x[c] = j < n ? to_number(forms.x[offset[0] + j * forms.x_stride]) : Number(0);
     }
 #pragma unroll
     for (int owner = 0; owner < columns; ++owner) {
-      for (int i = owner * warp; i < min(n, (owner + 1) * warp); ++i) {
-        const Number x_i = __shfl_sync(whole_warp, x[owner], i % warp);
+      const int last = min(n, (owner + 1) * group);
+#pragma unroll 4
+      for (int i = owner * group; i < last; ++i) {
+        const Number x_i = __shfl_sync(whole_warp, x[owner], i % group, group);
         Number y_i = 0;
 #pragma unroll
         for (int c = 0; c < columns; ++c) {
-          const int j = lane + c * warp;
+          const int j = lane + c * group;
           const Number a = j < n ? to_number(A[i * forms.row_stride + j]) : Number(0);
           y_i += a * x[c];
           if (product) s[c] += a * x_i;
         }
-        y_i = warp_sum(y_i);
+        y_i = group_sum<group>(y_i);
         q += x_i * y_i;
-        if (product && lane == i % warp) s[owner] += y_i;
+        if (product && lane == i % group) s[owner] += y_i;
       }
     }
+    if (task != problem) continue;
     if (lane == 0) assign(forms.q[problem], q);
 #pragma unroll
     for (int c = 0; product && c < columns; ++c) {
-      const int j = lane + c * warp;
+      const int j = lane + c * group;
       if (j < n) assign(forms.s[problem * forms.n + j], s[c]);
     }
   }
 }
 
-constexpr int tile_rows = 32;
 constexpr int tile_threads = 256;
+constexpr int rows_together = 4;    // loaded before the first is used
+constexpr int rows_at_a_time = 32;  // whose sums over columns are joined at once
 
-// One block per problem and tile of rows: y = A x for its rows, and its part of A^T x.
-template <bool product, class T>
-__global__ void __launch_bounds__(tile_threads)
-    tile_kernel(QuadraticForms<T> forms, int64_t tiles, number_t<T>* y, number_t<T>* part) {
+// How a large A is cut: into tiles of `rows` x tile_threads * width, at most 64 of them below each other.
+struct Tiles {
+  int64_t rows, down, across;
+
+  Tiles(int64_t n, int width)
+      : rows(std::max<int64_t>((n + 63) / 64, 16)),
+        down((n + rows - 1) / rows),
+        across((n + tile_threads * width - 1) / (tile_threads * width)) {}
+};
+
+// One block per tile: its part of y = A x in Ax [problem, across, n], its part of A^T x in ATx [problem, down, n]. A
+// thread owns `width` columns, which it reads in one access.
+template <int width, bool product, class T>
+__global__ void __launch_bounds__(tile_threads, 2)
+    tile_kernel(QuadraticForms<T> forms, Tiles tiles, number_t<T>* Ax, number_t<T>* ATx) {
   using Number = number_t<T>;
-  __shared__ Number row_x[tile_rows];
-  __shared__ Number warp_y[tile_threads / warp][tile_rows];
+  using Columns = Pack<T, width>;
+  __shared__ Number warp_y[tile_threads / warp][rows_at_a_time];
   const int64_t n = forms.n;
-  for (int64_t task = blockIdx.x; task < forms.count * tiles; task += gridDim.x) {
-    const int64_t problem = task / tiles, first = task % tiles * tile_rows;
-    const int rows = int(min(int64_t(tile_rows), n - first));
+  for (int64_t task = blockIdx.x; task < forms.count * tiles.down * tiles.across; task += gridDim.x) {
+    const int64_t across = task % tiles.across, down = task / tiles.across % tiles.down;
+    const int64_t problem = task / (tiles.across * tiles.down);
     int64_t offset[2];
     forms.batch.offsets(problem, offset);
     const T* x = forms.x + offset[0];
-    const T* A = forms.A + offset[1] + first * forms.row_stride;
-    if (threadIdx.x < tile_rows) {
-      row_x[threadIdx.x] = int(threadIdx.x) < rows ? to_number(x[(first + threadIdx.x) * forms.x_stride]) : Number(0);
-    }
-    __syncthreads();
-    Number sum[tile_rows] = {};
-    for (int64_t j = threadIdx.x; j < n; j += tile_threads) {
-      const Number x_j = to_number(x[j * forms.x_stride]);
-      Number column = 0;
+    const T* A = forms.A + offset[1];
+    const int64_t j = (across * tile_threads + threadIdx.x) * width;
+    const bool inside = j < n;
+    Number x_j[width], column[width] = {};
 #pragma unroll
-      for (int r = 0; r < tile_rows; ++r) {
-        const Number a = r < rows ? to_number(A[r * forms.row_stride + j]) : Number(0);
-        sum[r] += a * x_j;
-        if (product) column += a * row_x[r];
+    for (int c = 0; c < width; ++c) x_j[c] = inside ? to_number(x[(j + c) * forms.x_stride]) : Number(0);
+
+    const int64_t end = min(n, (down + 1) * tiles.rows);
+    for (int64_t first = down * tiles.rows; first < end; first += rows_at_a_time) {
+      const int rows = int(min(int64_t(rows_at_a_time), end - first));
+      for (int r = 0; r < rows; r += rows_together) {
+        Columns a[rows_together];
+#pragma unroll
+        for (int k = 0; k < rows_together; ++k) {
+          if (inside && r + k < rows) {
+            a[k] = *reinterpret_cast<const Columns*>(A + (first + r + k) * forms.row_stride + j);
+          }
+        }
+#pragma unroll
+        for (int k = 0; k < rows_together; ++k) {
+          Number y = 0;
+          if (inside && r + k < rows) {
+            const Number x_i = to_number(x[(first + r + k) * forms.x_stride]);
+#pragma unroll
+            for (int c = 0; c < width; ++c) {
+              y += to_number(a[k].value[c]) * x_j[c];
+              if (product) column[c] += to_number(a[k].value[c]) * x_i;
+            }
+          }
+          y = group_sum<warp>(y);
+          if (threadIdx.x % warp == 0 && r + k < rows) warp_y[threadIdx.x / warp][r + k] = y;
+        }
       }
-      if (product) part[task * n + j] = column;
+      __syncthreads();
+      if (int(threadIdx.x) < rows) {
+        Number total = 0;
+        for (int w = 0; w < tile_threads / warp; ++w) total += warp_y[w][threadIdx.x];
+        Ax[(problem * tiles.across + across) * n + first + threadIdx.x] = total;
+      }
+      __syncthreads();
     }
 #pragma unroll
-    for (int r = 0; r < tile_rows; ++r) {
-      const Number total = warp_sum(sum[r]);
-      if (threadIdx.x % warp == 0) warp_y[threadIdx.x / warp][r] = total;
+    for (int c = 0; product && c < width; ++c) {
+      if (inside) ATx[(problem * tiles.down + down) * n + j + c] = column[c];
     }
-    __syncthreads();
-    if (int(threadIdx.x) < rows) {
-      Number total = 0;
-      for (int w = 0; w < tile_threads / warp; ++w) total += warp_y[w][threadIdx.x];
-      y[problem * n + first + threadIdx.x] = total;
-    }
-    __syncthreads();
   }
 }
 
-// s = y + the parts of A^T x.
+// The sum of `count` parts [count, n] at j.
+template <class Number>
+__device__ Number sum_of_parts(const Number* part, int64_t count, int64_t n, int64_t j) {
+  Number sum = 0;
+#pragma unroll 8
+  for (int64_t i = 0; i < count; ++i) sum += part[i * n + j];
+  return sum;
+}
+
+// s = A x + A^T x
 template <class T>
-__global__ void product_kernel(QuadraticForms<T> forms, int64_t tiles, const number_t<T>* y, const number_t<T>* part) {
+__global__ void __launch_bounds__(tile_threads)
+    product_kernel(QuadraticForms<T> forms, Tiles tiles, const number_t<T>* Ax, const number_t<T>* ATx) {
   const int64_t n = forms.n;
   const int64_t stride = int64_t(gridDim.x) * blockDim.x;
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < forms.count * n; i += stride) {
     const int64_t problem = i / n, j = i % n;
-    number_t<T> s = y[i];
-    for (int64_t tile = 0; tile < tiles; ++tile) s += part[(problem * tiles + tile) * n + j];
-    assign(forms.s[i], s);
+    assign(forms.s[i], sum_of_parts(Ax + problem * tiles.across * n, tiles.across, n, j) +
+                           sum_of_parts(ATx + problem * tiles.down * n, tiles.down, n, j));
   }
 }
 
-// q = x . y, one block per problem.
+// q = x . A x, one block per problem.
 template <class T>
-__global__ void __launch_bounds__(tile_threads) value_kernel(QuadraticForms<T> forms, const number_t<T>* y) {
+__global__ void __launch_bounds__(tile_threads)
+    value_kernel(QuadraticForms<T> forms, Tiles tiles, const number_t<T>* Ax) {
   using Number = number_t<T>;
   __shared__ Number warp_q[tile_threads / warp];
   for (int64_t problem = blockIdx.x; problem < forms.count; problem += gridDim.x) {
@@ -132,9 +177,10 @@ __global__ void __launch_bounds__(tile_threads) value_kernel(QuadraticForms<T> f
     forms.batch.offsets(problem, offset);
     Number q = 0;
     for (int64_t j = threadIdx.x; j < forms.n; j += tile_threads) {
-      q += to_number(forms.x[offset[0] + j * forms.x_stride]) * y[problem * forms.n + j];
+      q += to_number(forms.x[offset[0] + j * forms.x_stride]) *
+           sum_of_parts(Ax + problem * tiles.across * forms.n, tiles.across, forms.n, j);
     }
-    q = warp_sum(q);
+    q = group_sum<warp>(q);
     if (threadIdx.x % warp == 0) warp_q[threadIdx.x / warp] = q;
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -146,21 +192,29 @@ __global__ void __launch_bounds__(tile_threads) value_kernel(QuadraticForms<T> f
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(tile_threads) outer_kernel(OuterProducts<T> outer, int64_t elements) {
+// G_ij = u_i x_j + x_i h_j with u = g x + h; `width` neighbours of a row at a time.
+template <int width, class Index, class T>
+__global__ void __launch_bounds__(tile_threads) outer_kernel(OuterProducts<T> outer, Index packs) {
   using Number = number_t<T>;
-  const int64_t n = outer.n;
-  const int64_t stride = int64_t(gridDim.x) * blockDim.x;
-  for (int64_t at = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; at < elements; at += stride) {
-    const int64_t row = at / n, problem = row / n, column = problem * n + at % n;
+  using Columns = Pack<T, width>;
+  const Index n = Index(outer.n), of_a_row = n / width;
+  const Index stride = Index(gridDim.x) * blockDim.x;
+  for (Index at = Index(blockIdx.x) * blockDim.x + threadIdx.x; at < packs; at += stride) {
+    const Index row = at / of_a_row, problem = row / n;
+    const int64_t column = int64_t(problem) * n + (at - row * of_a_row) * width;
     const Number x_i = to_number(outer.x[row]);
+    // No product with a g or h that is none: 0 times infinity is no 0.
     Number u_i = outer.g == nullptr ? Number(0) : to_number(outer.g[problem]) * x_i;
-    Number result = 0;
-    if (outer.h != nullptr) {
-      u_i += to_number(outer.h[row]);
-      result = x_i * to_number(outer.h[column]);
+    if (outer.h != nullptr) u_i += to_number(outer.h[row]);
+    const Columns x = *reinterpret_cast<const Columns*>(outer.x + column);
+    Columns h, G;
+    if (outer.h != nullptr) h = *reinterpret_cast<const Columns*>(outer.h + column);
+#pragma unroll
+    for (int c = 0; c < width; ++c) {
+      const Number rest = outer.h == nullptr ? Number(0) : x_i * to_number(h.value[c]);
+      assign(G.value[c], rest + u_i * to_number(x.value[c]));
     }
-    assign(outer.G[at], result + u_i * to_number(outer.x[column]));
+    reinterpret_cast<Columns*>(outer.G)[at] = G;
   }
 }
 
@@ -187,43 +241,76 @@ struct QuadraticFormCuda {
   template <class T>
   static void run(const OuterProducts<T>& outer, const Tensor& x) {
     const DeviceGuard guard(x.get_device_index());
-    const int64_t elements = outer.count * outer.n * outer.n;
-    outer_kernel<<<blocks_for(elements, tile_threads), tile_threads, 0, current_stream(x.get_device_index())>>>(
-        outer, elements);
-    check_launch(__PRETTY_FUNCTION__);
+    const cudaStream_t stream = current_stream(x.get_device_index());
+    const bool wide = outer.n % Pack<T>::size == 0 && is_aligned<Pack<T>>(outer.x) && is_aligned<Pack<T>>(outer.h) &&
+                      is_aligned<Pack<T>>(outer.G);
+    wide ? run<Pack<T>::size>(outer, stream) : run<1>(outer, stream);
+  }
+
+  template <int width, class T>
+  static void run(const OuterProducts<T>& outer, cudaStream_t stream) {
+    constexpr int64_t max_index = int64_t(1) << 31;  // below it a 32-bit index, stepped once, does not wrap
+    const int64_t packs = outer.count * outer.n * outer.n / width;
+    const int blocks = blocks_for(packs, tile_threads);
+    if (packs < max_index) {
+      outer_kernel<width><<<blocks, tile_threads, 0, stream>>>(outer, uint32_t(packs));
+    } else {
+      outer_kernel<width><<<blocks, tile_threads, 0, stream>>>(outer, packs);
+    }
+    check(cudaGetLastError(), "quadratic_form_outer");
   }
 
   template <class T>
   static void run(const QuadraticForms<T>& forms, const Tensor& x) {
     const DeviceGuard guard(x.get_device_index());
     forms.s != nullptr ? run<true>(forms, x) : run<false>(forms, x);
-    check_launch(__PRETTY_FUNCTION__);
   }
 
   template <bool product, class T>
   static void run(const QuadraticForms<T>& forms, const Tensor& x) {
     const cudaStream_t stream = current_stream(x.get_device_index());
-    constexpr int threads = 128;
-    const int blocks = blocks_for(forms.count, threads / warp);
-    if (forms.n <= 32) {
-      small_kernel<1, product><<<blocks, threads, 0, stream>>>(forms);
+    if (forms.n <= 4) {
+      run_small<4, 1, product>(forms, stream);
+    } else if (forms.n <= 8) {
+      run_small<8, 1, product>(forms, stream);
+    } else if (forms.n <= 16) {
+      run_small<16, 1, product>(forms, stream);
+    } else if (forms.n <= 32) {
+      run_small<32, 1, product>(forms, stream);
     } else if (forms.n <= 64) {
-      small_kernel<2, product><<<blocks, threads, 0, stream>>>(forms);
+      run_small<32, 2, product>(forms, stream);
     } else if (forms.n <= 128) {
-      small_kernel<4, product><<<blocks, threads, 0, stream>>>(forms);
+      run_small<32, 4, product>(forms, stream);
     } else {
-      const int64_t tiles = (forms.n + tile_rows - 1) / tile_rows;
-      const Tensor y_memory = scratch<T>(x, forms.count * forms.n);
-      const Tensor part_memory = scratch<T>(x, product ? forms.count * tiles * forms.n : 0);
-      auto* y = static_cast<number_t<T>*>(y_memory.data_ptr());
-      auto* part = static_cast<number_t<T>*>(part_memory.data_ptr());
-      tile_kernel<product><<<blocks_for(forms.count * tiles, 1), tile_threads, 0, stream>>>(forms, tiles, y, part);
-      if (product) {
-        product_kernel<<<blocks_for(forms.count * forms.n, tile_threads), tile_threads, 0, stream>>>(forms, tiles, y,
-                                                                                                     part);
-      }
-      value_kernel<<<blocks_for(forms.count, 1), tile_threads, 0, stream>>>(forms, y);
+      using Columns = Pack<T>;
+      bool wide = forms.n % Columns::size == 0 && forms.row_stride % Columns::size == 0 && is_aligned<Columns>(forms.A);
+      for (int d = 0; d < forms.batch.dims; ++d) wide = wide && forms.batch.strides[1][d] % Columns::size == 0;
+      wide ? run_tiles<Columns::size, product>(forms, x, stream) : run_tiles<1, product>(forms, x, stream);
     }
+  }
+
+  template <int group, int columns, bool product, class T>
+  static void run_small(const QuadraticForms<T>& forms, cudaStream_t stream) {
+    const int blocks = blocks_for(forms.count, small_threads / group);
+    small_kernel<group, columns, product><<<blocks, small_threads, 0, stream>>>(forms);
+    check(cudaGetLastError(), "quadratic_form");
+  }
+
+  template <int width, bool product, class T>
+  static void run_tiles(const QuadraticForms<T>& forms, const Tensor& x, cudaStream_t stream) {
+    const Tiles tiles(forms.n, width);
+    const Tensor Ax_memory = scratch<T>(x, forms.count * tiles.across * forms.n);
+    const Tensor ATx_memory = scratch<T>(x, product ? forms.count * tiles.down * forms.n : 0);
+    auto* Ax = static_cast<number_t<T>*>(Ax_memory.data_ptr());
+    auto* ATx = static_cast<number_t<T>*>(ATx_memory.data_ptr());
+    const int blocks = blocks_for(forms.count * tiles.down * tiles.across, 1);
+    tile_kernel<width, product><<<blocks, tile_threads, 0, stream>>>(forms, tiles, Ax, ATx);
+    if (product) {
+      const int product_blocks = blocks_for(forms.count * forms.n, tile_threads);
+      product_kernel<<<product_blocks, tile_threads, 0, stream>>>(forms, tiles, Ax, ATx);
+    }
+    value_kernel<<<blocks_for(forms.count, 1), tile_threads, 0, stream>>>(forms, tiles, Ax);
+    check(cudaGetLastError(), "quadratic_form");
   }
 };
 

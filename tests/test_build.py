@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,12 +23,15 @@ from drop_in import row
 
 import torchad_ext as ad
 from torchad_ext import BuildError, _build
+from torchad_ext.codegen import Kernel
+from torchad_ext.ops import CATALOGUE
 
 ROOT = Path(__file__).resolve().parent.parent
 CXX = _build.find_cxx()
 SETTINGS = ("CXX", "CUDA_HOME", "CUDA_PATH", *_build._NVCC_ENVIRONMENT)
 LOAD = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from torchad_ext import _build
 _build.CSRC = Path(sys.argv[1])
@@ -427,23 +432,28 @@ class TestCuda:
 
 
 @pytest.fixture(scope="session")
-def cuda_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def nvcc() -> _build.Toolchain:
+    """For two GPUs; it fails where registers are spilled to memory."""
     if _build.find_nvcc() is None:
         pytest.skip("no nvcc: the CUDA sources are not compiled")
+    toolchain = _build.cuda_toolchain(("80", "90"))
+    return replace(toolchain, flags=(*toolchain.flags, "-Xptxas=--warn-on-spills,--warning-as-error"))
+
+
+@pytest.fixture(scope="session")
+def cuda_library(nvcc: _build.Toolchain, tmp_path_factory: pytest.TempPathFactory) -> Path:
     library = tmp_path_factory.mktemp("cuda") / "library.so"
-    _build.compile_library("cuda", _build.cuda_toolchain(("80", "90")), library)
+    _build.compile_library("cuda", nvcc, library)
     return library
 
 
 @pytest.fixture(scope="session")
-def cuda_kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if _build.find_nvcc() is None:
-        pytest.skip("no nvcc: the CUDA sources are not compiled")
+def cuda_kernel(nvcc: _build.Toolchain, tmp_path_factory: pytest.TempPathFactory) -> Path:
     library = tmp_path_factory.mktemp("cuda") / "kernel.so"
     function = ad.sin._order(2)
     dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     kernels = [function.source("cuda", dtype) for dtype in dtypes]
-    _build.compile_library("cuda", _build.cuda_toolchain(("80", "90")), library, kernels)
+    _build.compile_library("cuda", nvcc, library, kernels)
     return library
 
 
@@ -466,7 +476,28 @@ def cuobjdump() -> Callable[..., str]:
 
 
 class TestCudaSources:
-    """They compile and link where there is an nvcc, GPU or not."""
+    """They compile and link where there is an nvcc, GPU or not, and spill no register."""
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+    def test_of_the_catalogue(self, dtype: torch.dtype, nvcc: _build.Toolchain, tmp_path: Path) -> None:
+        kernels = [op._order(2).source("cuda", dtype) for op in CATALOGUE.values()]
+        in_one = replace(kernels[0], text="\n".join(kernel.text for kernel in kernels))
+        _build.compile_library("cuda", nvcc, tmp_path / "kernels.so", [in_one])
+        library = ctypes.CDLL(str(tmp_path / "kernels.so"))
+        assert all(hasattr(library, kernel.symbol) for kernel in kernels)
+
+    def test_a_spilled_register_is_an_error(self, nvcc: _build.Toolchain, tmp_path: Path) -> None:
+        text = """
+            __global__ void __launch_bounds__(1024, 2) reverse(volatile float* x) {
+              float all[64];
+              #pragma unroll
+              for (int i = 0; i < 64; ++i) all[i] = x[i];
+              #pragma unroll
+              for (int i = 0; i < 64; ++i) x[i] = all[63 - i];
+            }"""
+        with pytest.raises(BuildError):
+            _build.compile_library("cuda", nvcc, tmp_path / "kernel.so", [Kernel("reverse", text)])
+        assert "Registers are spilled" in (tmp_path / "kernel.log").read_text()
 
     def test_hold_code_for_every_named_gpu(self, cuda_library: Path, cuobjdump: Callable[..., str]) -> None:
         assert set(re.findall(r"sm_\d+", cuobjdump("--list-elf", cuda_library))) == {"sm_80", "sm_90"}

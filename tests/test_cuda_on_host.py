@@ -49,7 +49,6 @@ def toolchain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_build.Toolc
         source.write_text(for_host(source.read_text()))
     for source in csrc.glob("*.cu"):
         source.rename(source.with_suffix(".cpp"))
-    shutil.copy(ON_HOST / "cuda.cuh", csrc)
     schemas = re.findall(r'm\.def\(".*?"\);', "".join(path.read_text() for path in sorted(_build.CSRC.glob("*.cpp"))))
     (csrc / "definitions.cpp").write_text(
         "#include <torch/csrc/stable/library.h>\n"
@@ -120,12 +119,41 @@ class TestPointwise:
         assert_like(kernel(torch.float64)(*xs), exact(*xs))
 
 
+class TestFailures:
+    """They carry CUDA's name of what happened, and the op."""
+
+    def test_of_a_pointwise_kernel(self, kernel: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FAILING_LAUNCHES", "1")
+        with pytest.raises(RuntimeError, match=r"cudaErrorInvalidValue .* at the launch of .*SinDoubleBackward;"):
+            kernel(torch.float32)(*torch.ones(3, 4))
+
+    @pytest.mark.usefixtures("toolchain")
+    def test_of_a_quadratic_form(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FAILING_LAUNCHES", "1")
+        on_host = torch.ops.torchad_ext_on_host
+        x, A = torch.ones(200), torch.ones(200, 200)
+        with pytest.raises(RuntimeError, match=r"cudaErrorInvalidValue .* at the launch of quadratic_form;"):
+            on_host.quadratic_form(x, A)
+        with pytest.raises(RuntimeError, match=r"cudaErrorInvalidValue .* at the launch of quadratic_form;"):
+            on_host.quadratic_form(x[:3], A[:3, :3])
+        with pytest.raises(RuntimeError, match=r"cudaErrorInvalidValue .* at the launch of quadratic_form_outer;"):
+            on_host.quadratic_form_outer(x, None, x)
+
+
 class TestQuadraticForm:
     @dtypes
-    @pytest.mark.parametrize("n", [1, 2, 31, 33, 65, 129])
-    @pytest.mark.parametrize("batch", [(), (2,)], ids=str)
+    @pytest.mark.parametrize("n", [1, 3, 4, 7, 16, 31, 33, 65, 136])
+    @pytest.mark.parametrize("batch", [(), (3,)], ids=str)
     @pytest.mark.usefixtures("toolchain")
     def test_value_product_and_outer_product(self, batch: tuple[int, ...], n: int, dtype: torch.dtype) -> None:
+        self.check(batch, n, dtype)
+
+    @dtypes
+    @pytest.mark.usefixtures("toolchain")
+    def test_tiles_beside_each_other(self, dtype: torch.dtype) -> None:
+        self.check((), 261, dtype)
+
+    def check(self, batch: tuple[int, ...], n: int, dtype: torch.dtype) -> None:
         torch.manual_seed(n)
         x, h = (torch.randn(*batch, n).to(dtype) for _ in range(2))
         A, g = torch.randn(*batch, n, n).to(dtype), torch.randn(batch).to(dtype)

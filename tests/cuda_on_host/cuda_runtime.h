@@ -18,12 +18,12 @@
 #define __device__
 #define __global__
 #define __forceinline__ inline __attribute__((always_inline))
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __shared__ static
 
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaGetLastError() { return getenv("FAILING_LAUNCHES") ? cudaErrorInvalidValue : cudaSuccess; }
 inline const char* cudaGetErrorName(cudaError_t) { return "cudaErrorInvalidValue"; }
 inline const char* cudaGetErrorString(cudaError_t) { return "invalid argument"; }
 
@@ -48,13 +48,14 @@ inline thread_local Block* block;
 
 inline void __syncthreads() { block->barrier.arrive_and_wait(); }
 
-// Every lane gives a value and takes that of another.
+// Every lane gives a value and takes that of another of its group of `width` lanes.
 template <class T>
-T __shfl_sync(unsigned, T value, int lane) {
+T __shfl_sync(unsigned, T value, int lane, int width = warp_size) {
   Warp& warp = block->warps[threadIdx.x / warp_size];
   std::memcpy(warp.exchanged[threadIdx.x % warp_size], &value, sizeof value);
   warp.barrier.arrive_and_wait();
-  std::memcpy(&value, warp.exchanged[lane % warp_size], sizeof value);
+  const int first = threadIdx.x % warp_size / width * width;
+  std::memcpy(&value, warp.exchanged[first + lane % width], sizeof value);
   warp.barrier.arrive_and_wait();
   return value;
 }

@@ -21,13 +21,13 @@ using storage_t = std::conditional_t<
     std::conditional_t<dtype == Dtype::bfloat16, BFloat16, std::conditional_t<dtype == Dtype::float32, float, double>>>;
 
 struct Kernel {
-  const char* name;  // of its functor, for messages
   int32_t inputs;
   int32_t outputs;
   Dtype dtype;
   // Computes the elements [begin, end) of the loop; a CUDA kernel all of them, on the stream. Returns an error code of
   // CUDA, 0 for none.
   int32_t (*run)(const Loop& loop, const double* scalars, int64_t begin, int64_t end, void* stream);
+  const char* name;  // of its functor, for messages
 };
 
 // Runs a kernel over operands of one shape, fresh dense outputs first, on the tensors' device and its current stream:

@@ -167,7 +167,7 @@ struct Cpu {
   static constexpr Kernel kernel(const char* name) {
     using T = storage_t<dtype, Half, BFloat16>;
     constexpr int outputs = output_count<Functor, Vector<compute_t<T>>, inputs>;
-    return {name, inputs, outputs, dtype, run<Functor, T, inputs>};
+    return {inputs, outputs, dtype, run<Functor, T, inputs>, name};
   }
 };
 

@@ -146,7 +146,7 @@ struct Cuda {
   template <class Functor, int inputs, Dtype dtype>
   static constexpr Kernel kernel(const char* name) {
     using T = storage_t<dtype, __half, __nv_bfloat16>;
-    return {name, inputs, output_count<Functor, number_t<T>, inputs>, dtype, run<Functor, T, inputs>};
+    return {inputs, output_count<Functor, number_t<T>, inputs>, dtype, run<Functor, T, inputs>, name};
   }
 };
 

@@ -397,6 +397,18 @@ class TestWithoutKernels:
 
 
 class TestErrors:
+    @pytest.mark.parametrize("route", ["C++", "Python", "quadratic_form"])
+    def test_memory_that_is_not_there_is_the_error_of_pytorch(self, route: str, device: str) -> None:
+        x = torch.ones(1, 1, 1, device=device).expand(2**46, 1, 1)
+        call = {
+            "C++": lambda: ad.sin(x),
+            "Python": lambda: ad.sin._order(0).run((x,), ()),
+            "quadratic_form": lambda: ad.quadratic_form(x[..., 0], x),
+        }[route]
+        expected = torch.OutOfMemoryError if device == "cuda" else RuntimeError
+        with pytest.raises(expected, match=r"out of memory|can't allocate memory"):
+            call()
+
     @ops
     @pytest.mark.parametrize("wrong", [1.0, 2, [1.0], None], ids=repr)
     @row("errors")

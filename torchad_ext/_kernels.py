@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import re
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -144,7 +145,18 @@ def _load(name: str, device: str) -> Callable[..., Any] | None:
     with _registering:
         _guard(name, _library())
     overload = getattr(torch.ops.torchad_ext, name).default
-    return functools.partial(overload._handle.redispatch_boxed, _keys(_BACKEND[device]))
+    run = functools.partial(overload._handle.redispatch_boxed, _keys(_BACKEND[device]))
+
+    def kernel(*args: Any) -> Any:
+        try:
+            return run(*args)
+        except RuntimeError as error:
+            if lacking := re.search(r"torchad_ext: no memory for (\d+) bytes", str(error)):
+                x = args[0] if isinstance(args[0], torch.Tensor) else args[1][0]
+                torch.empty(int(lacking[1]), dtype=torch.uint8, device=x.device)  # raises PyTorch's own error
+            raise
+
+    return kernel
 
 
 def find(name: str, device: str) -> Callable[..., Any] | None:

@@ -6,7 +6,7 @@ CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name
 ASAN_CACHE := build/asan
 INSTALLED := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/installed)
 
-.PHONY: help demo test table notebooks bench bench-check ulp lint format asan clean
+.PHONY: help demo test table notebooks bench bench-check gpu ulp lint format asan clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -33,6 +33,9 @@ bench: $(INSTALLED)  ## Run the benchmarks
 
 bench-check: $(INSTALLED)  ## Run the benchmarks, and fail where a floor that was kept is missed
 	$(PYTHON) benchmarks/run.py --check
+
+gpu: $(INSTALLED)  ## Test and measure everything on the GPU at hand, in eight minutes
+	$(PYTHON) benchmarks/gpu.py
 
 ulp: $(INSTALLED)  ## Measure the errors of sin, exp and their derivatives on every float32
 	$(PYTHON) benchmarks/accuracy.py

@@ -33,7 +33,7 @@ class Case:
     inputs: Callable[[Randn], Inputs]
     native: Mapping[str, Op]
     ours: Op
-    floor: float | None = None  # the ratio that a CPU should reach with two threads in float32
+    floor: float | None = None  # the ratio to reach, on a CPU with two threads in float32
     equal: bool = True  # do all ways give the same?
     least = 15  # samples
     attempts = 10  # at measuring it undisturbed

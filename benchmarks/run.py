@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import gpu_cases
 import torch
 from cases import CASES, STARTUPS, Case, Results, Startup
 from marks import replace_between
@@ -54,15 +55,20 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="PATTERN", help="the rows that this regular expression matches")
     parser.add_argument("--quick", action="store_true", help="a few samples a row: does everything run?")
     parser.add_argument("--check", action="store_true", help="fail if a floor that was kept is missed; keep nothing")
-    parser.add_argument("--name", help="keep the results as results/NAME; a complete run has the name DEVICE-DTYPE")
+    parser.add_argument(
+        "--name", help="keep the results as results/NAME; a complete run has the name of its device and dtype"
+    )
     args = parser.parse_args()
 
     os.environ["TORCHAD_EXT_EAGER"] = "wait"  # its compiler would disturb what is measured
     torch.set_num_threads(args.threads)
-    with_floors = (args.device, args.dtype, args.threads) == ("cpu", "float32", 2)
-    everything: list[Case | Training] = [*CASES, *trainings()]
+    on_gpu = args.device == "cuda"
+    with_floors = args.dtype == "float32" and (on_gpu or args.threads == 2)
+    everything: list[Case | Training] = [*gpu_cases.cases()] if on_gpu else [*CASES, *trainings()]
     cases = [case for case in everything if re.search(args.only, f"{case.name} {case.size}")]
-    startups = [startup for startup in STARTUPS if re.search(args.only, startup.name)]
+    startups = [] if on_gpu else [startup for startup in STARTUPS if re.search(args.only, startup.name)]
+    of_device = re.sub(r"\W+", "-", torch.cuda.get_device_name()).lower() if on_gpu else args.device
+    failed = []
     console = Console()
     record: Json = {"machine": machine(args.device), "rows": [], "training": [], "startup": []}
     # The bar is drawn between rows: a thread that draws would disturb what is measured.
@@ -71,13 +77,18 @@ def main() -> None:
         for case in cases:
             progress.update(task, description=f"{case.name}, {case.size}", refresh=True)
             seconds, least, attempts = (0.05, 3, 1) if args.quick else (args.seconds, case.least, case.attempts)
-            ways = prepared(case, args.device, args.dtype)
-            measured = undisturbed(functools.partial(measure, case, ways, args.device, seconds, least), attempts)
-            if isinstance(case, Training):
-                measured |= of_training(case, ways, args.device)
+            attempts = 1 if on_gpu else attempts  # other programs take processors, not the GPU
+            progress.advance(task)
+            try:
+                ways = prepared(case, args.device, args.dtype)
+                measured = undisturbed(functools.partial(measure, case, ways, args.device, seconds, least), attempts)
+                if isinstance(case, Training):
+                    measured |= of_training(case, ways, args.device)
+            except RuntimeError as error:  # the rows measured so far are not to be lost
+                failed.append(f"{case.name}, {case.size}: {error}")
+                continue
             rows = record["training" if isinstance(case, Training) else "rows"]
             rows.append(judged(measured, "ratio", case.floor if with_floors else None, 1))
-            progress.advance(task)
         for startup in startups:
             progress.update(task, description=startup.name, refresh=True)
             measured = start(startup, args.device, 2 if args.quick else 5)
@@ -89,12 +100,17 @@ def main() -> None:
         for line in lines:
             table.add_row(*line, style="red" if line[-1] == "missed" else None)
         console.print(table)
+    verdicts = [row["kept"] for part in ("rows", "training", "startup") for row in record[part] if "kept" in row]
+    console.print(f"{sum(verdicts)} of {len(verdicts)} floors kept")
     if args.check:
-        fallen = fallen_below(record, RESULTS / f"{args.device}-{args.dtype}.json")
-        sys.exit("\n".join(["fell below a floor that was kept:", *fallen]) if fallen else 0)
-    complete = not (args.quick or args.only)
-    if name := args.name or (f"{args.device}-{args.dtype}" if complete else None):
+        fallen = fallen_below(record, RESULTS / f"{of_device}-{args.dtype}.json")
+        sys.exit(
+            "\n".join(["failed, or fell below a floor that was kept:", *failed, *fallen]) if failed + fallen else 0
+        )
+    complete = not (args.quick or args.only or failed)
+    if name := args.name or (f"{of_device}-{args.dtype}" if complete else None):
         save(record, name)
+    sys.exit("\n".join(["failed:", *failed]) if failed else 0)
 
 
 def fallen_below(record: Json, committed: Path) -> list[str]:
@@ -116,10 +132,10 @@ def prepared(case: Case | Training, device: str, dtype: str) -> Ways:
     """The calls of each way of a row, on the same inputs; made once, so that everything is compiled, and compared."""
     torch.manual_seed(0)
     ways = case.calls(functools.partial(torch.randn, device=device, dtype=getattr(torch, dtype)))
-    tolerance = torch.finfo(getattr(torch, dtype)).eps ** 0.5  # for a sum of many, and two orders of derivatives
     expected = flat(ways["torchad_ext"]())
     for name in case.native:
         for y, other in zip(expected, flat(ways[name]()), strict=True):
+            tolerance = torch.finfo(y.dtype).eps ** 0.5  # for a sum of many, and two orders of derivatives
             if case.equal and not (y - other).abs().max() <= tolerance * y.abs().max():
                 raise RuntimeError(f"{case.name}, {case.size}: torchad_ext and {name} differ")
     return ways
@@ -131,7 +147,9 @@ def flat(results: Results) -> Sequence[torch.Tensor]:
 
 def measure(case: Case | Training, ways: Ways, device: str, seconds: float, least: int) -> Json:
     """A row of the results: the times of our op and of every native way, and the ratio to the fastest of these."""
-    samples = alternate(ways, seconds, torch.cuda.synchronize if device == "cuda" else lambda: None, least)
+    # Waiting for a GPU takes microseconds, which are to be few beside a sample.
+    synchronize, of_a_sample = (torch.cuda.synchronize, 5e-3) if device == "cuda" else (lambda: None, 5e-4)
+    samples = alternate(ways, seconds, synchronize, least, of_a_sample)
     times = {name: quartiles(sample) for name, sample in samples.items()}
     fastest = min(case.native, key=lambda name: times[name].median)
     pairs = zip(samples[fastest], samples["torchad_ext"], strict=True)
@@ -216,6 +234,10 @@ def machine(device: str) -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "huge pages": "".join(re.findall(r"\[(\w+)\]", pages.read_text())) if pages.exists() else "",
         "GPU": torch.cuda.get_device_name() if device == "cuda" else "",
+        "driver": output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        if device == "cuda"
+        else "",
+        "CUDA": (torch.version.cuda or "") if device == "cuda" else "",
         "torch": torch.__version__,
         "Python": platform.python_version(),
         "compiler": output(os.environ.get("CXX", "c++"), "--version").split("\n")[0],

@@ -22,11 +22,15 @@ def quartiles(samples: Sequence[float]) -> Quartiles:
 
 
 def alternate(
-    ways: Mapping[str, Callable[[], object]], seconds: float, synchronize: Callable[[], None], least: int = 15
+    ways: Mapping[str, Callable[[], object]],
+    seconds: float,
+    synchronize: Callable[[], None],
+    least: int = 15,
+    of_a_sample: float = 5e-4,
 ) -> dict[str, list[float]]:
     """Seconds per call of each way, sampled in turn (A B C A B C ...) for about ``seconds`` in all.
 
-    A sample is as many calls as last half a millisecond, the same number for every way; what a call returns is freed
+    A sample is as many calls as last ``of_a_sample``, the same number for every way; what a call returns is freed
     within it. At least ``least`` samples are taken of each way, at most 1,000, and no garbage is collected meanwhile.
     """
 
@@ -39,7 +43,7 @@ def alternate(
         return (time.perf_counter() - start) / calls
 
     warm = [min(sample(call, 1) for _ in range(5)) for call in ways.values()]
-    calls = max(1, round(5e-4 / min(warm)))
+    calls = max(1, round(of_a_sample / min(warm)))
     rounds = min(1000, max(least, round(seconds / (calls * sum(warm)))))
     samples: dict[str, list[float]] = {name: [] for name in ways}
     gc.collect()

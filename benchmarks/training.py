@@ -30,7 +30,7 @@ class Training:
     size: str
     start: Callable[[Choice, Randn], Iterator[float]]
     native: Sequence[str]
-    floor: float | None = None  # the ratio that a CPU should reach with two threads in float32
+    floor: float | None = None  # the ratio to reach, on a CPU with two threads in float32
     equal = True
     least = COMPARED
     attempts = 2
@@ -79,17 +79,19 @@ def adam(network: nn.Module, loss: Callable[[], Tensor]) -> Iterator[float]:
         yield value.item()
 
 
-def poisson(activation: ad.Pointwise, width: int, choice: Choice, randn: Randn) -> Iterator[float]:
+def poisson(
+    activation: ad.Pointwise, width: int, choice: Choice, randn: Randn, points: int = 16_384
+) -> Iterator[float]:
     """A physics-informed network: u with Δu = -2π² sin πx sin πy on a square, 0 on its edge."""
     network = Perceptron(choice(activation), 2, *[width] * 4, 1).to(randn(()))
-    points = torch.erf(randn(16_384, 2) / math.sqrt(2)).requires_grad_()  # uniform in the square
-    right = -2 * math.pi**2 * torch.sin(math.pi * points.detach()).prod(-1)
-    edge = points.detach()[:1024].clone()
+    inside = torch.erf(randn(points, 2) / math.sqrt(2)).requires_grad_()  # uniform in the square
+    right = -2 * math.pi**2 * torch.sin(math.pi * inside.detach()).prod(-1)
+    edge = inside.detach()[:1024].clone()
     edge[::2, 0], edge[1::2, 1] = edge[::2, 0].sign(), edge[1::2, 1].sign()
 
     def loss() -> Tensor:
-        (slope,) = grad(network(points).sum(), points, create_graph=True)
-        rows = [grad(slope[:, i].sum(), points, create_graph=True)[0] for i in (0, 1)]
+        (slope,) = grad(network(inside).sum(), inside, create_graph=True)
+        rows = [grad(slope[:, i].sum(), inside, create_graph=True)[0] for i in (0, 1)]
         laplacian = rows[0][:, 0] + rows[1][:, 1]
         on_edge: Tensor = network(edge)
         return (laplacian - right).square().mean() + on_edge.square().mean()

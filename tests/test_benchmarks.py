@@ -1,0 +1,49 @@
+"""The rows of the benchmarks for a GPU compute what they say, on few elements and without one."""
+
+from __future__ import annotations
+
+import functools
+
+import gpu_cases
+import pytest
+import run
+import torch
+from cases import Case
+from training import Training
+
+CASES = {f"{case.name}, {case.size}": case for case in gpu_cases.cases(elements=2**14, points=2**8)}
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "compile" not in name])
+def test_a_row_for_a_gpu_runs_and_its_ways_agree(name: str, device: str) -> None:
+    case = CASES[name]
+    if "CUDA graph" in name and device == "cpu":
+        pytest.skip("there are no CUDA graphs on the CPU")
+    measured = run.measure(case, run.prepared(case, device, "float32"), device, seconds=0.01, least=2)
+    assert measured["seconds"].keys() == {*case.native, "torchad_ext"}
+    assert measured["ratio"]["median"] > 0
+
+
+def test_ways_that_differ_are_an_error() -> None:
+    case = Case("wrong", "4", lambda op, x: op(x), lambda randn: (randn(4),), {"cos": torch.cos}, torch.sin)
+    with pytest.raises(RuntimeError, match="torchad_ext and cos differ"):
+        run.prepared(case, "cpu", "float32")
+
+
+def test_bare_kernels_write_what_their_ops_give() -> None:
+    for case in gpu_cases.kernels(elements=64):
+        randn = functools.partial(torch.randn, dtype=torch.float32)
+        tensors = case.inputs(randn)
+        reads = {4: 1, 5: 2, 7: 3}[len(tensors)]  # beside the outputs and the two of the copy
+        name, order = case.name.split()[0], reads - 1
+        case.ours(*tensors)
+        xs = [tensor[0] for tensor in tensors[:reads]]
+        expected = gpu_cases.CATALOGUE[name]._order(order).definition(*(x.double() for x in xs))
+        expected = expected if isinstance(expected, tuple) else (expected,)
+        for out, y in zip(tensors[reads : reads + len(expected)], expected, strict=True):
+            torch.testing.assert_close(out[0].double(), y, rtol=1e-2, atol=1e-2)
+
+
+def test_goals_of_a_gpu_are_set() -> None:
+    assert sum(case.floor is not None for case in CASES.values()) >= 20
+    assert any(isinstance(case, Training) for case in CASES.values())

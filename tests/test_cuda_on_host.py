@@ -6,6 +6,7 @@ import ctypes
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from layouts import NAMED, sample, steps, strided
 
 import torchad_ext as ad
 from torchad_ext import _build
+from torchad_ext.ops import CATALOGUE
 
 pytestmark = pytest.mark.skipif(_build.find_cxx() is None, reason="no C++ compiler")
 
@@ -117,6 +119,27 @@ class TestPointwise:
     def test_operands_of_different_strides(self, x: torch.Tensor, kernel: Callable[..., Any]) -> None:
         xs = (x, x.contiguous() / 2, torch.ones((), dtype=x.dtype).expand_as(x))
         assert_like(kernel(torch.float64)(*xs), exact(*xs))
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_every_functor_of_the_catalogue(order: int, toolchain: _build.Toolchain, tmp_path: Path) -> None:
+    kernels = {op: op._order(order).source("cuda", torch.float64) for op in CATALOGUE.values()}
+    first = next(iter(kernels.values()))
+    in_one = replace(first, text="\n".join(kernel.text for kernel in kernels.values()))
+    _build.compile_library("cpu", toolchain, tmp_path / "kernels.so", [in_one])
+    library = ctypes.CDLL(str(tmp_path / "kernels.so"))
+    for op, kernel in kernels.items():
+        function = op._order(order)
+        intervals = [op.intervals.get(str(x.value), (-2.0, 2.0)) for x in function.program.inputs]
+        xs = [torch.linspace(low, high, 12, dtype=torch.float64).roll(i) for i, (low, high) in enumerate(intervals)]
+        numbers = [float(op._defaults[str(x.value)]) for x in function.program.scalars]
+        address = ctypes.addressof(ctypes.c_char.in_dll(library, kernel.symbol))
+        results = torch.ops.torchad_ext_on_host.pointwise(address, xs, numbers)
+        expected = function.definition(*xs, *numbers)
+        expected = expected if isinstance(expected, tuple) else (expected,)
+        torch.testing.assert_close(
+            results, list(expected), rtol=1e-12, atol=1e-12, msg=lambda text, op=op: f"{op}: {text}"
+        )
 
 
 class TestFailures:

@@ -16,11 +16,13 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import grad, jvp
 from torch.library import opcheck
 from torch.testing import assert_close
-from torch.testing._internal.common_methods_invocations import op_db
-from torch.testing._internal.opinfo.core import OpInfo, SampleInput
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 import torchad_ext as ad
+
+pytest.importorskip("expecttest", reason="torch.testing._internal imports expecttest, which is not installed")
+from torch.testing._internal.common_methods_invocations import op_db
+from torch.testing._internal.opinfo.core import OpInfo, SampleInput
 
 INFO = {info.name.removeprefix("nn.functional."): info for info in op_db if not info.variant_test_name}
 KERNELS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]

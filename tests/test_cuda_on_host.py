@@ -163,17 +163,16 @@ class TestFailures:
             on_host.quadratic_form_outer(x, None, x)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.usefixtures("toolchain")
 class TestQuadraticForm:
-    @dtypes
-    @pytest.mark.parametrize("n", [1, 3, 4, 7, 16, 31, 33, 65, 136])
-    @pytest.mark.parametrize("batch", [(), (3,)], ids=str)
-    @pytest.mark.usefixtures("toolchain")
-    def test_value_product_and_outer_product(self, batch: tuple[int, ...], n: int, dtype: torch.dtype) -> None:
-        self.check(batch, n, dtype)
+    """Value, product and outer product."""
 
-    @dtypes
-    @pytest.mark.usefixtures("toolchain")
-    def test_tiles_beside_each_other(self, dtype: torch.dtype) -> None:
+    @pytest.mark.parametrize("n", [1, 3, 4, 7, 16, 31, 33, 65, 136])
+    def test_of_every_size_of_kernel(self, n: int, dtype: torch.dtype) -> None:
+        self.check((3,), n, dtype)
+
+    def test_of_tiles_beside_each_other(self, dtype: torch.dtype) -> None:
         self.check((), 261, dtype)
 
     def check(self, batch: tuple[int, ...], n: int, dtype: torch.dtype) -> None:

@@ -57,7 +57,7 @@ def quadratic_form(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
     if not _native(x, A):
         return definition(x, A)
     if _derivative_wanted(x, A):
-        return _value_and_product(x, A)[0]
+        return _native_value_and_product(x, A)[0]
     x, A, batch = _aligned(x, A)
     return _evaluate(x, A, product=False)[0].view(batch)
 
@@ -79,7 +79,7 @@ def _check(x: Any, A: Any) -> None:
             )
     if x.is_nested or A.is_nested:
         return  # the definition checks what has no shape
-    if x.dtype == A.dtype and x.device == A.device and x.dim() == 1 and A.shape == 2 * x.shape:
+    if x.dtype == A.dtype and x.device == A.device and x.dim() and A.shape == 2 * x.shape[-1:]:
         return
     shapes = f"got x {list(x.shape)} and A {list(A.shape)}"
     if x.dim() < 1 or A.dim() < 2:
@@ -154,6 +154,10 @@ def _value_and_product(x: torch.Tensor, A: torch.Tensor) -> tuple[torch.Tensor, 
     if not _native(x, A):
         Ax = (A @ x.unsqueeze(-1)).squeeze(-1)
         return (x * Ax).sum(-1), Ax + (A.mT @ x.unsqueeze(-1)).squeeze(-1)
+    return _native_value_and_product(x, A)
+
+
+def _native_value_and_product(x: torch.Tensor, A: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     x, A, batch = _aligned(x, A)
     q, s = _apply(_QuadraticForm)(x, A)
     return (q, s) if q.shape == batch else (q.reshape(batch), s.reshape(*batch, x.shape[-1]))

@@ -505,7 +505,7 @@ class Program:
                 if (curvature := pushforward([slope], {b: one})[0]) is not None:
                     products = [s * (u * v) for s, u, v in zip(signs, tangents[a], tangents[b], strict=True)]
                     terms.append(curvature * functools.reduce(add, products))
-            results[name] = y
+            results[f"value_{name}"] = y
             for k in range(count):
                 along = [f * tangents[a][k] for a, f in slopes.items()]
                 results[f"tangent{k}_{name}"] = functools.reduce(add, along) if along else None

@@ -135,18 +135,18 @@ class _Sweep:
         """An operation on tensors of this sweep."""
         spoken = _name(func).removeprefix("linalg_")
         name = spoken.strip("_") if spoken.startswith("__") else spoken
+        if name == "requires_grad":
+            return True
         if spoken in _CONSTANT:
             return func(*tree_map(self.value, args), **tree_map(self.value, kwargs))
         if name in _HIDDEN or name.endswith("_") or kwargs.get("inplace") or kwargs.get("out") is not None:
             raise _Unseen(name if name in _HIDDEN else f"{name}, which changes a tensor in place")
-        if isinstance(func, types.FunctionType) and func.__module__ in _IN_PYTHON:
-            return _unguarded(func)(*args, **kwargs)
-        rules = [_RULES.get(name), _elementwise if name in FUNCTIONS or isinstance(func, Pointwise) else None]
-        for rule in filter(None, (*rules, _composed, _Sweep.differentiated)):
-            result = rule(self, func, args, kwargs)
+        elementwise = name in FUNCTIONS or isinstance(func, Pointwise)
+        for rule in (_RULES.get(name), _unguarded, _elementwise if elementwise else None, _composed):
+            result = NotImplemented if rule is None else rule(self, func, args, kwargs)
             if result is not NotImplemented:
                 return result
-        raise AssertionError
+        return self.differentiated(func, args, kwargs)
 
     def linear(self, func: Any, args: Any, kwargs: Any, of_rows: Any = None, jointly: bool = False) -> Any:
         """y = A x + b: A to each row.
@@ -209,7 +209,7 @@ class _Sweep:
         return made[0] if outputs == 1 else made
 
     def differentiated(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """y = f(x) for any f: y_k and y_kk by forward mode over forward mode."""
+        """y = f(x) for any f."""
         leaves, tree = tree_flatten((args, kwargs))
         places = [i for i, x in enumerate(leaves) if self.owns(x)]
         swept = [leaves[i] for i in places]
@@ -224,9 +224,6 @@ class _Sweep:
         def differentiable(*xs: torch.Tensor) -> Tangents:
             return tuple(y for y in tree_leaves(f(*xs)) if _has_derivative(y))
 
-        def slopes(*xs: torch.Tensor, along: Tangents) -> Tangents:
-            return torch.func.jvp(differentiable, xs, along)[1]  # type: ignore[no-any-return]
-
         random = _random_states(values[0].device)
         value = f(*values)
         if not all(map(torch.equal, random, _random_states(values[0].device))):
@@ -236,19 +233,35 @@ class _Sweep:
             return value
         _fall_back(f"has no rule for {_name(func)}", "it is")
         try:
-            along = [tuple(x.tangents[k] for x in swept) for k in range(len(self.signs))]
-            pairs: list[Any] = [torch.func.jvp(functools.partial(slopes, along=t), values, t) for t in along]
-            laplacians = [
-                tuple(s * y for y in curvatures) for s, (_, curvatures) in zip(self.signs, pairs, strict=True)
-            ]
+            tangents: list[Any] = []
+            laplacians: list[Any] = []
+            for k, sign in enumerate(self.signs):
+                slopes = _pushforward(differentiable, tuple(x.tangents[k] for x in swept))
+                tangents.append(slopes(*values))
+                curvatures = _pushforward(slopes, tuple(x.tangents[k] for x in swept))(*values)
+                laplacians.append([sign * y for y in curvatures])
             if any(x.laplacian is not None for x in swept):
-                laplacians.append(slopes(*values, along=tuple(_or_zeros(x.laplacian, x.value) for x in swept)))
+                along = tuple(_or_zeros(x.laplacian, x.value) for x in swept)
+                laplacians.append(_pushforward(differentiable, along)(*values))
         except (RuntimeError, NotImplementedError) as error:
-            raise _Unseen(f"{_name(func)}, which has no forward mode ({error})") from error
-        tangents = [slopes for slopes, _ in pairs]
+            raise _Unseen(f"{_name(func)} ({error})") from error
         totals = [functools.reduce(operator.add, terms) for terms in zip(*laplacians, strict=True)]
         rows = iter(zip(*tangents, totals, strict=True))
         return tree_unflatten([self.tensor(y, next(rows)) if _has_derivative(y) else y for y in results], structure)
+
+
+def _pushforward(f: Callable[..., Any], along: Sequence[torch.Tensor]) -> Callable[..., Any]:
+    """x -> f'(x) u: the pullback g -> f'(x)^T g is linear, and its own pullback takes u to that.
+
+    Not by forward mode, which PyTorch differentiates wrongly in some operations, as in ``torch.linalg.solve``.
+    """
+
+    def slope(*xs: torch.Tensor) -> Any:
+        pair: Any = torch.func.vjp(f, *xs)
+        ys, pullback = pair
+        return torch.func.vjp(lambda *gs: pullback(gs), *map(torch.zeros_like, ys))[1](tuple(along))
+
+    return slope
 
 
 def _random_states(device: torch.device) -> list[torch.Tensor]:
@@ -327,6 +340,16 @@ def _scaled(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     if kwargs or (sweep.owns(args[0]) and sweep.owns(args[1])) or ("div" in _name(func) and sweep.owns(args[1])):
         return NotImplemented
     return sweep.linear(func, args, kwargs)
+
+
+def _of_first(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+    """Linear in the first argument; the others say what to do with it, as in x.view_as(other)."""
+    first, *others = args or (NotImplemented,)
+    if not sweep.owns(first):
+        return (
+            NotImplemented if any(True for _ in _swept(first)) or not args else func(first, *map(sweep.value, others))
+        )
+    return sweep.linear(func, (first, *map(sweep.value, others)), kwargs)
 
 
 def _combined(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
@@ -428,13 +451,13 @@ def _einsum(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
 
 _LINEAR = (
     "neg reshape reshape_as view view_as flatten unflatten squeeze unsqueeze transpose permute movedim moveaxis "
-    "swapaxes swapdims T mT t H mH adjoint expand expand_as broadcast_to contiguous clone to type_as "
-    "float double half bfloat16 cpu cuda sum mean cumsum diff narrow select index_select gather take take_along_dim "
-    "getitem split split_with_sizes chunk unbind tensor_split hsplit vsplit unsafe_split unsafe_chunk unfold roll flip "
-    "fliplr flipud rot90 tile repeat repeat_interleave diagonal diag diag_embed tril triu trace masked_select real "
-    "imag view_as_real view_as_complex pixel_shuffle pixel_unshuffle avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
-    "adaptive_avg_pool3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d "
-    "upsample_nearest1d upsample_nearest2d im2col col2im fft_fft fft_ifft fft_rfft fft_irfft"
+    "swapaxes swapdims T mT t H mH adjoint expand expand_as broadcast_to contiguous clone to type_as float double "
+    "half bfloat16 cpu cuda sum mean cumsum diff narrow select index_select gather take take_along_dim getitem split "
+    "split_with_sizes chunk unbind tensor_split hsplit vsplit unsafe_split unsafe_chunk unfold roll flip fliplr "
+    "flipud rot90 tile repeat repeat_interleave diagonal diag diag_embed tril triu trace masked_select real imag "
+    "view_as_real view_as_complex pixel_shuffle pixel_unshuffle avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
+    "adaptive_avg_pool2d adaptive_avg_pool3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d "
+    "upsample_trilinear3d upsample_nearest1d upsample_nearest2d im2col col2im fft_fft fft_ifft fft_rfft fft_irfft"
 ).split()
 _LINEAR_IN_ALL = (
     "cat concat concatenate stack hstack vstack dstack column_stack block_diag broadcast_tensors meshgrid index_add "
@@ -442,7 +465,7 @@ _LINEAR_IN_ALL = (
 ).split()
 # By the name of an operation, with the sweep, the operation and its arguments; NotImplemented where it does not fit.
 _RULES: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(_LINEAR, _Sweep.linear),
+    **dict.fromkeys(_LINEAR, _of_first),
     **dict.fromkeys(_LINEAR_IN_ALL, _combined),
     **dict.fromkeys("mul multiply rmul div divide true_divide truediv".split(), _scaled),
     **dict.fromkeys("add radd sub subtract rsub".split(), _added),
@@ -540,6 +563,12 @@ def _vector_norm(x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, *
     return NotImplemented
 
 
+def _norm(x: Any, ord: Any = None, dim: Any = None, keepdim: bool = False, **options: Any) -> Any:
+    if ord is not None and not isinstance(dim, int) and not (dim is None and x.dim() == 1):
+        return NotImplemented  # of a matrix
+    return _vector_norm(x, 2 if ord is None else ord, dim, keepdim, **options)
+
+
 def _variance(x: Any, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: Any = None) -> Any:
     if isinstance(dim, bool):
         dim, unbiased = None, dim
@@ -570,6 +599,7 @@ _COMPOSED: dict[str, Callable[..., Any]] = {
     "scaled_dot_product_attention": _attention,
     "dropout": _dropout,
     "vector_norm": _vector_norm,
+    "norm": _norm,
     "var": _variance,
     "std": lambda x, *args, **kwargs: _variance(x, *args, **kwargs).sqrt(),
     "prod": _prod,
@@ -604,9 +634,16 @@ _HIDDEN = frozenset(
 _IN_PYTHON = ("torch.nn.functional", "torch.functional", "torch._tensor")
 
 
+def _unguarded(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+    """A function of PyTorch in Python by its parts."""
+    if isinstance(func, types.FunctionType) and func.__module__ in _IN_PYTHON:
+        return _without_guard(func)(*args, **kwargs)
+    return NotImplemented
+
+
 @functools.cache
-def _unguarded(func: types.FunctionType) -> Any:
-    """A function of PyTorch in Python that asks ``__torch_function__`` for its parts, not for itself."""
+def _without_guard(func: types.FunctionType) -> Any:
+    """The same function that does not ask ``__torch_function__`` for itself."""
     guards = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
     names = {**func.__globals__, **dict.fromkeys(guards, lambda *_: False)}
     copy = types.FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)
@@ -628,8 +665,8 @@ def laplacian(
     :func:`pointwise`, is one fused kernel; linear operations, products and what is composed of them (normalisation,
     attention) have rules. Any other operation is differentiated twice by itself, and a program that cannot be followed
     (in-place writes, ``torch.autograd.grad`` or a ``torch.autograd.Function`` in f) as a whole. Each time one warning
-    says so; with ``TORCHAD_EXT_STRICT=1`` it is an error. Within ``torch.compile`` all of f is differentiated twice in
-    forward mode. The result may be differentiated again.
+    says so; with ``TORCHAD_EXT_STRICT=1`` it is an error. Within ``torch.compile`` all of f is differentiated twice. The
+    result may be differentiated again.
 
     Args:
         f: maps points ``[..., d]`` to ``[...]`` or ``[..., *outputs]``, any PyTorch code. Each result has to depend on
@@ -772,14 +809,14 @@ def _run(
 ) -> tuple[torch.Tensor, Sequence[torch.Tensor] | None, torch.Tensor | None]:
     """The value of f, its tangents and its Laplacian, None for zero."""
     if torch.compiler.is_compiling():
-        return _by_forward_mode(f, x, directions, signs, name)
+        return _by_transforms(f, x, directions, signs, name)
     sweep = _Sweep(next(_numbers), signs, torch.is_grad_enabled())
     try:
         with torch.enable_grad():
             y = f(sweep.tensor(x, [*directions, None]))
     except _Unseen as unseen:
         _fall_back(f"cannot follow {unseen}", "the function is")
-        by = _by_forward_mode if _transforms_active() else _by_reverse_mode
+        by = _by_transforms if _transforms_active() else _by_reverse_mode
         return by(f, x, directions, signs, name)
     value = _checked(sweep.value(y), x, name)
     return (value, y.tangents, y.laplacian) if sweep.owns(y) else (value, None, None)
@@ -800,17 +837,27 @@ def _checked(y: Any, x: torch.Tensor, name: str) -> torch.Tensor:
     return y
 
 
-def _by_forward_mode(
+def _by_transforms(
     f: Function, x: torch.Tensor, directions: Sequence[torch.Tensor], signs: tuple[int, ...], name: str
 ) -> tuple[torch.Tensor, Sequence[torch.Tensor] | None, torch.Tensor | None]:
-    """The same by forward mode over forward mode, a direction at a time."""
+    """The same by torch.func, a direction at a time."""
     value = _checked(f(x), x, name)
-    tangents, terms = [], []
-    for u, sign in zip(directions, signs, strict=True):
-        pair: Any = torch.func.jvp(lambda x, u=u: torch.func.jvp(f, (x,), (u,))[1], (x,), (u,))
-        tangents.append(pair[0])
-        terms.append(sign * pair[1])
-    return value, tangents, _sum(*terms)
+    slopes = [_pushforward(lambda x: (f(x),), (u,)) for u in directions]
+    curvatures = [_pushforward(slope, (u,))(x)[0] for slope, u in zip(slopes, directions, strict=True)]
+    return value, [slope(x)[0] for slope in slopes], _sum(*(s * y for s, y in zip(signs, curvatures, strict=True)))
+
+
+def _check_twice(slopes: Sequence[torch.Tensor]) -> None:
+    """Raises for a gradient that ``once_differentiable`` cut off from x: autograd would take it for a constant."""
+    stack, seen = [slope.grad_fn for slope in slopes], set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "torch::autograd::Error":
+            raise RuntimeError("a backward in it is marked with @once_differentiable")
+        seen.add(node)
+        stack += [following for following, _ in node.next_functions]
 
 
 def _by_reverse_mode(
@@ -826,10 +873,12 @@ def _by_reverse_mode(
         def gradient(y: torch.Tensor) -> torch.Tensor:
             if not y.requires_grad:
                 return torch.zeros_like(x)
-            return torch.autograd.grad(y.sum(), x, create_graph=True, materialize_grads=True)[0]
+            one = torch.ones_like(y, requires_grad=True)  # for once_differentiable to leave its mark
+            return torch.autograd.grad(y, x, one, create_graph=True, materialize_grads=True)[0]
 
         try:
             slopes = [gradient(y) for y in results]
+            _check_twice(slopes)
             tangents = [torch.stack([(g * u).sum(-1) for g in slopes], -1) for u in directions]
             parts = [
                 sign * torch.stack([(gradient(y) * u).sum(-1) for y in tangent.unbind(-1)], -1)

@@ -115,10 +115,19 @@ class TestNetworks:
         expected = (2 * x.cos().sum(-1) - x.sin().sum(-1) * x.sum(-1)).detach()
         assert_close(laplacian(f, x), expected)
 
-    @pytest.mark.parametrize("chunk_size", [1, 2, 3, 7])
-    def test_a_few_directions_at_a_time(self, chunk_size: int, device: str) -> None:
-        f, x = network(device), points(device)
-        assert_close(laplacian(f, x, chunk_size=chunk_size), laplacian(f, x))
+    @pytest.mark.parametrize("chunk_size", [1, 3, 4, 7])
+    def test_a_few_points_at_a_time(self, chunk_size: int, device: str) -> None:
+        f, x, seen = network(device), points(device), []
+
+        def counted(x: Tensor) -> Tensor:
+            seen.append(len(x))
+            return f(x)
+
+        assert_close(laplacian(counted, x, chunk_size=chunk_size), laplacian(f, x))
+        assert sum(seen) == 4 and max(seen) == min(chunk_size, 4)
+        C = coefficients("indefinite of each point", x)
+        assert_close(laplacian(f, x, C, chunk_size=chunk_size), laplacian(f, x, C))
+        assert_close(laplacian(f, x, C[0], chunk_size=chunk_size), laplacian(f, x, C[0]))
 
     def test_more_directions_than_a_kernel_takes(self, device: str) -> None:
         x = points(device, 3, 23)
@@ -577,7 +586,7 @@ class TestErrors:
             call(points(device))
 
     def test_a_function_that_cannot_be_differentiated_twice(self, device: str) -> None:
-        twice = pytest.raises(RuntimeError, match="f cannot be differentiated twice: .*once_differentiable")
+        twice = pytest.raises(RuntimeError, match=r"f cannot be differentiated twice: .*once_differentiable")
         with pytest.warns(UserWarning, match="cannot follow"), twice:
             laplacian(Once.apply, points(device))
 

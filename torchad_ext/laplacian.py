@@ -138,6 +138,8 @@ class _Sweep:
         if name == "requires_grad":
             return True
         if spoken in _CONSTANT:
+            if len(args) == 1 and not kwargs:
+                return func(args[0].value)
             return func(*tree_map(self.value, args), **tree_map(self.value, kwargs))
         if name in _HIDDEN or name.endswith("_") or kwargs.get("inplace") or kwargs.get("out") is not None:
             raise _Unseen(name if name in _HIDDEN else f"{name}, which changes a tensor in place")
@@ -186,8 +188,8 @@ class _Sweep:
 
     def elementwise(self, member: Elementwise, xs: Sequence[torch.Tensor], numbers: tuple[float, ...]) -> Any:
         """y = f(x), by a fused kernel for some directions at a time."""
-        shape = torch.broadcast_shapes(*(x.shape for x in xs))
         values = [self.value(x) for x in xs]
+        shape = values[0].shape if len(xs) == 1 else torch.broadcast_shapes(*(value.shape for value in values))
         count, outputs = len(self.signs), len(member.program.outputs)
         rows: list[list[Any]] = [[] for _ in range(outputs)]
         for start in range(0, count, _AT_ONCE):
@@ -199,7 +201,9 @@ class _Sweep:
                 carried.append(self.owns(x) + curved)
                 arguments += [*x.tangents[chunk], x.laplacian][: len(signs) + curved] if self.owns(x) else []
             derivative = member.laplacian(tuple(carried), signs)
-            given = [arguments[i].expand(shape) for i in derivative.arguments]
+            given = [
+                x if x.shape == shape else x.expand(shape) for x in map(arguments.__getitem__, derivative.arguments)
+            ]
             scalars = tuple([numbers[i] for i in derivative.scalars])
             results = dict(zip(derivative.results, _applied(derivative.function, given, scalars), strict=True))
             for i, row in enumerate(rows):
@@ -322,7 +326,8 @@ def _elementwise(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
             kinds = tuple(x if kind is _SCALAR else kind for x, kind in zip(arguments, kinds, strict=True))
         member = _member(func, kinds, tuple(kwargs))
     xs = [x for x, kind in zip(arguments, kinds, strict=True) if kind is _TENSOR]
-    if member is None or any(x.dtype != xs[0].dtype or x.device != xs[0].device for x in xs):
+    values = list(map(sweep.value, xs))
+    if member is None or any(x.dtype != values[0].dtype or x.device != values[0].device for x in values[1:]):
         return NotImplemented
     numbers = tuple([float(x) for x, kind in zip(arguments, kinds, strict=True) if kind is _SCALAR])
     return sweep.elementwise(member, xs, numbers)
@@ -665,8 +670,8 @@ def laplacian(
     :func:`pointwise`, is one fused kernel; linear operations, products and what is composed of them (normalisation,
     attention) have rules. Any other operation is differentiated twice by itself, and a program that cannot be followed
     (in-place writes, ``torch.autograd.grad`` or a ``torch.autograd.Function`` in f) as a whole. Each time one warning
-    says so; with ``TORCHAD_EXT_STRICT=1`` it is an error. Within ``torch.compile`` all of f is differentiated twice. The
-    result may be differentiated again.
+    says so; with ``TORCHAD_EXT_STRICT=1`` it is an error. Within ``torch.compile`` all of f is differentiated twice.
+    The result may be differentiated again.
 
     Args:
         f: maps points ``[..., d]`` to ``[...]`` or ``[..., *outputs]``, any PyTorch code. Each result has to depend on
@@ -674,7 +679,8 @@ def laplacian(
         x: the points ``[..., d]``, or one ``[d]``, of a floating-point dtype on any device.
         coefficients: ``[d, d]``, or ``[..., d, d]`` with the batch dimensions of x; symmetric, not necessarily
             definite, dtype and device of x. No derivative is taken in them.
-        chunk_size: carries so many directions at a time, which takes less memory; f is called for each chunk.
+        chunk_size: takes so many points at a time, split along the first dimension, to bound memory; f has to take any
+            number of points then.
 
     Returns:
         Of the shape and dtype of ``f(x)``; zeros if that does not depend on x.
@@ -693,13 +699,12 @@ def laplacian(
         tensor([ 6., 18.])
     """
     _check(x, coefficients, chunk_size, "laplacian")
-    directions, signs = _directions(x, coefficients)
-    total = None
-    step = chunk_size or max(1, len(signs))
-    for i in range(0, max(1, len(signs)), step):
-        value, _, part = _run(f, x, directions[i : i + step], signs[i : i + step], "laplacian")
-        total = _sum(total, part)
-    return torch.zeros_like(value) if total is None else total
+    if chunk_size and x.dim() > 1:
+        each = coefficients is not None and coefficients.dim() > 2
+        matrices = coefficients.split(chunk_size) if each else itertools.repeat(coefficients)  # type: ignore[union-attr]
+        return torch.cat([laplacian(f, part, C) for part, C in zip(x.split(chunk_size), matrices, strict=False)])
+    value, _, curvature = _run(f, x, *_directions(x, coefficients), "laplacian")
+    return torch.zeros_like(value) if curvature is None else curvature
 
 
 def forward_laplacian(f: Function, x: torch.Tensor) -> ForwardLaplacian:
@@ -757,7 +762,7 @@ def _check(x: Any, C: Any, chunk_size: Any, name: str) -> None:
     if x.dim() == 0:
         raise ValueError(f"{name} takes x [..., d], got a number; write x.unsqueeze(-1) for points on a line")
     if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"{name} takes a chunk_size of 1 or more, got {chunk_size}; None carries all directions")
+        raise ValueError(f"{name} takes a chunk_size of 1 or more, got {chunk_size}; None takes all points at once")
     if C is None:
         return
     d = x.shape[-1]

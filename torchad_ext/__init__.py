@@ -1,6 +1,10 @@
 """Fast, exact first and second derivatives for PyTorch, as drop-in ops."""
 
 from ._build import BuildError as BuildError
+from .laplacian import ForwardLaplacian as ForwardLaplacian
+from .laplacian import bilaplacian as bilaplacian
+from .laplacian import forward_laplacian as forward_laplacian
+from .laplacian import laplacian as laplacian
 from .ops import *  # noqa: F403, the catalogue names what it holds
 from .pointwise import Pointwise as Pointwise
 from .pointwise import pointwise as pointwise

@@ -78,6 +78,7 @@ class Elementwise:
         self._failed: set[tuple[str, torch.dtype]] = set() if family is None else family
         self._vjps: dict[tuple[tuple[bool, ...], tuple[bool, ...]], Derivative] = {}
         self._jvps: dict[tuple[bool, ...], Derivative] = {}
+        self._laplacians: dict[tuple[tuple[int, ...], tuple[int, ...]], Derivative] = {}
 
     _eager: Any = None  # this function in C++
 
@@ -198,6 +199,14 @@ class Elementwise:
                 self.program.jvp(given), f"{self._stem}{self._suffix(self._order)}_jvp", 0, chosen
             )
         return self._jvps[given]
+
+    def laplacian(self, carried: tuple[int, ...], signs: tuple[int, ...]) -> Derivative:
+        """The values, tangents and Laplacians of the outputs, from those of the inputs: ``Program.laplacian``."""
+        key = carried, signs
+        if key not in self._laplacians:
+            name = f"{self._stem}{self._suffix(self._order)}_laplacian"
+            self._laplacians[key] = self._derivative(self.program.laplacian(carried, signs), name, 0, "")
+        return self._laplacians[key]
 
     def _derivative(
         self, derivative: expr.Derivative, name: str, order: int, chosen: str, written: HandWritten | None = None

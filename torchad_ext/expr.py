@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import math
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Union
 
@@ -403,6 +404,24 @@ def _dependent(nodes: Iterable[Expr], on: Iterable[Expr]) -> set[Expr]:
     return dependent
 
 
+def pushforward(outputs: Sequence[Expr], tangents: Mapping[Expr, Expr]) -> list[Expr | None]:
+    """The tangents of ``outputs`` for those of some symbols, by forward mode; None for zero."""
+    known = dict(tangents)
+    order = topological(outputs)
+    dependent = _dependent(order, known)
+    for node in order:
+        if node in known or node not in dependent:
+            continue
+        terms = [
+            term
+            for i, arg in enumerate(node.args)
+            if arg in known and (term := RULES[node.op](known[arg], node, *node.args)[i]) is not None
+        ]
+        if terms:
+            known[node] = functools.reduce(add, terms)
+    return [known.get(y) for y in outputs]
+
+
 def _unique(name: str, taken: Iterable[str]) -> str:
     taken = set(taken)
     candidates = (name if i == 1 else f"{name}{i}" for i in range(1, len(taken) + 2))
@@ -452,20 +471,46 @@ class Program:
         """The tangents of the outputs, for tangents of the given inputs."""
         seeds = self._symbols("tangent_", [str(x.value) for x in self.inputs])
         tangents = {x: seed for x, seed, is_given in zip(self.inputs, seeds, given, strict=True) if is_given}
-        order = topological(self.outputs)
-        dependent = _dependent(order, tangents)
-        for node in order:
-            if node in tangents or node not in dependent:
-                continue
-            terms = [
-                term
-                for i, arg in enumerate(node.args)
-                if arg in tangents and (term := RULES[node.op](tangents[arg], node, *node.args)[i]) is not None
-            ]
-            if terms:
-                tangents[node] = functools.reduce(add, terms)
-        results = {f"tangent_{name}": tangents.get(y) for name, y in zip(self.names, self.outputs, strict=True)}
+        results = dict(
+            zip((f"tangent_{name}" for name in self.names), pushforward(self.outputs, tangents), strict=True)
+        )
         return self._derivative([s for s, is_given in zip(seeds, given, strict=True) if is_given], results)
+
+    def laplacian(self, carried: Sequence[int], signs: Sequence[int]) -> Derivative:
+        """The outputs y, their tangents y_k along some directions and their Laplacians Δy, from those of the inputs.
+
+        y_k = Σ_a f_a x_a,k and Δy = Σ_a f_a Δx_a + Σ_ab f_ab Σ_k ±x_a,k x_b,k with the derivatives f_a and f_ab.
+
+        Args:
+            carried: of each input, 0 for a constant, 1 if its tangents are given, 2 if its Laplacian is as well.
+            signs: of the squares of the directions, 1 or -1.
+        """
+        count = len(signs)
+        kinds = (*(f"tangent{k}_" for k in range(count)), "laplacian_")
+        symbols = iter(self._symbols("", [kind + str(x.value) for x in self.inputs for kind in kinds]))
+        tangents, laplacians, seeds = {}, {}, []
+        for x, order in zip(self.inputs, carried, strict=True):
+            *along, laplacian = (next(symbols) for _ in kinds)
+            if order:
+                tangents[x] = along
+            if order == 2:
+                laplacians[x] = laplacian
+            seeds += (along if order else []) + ([laplacian] if order == 2 else [])
+        one = constant(1)
+        results: dict[str, Expr | None] = {}
+        for name, y in zip(self.names, self.outputs, strict=True):
+            slopes = {x: f for x in tangents if (f := pushforward([y], {x: one})[0]) is not None}
+            terms = [f * laplacians[a] for a, f in slopes.items() if a in laplacians]
+            for (a, slope), b in itertools.product(slopes.items(), tangents):
+                if (curvature := pushforward([slope], {b: one})[0]) is not None:
+                    products = [s * (u * v) for s, u, v in zip(signs, tangents[a], tangents[b], strict=True)]
+                    terms.append(curvature * functools.reduce(add, products))
+            results[f"value_{name}"] = y
+            for k in range(count):
+                along = [f * tangents[a][k] for a, f in slopes.items()]
+                results[f"tangent{k}_{name}"] = functools.reduce(add, along) if along else None
+            results[f"laplacian_{name}"] = functools.reduce(add, terms) if terms else None
+        return self._derivative(seeds, results)
 
     def _symbols(self, prefix: str, names: Iterable[str]) -> list[Expr]:
         taken = [str(x.value) for x in (*self.inputs, *self.scalars)]

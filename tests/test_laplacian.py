@@ -1,0 +1,600 @@
+"""laplacian: against traces of torch.func.hessian, for every rule, every fallback and every transform."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.autograd import grad, gradcheck
+from torch.func import jacrev, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.testing import assert_close
+
+import torchad_ext as ad
+from torchad_ext.laplacian import _warned, bilaplacian, forward_laplacian, laplacian
+
+Function = Callable[[Tensor], Tensor]
+DIRECTIONS = 3
+
+
+# A rule that is missing is an error, but where a test expects the warning.
+pytestmark = pytest.mark.filterwarnings("error:torchad_ext.laplacian")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_was_said() -> None:
+    _warned.clear()
+
+
+def points(device: str, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(*(shape or (4, DIRECTIONS)), dtype=torch.float64, generator=generator).to(device, dtype)
+
+
+def of_each_point(derivative: Callable[[Function], Function], f: Function, x: Tensor) -> Tensor:
+    """A derivative at each point by itself, of f for a batch of one."""
+    return torch.stack([derivative(lambda y: f(y.unsqueeze(0)).squeeze(0))(point) for point in x])
+
+
+def traces(f: Function, x: Tensor, C: Tensor | None = None) -> Tensor:
+    """The same by torch.func."""
+    with sdpa_kernel(SDPBackend.MATH):  # the others have one derivative, and the backward of silu no forward mode
+        H = of_each_point(lambda g: jacrev(jacrev(g)), f, x)
+    C = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device) if C is None else C
+    C = C.expand(*x.shape, x.shape[-1])
+    return (H * C.reshape(len(x), *(1,) * (H.dim() - 3), *C.shape[-2:])).sum((-2, -1)).detach()
+
+
+def by_autograd(f: Function, x: Tensor) -> Tensor:
+    """Nested reverse mode with a graph, for training; f gives a number for each point."""
+    x = x.detach().requires_grad_()
+    (slope,) = grad(f(x).sum(), x, create_graph=True)
+    return torch.stack([grad(slope[:, i].sum(), x, create_graph=True)[0][:, i] for i in range(x.shape[-1])]).sum(0)
+
+
+class Activation(nn.Module):
+    def __init__(self, op: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.op = op
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+def network(device: str, activation: Callable[..., Tensor] = torch.sin, *, dtype: torch.dtype = torch.float64) -> Any:
+    layers = [nn.Linear(DIRECTIONS, 8), Activation(activation), nn.Linear(8, 8), Activation(activation)]
+    return nn.Sequential(*layers, nn.Linear(8, 1), nn.Flatten(0)).to(device, dtype)
+
+
+ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
+    "torch.sin": torch.sin,
+    "nn.Tanh": nn.Tanh(),
+    "F.silu": F.silu,
+    "nn.GELU": nn.GELU(),
+    "F.softplus": F.softplus,
+    "ad.sin": ad.sin,
+    "ad.siren": ad.siren,
+    "ad.snake": lambda x: ad.snake(x, 2.0),
+}
+
+
+class TestNetworks:
+    @pytest.mark.parametrize("name", ACTIVATIONS)
+    def test_is_the_trace_of_the_hessian(self, name: str, device: str) -> None:
+        f, x = network(device, ACTIVATIONS[name]), points(device)
+        with torch.no_grad():
+            assert_close(laplacian(f, x), traces(f, x))
+
+    def test_value_and_jacobian_come_with_it(self, device: str) -> None:
+        f, x = network(device), points(device)
+        value, jacobian, curvature = forward_laplacian(f, x)
+        assert_close(value, f(x))
+        assert_close(jacobian, of_each_point(jacrev, f, x))
+        assert_close(curvature, traces(f, x))
+
+    def test_several_outputs(self, device: str) -> None:
+        f, x = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)).to(device, torch.float64), points(device)
+        value, jacobian, curvature = forward_laplacian(f, x)
+        assert value.shape == (4, 2) and jacobian.shape == (4, 2, 3)
+        assert_close(jacobian, of_each_point(jacrev, f, x))
+        assert_close(curvature, traces(f, x))
+
+    @pytest.mark.parametrize("shape", [(3,), (1, 3), (2, 4, 3), (0, 3), (4, 1)], ids=str)
+    def test_shapes_of_points(self, shape: tuple[int, ...], device: str) -> None:
+        x = points(device, *shape)
+
+        def f(x: Tensor) -> Tensor:
+            return (x.sin() * x.sum(-1, keepdim=True)).sum(-1)
+
+        expected = (2 * x.cos().sum(-1) - x.sin().sum(-1) * x.sum(-1)).detach()
+        assert_close(laplacian(f, x), expected)
+
+    @pytest.mark.parametrize("chunk_size", [1, 3, 4, 7])
+    def test_a_few_points_at_a_time(self, chunk_size: int, device: str) -> None:
+        f, x, seen = network(device), points(device), []
+
+        def counted(x: Tensor) -> Tensor:
+            seen.append(len(x))
+            return f(x)
+
+        assert_close(laplacian(counted, x, chunk_size=chunk_size), laplacian(f, x))
+        assert sum(seen) == 4 and max(seen) == min(chunk_size, 4)
+        C = coefficients("indefinite of each point", x)
+        assert_close(laplacian(f, x, C, chunk_size=chunk_size), laplacian(f, x, C))
+        assert_close(laplacian(f, x, C[0], chunk_size=chunk_size), laplacian(f, x, C[0]))
+
+    def test_more_directions_than_a_kernel_takes(self, device: str) -> None:
+        x = points(device, 3, 23)
+        assert_close(laplacian(lambda x: x.sin().prod(-1), x), -23 * x.sin().prod(-1))
+        assert_close(laplacian(lambda x: (x[:, :22] * x[:, 1:]).square().sum(-1), x), traces(f_of_neighbours, x))
+
+    def test_float32(self, device: str) -> None:
+        f, x = network(device, dtype=torch.float32), points(device, dtype=torch.float32)
+        y = laplacian(f, x)
+        assert y.dtype == torch.float32
+        assert_close(y, traces(f.double(), x.double()).float(), rtol=1e-4, atol=1e-5)
+
+    def test_half_precision_and_autocast(self, device: str) -> None:
+        f, x = network(device, dtype=torch.bfloat16), points(device, dtype=torch.bfloat16)
+        assert laplacian(f, x).dtype == torch.bfloat16
+        f, x = network(device, dtype=torch.float32), points(device, dtype=torch.float32)
+        with torch.autocast(device, torch.bfloat16):
+            y = laplacian(f, x).float()
+        assert_close(y, laplacian(f, x), rtol=0.1, atol=0.05)
+
+
+def f_of_neighbours(x: Tensor) -> Tensor:
+    return (x[:, :22] * x[:, 1:]).square().sum(-1)
+
+
+W = torch.linspace(-1, 1, 9, dtype=torch.float64).reshape(3, 3)
+V = torch.linspace(0.5, 1.5, 3, dtype=torch.float64)
+# Each rule by itself, from points [n, 3]; every operand that may vary does.
+RULES: dict[str, Function] = {
+    "constants": lambda x: 2.0 - (1 + x.sin() * V.to(x)) / 3 + (-x.cos()),
+    "number over x": lambda x: 1 / (2 + x.sin()) + 2**x,
+    "add with alpha": lambda x: torch.add(x.sin(), x.cos(), alpha=2) - torch.sub(V.to(x), x.sin(), alpha=3),
+    "add broadcasts": lambda x: x.sin() + x[:, :1].cos(),
+    "constant minus": lambda x: V.to(x) - x.sin(),
+    "mul": lambda x: x.sin() * x.cos() * x,
+    "mul broadcasts": lambda x: x.sin() * x[:, :1].cos(),
+    "div": lambda x: x.sin() / (2 + x.cos()),
+    "pow": lambda x: x**3 + (2 + x.sin()) ** 1.5 + (2 + x.sin()) ** x,
+    "atan2": lambda x: torch.atan2(x.sin(), 2 + x.cos()),
+    "addcmul": lambda x: torch.addcmul(x, x.sin(), x.cos(), value=2),
+    "lerp": lambda x: torch.lerp(x.sin(), x.cos(), x),
+    "clamp": lambda x: x.sin().clamp(-0.5, 0.5),
+    "max": lambda x: torch.maximum(x.sin(), x.cos()),
+    "where": lambda x: torch.where(x > 0, x.sin(), x.exp()) + torch.where(x > 0, 1.0, x.cos()),
+    "masked_fill": lambda x: x.sin().masked_fill(x > 0, 3.0),
+    "branch": lambda x: x.sin() if (x < 100).all() and float(x.detach().sum()) < 1e3 else x.cos(),
+    "loop": lambda x: sum(x[:, i].sin() * x[:, i - 1] for i in range(3)),
+    "matmul": lambda x: torch.stack([x.sin() @ W.to(x), (W.to(x) @ x.cos().unsqueeze(-1)).squeeze(-1)], -1),
+    "bmm": lambda x: torch.bmm(x.sin()[:, :, None], x.cos()[:, None, :]),
+    "outer": lambda x: (x.sin().unsqueeze(-1) @ x.exp().unsqueeze(-2)).flatten(1),
+    "vecdot": lambda x: torch.linalg.vecdot(x.sin(), x.cos()),
+    "cross": lambda x: torch.linalg.cross(x.sin(), x.cos()),
+    "linear with varying weight": lambda x: F.linear(torch.ones(1, 3).to(x), x.sin().prod(-1)[:, None] * V.to(x)).mT,
+    "einsum": lambda x: torch.einsum("ni,ij,nj->n", x.sin(), W.to(x), x.cos()) + torch.einsum("ni->n", x.sin()),
+    "addmm": lambda x: torch.addmm(V.to(x), x.sin(), W.to(x), alpha=2),
+    "baddbmm": lambda x: torch.baddbmm(x.sin()[:, :, None], x.exp()[:, :, None], x.cos()[:, None, :1], beta=2),
+    "quadratic_form": lambda x: ad.quadratic_form(x.sin(), W.to(x)),
+    "quadratic_form of both": lambda x: ad.quadratic_form(x.sin(), x.cos()[:, :, None] * W.to(x)),
+    "cat": lambda x: torch.cat([x.sin(), torch.ones_like(x), x.prod(-1, keepdim=True)], -1),
+    "stack": lambda x: torch.stack([x.sin(), V.to(x).expand_as(x)], 1).square(),
+    "index": lambda x: x.sin()[:, [2, 0]] * x[..., 1:2] + x.flip(-1)[:, 1:],
+    "gather": lambda x: x.sin().gather(-1, x.argsort(-1)) * V.to(x),
+    "split": lambda x: torch.cat([a * b for a, b in zip(x.sin().split(1, -1), x.cos().chunk(3, -1), strict=True)], -1),
+    "unbind": lambda x: (lambda a, b, c: a * b.sin() + c.cos())(*x.unbind(-1)),
+    "shape": lambda x: x.sin().reshape(-1, 1, 3).transpose(1, 2).expand(-1, 3, 2).flatten(1).roll(1, -1).square(),
+    "pad": lambda x: F.pad(x.sin(), (1, 2), value=3.0).square(),
+    "cumsum": lambda x: x.sin().cumsum(-1).square(),
+    "mean": lambda x: x.sin().mean(-1, keepdim=True) * x,
+    "prod": lambda x: x.sin().prod(-1),
+    "var": lambda x: x.sin().var(-1) + x.std(-1, correction=0) + x.var(1, False),
+    "norm": lambda x: x.norm(dim=-1) * torch.linalg.norm(x.sin(), dim=-1) + torch.linalg.vector_norm(x, 1, dim=-1),
+    "normalize": lambda x: F.normalize(x.sin(), dim=-1),
+    "softmax": lambda x: F.softmax(x.sin(), -1) * x.log_softmax(-1),
+    "logsumexp": lambda x: torch.logsumexp(x.sin(), -1) * x.logsumexp(-1, keepdim=True).squeeze(-1),
+    "layer_norm": lambda x: F.layer_norm(x.sin(), (3,), V.to(x), V.to(x)),
+    "rms_norm": lambda x: F.rms_norm(x.sin(), (3,), V.to(x)),
+    "group_norm": lambda x: F.group_norm(torch.cat([x.sin(), x[:, :1]], -1), 2),
+    "batch_norm": lambda x: F.batch_norm(x.sin(), V.to(x), V.to(x), V.to(x), V.to(x)),
+    "attention": lambda x: F.scaled_dot_product_attention(
+        x.sin()[:, :, None], x.cos()[:, :, None], x[:, :, None], is_causal=True
+    ).flatten(1),
+    "conv": lambda x: F.conv1d(x.sin()[:, None], W.to(x)[:, None], V.to(x), padding=1).square().flatten(1),
+    "pointwise": lambda x: SEVERAL(x.sin(), x.cos())[0] * SEVERAL(x, x)[1],
+    "detach": lambda x: x.sin() * x.detach() + x.sin().data,
+    "constant": lambda x: torch.ones_like(x) + x.sign(),
+    "linear": lambda x: F.linear(x, W.to(x), V.to(x)),
+    "comparison": lambda x: x.sin() * (x > 0) + (x == x).to(x),
+}
+SEVERAL = ad.pointwise(lambda a, b: (torch.sin(a * b), torch.exp(a) + b, b * b))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rule(name: str, device: str) -> None:
+    f, x = RULES[name], points(device)
+    for g in (f, lambda x: f(x + 0.1 * x.sin())):  # of points, whose Laplacian is zero, and of what has one
+        assert_close(laplacian(g, x), traces(g, x))
+
+
+@pytest.mark.parametrize("name", ["mul", "matmul", "softmax", "cat", "pointwise", "layer_norm", "linear", "attention"])
+def test_under_vmap(name: str, device: str) -> None:
+    f, x = RULES[name], points(device)
+    assert_close(vmap(lambda point: laplacian(lambda y: f(y[None])[0], point))(x), traces(f, x))
+    assert_close(vmap(lambda batch: laplacian(f, batch))(x[None]), traces(f, x)[None])
+
+
+class Attention(nn.Module):
+    """A block of a transformer over 3 tokens, each a coordinate of a point."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(1, 4), nn.LayerNorm(4)
+        self.attention, self.out = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(self.embed(x.unsqueeze(-1)).sin())
+        y: Tensor = self.out(tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]).sum((-2, -1))
+        return y
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.recurrent = kind(1, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.recurrent(x.unsqueeze(-1))[0].square().sum((-2, -1))
+        return y
+
+
+class Convolutions(nn.Sequential):
+    def __init__(self) -> None:
+        first, second = nn.Conv1d(1, 4, 3, padding=1), nn.Conv1d(4, 2, 2)
+        super().__init__(nn.Unflatten(-1, (1, -1)), first, nn.GroupNorm(2, 4), nn.SiLU(), second, nn.Flatten())
+
+
+def seeded(module: Callable[[], nn.Module], device: str) -> nn.Module:
+    torch.manual_seed(1)
+    return module().to(device, torch.float64)
+
+
+class TestPrograms:
+    @pytest.mark.parametrize("module", [Attention, Convolutions], ids=lambda m: m.__name__)
+    def test_with_rules(self, module: Callable[[], nn.Module], device: str) -> None:
+        f, x = seeded(module, device), points(device)
+        assert_close(laplacian(f, x), traces(f, x))
+
+    @pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU], ids=lambda kind: kind.__name__)
+    def test_recurrent_networks_fall_back(self, kind: type[nn.RNNBase], device: str) -> None:
+        f, x = seeded(lambda: Recurrent(kind), device), points(device)
+        with pytest.warns(UserWarning, match=f"laplacian has no rule for {kind.__name__.lower()}"):
+            assert_close(laplacian(f, x), traces(f, x))
+        parameters = list(f.parameters())
+        for ours, theirs in zip(
+            grad(laplacian(f, x).sum(), parameters, allow_unused=True),
+            grad(by_autograd(f, x).sum(), parameters, allow_unused=True),
+            strict=True,
+        ):
+            assert_close(ours, theirs)
+
+    @settings(max_examples=25, deadline=None)
+    @given(st.data())
+    def test_composed(self, data: st.DataObject) -> None:
+        """Any of these after any other: points [n, 3] to [n, 3]."""
+        steps: dict[str, Function] = {
+            "sin": torch.sin,
+            "tanh": torch.tanh,
+            "gaussian": ad.gaussian,
+            "linear": lambda x: F.linear(x, W, V),
+            "matmul": lambda x: x @ W,
+            "product": lambda x: x * x.roll(1, -1),
+            "quotient": lambda x: x / (2 + x.square()),
+            "norm": lambda x: F.layer_norm(x, (3,), V),
+            "softmax": lambda x: F.softmax(x, -1),
+            "cat": lambda x: torch.cat([x[:, 1:], x.sum(-1, keepdim=True)], -1),
+            "form": lambda x: x - ad.quadratic_form(x, W).unsqueeze(-1),
+            "where": lambda x: torch.where(x > 0.3, x.square(), x),
+        }
+        names = data.draw(st.lists(st.sampled_from(sorted(steps)), min_size=1, max_size=5))
+
+        def f(x: Tensor) -> Tensor:
+            for name in names:
+                x = steps[name](x)
+            return x
+
+        x = points("cpu", 2, 3)
+        expected = traces(f, x)
+        assert_close(laplacian(f, x), expected, rtol=1e-7, atol=1e-9 * max(1.0, expected.abs().max().item()))
+
+
+class TestDerivatives:
+    @pytest.mark.parametrize("name", ["torch.sin", "F.silu", "ad.snake"])
+    def test_training_gradients_are_those_of_nested_autograd(self, name: str, device: str) -> None:
+        f, x = network(device, ACTIVATIONS[name]), points(device, 16, 3)
+        parameters = list(f.parameters())
+        losses = [of(f, x).square().mean() for of in (laplacian, by_autograd)]
+        ours, theirs = (grad(loss, parameters, allow_unused=True) for loss in losses)
+        assert ours[-1] is None  # the bias of the last layer
+        for a, b in zip(ours[:-1], theirs[:-1], strict=True):
+            assert_close(a, b)
+
+    def test_gradcheck_in_points_and_parameters(self, device: str) -> None:
+        f, x = network(device), points(device, 2, 3).requires_grad_()
+        names, parameters = zip(*f.named_parameters(), strict=True)
+
+        def of(x: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+            state = dict(zip(names, values, strict=True))
+            return tuple(forward_laplacian(lambda x: torch.func.functional_call(f, state, (x,)), x))
+
+        assert gradcheck(of, (x, *parameters), check_forward_ad=True)
+
+    @pytest.mark.parametrize("name", ["softmax", "matmul", "quadratic_form of both"])
+    def test_gradcheck_of_rules(self, name: str, device: str) -> None:
+        assert gradcheck(lambda x: laplacian(RULES[name], x), points(device, 2, 3).requires_grad_())
+
+    def test_torch_func_of_it(self, device: str) -> None:
+        f, x = network(device), points(device)
+        expected = jacrev(lambda x: by_trace(f, x))(x[0])
+        assert_close(torch.func.grad(lambda x: laplacian(f, x[None])[0])(x[0]), expected)
+        assert_close(torch.func.jacfwd(lambda x: laplacian(f, x[None])[0])(x[0]), expected)
+
+    def test_no_graph_under_no_grad(self, device: str) -> None:
+        f, x = network(device), points(device)
+        with torch.no_grad():
+            result = forward_laplacian(f, x)
+        assert not any(y.requires_grad for y in result)
+        assert laplacian(f, x).requires_grad
+
+
+def by_trace(f: Function, point: Tensor) -> Tensor:
+    return torch.func.hessian(lambda y: f(y[None])[0])(point).trace()
+
+
+def coefficients(kind: str, x: Tensor) -> Tensor:
+    A = points("cpu", len(x), 3, 3).to(x)
+    return {
+        "definite": A[0] @ A[0].mT + torch.eye(3).to(x),
+        "semidefinite": torch.diag(torch.tensor([1.0, 0.0, 2.0])).to(x),
+        "indefinite": A[0] + A[0].mT,
+        "negative": -torch.eye(3).to(x),
+        "zero": torch.zeros(3, 3).to(x),
+        "definite of each point": A @ A.mT + torch.eye(3).to(x),
+        "indefinite of each point": A + A.mT,
+        "rank one of each point": A[..., :1] @ A[..., :1].mT,
+    }[kind]
+
+
+KINDS = ("definite", "semidefinite", "indefinite", "negative", "zero")
+EACH = ("definite of each point", "indefinite of each point", "rank one of each point")
+
+
+class TestCoefficients:
+    @pytest.mark.parametrize("kind", KINDS + EACH)
+    def test_weighted(self, kind: str, device: str) -> None:
+        f, x = network(device), points(device)
+        C = coefficients(kind, x)
+        assert_close(laplacian(f, x, C), traces(f, x, C))
+
+    def test_some_coordinates_cost_as_many_directions(self, device: str) -> None:
+        x, seen = points(device), []
+
+        def f(x: Tensor) -> Tensor:
+            seen.append(len(getattr(x, "tangents", ())))
+            return x.sin().sum(-1)
+
+        C = torch.diag(torch.tensor([0.0, 1.0, 0.0])).to(x)
+        assert_close(laplacian(f, x, C), -x[:, 1].sin())
+        assert seen == [1]
+
+    def test_one_point(self, device: str) -> None:
+        f, x = network(device), points(device)
+        C = coefficients("indefinite", x)
+        assert_close(laplacian(lambda x: f(x[None])[0], x[0], C), traces(f, x[:1], C)[0])
+
+    def test_under_vmap(self, device: str) -> None:
+        f, x = network(device), points(device)
+        C = coefficients("indefinite of each point", x)
+        assert_close(vmap(lambda x, C: laplacian(lambda x: f(x[None])[0], x, C))(x, C), traces(f, x, C))
+
+
+class TestBilaplacian:
+    def test_closed_forms(self, device: str) -> None:
+        x = points(device)
+        assert_close(bilaplacian(lambda x: x.sin().prod(-1), x), 9 * x.sin().prod(-1))
+        assert_close(bilaplacian(lambda x: x.square().sum(-1).square(), x), torch.full((4,), 120.0).to(x))
+
+    @pytest.mark.parametrize("name", ["softmax", "quadratic_form", "index", "linear"])
+    def test_is_that_of_torch_func(self, name: str, device: str) -> None:
+        f, x = RULES[name], points(device, 2, 3)
+
+        def expected(x: Tensor) -> Tensor:
+            def curvature(x: Tensor) -> Tensor:
+                H = jacrev(jacrev(lambda y: f(y[None])[0].sum()))(x)
+                return H.trace()
+
+            return jacrev(jacrev(curvature))(x).trace()
+
+        y = bilaplacian(f, x)
+        assert_close(y.sum(-1) if y.dim() == 2 else y, torch.stack([expected(point) for point in x]))
+
+    def test_of_a_network_in_training(self, device: str) -> None:
+        f, x = network(device), points(device, 2, 3)
+        twice = by_autograd(lambda x: laplacian(f, x), x)
+        y = bilaplacian(f, x)
+        assert_close(y, twice)
+        weights = [p for p in f.parameters() if p.dim() == 2]
+        for ours, theirs in zip(grad(y.sum(), weights), grad(twice.sum(), weights), strict=True):
+            assert_close(ours, theirs)
+
+
+class Cube(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * g
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * g
+
+
+def written(x: Tensor) -> Tensor:
+    y = torch.zeros_like(x)
+    y[:, 0] = x[:, 0].sin() * x[:, 1]
+    return y
+
+
+def in_place(x: Tensor) -> Tensor:
+    y = x.sin()
+    y += x.cos()
+    return y.mul_(x)
+
+
+def inner_gradient(x: Tensor) -> Tensor:
+    x = x if x.requires_grad else x.detach().requires_grad_()
+    return grad(x.sin().prod(-1).sum(), x, create_graph=True)[0]
+
+
+def constant_without_grad(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        scale = x.cos()
+    return x.sin() * scale
+
+
+# What has no rule, and what the warning names.
+FALLBACKS: dict[str, tuple[Function, str]] = {
+    "special": (lambda x: torch.special.i0(x), "i0"),
+    "cummax": (lambda x: x.sin().cummax(-1)[0], "cummax"),
+    "max": (lambda x: x.sin().max(-1)[0] * x.sum(-1), "max"),
+    "solve": (lambda x: torch.linalg.solve(torch.eye(3).to(x) * (2 + x.cos()[:, :, None]), x.sin()), "solve"),
+    "in place": (in_place, "in place"),
+    "setitem": (written, "setitem"),
+    "Function": (Cube.apply, "autograd.Function"),
+    "no_grad": (constant_without_grad, "no_grad"),
+    "autograd.grad": (inner_gradient, "grad"),
+    "func.grad": (torch.func.grad(lambda x: x.sin().prod(-1).sum()), "transform"),
+    "func.vmap": (torch.func.vmap(lambda x: x.sin().prod()), "transform"),
+}
+
+
+class TestFallback:
+    @pytest.mark.parametrize("name", FALLBACKS)
+    def test_is_exact_and_says_so_once(self, name: str, device: str) -> None:
+        f, named = FALLBACKS[name]
+        x = points(device)
+        expected = torch.stack(
+            [by_autograd(lambda x, i=i: f(x).reshape(len(x), -1)[:, i], x) for i in range(f(x)[0].numel())], -1
+        )
+        with pytest.warns(UserWarning, match=f"torchad_ext.laplacian .*{named}"):
+            y = laplacian(f, x)
+        assert_close(y, expected.reshape(y.shape).detach(), check_dtype=False)
+        with torch.no_grad():
+            assert_close(laplacian(f, x), y.detach())  # an error, if it warned
+
+    def test_derivatives(self, device: str) -> None:
+        x = points(device).requires_grad_()
+        with pytest.warns(UserWarning, match="Function"):
+            (ours,) = grad(laplacian(lambda x: Cube.apply(x.sin()).sum(-1), x).sum(), x)
+        (theirs,) = grad(laplacian(lambda x: (x.sin() ** 3).sum(-1), x).sum(), x)
+        assert_close(ours, theirs)
+
+    def test_is_an_error_if_strict(self, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TORCHAD_EXT_STRICT", "1")
+        for f in (Cube.apply, torch.special.i0):
+            with pytest.raises(RuntimeError, match="TORCHAD_EXT_STRICT=1"):
+                laplacian(f, points(device))
+
+    def test_dropout_has_one_mask(self, device: str) -> None:
+        x = points(device)
+        torch.manual_seed(3)
+        mask = F.dropout(torch.ones_like(x))
+        torch.manual_seed(3)
+        assert_close(laplacian(lambda x: F.dropout(x.sin()), x), -x.sin() * mask)
+
+    def test_random_numbers_are_drawn_once(self, device: str) -> None:
+        x = points(device)
+        torch.manual_seed(3)
+        with pytest.warns(UserWarning, match="rrelu, which draws random numbers"):
+            value, _, curvature = forward_laplacian(lambda x: F.rrelu(x, 1.0, 3.0, training=True) ** 2, x)
+        slope = value.sqrt() / x.abs()
+        assert_close(curvature, 2 * slope**2)
+
+
+class TestCompiled:
+    def test_a_whole_step(self, device: str) -> None:
+        f, x = network(device), points(device)
+        parameters = [p for p in f.parameters() if p.dim() == 2]
+
+        def step(x: Tensor) -> Tensor:
+            return laplacian(f, x).square().mean()
+
+        compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+        assert_close(compiled(x), step(x))
+        for ours, theirs in zip(grad(compiled(x), parameters), grad(step(x), parameters), strict=True):
+            assert_close(ours, theirs)
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("call", "error", "message"),
+        [
+            (lambda x: laplacian(torch.sin, [1.0]), TypeError, "takes a tensor for x, got list"),
+            (lambda x: laplacian(torch.sin, x.long()), TypeError, "floating-point x, got torch.int64"),
+            (lambda x: laplacian(torch.sin, x[0, 0]), ValueError, "takes x .*got a number"),
+            (lambda x: laplacian(torch.sin, x, chunk_size=0), ValueError, "chunk_size of 1 or more, got 0"),
+            (lambda x: laplacian(lambda x: x.sum(), x), ValueError, r"each result from its own point; got \[\]"),
+            (lambda x: laplacian(lambda x: x.mT, x), ValueError, r"got \[3, 4\] for x \[4, 3\]"),
+            (lambda x: laplacian(lambda x: (x, x), x), TypeError, "f returns a tensor, got tuple"),
+            (lambda x: laplacian(lambda x: x > 0, x), TypeError, "floating-point numbers, got torch.bool"),
+            (lambda x: laplacian(torch.sin, x, [1.0]), TypeError, "a tensor for coefficients, got list"),
+            (lambda x: laplacian(torch.sin, x, x), ValueError, r"coefficients \[3, 3\] or \[4, 3, 3\].*got \[4, 3\]"),
+            (lambda x: laplacian(torch.sin, x, torch.eye(3).to(x).float()), ValueError, "torch.float32 on"),
+            (lambda x: laplacian(torch.sin, x, x[:3].tril()), ValueError, "takes symmetric coefficients"),
+            (lambda x: laplacian(torch.sin, x, torch.eye(3).to(x).requires_grad_()), ValueError, "detach"),
+            (lambda x: laplacian(lambda x: F.batch_norm(x, None, None, training=True), x), ValueError, "all points"),
+            (lambda x: forward_laplacian(torch.sin, x.long()), TypeError, "forward_laplacian takes floating-point"),
+        ],
+    )
+    def test_say_what_was_given(
+        self, call: Callable[..., Any], error: type[Exception], message: str, device: str
+    ) -> None:
+        with pytest.raises(error, match=message):
+            call(points(device))
+
+    def test_a_function_that_cannot_be_differentiated_twice(self, device: str) -> None:
+        twice = pytest.raises(RuntimeError, match=r"f cannot be differentiated twice: .*once_differentiable")
+        with pytest.warns(UserWarning, match="cannot follow"), twice:
+            laplacian(Once.apply, points(device))
+
+    def test_a_function_of_nothing_is_zero(self, device: str) -> None:
+        x = points(device)
+        value, jacobian, curvature = forward_laplacian(lambda y: torch.ones(4, 2).to(y), x)
+        assert value.eq(1).all() and jacobian.shape == (4, 2, 3) and not jacobian.any() and not curvature.any()
+
+    def test_errors_of_f_are_its_own(self, device: str) -> None:
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            laplacian(lambda x: x @ torch.ones(2, 2).to(x), points(device))

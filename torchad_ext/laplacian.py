@@ -1,0 +1,896 @@
+"""The Laplacian of a function in one forward sweep: every tensor carries its derivatives and its Laplacian along.
+
+For directions u_k, each intermediate result y has its value, its tangents y_k and Δy = Σ_k ±y_kk. An operation maps
+those of its operands to those of its result:
+
+    linear        y = A x        y_k = A x_k                  Δy = A Δx
+    product       y = a b        y_k = a_k b + a b_k          Δy = Δa b + a Δb + 2 Σ_k ±a_k b_k
+    elementwise   y = f(x)       y_k = f'(x) x_k              Δy = f'(x) Δx + f''(x) Σ_k ±x_k²
+
+A linear operation runs once for each of them, an elementwise one is one fused kernel (``Program.laplacian``). Every
+other operation is composed of these, or is differentiated twice by itself. The operations are intercepted while the
+function runs, so it may branch on values.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import operator
+import os
+import types
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeGuard
+
+import torch
+import torch.nn.functional as F
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from . import expr
+from .elementwise import Elementwise
+from .pointwise import _SCALAR, _TENSOR, Pointwise, _kind
+from .quadratic_form import _sum
+from .quadratic_form import definition as _quadratic_form
+from .trace import FUNCTIONS, TraceError, _name, evaluate, trace
+
+Function = Callable[[torch.Tensor], torch.Tensor]
+Tangents = tuple[torch.Tensor, ...]
+
+_AT_ONCE = 10  # the most directions of one kernel
+_transforms_active = torch._C._are_functorch_transforms_active
+_numbers = itertools.count()
+_warned: set[str] = set()
+
+
+class ForwardLaplacian(NamedTuple):
+    """What :func:`forward_laplacian` returns."""
+
+    value: torch.Tensor
+    jacobian: torch.Tensor
+    laplacian: torch.Tensor
+
+
+class _Unseen(Exception):
+    """The sweep cannot follow what the message names."""
+
+
+class _Swept(torch.Tensor):
+    """A tensor with its tangents along the directions of a sweep and with its Laplacian, None for zero."""
+
+    sweep: _Sweep
+    value: torch.Tensor
+    tangents: Tangents
+    laplacian: torch.Tensor | None
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        sweep = max((x.sweep for x in _swept((args, kwargs))), key=lambda sweep: sweep.number)
+        if not (sweep.applying or torch.is_grad_enabled()):
+            raise _Unseen("what runs under torch.no_grad() or in a torch.autograd.Function")
+        applying, sweep.applying = sweep.applying, True
+        try:
+            with torch.set_grad_enabled(sweep.recording):
+                return sweep.apply(func, args, kwargs)
+        finally:
+            sweep.applying = applying
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        raise _Unseen(f"{func}, which a transform or an extension calls")
+
+
+def _swept(tree: Any) -> Iterator[_Swept]:
+    """The swept tensors among arguments."""
+    if type(tree) is _Swept:
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for x in tree:
+            yield from _swept(x)
+    elif isinstance(tree, dict):
+        yield from _swept(tuple(tree.values()))
+
+
+@dataclass(eq=False)
+class _Sweep:
+    """One sweep, with the rules that do not depend on the operation.
+
+    Attributes:
+        number: of two sweeps, the inner one has the larger.
+        signs: of the squares of the directions, 1 or -1.
+        recording: are derivatives wanted of what it computes? The function itself runs with gradients enabled, so that
+            what disables them shows.
+        applying: does it apply a rule?
+    """
+
+    number: int
+    signs: tuple[int, ...]
+    recording: bool
+    applying: bool = False
+
+    def owns(self, x: Any) -> TypeGuard[_Swept]:
+        return type(x) is _Swept and x.sweep is self
+
+    def value(self, x: Any) -> Any:
+        """x without its derivatives, if it has some of this sweep."""
+        return x.value if self.owns(x) else x
+
+    def tensor(self, value: Any, rows: Sequence[Any]) -> Any:
+        """A tensor, or a sequence of some, with its tangents and, last, its Laplacian."""
+        if not isinstance(value, torch.Tensor):
+            parts = ([None if row is None else row[i] for row in rows] for i in range(len(value)))
+            return type(value)(map(self.tensor, value, parts))
+        if not _has_derivative(value) or not rows[:-1] or any(row is None for row in rows[:-1]):
+            return value
+        x: Any = torch.Tensor._make_wrapper_subclass(_Swept, value.shape, dtype=value.dtype, device=value.device)
+        x.sweep, x.value, x.tangents, x.laplacian = self, value, tuple(rows[:-1]), rows[-1]
+        return x
+
+    def apply(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """An operation on tensors of this sweep."""
+        spoken = _name(func).removeprefix("linalg_")
+        name = spoken.strip("_") if spoken.startswith("__") else spoken
+        if name == "requires_grad":
+            return True
+        if spoken in _CONSTANT:
+            if len(args) == 1 and not kwargs:
+                return func(args[0].value)
+            return func(*tree_map(self.value, args), **tree_map(self.value, kwargs))
+        if name in _HIDDEN or name.endswith("_") or kwargs.get("inplace") or kwargs.get("out") is not None:
+            raise _Unseen(name if name in _HIDDEN else f"{name}, which changes a tensor in place")
+        elementwise = name in FUNCTIONS or isinstance(func, Pointwise)
+        for rule in (_RULES.get(name), _unguarded, _elementwise if elementwise else None, _composed):
+            result = NotImplemented if rule is None else rule(self, func, args, kwargs)
+            if result is not NotImplemented:
+                return result
+        return self.differentiated(func, args, kwargs)
+
+    def linear(self, func: Any, args: Any, kwargs: Any, of_rows: Any = None, jointly: bool = False) -> Any:
+        """y = A x + b: A to each row.
+
+        Args:
+            func: the operation.
+            args: its arguments.
+            kwargs: those with names.
+            of_rows: the operation without b, if there is one.
+            jointly: is it linear in all its tensors together? Then the rows of a constant are zero.
+        """
+        count = len(self.signs)
+        curved = any(x.laplacian is not None for x in _swept((args, kwargs)) if x.sweep is self)
+
+        def row(i: int, x: Any) -> Any:
+            if not self.owns(x):
+                return torch.zeros_like(x) if jointly and _has_derivative(x) else x
+            part = x.laplacian if i == count else x.tangents[i]
+            return _or_zeros(part, x.value)
+
+        value = func(*tree_map(self.value, args), **tree_map(self.value, kwargs))
+        rows: list[Any] = []
+        for i in range(count + curved):
+            of = functools.partial(row, i)
+            rows.append((of_rows or func)(*tree_map(of, args), **tree_map(of, kwargs)))
+        return self.tensor(value, rows if curved else [*rows, None])
+
+    def product(self, func: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
+        """y = a b: the rule of Leibniz."""
+        if not (self.owns(a) and self.owns(b)):
+            return self.linear(func, (a, b), {})
+        tangents = [func(s, b.value) + func(a.value, t) for s, t in zip(a.tangents, b.tangents, strict=True)]
+        mixed = [2 * sign * func(s, t) for sign, s, t in zip(self.signs, a.tangents, b.tangents, strict=True)]
+        of_a = None if a.laplacian is None else func(a.laplacian, b.value)
+        of_b = None if b.laplacian is None else func(a.value, b.laplacian)
+        return self.tensor(func(a.value, b.value), [*tangents, _sum(of_a, of_b, *mixed)])
+
+    def elementwise(self, member: Elementwise, xs: Sequence[torch.Tensor], numbers: tuple[float, ...]) -> Any:
+        """y = f(x), by a fused kernel for some directions at a time."""
+        values = [self.value(x) for x in xs]
+        shape = values[0].shape if len(xs) == 1 else torch.broadcast_shapes(*(value.shape for value in values))
+        count, outputs = len(self.signs), len(member.program.outputs)
+        rows: list[list[Any]] = [[] for _ in range(outputs)]
+        for start in range(0, count, _AT_ONCE):
+            chunk = slice(start, start + _AT_ONCE)
+            signs = self.signs[chunk]
+            arguments, carried = list(values), []
+            for x in xs:
+                curved = start == 0 and self.owns(x) and x.laplacian is not None
+                carried.append(self.owns(x) + curved)
+                arguments += [*x.tangents[chunk], x.laplacian][: len(signs) + curved] if self.owns(x) else []
+            derivative = member.laplacian(tuple(carried), signs)
+            given = [
+                x if x.shape == shape else x.expand(shape) for x in map(arguments.__getitem__, derivative.arguments)
+            ]
+            scalars = tuple([numbers[i] for i in derivative.scalars])
+            results = dict(zip(derivative.results, _applied(derivative.function, given, scalars), strict=True))
+            for i, row in enumerate(rows):
+                of = [results.get(j) for j in range(i * (len(signs) + 2), (i + 1) * (len(signs) + 2))]
+                row[:] = [*row[:-1], *of[1:-1], _sum(row[-1], of[-1])] if row else of
+        made = tuple([self.tensor(row[0], row[1:]) for row in rows])
+        return made[0] if outputs == 1 else made
+
+    def differentiated(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """y = f(x) for any f."""
+        leaves, tree = tree_flatten((args, kwargs))
+        places = [i for i, x in enumerate(leaves) if self.owns(x)]
+        swept = [leaves[i] for i in places]
+        values = tuple(x.value for x in swept)
+
+        def f(*xs: torch.Tensor) -> Any:
+            for i, x in zip(places, xs, strict=True):
+                leaves[i] = x
+            args, kwargs = tree_unflatten(leaves, tree)
+            return func(*args, **kwargs)
+
+        def differentiable(*xs: torch.Tensor) -> Tangents:
+            return tuple(y for y in tree_leaves(f(*xs)) if _has_derivative(y))
+
+        random = _random_states(values[0].device)
+        value = f(*values)
+        if not all(map(torch.equal, random, _random_states(values[0].device))):
+            raise _Unseen(f"{_name(func)}, which draws random numbers")
+        results, structure = tree_flatten(value)
+        if not any(map(_has_derivative, results)):
+            return value
+        _fall_back(f"has no rule for {_name(func)}", "it is")
+        try:
+            tangents: list[Any] = []
+            laplacians: list[Any] = []
+            for k, sign in enumerate(self.signs):
+                slopes = _pushforward(differentiable, tuple(x.tangents[k] for x in swept))
+                tangents.append(slopes(*values))
+                curvatures = _pushforward(slopes, tuple(x.tangents[k] for x in swept))(*values)
+                laplacians.append([sign * y for y in curvatures])
+            if any(x.laplacian is not None for x in swept):
+                along = tuple(_or_zeros(x.laplacian, x.value) for x in swept)
+                laplacians.append(_pushforward(differentiable, along)(*values))
+        except (RuntimeError, NotImplementedError) as error:
+            raise _Unseen(f"{_name(func)} ({error})") from error
+        totals = [functools.reduce(operator.add, terms) for terms in zip(*laplacians, strict=True)]
+        rows = iter(zip(*tangents, totals, strict=True))
+        return tree_unflatten([self.tensor(y, next(rows)) if _has_derivative(y) else y for y in results], structure)
+
+
+def _pushforward(f: Callable[..., Any], along: Sequence[torch.Tensor]) -> Callable[..., Any]:
+    """x -> f'(x) u: the pullback g -> f'(x)^T g is linear, and its own pullback takes u to that.
+
+    Not by forward mode, which PyTorch differentiates wrongly in some operations, as in ``torch.linalg.solve``.
+    """
+
+    def slope(*xs: torch.Tensor) -> Any:
+        pair: Any = torch.func.vjp(f, *xs)
+        ys, pullback = pair
+        return torch.func.vjp(lambda *gs: pullback(gs), *map(torch.zeros_like, ys))[1](tuple(along))
+
+    return slope
+
+
+def _random_states(device: torch.device) -> list[torch.Tensor]:
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _has_derivative(x: Any) -> bool:
+    return isinstance(x, torch.Tensor) and (x.is_floating_point() or x.is_complex())
+
+
+def _or_zeros(x: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(like) if x is None else x
+
+
+def _rows(x: _Swept) -> tuple[Any, ...]:
+    return (*x.tangents, x.laplacian)
+
+
+def _fall_back(what: str, how: str) -> None:
+    """Says once that something is differentiated the slow way."""
+    message = f"torchad_ext.laplacian {what}; {how} differentiated twice instead, which is exact but slower"
+    if os.environ.get("TORCHAD_EXT_STRICT") == "1":
+        raise RuntimeError(f"{message}. TORCHAD_EXT_STRICT=1 makes that an error")
+    if what not in _warned:
+        _warned.add(what)
+        warnings.warn(message, stacklevel=2)
+
+
+@functools.lru_cache(1024)
+def _member(func: Any, kinds: tuple[Any, ...], names: tuple[str, ...]) -> Elementwise | None:
+    """An elementwise function of PyTorch for arguments of these kinds, the last of which have names."""
+    symbols = [
+        expr.tensor(("input", "other", "end", "weight")[i] if i < 4 else f"x{i}")
+        if kind is _TENSOR
+        else expr.scalar(f"s{i}")
+        if kind is _SCALAR
+        else kind
+        for i, kind in enumerate(kinds)
+    ]
+    count = len(kinds) - len(names)
+    name = _name(func).strip("_")
+    try:
+        program = trace(lambda xs: func(*xs[:count], **dict(zip(names, xs[count:], strict=True))), symbols, name)
+    except TraceError:
+        return None
+    return Elementwise(program, functools.partial(evaluate, program), name)
+
+
+def _elementwise(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+    arguments = (*args, *kwargs.values())
+    kinds = tuple(map(_kind, arguments))
+    if isinstance(func, Pointwise):
+        member: Elementwise | None = func._member(kinds)[0]
+    elif any(isinstance(x, (list, tuple, dict)) for x in arguments):
+        return NotImplemented
+    else:
+        if "pow" in _name(func):  # a constant power is a few products
+            kinds = tuple(x if kind is _SCALAR else kind for x, kind in zip(arguments, kinds, strict=True))
+        member = _member(func, kinds, tuple(kwargs))
+    xs = [x for x, kind in zip(arguments, kinds, strict=True) if kind is _TENSOR]
+    values = list(map(sweep.value, xs))
+    if member is None or any(x.dtype != values[0].dtype or x.device != values[0].device for x in values[1:]):
+        return NotImplemented
+    numbers = tuple([float(x) for x, kind in zip(arguments, kinds, strict=True) if kind is _SCALAR])
+    return sweep.elementwise(member, xs, numbers)
+
+
+def _applied(member: Elementwise, xs: Sequence[torch.Tensor], numbers: tuple[float, ...]) -> tuple[Any, ...]:
+    """Its outputs, by the rule of an outer sweep if there is one."""
+    outer = max((x.sweep for x in _swept(xs)), key=lambda sweep: sweep.number, default=None)
+    outputs = outer.elementwise(member, xs, numbers) if outer else member.apply(xs, numbers)
+    return (outputs,) if len(member.program.outputs) == 1 else outputs
+
+
+def _scaled(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+    """a b or a / b, linear where the other factor or the denominator is constant."""
+    if kwargs or (sweep.owns(args[0]) and sweep.owns(args[1])) or ("div" in _name(func) and sweep.owns(args[1])):
+        return NotImplemented
+    return sweep.linear(func, args, kwargs)
+
+
+def _of_first(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+    """Linear in the first argument; the others say what to do with it, as in x.view_as(other)."""
+    first, *others = args or (NotImplemented,)
+    if not sweep.owns(first):
+        return (
+            NotImplemented if any(True for _ in _swept(first)) or not args else func(first, *map(sweep.value, others))
+        )
+    return sweep.linear(func, (first, *map(sweep.value, others)), kwargs)
+
+
+def _combined(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+    return sweep.linear(func, args, kwargs, jointly=True)
+
+
+def _added(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+    """a + b, a - b: the same of the rows; those of a constant are zero."""
+    if len(args) != 2:
+        return NotImplemented
+    value = func(*map(sweep.value, args), **kwargs)
+    zero = torch.zeros((), dtype=value.dtype, device=value.device)
+    none = (None,) * (len(sweep.signs) + 1)
+
+    def row(a: Any, b: Any) -> Any:
+        if a is None and b is None:
+            return None
+        if b is None and "rsub" not in _name(func):
+            y = a.to(value.dtype)
+        else:
+            y = func(zero if a is None else a, zero if b is None else b, **kwargs)
+        return y if y.shape == value.shape else y.expand(value.shape)
+
+    return sweep.tensor(value, list(map(row, *(_rows(x) if sweep.owns(x) else none for x in args))))
+
+
+def _chosen(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+    """where(c, a, b), linear in a and b."""
+    if kwargs or len(args) != 3:
+        return NotImplemented
+    c, a, b = args if func is not torch.Tensor.where else (args[1], args[0], args[2])
+    value = torch.where(c, sweep.value(a), sweep.value(b))
+    zero = torch.zeros((), dtype=value.dtype, device=value.device)
+    none = (None,) * (len(sweep.signs) + 1)
+
+    def row(a: Any, b: Any) -> Any:
+        if a is None and b is None:
+            return None
+        return torch.where(c, zero if a is None else a, zero if b is None else b).expand(value.shape)
+
+    return sweep.tensor(value, list(map(row, *(_rows(x) if sweep.owns(x) else none for x in (a, b)))))
+
+
+def _linear_layer(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+    given = dict(zip(("input", "weight", "bias"), args, strict=False), **kwargs)
+    x, weight, bias = given["input"], given["weight"], given.get("bias")
+    if sweep.owns(weight) or sweep.owns(bias):
+        return _affine(x @ weight.mT, None, bias)
+
+    def row(x: Any) -> Any:
+        """The first tangents are the same for all points."""
+        if x is None or type(x) is _Swept or not any(x.stride(i) == 0 for i in range(x.dim() - 1)):
+            return None if x is None else func(x, weight)
+        one = x[tuple(slice(0, 1) if x.stride(i) == 0 else slice(None) for i in range(x.dim() - 1))]
+        return func(one, weight).expand(*x.shape[:-1], weight.shape[0])
+
+    return sweep.tensor(func(x.value, weight, bias), list(map(row, _rows(x))))
+
+
+def _convolution(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+    """The rows without the bias."""
+    if any(True for _ in _swept((args[1:], kwargs))):
+        return NotImplemented
+
+    def of_rows(x: Any, weight: Any, bias: Any = None, *rest: Any, **options: Any) -> Any:
+        return func(x, weight, None, *rest, **options)
+
+    return sweep.linear(func, args, kwargs, of_rows)
+
+
+def _padded(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+    """The rows with zeros."""
+
+    def of_rows(x: Any, pad: Any, mode: str = "constant", value: Any = None) -> Any:
+        return func(x, pad, mode)
+
+    return sweep.linear(func, args, kwargs, of_rows)
+
+
+def _multiplied(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+    return NotImplemented if len(args) != 2 else sweep.product(functools.partial(func, **kwargs), *args)
+
+
+def _einsum(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+    equation, *operands = args
+    if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
+        operands = list(operands[0])
+    places = [i for i, x in enumerate(operands) if sweep.owns(x)]
+    if not isinstance(equation, str) or len(places) > 2:
+        return NotImplemented
+
+    def of(*xs: torch.Tensor) -> Any:
+        given = dict(zip(places, xs, strict=True))
+        return torch.einsum(equation, *(given.get(i, x) for i, x in enumerate(operands)))
+
+    varying = [operands[i] for i in places]
+    return sweep.product(of, *varying) if len(varying) == 2 else sweep.linear(of, varying, {})
+
+
+_LINEAR = (
+    "neg reshape reshape_as view view_as flatten unflatten squeeze unsqueeze transpose permute movedim moveaxis "
+    "swapaxes swapdims T mT t H mH adjoint expand expand_as broadcast_to contiguous clone to type_as float double "
+    "half bfloat16 cpu cuda sum mean cumsum diff narrow select index_select gather take take_along_dim getitem split "
+    "split_with_sizes chunk unbind tensor_split hsplit vsplit unsafe_split unsafe_chunk unfold roll flip fliplr "
+    "flipud rot90 tile repeat repeat_interleave diagonal diag diag_embed tril triu trace masked_select real imag "
+    "view_as_real view_as_complex pixel_shuffle pixel_unshuffle avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
+    "adaptive_avg_pool2d adaptive_avg_pool3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d "
+    "upsample_trilinear3d upsample_nearest1d upsample_nearest2d im2col col2im fft_fft fft_ifft fft_rfft fft_irfft"
+).split()
+_LINEAR_IN_ALL = (
+    "cat concat concatenate stack hstack vstack dstack column_stack block_diag broadcast_tensors meshgrid index_add "
+    "scatter_add index_copy"
+).split()
+# By the name of an operation, with the sweep, the operation and its arguments; NotImplemented where it does not fit.
+_RULES: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(_LINEAR, _of_first),
+    **dict.fromkeys(_LINEAR_IN_ALL, _combined),
+    **dict.fromkeys("mul multiply rmul div divide true_divide truediv".split(), _scaled),
+    **dict.fromkeys("add radd sub subtract rsub".split(), _added),
+    **dict.fromkeys("matmul rmatmul mm bmm mv dot inner outer ger vdot kron vecdot cross".split(), _multiplied),
+    **dict.fromkeys("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split(), _convolution),
+    "linear": _linear_layer,
+    "pad": _padded,
+    "where": _chosen,
+    "Tensor.where": _chosen,
+    "einsum": _einsum,
+}
+
+
+def _affine(x: Any, weight: Any, bias: Any) -> Any:
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+def _layer_norm(x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any) -> Any:
+    dims = tuple(range(-len(shape), 0))
+    centred = x - x.mean(dims, keepdim=True)
+    return _affine(centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt(), weight, bias)
+
+
+def _rms_norm(x: Any, shape: Any, weight: Any = None, eps: float | None = None) -> Any:
+    square = x.square().mean(tuple(range(-len(shape), 0)), keepdim=True)
+    return _affine(x * (square + (torch.finfo(x.dtype).eps if eps is None else eps)).rsqrt(), weight, None)
+
+
+def _of_channels(x: Any, *parameters: Any) -> list[Any]:
+    """Parameters [channels] in the shape that goes with x [batch, channels, ...]."""
+    return [None if p is None else p.reshape(-1, *(1,) * (x.dim() - 2)) for p in parameters]
+
+
+def _group_norm(x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any) -> Any:
+    grouped = x.reshape(x.shape[0], groups, -1)
+    return _affine(_layer_norm(grouped, (1,), eps=eps).reshape(x.shape), *_of_channels(x, weight, bias))
+
+
+def _batch_norm(
+    x: Any, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, _momentum: float, eps: float, *_: Any
+) -> Any:
+    if training:
+        raise ValueError(
+            "torchad_ext.laplacian: batch_norm in training makes each result depend on all points; call eval() on it"
+        )
+    weight, bias, mean, variance = _of_channels(x, weight, bias, mean, variance)
+    return _affine((x - mean) * (variance + eps).rsqrt(), weight, bias)
+
+
+def _logsumexp(x: Any, dim: Any, keepdim: bool = False) -> Any:
+    largest = x.detach().amax(dim, keepdim=True)
+    y = (x - largest).exp().sum(dim, keepdim=True).log() + largest
+    return y if keepdim else y.squeeze(dim)
+
+
+def _softmax(x: Any, dim: int, dtype: Any = None) -> Any:
+    x = x if dtype is None else x.to(dtype)
+    e = (x - x.detach().amax(dim, keepdim=True)).exp()
+    return e / e.sum(dim, keepdim=True)
+
+
+def _log_softmax(x: Any, dim: int, dtype: Any = None) -> Any:
+    x = x if dtype is None else x.to(dtype)
+    return x - _logsumexp(x, dim, keepdim=True)
+
+
+def _attention(
+    q: Any, k: Any, v: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False, scale: Any = None,
+    enable_gqa: bool = False,
+) -> Any:  # fmt: skip
+    if enable_gqa:
+        k, v = (x.repeat_interleave(q.shape[-3] // x.shape[-3], -3) for x in (k, v))
+    scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attn_mask, -math.inf)
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    return _dropout(_softmax(scores, -1), dropout_p, True) @ v
+
+
+def _dropout(x: Any, p: float = 0.5, train: bool = True) -> Any:
+    return x * F.dropout(torch.ones_like(x), p) if train and p else x
+
+
+def _vector_norm(x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    x = x if dtype is None else x.to(dtype)
+    dim = tuple(range(x.dim())) if dim is None else dim
+    if ord == 2:
+        return x.square().sum(dim, keepdim).sqrt()
+    if ord == 1:
+        return x.abs().sum(dim, keepdim)
+    return NotImplemented
+
+
+def _norm(x: Any, ord: Any = None, dim: Any = None, keepdim: bool = False, **options: Any) -> Any:
+    if ord is not None and not isinstance(dim, int) and not (dim is None and x.dim() == 1):
+        return NotImplemented  # of a matrix
+    return _vector_norm(x, 2 if ord is None else ord, dim, keepdim, **options)
+
+
+def _variance(x: Any, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: Any = None) -> Any:
+    if isinstance(dim, bool):
+        dim, unbiased = None, dim
+    dim = tuple(range(x.dim())) if dim is None else dim
+    squares = (x - x.mean(dim, keepdim=True)).square()
+    total = squares.sum(dim, keepdim)
+    return total / (squares.numel() // total.numel() - (int(unbiased) if correction is None else correction))
+
+
+def _prod(x: Any, dim: int | None = None, keepdim: bool = False) -> Any:
+    y = functools.reduce(operator.mul, x.flatten().unbind() if dim is None else x.unbind(dim))
+    return y.unsqueeze(dim) if keepdim else y
+
+
+def _sum_and_product(x: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    return beta * x + alpha * (a @ b)
+
+
+# Written with operations that have rules; the arguments are those of PyTorch's function.
+_COMPOSED: dict[str, Callable[..., Any]] = {
+    "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "group_norm": _group_norm,
+    "batch_norm": _batch_norm,
+    "softmax": _softmax,
+    "log_softmax": _log_softmax,
+    "logsumexp": _logsumexp,
+    "scaled_dot_product_attention": _attention,
+    "dropout": _dropout,
+    "vector_norm": _vector_norm,
+    "norm": _norm,
+    "var": _variance,
+    "std": lambda x, *args, **kwargs: _variance(x, *args, **kwargs).sqrt(),
+    "prod": _prod,
+    "masked_fill": lambda x, mask, value: torch.where(mask, value, x),
+    **dict.fromkeys(("addmm", "baddbmm", "addmv"), _sum_and_product),
+    "bilinear": lambda a, b, weight, bias=None: _affine(torch.einsum("...i,oij,...j->...o", a, weight, b), None, bias),
+    "quadratic_form": _quadratic_form,
+}
+
+
+def _composed(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+    composed = _COMPOSED.get(_name(func).removeprefix("linalg_"))
+    return NotImplemented if composed is None else composed(*args, **kwargs)
+
+
+# Without a derivative: the result is that for the values.
+_CONSTANT = frozenset(
+    "shape size dim ndim numel nelement stride storage_offset is_contiguous dtype device layout requires_grad "
+    "is_floating_point is_complex is_cuda is_sparse is_nested is_leaf is_conj is_neg is_quantized is_mkldnn names "
+    "item tolist numpy bool int long __float__ __complex__ __len__ __array__ __bool__ __int__ __index__ __format__ "
+    "__repr__ __hash__ get_device element_size itemsize data detach lt le gt ge eq ne less less_equal greater "
+    "greater_equal not_equal __lt__ __le__ __gt__ __ge__ __eq__ __ne__ isnan isinf isfinite isclose allclose equal "
+    "any all logical_and logical_or logical_not logical_xor argmax argmin argsort nonzero count_nonzero "
+    "searchsorted bucketize zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros "
+    "new_ones new_empty new_full new_tensor sign sgn signbit floor ceil round trunc fix heaviside bernoulli "
+    "result_type".split()
+)
+# Differentiates, or hides what it computes.
+_HIDDEN = frozenset(
+    "grad grad_fn backward register_hook register_post_accumulate_grad_hook retain_grad setitem".split()
+)
+_IN_PYTHON = ("torch.nn.functional", "torch.functional", "torch._tensor")
+
+
+def _unguarded(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+    """A function of PyTorch in Python by its parts."""
+    if isinstance(func, types.FunctionType) and func.__module__ in _IN_PYTHON:
+        return _without_guard(func)(*args, **kwargs)
+    return NotImplemented
+
+
+@functools.cache
+def _without_guard(func: types.FunctionType) -> Any:
+    """The same function that does not ask ``__torch_function__`` for itself."""
+    guards = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+    names = {**func.__globals__, **dict.fromkeys(guards, lambda *_: False)}
+    copy = types.FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)
+    copy.__kwdefaults__ = func.__kwdefaults__
+    return copy
+
+
+def laplacian(
+    f: Function, x: torch.Tensor, coefficients: torch.Tensor | None = None, *, chunk_size: int | None = None
+) -> torch.Tensor:
+    r"""The Laplacian :math:`\sum_i \partial^2 f / \partial x_i^2` at each of many points, in one forward sweep.
+
+    With coefficients, :math:`\sum_{ij} C_{ij}\, \partial_i \partial_j f`: one matrix for all points or one for each. A
+    diagonal of ones and zeros gives the Laplacian in some of the coordinates, at the cost of these.
+
+    Values, Jacobians and Laplacians go through the program together, so that no graph is differentiated twice: the
+    forward Laplacian (Li et al., 2024, Nature Machine Intelligence 6, 209, arXiv:2307.08214), also known as collapsed
+    Taylor mode (Dangel et al., 2025, arXiv:2505.13644). An elementwise function, of PyTorch or declared by
+    :func:`pointwise`, is one fused kernel; linear operations, products and what is composed of them (normalisation,
+    attention) have rules. Any other operation is differentiated twice by itself, and a program that cannot be followed
+    (in-place writes, ``torch.autograd.grad`` or a ``torch.autograd.Function`` in f) as a whole. Each time one warning
+    says so; with ``TORCHAD_EXT_STRICT=1`` it is an error. Within ``torch.compile`` all of f is differentiated twice.
+    The result may be differentiated again.
+
+    Args:
+        f: maps points ``[..., d]`` to ``[...]`` or ``[..., *outputs]``, any PyTorch code. Each result has to depend on
+            its own point only: this is not checked, and the derivatives are those for all points moved together.
+        x: the points ``[..., d]``, or one ``[d]``, of a floating-point dtype on any device.
+        coefficients: ``[d, d]``, or ``[..., d, d]`` with the batch dimensions of x; symmetric, not necessarily
+            definite, dtype and device of x. No derivative is taken in them.
+        chunk_size: takes so many points at a time, split along the first dimension, to bound memory; f has to take any
+            number of points then.
+
+    Returns:
+        Of the shape and dtype of ``f(x)``; zeros if that does not depend on x.
+
+    Raises:
+        TypeError: x or the result of f is not a floating-point tensor.
+        ValueError: the shapes do not fit, or coefficients are not symmetric.
+        RuntimeError: f cannot be differentiated twice.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        >>> f = lambda x: (x**3).sum(-1) + x.prod(-1)
+        >>> laplacian(f, x)
+        tensor([18., 42.])
+        >>> laplacian(f, x, torch.tensor([[1.0, 0.0], [0.0, 0.0]]))  # in the first coordinate
+        tensor([ 6., 18.])
+    """
+    _check(x, coefficients, chunk_size, "laplacian")
+    if chunk_size and x.dim() > 1:
+        each = coefficients is not None and coefficients.dim() > 2
+        matrices = coefficients.split(chunk_size) if each else itertools.repeat(coefficients)  # type: ignore[union-attr]
+        return torch.cat([laplacian(f, part, C) for part, C in zip(x.split(chunk_size), matrices, strict=False)])
+    value, _, curvature = _run(f, x, *_directions(x, coefficients), "laplacian")
+    return torch.zeros_like(value) if curvature is None else curvature
+
+
+def forward_laplacian(f: Function, x: torch.Tensor) -> ForwardLaplacian:
+    r"""Value, Jacobian and Laplacian of a function at each of many points: all that the sweep of :func:`laplacian` has.
+
+    Args:
+        f: as for :func:`laplacian`.
+        x: the points ``[..., d]``.
+
+    Returns:
+        ``value``, the result of f; ``jacobian`` of its shape and then ``[d]``, the gradients where f gives a number for
+        each point; ``laplacian`` of the shape of ``value``.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`laplacian` does.
+
+    Example:
+        >>> result = forward_laplacian(lambda x: (x**3).sum(-1), torch.tensor([[1.0, 2.0]]))
+        >>> result.value, result.jacobian, result.laplacian
+        (tensor([9.]), tensor([[ 3., 12.]]), tensor([18.]))
+    """
+    _check(x, None, None, "forward_laplacian")
+    value, tangents, curvature = _run(f, x, *_directions(x, None), "forward_laplacian")
+    jacobian = torch.stack(list(tangents), -1) if tangents else value.new_zeros(*value.shape, x.shape[-1])
+    return ForwardLaplacian(value, jacobian, torch.zeros_like(value) if curvature is None else curvature)
+
+
+def bilaplacian(f: Function, x: torch.Tensor) -> torch.Tensor:
+    r"""The bilaplacian :math:`\Delta^2 f`, the Laplacian of the Laplacian, by a sweep within a sweep.
+
+    Args:
+        f: as for :func:`laplacian`.
+        x: the points ``[..., d]``.
+
+    Returns:
+        Of the shape and dtype of ``f(x)``.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`laplacian` does.
+
+    Example:
+        >>> bilaplacian(lambda x: (x**4).sum(-1), torch.tensor([1.0, 2.0]))
+        tensor(48.)
+    """
+    return laplacian(lambda x: laplacian(f, x), x)
+
+
+def _check(x: Any, C: Any, chunk_size: Any, name: str) -> None:
+    name = f"torchad_ext.{name}"
+    for what, value in (("x", x), ("coefficients", C)):
+        if not isinstance(value, torch.Tensor) and not (what == "coefficients" and value is None):
+            raise TypeError(f"{name} takes a tensor for {what}, got {type(value).__name__}; write torch.as_tensor(...)")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} takes floating-point x, got {x.dtype}; convert it, x.to(torch.get_default_dtype())")
+    if x.dim() == 0:
+        raise ValueError(f"{name} takes x [..., d], got a number; write x.unsqueeze(-1) for points on a line")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"{name} takes a chunk_size of 1 or more, got {chunk_size}; None takes all points at once")
+    if C is None:
+        return
+    d = x.shape[-1]
+    if C.shape not in ((d, d), (*x.shape, d)):
+        expected = f"[{d}, {d}]" + (f" or {[*x.shape, d]}" if x.dim() > 1 else "")
+        raise ValueError(f"{name} takes coefficients {expected} for x {list(x.shape)}, got {list(C.shape)}")
+    if C.dtype != x.dtype or C.device != x.device:
+        raise ValueError(
+            f"{name}: coefficients are {C.dtype} on {C.device}, x is {x.dtype} on {x.device}; write coefficients.to(x)"
+        )
+    if C.requires_grad:
+        raise ValueError(f"{name} takes no derivative in coefficients, which require one; write coefficients.detach()")
+
+
+def _directions(x: torch.Tensor, C: torch.Tensor | None) -> tuple[list[torch.Tensor], tuple[int, ...]]:
+    """Directions u_k and signs with C = Σ_k ±u_k u_k^T.
+
+    The columns of a Cholesky factor for a positive definite C, scaled eigenvectors for another.
+    """
+    d = x.shape[-1]
+    if C is None:
+        return [e.expand(x.shape) for e in torch.eye(d, dtype=x.dtype, device=x.device)], (1,) * d
+    known = not (_transforms_active() or torch.compiler.is_compiling())  # are its values?
+    C = C.detach()
+    asymmetry = (C - C.mT).abs()
+    if known and bool((asymmetry > torch.finfo(C.dtype).eps ** 0.5 * C.abs().amax((-2, -1), keepdim=True)).any()):
+        raise ValueError(
+            f"torchad_ext.laplacian takes symmetric coefficients, got some that differ by {asymmetry.max().item():.3g} "
+            "from their transpose; (C + C.mT) / 2 gives the same sum"
+        )
+    wide = C if C.dtype == torch.float64 else C.float()
+    if known:
+        factor, failed = torch.linalg.cholesky_ex(wide)
+        if not failed.any():
+            return [u.to(C.dtype).expand(x.shape) for u in factor.unbind(-1)], (1,) * d
+    eigenvalues, vectors = torch.linalg.eigh(wide)
+    least = d * torch.finfo(wide.dtype).eps * eigenvalues.abs().amax(-1)
+    directions, signs = [], []
+    for k, sign in itertools.product(range(d), (1, -1)):
+        part = (sign * eigenvalues[..., k]).clamp_min(0)
+        if not known or bool((part > least).any()):
+            directions.append((part.sqrt().unsqueeze(-1) * vectors[..., k]).to(C.dtype).expand(x.shape))
+            signs.append(sign)
+    return directions, tuple(signs)
+
+
+def _run(
+    f: Function, x: torch.Tensor, directions: Sequence[torch.Tensor], signs: tuple[int, ...], name: str
+) -> tuple[torch.Tensor, Sequence[torch.Tensor] | None, torch.Tensor | None]:
+    """The value of f, its tangents and its Laplacian, None for zero."""
+    if torch.compiler.is_compiling():
+        return _by_transforms(f, x, directions, signs, name)
+    sweep = _Sweep(next(_numbers), signs, torch.is_grad_enabled())
+    try:
+        with torch.enable_grad():
+            y = f(sweep.tensor(x, [*directions, None]))
+    except _Unseen as unseen:
+        _fall_back(f"cannot follow {unseen}", "the function is")
+        by = _by_transforms if _transforms_active() else _by_reverse_mode
+        return by(f, x, directions, signs, name)
+    value = _checked(sweep.value(y), x, name)
+    return (value, y.tangents, y.laplacian) if sweep.owns(y) else (value, None, None)
+
+
+def _checked(y: Any, x: torch.Tensor, name: str) -> torch.Tensor:
+    """The result of f, if it is one."""
+    if not isinstance(y, torch.Tensor):
+        raise TypeError(f"torchad_ext.{name}: f returns a tensor, got {type(y).__name__}; pick one, lambda x: f(x)[0]")
+    if not _has_derivative(y):
+        raise TypeError(f"torchad_ext.{name}: f returns floating-point numbers, got {y.dtype}, which has no derivative")
+    batch = x.shape[:-1]
+    if y.shape[: len(batch)] != batch:
+        raise ValueError(
+            f"torchad_ext.{name}: f maps x [..., d] to [...] or [..., outputs], each result from its own point; got "
+            f"{list(y.shape)} for x {list(x.shape)}"
+        )
+    return y
+
+
+def _by_transforms(
+    f: Function, x: torch.Tensor, directions: Sequence[torch.Tensor], signs: tuple[int, ...], name: str
+) -> tuple[torch.Tensor, Sequence[torch.Tensor] | None, torch.Tensor | None]:
+    """The same by torch.func, a direction at a time."""
+    value = _checked(f(x), x, name)
+    slopes = [_pushforward(lambda x: (f(x),), (u,)) for u in directions]
+    curvatures = [_pushforward(slope, (u,))(x)[0] for slope, u in zip(slopes, directions, strict=True)]
+    return value, [slope(x)[0] for slope in slopes], _sum(*(s * y for s, y in zip(signs, curvatures, strict=True)))
+
+
+def _check_twice(slopes: Sequence[torch.Tensor]) -> None:
+    """Raises for a gradient that ``once_differentiable`` cut off from x: autograd would take it for a constant."""
+    stack, seen = [slope.grad_fn for slope in slopes], set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "torch::autograd::Error":
+            raise RuntimeError("a backward in it is marked with @once_differentiable")
+        seen.add(node)
+        stack += [following for following, _ in node.next_functions]
+
+
+def _by_reverse_mode(
+    f: Function, x: torch.Tensor, directions: Sequence[torch.Tensor], signs: tuple[int, ...], name: str
+) -> tuple[torch.Tensor, Sequence[torch.Tensor] | None, torch.Tensor | None]:
+    """The same by reverse mode over reverse mode, a direction and a result at a time."""
+    recording = torch.is_grad_enabled()
+    with torch.enable_grad():
+        x = (x if x.requires_grad else x.detach().requires_grad_()).view_as(x)
+        value = _checked(f(x), x, name)
+        results = value.reshape(*x.shape[:-1], -1).unbind(-1)
+
+        def gradient(y: torch.Tensor) -> torch.Tensor:
+            if not y.requires_grad:
+                return torch.zeros_like(x)
+            one = torch.ones_like(y, requires_grad=True)  # for once_differentiable to leave its mark
+            return torch.autograd.grad(y, x, one, create_graph=True, materialize_grads=True)[0]
+
+        try:
+            slopes = [gradient(y) for y in results]
+            _check_twice(slopes)
+            tangents = [torch.stack([(g * u).sum(-1) for g in slopes], -1) for u in directions]
+            parts = [
+                sign * torch.stack([(gradient(y) * u).sum(-1) for y in tangent.unbind(-1)], -1)
+                for sign, u, tangent in zip(signs, directions, tangents, strict=True)
+            ]
+        except RuntimeError as error:
+            raise RuntimeError(f"torchad_ext.{name}: f cannot be differentiated twice: {error}") from error
+    rows = [value, *(row.reshape(value.shape) for row in (*tangents, functools.reduce(operator.add, parts)))]
+    value, *tangents, total = rows if recording else [row.detach() for row in rows]
+    return value, tangents, total

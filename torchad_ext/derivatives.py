@@ -19,6 +19,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from . import sparsity as _sparsity
 from .sparsity import hessian_sparsity
+from .unit_rows import UnitRows, dense_rows
 
 Tensors = Sequence[Tensor]
 Function = Callable[[Any], Any]
@@ -27,6 +28,7 @@ Strategy = Literal["reverse-over-reverse", "forward-over-reverse"]
 _STRATEGIES = ("reverse-over-reverse", "forward-over-reverse")
 _MODES = ("reverse", "forward")
 _ELEMENTS = 2**22  # of a batch of rows, where no chunk_size is given
+_UNIT_ROWS = 256  # rows from which on they are worth a dispatch in Python
 
 
 def hvp(f: Function, x: Any, v: Any) -> Any:
@@ -280,7 +282,7 @@ def _check_rows(f: Function, x: Tensor, gradient: Tensor) -> None:
     if mixed is not None and x.numel() and _differ(mixed, expected, expected.abs().max()):
         raise ValueError(
             "torchad_ext.hessian_diagonal with batched=True: a value of f depends on other rows of x than its own "
-            "(a random pullback of f differs from that of independent rows); give batched=False and a sum over the values"
+            "(a random pullback of f differs from that of independent rows); give batched=False and a sum of them"
         )
 
 
@@ -317,15 +319,14 @@ class _Point:
         """The leaves of v, which has to fit x."""
         leaves, spec = tree_flatten(v)
         if spec != self.spec:
-            raise ValueError(
-                f"torchad_ext.{self.name} takes {argument} of the structure of x, {self.spec}; got {spec}"
-            )
+            raise ValueError(f"torchad_ext.{self.name} takes {argument} of the structure of x, {self.spec}; got {spec}")
         for given, leaf in zip(leaves, self.leaves, strict=True):
             _check_floating(self.name, argument, given)
             if (given.shape, given.dtype, given.device) != (leaf.shape, leaf.dtype, leaf.device):
                 raise ValueError(
                     f"torchad_ext.{self.name} takes {argument} of the shape, dtype and device of x, "
-                    f"{list(leaf.shape)} {leaf.dtype} {leaf.device}; got {list(given.shape)} {given.dtype} {given.device}"
+                    f"{list(leaf.shape)} {leaf.dtype} {leaf.device}; got {list(given.shape)} {given.dtype} "
+                    f"{given.device}"
                 )
         return leaves
 
@@ -366,17 +367,19 @@ class _Pullback:
         outputs: the leaves of the function's value.
         pull: a cotangent for each output to a gradient for each leaf of x.
         pull_rows: the same for a batch, which is the first dimension of cotangents and gradients.
+        final: are the gradients without derivatives of their own?
     """
 
     def __init__(
         self,
         at: _Point,
-        outputs: Tensors,
         spec: TreeSpec,
+        outputs: Tensors,
         pull: Callable[[Tensors], Tensors],
         pull_rows: Callable[[Tensors], Tensors],
+        final: bool,
     ) -> None:
-        self.at, self.outputs, self.spec = at, outputs, spec
+        self.at, self.spec, self.outputs, self.final = at, spec, outputs, final
         self.size = sum(output.numel() for output in outputs)
         self._pull, self._pull_rows = pull, pull_rows
 
@@ -392,6 +395,13 @@ class _Pullback:
 
     def chunks(self, chunk_size: int | None, progress: bool) -> Iterator[tuple[int, Tensors]]:
         """The rows of J in batches: the number of the first, and for each leaf of x ``[rows, *leaf]``."""
+        if self.final and len(self.outputs) == 1 and self.size >= _UNIT_ROWS and chunk_size != 1:
+            (y,) = self.outputs
+            for start, count in _batches(self.size, self.at, chunk_size, progress):
+                units = UnitRows(y.shape, y.new_ones(count), start)
+                with _explained(self.at.name):
+                    yield start, dense_rows(self._pull([units]), count)
+            return
         for start, seeds in _bases(self.outputs, self.at, chunk_size, progress):
             yield start, self.pull_rows(seeds)
 
@@ -421,22 +431,21 @@ def _value(f: Function, at: _Point) -> _Pullback:
             _check_floating(at.name, "the value of f", value)
         return tuple(values)
 
-    outputs, pull, pull_rows = _linearized(function, at)
+    linearized = _linearized(function, at)
     assert spec is not None
-    return _Pullback(at, outputs, spec, pull, pull_rows)
+    return _Pullback(at, spec, *linearized)
 
 
 def _gradient(f: Function, at: _Point) -> _Pullback:
     """The pullback of the gradient of f."""
-    outputs, pull, pull_rows = _linearized(_scalar(f, at), at, gradient=True)
-    return _Pullback(at, outputs, at.spec, pull, pull_rows)
+    return _Pullback(at, at.spec, *_linearized(_scalar(f, at), at, gradient=True))
 
 
 def _scalar(f: Function, at: _Point) -> Callable[..., Tensor]:
     """f of the leaves of x, its value checked."""
 
     def function(*leaves: Tensor) -> Tensor:
-        y = f(at.unflatten(leaves))
+        y: Tensor = f(at.unflatten(leaves))
         _check_floating(at.name, "the value of f", y)
         if y.dim():
             raise ValueError(
@@ -450,13 +459,13 @@ def _scalar(f: Function, at: _Point) -> Callable[..., Tensor]:
 
 def _linearized(
     function: Callable[..., Any], at: _Point, gradient: bool = False
-) -> tuple[Tensors, Callable[[Tensors], Tensors], Callable[[Tensors], Tensors]]:
-    """The value of a function, or its gradient, and the pullbacks of one cotangent and of a batch of them."""
+) -> tuple[Tensors, Callable[[Tensors], Tensors], Callable[[Tensors], Tensors], bool]:
+    """The value of a function, or its gradient, and what else a _Pullback is made of."""
     if _transformed():
         if gradient:
             function = torch.func.grad(function, tuple(range(len(at.leaves))))
         outputs, vjp, *_ = torch.func.vjp(function, *at.leaves)
-        return outputs, lambda cotangents: vjp(tuple(cotangents)), lambda rows: torch.func.vmap(vjp)(tuple(rows))
+        return outputs, lambda cotangents: vjp(tuple(cotangents)), lambda rows: torch.func.vmap(vjp)(tuple(rows)), False
 
     wanted = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -474,7 +483,7 @@ def _linearized(
     def pull_rows(cotangents: Tensors) -> Tensors:
         return _grad(outputs, inputs, cotangents, create_graph=create_graph, is_grads_batched=True)
 
-    return outputs, pull, pull_rows
+    return outputs, pull, pull_rows, not create_graph
 
 
 def _grad(
@@ -493,7 +502,7 @@ def _grad(
 
 
 def _depends_on_others(outputs: Tensors, inputs: Tensors) -> bool:
-    """Does the graph of the outputs lead to another leaf than the inputs, so that they have derivatives of their own?"""
+    """Does the graph of the outputs lead to another leaf than the inputs? Then there are derivatives left to take."""
     if not all(x.is_leaf for x in inputs):
         return True
     own = {id(x) for x in inputs}
@@ -512,19 +521,21 @@ def _depends_on_others(outputs: Tensors, inputs: Tensors) -> bool:
     return False
 
 
-def _bases(
-    leaves: Tensors, at: _Point, chunk_size: int | None, progress: bool
-) -> Iterator[tuple[int, list[Tensor]]]:
+def _bases(leaves: Tensors, at: _Point, chunk_size: int | None, progress: bool) -> Iterator[tuple[int, list[Tensor]]]:
     """The unit vectors of the space of some leaves in batches: the number of the first, and for each leaf
     ``[rows, *leaf]``."""
-    size = sum(leaf.numel() for leaf in leaves)
-    rows = chunk_size or max(1, _ELEMENTS // max(1, size, at.size))
-    for start in _track(range(0, size, rows), at, progress):
-        count = min(rows, size - start)
+    for start, count in _batches(sum(leaf.numel() for leaf in leaves), at, chunk_size, progress):
         units = [leaf.new_zeros(count, leaf.numel()) for leaf in leaves]
         for unit, offset in zip(units, _offsets(leaves), strict=True):
             unit.diagonal(start - offset).fill_(1)
         yield start, [unit.view(count, *leaf.shape) for unit, leaf in zip(units, leaves, strict=True)]
+
+
+def _batches(size: int, at: _Point, chunk_size: int | None, progress: bool) -> Iterator[tuple[int, int]]:
+    """The number of the first row of each batch, and how many it has."""
+    rows = chunk_size or max(1, _ELEMENTS // max(1, size, at.size))
+    for start in _track(range(0, size, rows), at, progress):
+        yield start, min(rows, size - start)
 
 
 def _track(batches: range, at: _Point, progress: bool) -> Iterable[int]:
@@ -653,9 +664,9 @@ def _explained(name: str) -> Iterator[None]:
             if "scaled_dot_product" in text:
                 remedy = "; run f under torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)"
             raise RuntimeError(f"torchad_ext.{name}: f is not differentiable often enough: {text}{remedy}") from error
-        if "vmap" in text:
+        if "vmap" in text or "storage" in text:
             raise RuntimeError(
-                f"torchad_ext.{name}: f has a derivative that vmap does not batch; give chunk_size=1 to compute rows "
-                f"one by one. {text}"
+                f"torchad_ext.{name}: f has a derivative that cannot be computed for a batch of rows; give "
+                f"chunk_size=1 to compute rows one by one. {text}"
             ) from error
         raise

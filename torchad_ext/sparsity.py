@@ -72,7 +72,7 @@ def hessian_sparsity(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def _coo(keys: np.ndarray, n: int, device: torch.device) -> Tensor:
     indices = torch.from_numpy(np.stack(np.divmod(keys, max(1, n)))).to(device)
     ones = torch.ones(len(keys), dtype=torch.bool, device=device)
-    return torch.sparse_coo_tensor(indices, ones, (n, n), is_coalesced=True)
+    return torch.sparse_coo_tensor(indices, ones, (n, n), is_coalesced=True, check_invariants=False)
 
 
 class _Sets:
@@ -134,7 +134,7 @@ class _Propagation(TorchDispatchMode):
             return result
         rule = self._rule(func)
         sets = rule(func, args, kwargs, outputs)
-        if func._schema.is_mutable or sets is None:
+        if sets is None or (func._schema.is_mutable and func.overloadpacket not in _LINEAR):
             sets = self._anything(args, kwargs, outputs)
         for y, dependence in zip(outputs, sets, strict=True):
             self._known[id(y)] = y, dependence
@@ -233,10 +233,7 @@ class _Propagation(TorchDispatchMode):
 
     def _product(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[_Sets] | None:
         """Sums of products of the rows of a with the columns of b; zeros in a constant factor count."""
-        op, (y,) = func.overloadpacket, outputs
-        *bias, a, b = args[:3]
-        if op is aten.dot:
-            a, b = a.unsqueeze(0), b
+        (y,), (*bias, a, b) = outputs, args[:3]
         shape_a = (*[1] * (3 - a.dim()), *a.shape)
         shape_b = (1, b.shape[0], 1) if b.dim() == 1 else (*[1] * (3 - b.dim()), *b.shape)
         batch, m, k = shape_a
@@ -252,7 +249,7 @@ class _Propagation(TorchDispatchMode):
         rows_a = np.arange(a.numel()).reshape(*shape_a, 1)
         rows_b = np.arange(b.numel()).reshape(shape_b[0], 1, k, p)
         rows_a, rows_b, target = (np.broadcast_to(v, used.shape).ravel()[places] for v in (rows_a, rows_b, target))
-        sets_a, sets_b = self.of(args[-2] if not bias else args[1]), self.of(args[-1] if not bias else args[2])
+        sets_a, sets_b = self.of(a), self.of(b)
         if sets_a and sets_b:
             self.couple(sets_a.taken(rows_a, len(rows_a)), sets_b.taken(rows_b, len(rows_b)))
         parts = [s.taken(r, y.numel(), target) for s, r in ((sets_a, rows_a), (sets_b, rows_b)) if s]
@@ -274,6 +271,7 @@ def _union(sets: Sequence[_Sets]) -> _Sets:
 _LINEAR = {
     *(aten.add, aten.sub, aten.rsub, aten.neg, aten.positive, aten.where, aten.sum, aten.mean, aten.cumsum),
     *(aten.clone, aten._to_copy, aten.detach, aten.alias, aten.lift_fresh),
+    *(aten.squeeze_, aten.unsqueeze_),  # of what matmul made: not seen by functionalize
 }
 _ALONG_DIM = {aten.cumsum, aten.cumprod, aten.logcumsumexp, aten._softmax, aten._log_softmax}
 _PRODUCTS = {aten.mm, aten.bmm, aten.mv, aten.dot, aten.addmm, aten.addmv, aten.baddbmm}
@@ -281,7 +279,15 @@ _MOVES = {
     *(aten.view, aten._unsafe_view, aten.reshape, aten.expand, aten.permute, aten.transpose, aten.t, aten.squeeze),
     *(aten.unsqueeze, aten.select, aten.slice, aten.cat, aten.stack, aten.split, aten.split_with_sizes, aten.unbind),
     *(aten.flip, aten.roll, aten.repeat, aten.diagonal, aten.index, aten.index_select, aten.gather, aten.diag_embed),
-    *(aten.constant_pad_nd, aten.tril, aten.triu, aten.unfold, aten.slice_scatter, aten.select_scatter, aten.as_strided),
+    *(
+        aten.constant_pad_nd,
+        aten.tril,
+        aten.triu,
+        aten.unfold,
+        aten.slice_scatter,
+        aten.select_scatter,
+        aten.as_strided,
+    ),
 }
 
 
@@ -330,8 +336,15 @@ class Colouring:
         n = len(self.colours)
         if layout is torch.sparse_coo:
             indices = torch.stack([self.keys // max(1, n), self.keys % max(1, n)])
-            return torch.sparse_coo_tensor(indices, values, (n, n), is_coalesced=True)
-        return values.new_zeros(n * n).scatter_(0, self.keys, values).view(*shape, *shape)
+            return torch.sparse_coo_tensor(indices, values, (n, n), is_coalesced=True, check_invariants=False)
+        return _zeros(n * n, values).scatter_(0, self.keys, values).view(*shape, *shape)
+
+
+def _zeros(count: int, like: Tensor) -> Tensor:
+    if like.device.type != "cpu":
+        return like.new_zeros(count)
+    # Of pages that are never written the operating system keeps one, of zeros; torch.zeros writes all.
+    return torch.from_numpy(np.zeros(count * like.element_size(), np.uint8)).view(like.dtype)
 
 
 def colour(pattern: Any, x: Tensor) -> Colouring:
@@ -351,7 +364,7 @@ def colour(pattern: Any, x: Tensor) -> Colouring:
     each = np.arange(n)
     keys = np.unique(np.concatenate([i * n + j, j * n + i, each * (n + 1)]))
     colours, count, places = _coloured(n, keys.tobytes())
-    return Colouring(*(v.to(x.device) if isinstance(v, Tensor) else v for v in (colours, count, torch.from_numpy(keys), places)))
+    return Colouring(colours.to(x.device), count, torch.from_numpy(keys).to(x.device), places.to(x.device))
 
 
 @functools.lru_cache(maxsize=8)
@@ -380,7 +393,7 @@ def _star_colouring(n: int, i: np.ndarray, j: np.ndarray) -> np.ndarray:
     neighbours = [columns[end - degree : end] for end, degree in zip(ends.tolist(), degrees.tolist(), strict=True)]
     colours = [-1] * n
     for v in np.argsort(-degrees, kind="stable").tolist():
-        forbidden = set()
+        forbidden: set[int] = set()
         for w in neighbours[v]:
             colour = colours[w]
             if colour < 0:  # v and what is beyond w will both be neighbours of w

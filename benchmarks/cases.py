@@ -392,7 +392,86 @@ def quadratic_form() -> Iterator[Case]:
     yield Case(f"{name}: f + b for x, and reading A", size, value, large, {"A.sum()": read}, ours, 0.83, equal=False)
 
 
-CASES = (*smallest(), *pointwise(), *layouts(), *activations(), *declared(), *in_place(), *quadratic_form())
+def energy(A: Tensor) -> tuple[Op, Op]:
+    """x^T A x + sum sin(x) exp(x), in plain PyTorch and in our ops."""
+    return (
+        lambda x: x @ A @ x + (x.sin() * x.exp()).sum(),
+        lambda x: ad.quadratic_form(x, A) + (ad.sin(x) * ad.exp(x)).sum(),
+    )
+
+
+def chain(x: Tensor) -> Tensor:
+    return (x[:-1].sin() * x[1:].exp()).sum()
+
+
+def sine_network(sine: Op, *weights: Tensor) -> Op:
+    def network(x: Tensor) -> Tensor:
+        for W in weights[:-1]:
+            x = sine(F.linear(x, W) / W.shape[1] ** 0.5)
+        return x @ weights[-1]
+
+    return network
+
+
+def derivatives() -> Iterator[Case]:
+    """Hessians and their diagonals. These rows are in float64 but for the diagonal."""
+    functional = torch.autograd.functional.hessian
+    ways: dict[str, Callable[[Op, Tensor], Tensor]] = {
+        "torch.func.hessian": lambda f, x: torch.func.hessian(f)(x),
+        "jacrev(jacrev)": lambda f, x: torch.func.jacrev(torch.func.jacrev(f))(x),
+        "functional.hessian": lambda f, x: functional(f, x),
+        "functional.hessian, vectorized": lambda f, x: functional(f, x, vectorize=True),
+    }
+
+    def of(take: Callable[[Op, Tensor], Tensor], which: int = 0) -> Op:
+        return lambda x, A: take(energy(A)[which], x)
+
+    for n, floor in ((64, 1.0), (512, 2.0)):
+
+        def inputs(randn: Randn, n: int = n) -> Inputs:
+            return randn(n, dtype=torch.float64), randn(n, n, dtype=torch.float64)
+
+        natives: dict[str, Op] = {name: of(take) for name, take in ways.items()}
+        name = "hessian of xᵀAx + Σ sin(x) exp(x)"
+        yield Case(f"{name}, in plain PyTorch", str(n), value, inputs, natives, of(ad.hessian), floor)
+        yield Case(f"{name}, in our ops", str(n), value, inputs, natives, of(ad.hessian, 1), floor)
+
+    def points(randn: Randn) -> Inputs:
+        return (randn(4096, dtype=torch.float64),)
+
+    # The loop without vectorize takes minutes.
+    dense = {name: functools.partial(take, chain) for name, take in ways.items() if name != "functional.hessian"}
+    ours = functools.partial(ad.hessian, chain, sparsity="auto")
+    yield Case("hessian of Σ sin(xᵢ) exp(xᵢ₊₁)", "4096", value, points, dense, ours, 50.0, least=3, attempts=2)
+    sparse = functools.partial(ad.hessian, chain, sparsity="auto", layout=torch.sparse_coo)
+    name = "hessian of Σ sin(xᵢ) exp(xᵢ₊₁), sparse"
+    yield Case(name, "4096", value, points, dense, sparse, 50.0, equal=False, least=3, attempts=2)
+
+    def batch(randn: Randn) -> Inputs:
+        return randn(256, 64), randn(128, 64), randn(128, 128), randn(128)
+
+    def by_vmap(x: Tensor, *weights: Tensor) -> Tensor:
+        hessians = torch.func.vmap(torch.func.hessian(sine_network(torch.sin, *weights)))(x)
+        return hessians.diagonal(dim1=1, dim2=2)
+
+    def diagonal(x: Tensor, *weights: Tensor) -> Tensor:
+        result: Tensor = ad.hessian_diagonal(sine_network(ad.sin, *weights), x, batched=True)
+        return result
+
+    vmapped: dict[str, Op] = {"vmap(hessian), diagonal": by_vmap}
+    yield Case("hessian_diagonal of a sine network, 2 × 128", "256 × 64", value, batch, vmapped, diagonal, 3.0)
+
+
+CASES = (
+    *smallest(),
+    *pointwise(),
+    *layouts(),
+    *activations(),
+    *declared(),
+    *in_place(),
+    *quadratic_form(),
+    *derivatives(),
+)
 
 _FIRST_CALL = """
 import sys, time, torch, torchad_ext

@@ -18,7 +18,8 @@ from torchad_ext.ops import CATALOGUE, table
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
 METHODS = [getattr(Pointwise, name) for name in ("source", "latex", "operands", "compile")]
-PUBLIC = [*CATALOGUE.values(), ad.quadratic_form, ad.verify, ad.pointwise, Pointwise, *METHODS]
+DERIVATIVES = [ad.hvp, ad.vhp, ad.jacobian, ad.hessian, ad.hessian_diagonal, ad.hessian_sparsity]
+PUBLIC = [*CATALOGUE.values(), ad.quadratic_form, ad.verify, ad.pointwise, Pointwise, *METHODS, *DERIVATIVES]
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.strip().splitlines()[0])

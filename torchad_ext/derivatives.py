@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.autograd.function import BackwardCFunction
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from . import sparsity as _sparsity
@@ -234,7 +235,7 @@ def hessian_diagonal(
     if batched:
         return _diagonal_of_batch(at, f, chunk_size, progress)
     gradient = _gradient(f, at)
-    parts: list[list[Tensor]] = [[] for _ in at.leaves]
+    parts = [[leaf.new_zeros(0)] for leaf in at.leaves]
     for start, rows in gradient.chunks(chunk_size, progress):
         for part, row, leaf, offset in zip(parts, rows, at.leaves, at.offsets, strict=True):
             part.append(row.reshape(len(row), leaf.numel()).diagonal(start - offset).clone())
@@ -413,7 +414,7 @@ class _Pullback:
         """J in the structure of the value, each leaf of it in that of x."""
         return tree_unflatten(
             [
-                self.at.unflatten(row[o : o + y.numel()].view(*y.shape, *row.shape[1:]) for row in rows)
+                self.at.unflatten(row[o : o + y.numel()].view((*y.shape, *row.shape[1:])) for row in rows)
                 for o, y in zip(_offsets(self.outputs), self.outputs, strict=True)
             ],
             self.spec,
@@ -472,10 +473,12 @@ def _linearized(
         # An alias: what f captures of x itself is a constant.
         inputs = [x.view_as(x) if wanted and x.requires_grad else x.detach().requires_grad_() for x in at.leaves]
         outputs = function(*inputs)
+        own = list(inputs)
         if gradient:
+            own.append(_checking_cotangent(at.name, outputs))
             with _explained(at.name):
-                outputs = _grad([outputs], inputs, [None], create_graph=True)
-    create_graph = wanted and _depends_on_others(outputs, inputs)
+                outputs = _grad([outputs], inputs, own[-1:], create_graph=True)
+    create_graph = wanted and _depends_on_others(outputs, own)
 
     def pull(cotangents: Tensors) -> Tensors:
         return _grad(outputs, inputs, cotangents, create_graph=create_graph)
@@ -498,27 +501,47 @@ def _grad(
             ys, inputs, cs, retain_graph=True, create_graph=create_graph, allow_unused=True, **options
         )
     batch = cotangents[0].shape[:1] if options and cotangents[0] is not None else ()
-    return [x.new_zeros(*batch, *x.shape) if g is None else g for g, x in zip(gradients, inputs, strict=True)]
+    return [x.new_zeros((*batch, *x.shape)) if g is None else g for g, x in zip(gradients, inputs, strict=True)]
+
+
+def _checking_cotangent(name: str, y: Tensor) -> Tensor:
+    """The cotangent 1 of y. Where f has an ``autograd.Function`` it requires a gradient, and so does what a backward
+    makes of it that is differentiable: of another one the Hessian would silently lack terms."""
+
+    def check(gradients: Sequence[Tensor | None], cotangents: Sequence[Tensor | None]) -> None:
+        if not any(c is not None and c.requires_grad for c in cotangents):
+            return
+        for g in gradients:
+            if g is not None and (g.grad_fn.name() == "torch::autograd::Error" if g.grad_fn else g.any()):
+                raise RuntimeError(
+                    f"torchad_ext.{name}: f is not differentiable often enough: the backward of an autograd.Function "
+                    "is marked once_differentiable or gives a gradient without a graph; write it in differentiable "
+                    "operations"
+                )
+
+    functions = [node for node in _nodes([y]) if isinstance(node, BackwardCFunction)]
+    for node in functions:
+        node.register_hook(check)
+    return torch.ones_like(y).requires_grad_(bool(functions))
+
+
+def _nodes(outputs: Tensors) -> Iterator[Any]:
+    """The nodes of a graph."""
+    found: set[Any] = {y.grad_fn for y in outputs if y.grad_fn is not None}
+    waiting = list(found)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        new = {child for child, _ in node.next_functions if child is not None} - found
+        found |= new
+        waiting.extend(new)
 
 
 def _depends_on_others(outputs: Tensors, inputs: Tensors) -> bool:
     """Does the graph of the outputs lead to another leaf than the inputs? Then there are derivatives left to take."""
-    if not all(x.is_leaf for x in inputs):
-        return True
     own = {id(x) for x in inputs}
-    nodes = [y.grad_fn for y in outputs]
-    seen = set(nodes)
-    while nodes:
-        node = nodes.pop()
-        if node is None:
-            continue
-        leaf = getattr(node, "variable", None)
-        if leaf is not None and id(leaf) not in own:
-            return True
-        found = {child for child, _ in node.next_functions} - seen
-        seen |= found
-        nodes.extend(found)
-    return False
+    leaves = (getattr(node, "variable", None) for node in _nodes(outputs))
+    return not all(x.is_leaf for x in inputs) or any(x is not None and id(x) not in own for x in leaves)
 
 
 def _bases(leaves: Tensors, at: _Point, chunk_size: int | None, progress: bool) -> Iterator[tuple[int, list[Tensor]]]:
@@ -593,12 +616,12 @@ def _by_columns(at: _Point, function: Function, chunk_size: int | None, progress
                 else:
                     yield start, torch.func.vmap(push)(*units)
 
-    columns = _joined(chunks(), at.size, [])
+    columns = _joined(chunks(), at.size, [] if at.size else of_leaves(*at.leaves))
     assert spec is not None
     return tree_unflatten(
         [
             at.unflatten(
-                column[o : o + x.numel()].movedim(0, -1).reshape(*column.shape[1:], *x.shape)
+                column[o : o + x.numel()].movedim(0, -1).reshape((*column.shape[1:], *x.shape))
                 for o, x in zip(at.offsets, at.leaves, strict=True)
             )
             for column in columns
@@ -627,7 +650,16 @@ def _by_colours(
     colouring = _sparsity.colour(pattern, x)
     generator = torch.Generator(x.device).manual_seed(0)
     check = torch.randn(1, x.numel(), generator=generator, dtype=x.dtype, device=x.device)
-    seeds = torch.cat([colouring.seeds(x.dtype), check]).view(-1, *x.shape)
+    seeds = torch.cat([colouring.seeds(x.dtype), check])
+    seeds = seeds.view(len(seeds), *x.shape)
+    size = x.new_zeros(())
+
+    def recorded(x: Tensor) -> Tensor:
+        y: Tensor = f(x)
+        if isinstance(y, Tensor) and not torch._C._are_functorch_transforms_active():
+            size.copy_(y.detach().abs().sum())
+        return y
+
     rows = chunk_size or max(1, _ELEMENTS // max(1, x.numel()))
 
     if strategy == "forward-over-reverse":
@@ -639,7 +671,7 @@ def _by_colours(
 
         push_rows = torch.func.vmap(push)
     else:
-        gradient = _gradient(f, at)
+        gradient = _gradient(recorded, at)
 
         def push_rows(v: Tensor) -> Tensor:
             return gradient.pull_rows([v])[0]
@@ -648,7 +680,7 @@ def _by_colours(
         batches = [push_rows(seeds[start : start + rows]) for start in _track(range(0, len(seeds), rows), at, progress)]
     products = torch.cat(batches).view(len(seeds), x.numel())
     values = colouring.recover(products[:-1])
-    colouring.check(values, check[0], products[-1])
+    colouring.check(values, check[0], products[-1], size)
     return colouring.matrix(values, x.shape, layout)
 
 
@@ -664,7 +696,7 @@ def _explained(name: str) -> Iterator[None]:
             if "scaled_dot_product" in text:
                 remedy = "; run f under torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)"
             raise RuntimeError(f"torchad_ext.{name}: f is not differentiable often enough: {text}{remedy}") from error
-        if "vmap" in text or "storage" in text:
+        if any(sign in text for sign in ("vmap", "atching rule", "storage")):
             raise RuntimeError(
                 f"torchad_ext.{name}: f has a derivative that cannot be computed for a batch of rows; give "
                 f"chunk_size=1 to compute rows one by one. {text}"

@@ -65,7 +65,7 @@ def hessian_sparsity(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     n = x.numel()
     point = x.detach().clone()
     with torch.no_grad(), _Propagation(point) as propagation:
-        torch.func.functionalize(f)(point)
+        f(point)
     return _coo(propagation.pairs(), n, x.device)
 
 
@@ -106,15 +106,17 @@ def _united(size: int, rows: Sequence[np.ndarray], columns: Sequence[np.ndarray]
 
 
 class _Propagation(TorchDispatchMode):
-    """Runs operations, keeps for each result the elements of x that it depends on, and collects the pairs that meet."""
+    """Runs operations, keeps for each element in memory what elements of x it depends on, and collects the pairs that
+    meet. Views share memory, so that they and writes in place need no rules."""
 
     def __init__(self, x: Tensor) -> None:
         super().__init__()
         self.n = x.numel()
         self.full = False
-        each = np.arange(self.n)
-        self._known: dict[int, tuple[Tensor, _Sets]] = {id(x): (x, _Sets(self.n, each, each))}
+        self._known: dict[int, tuple[Tensor, _Sets]] = {}  # by storage; the tensor keeps it
         self._pairs: list[np.ndarray] = []
+        each = np.arange(self.n)
+        self._write(x, _Sets(self.n, each, each))
 
     def pairs(self) -> np.ndarray:
         """The keys i n + j of the pattern, sorted."""
@@ -127,25 +129,55 @@ class _Propagation(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if self.full or not any(self.of(a) for a in tree_leaves((args, kwargs))):
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        if self.full or func.overloadpacket in _VIEWED_IN_PLACE or not any(self._is_known(x) for x in given):
             return result
         outputs = [y for y in tree_leaves(result) if isinstance(y, Tensor) and y.is_floating_point()]
-        if func is aten.copy_.default:  # the last step of functionalize, into what x was
+        if func._schema.is_mutable:
+            outputs = [
+                x
+                for x, argument in zip(args, func._schema.arguments, strict=False)
+                if isinstance(x, Tensor) and argument.alias_info is not None and argument.alias_info.is_write
+            ]
+            if any(argument.is_out for argument in func._schema.arguments):
+                self.full = True
+        elif all(self._is_known(y) for y in outputs):  # views
             return result
-        rule = self._rule(func)
-        sets = rule(func, args, kwargs, outputs)
-        if sets is None or (func._schema.is_mutable and func.overloadpacket not in _LINEAR):
-            sets = self._anything(args, kwargs, outputs)
-        for y, dependence in zip(outputs, sets, strict=True):
-            self._known[id(y)] = y, dependence
+        sets = self._rule(func)(func, args, kwargs, outputs)
+        for y, dependence in zip(outputs, sets or self._anything(args, kwargs, outputs), strict=True):
+            self._write(y, dependence)
         return result
 
+    def _is_known(self, x: Tensor) -> bool:
+        return x.layout is torch.strided and x.untyped_storage()._cdata in self._known
+
     def of(self, x: Any) -> _Sets | None:
-        known = self._known.get(id(x)) if isinstance(x, Tensor) else None
-        return known[1] if known else None
+        """The sets of the elements of x, None for a constant."""
+        if not isinstance(x, Tensor) or not x.is_floating_point() or not self._is_known(x):
+            return None
+        sets = self._known[x.untyped_storage()._cdata][1]
+        places = _places(x)
+        return sets if places is None else sets.taken(places, len(places))
+
+    def _write(self, y: Tensor, sets: _Sets) -> None:
+        if y.layout is not torch.strided:
+            self.full = True
+            return
+        key, places = y.untyped_storage()._cdata, _places(y)
+        if places is not None:
+            size = y.untyped_storage().nbytes() // y.element_size()
+            rows, columns = places[sets.rows], sets.columns
+            if key in self._known:
+                old = self._known[key][1]
+                kept = ~np.isin(old.rows, places)
+                rows, columns = np.append(rows, old.rows[kept]), np.append(columns, old.columns[kept])
+            sets = _united(size, [rows], [columns])
+        self._known[key] = y, sets
 
     def _rule(self, func: Any) -> Callable[..., list[_Sets] | None]:
-        op = func.overloadpacket
+        op = _functional(func)
+        if op in _CONSTANTS:
+            return lambda _func, _args, _kwargs, outputs: [_nothing(y) for y in outputs]
         if op in _MOVES:
             return self._move
         if op in _PRODUCTS:
@@ -176,9 +208,12 @@ class _Propagation(TorchDispatchMode):
         return sets.taken(rows, len(rows))
 
     def _pointwise(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[_Sets] | None:
-        op, shape = func.overloadpacket, outputs[0].shape
-        given = [self._spread(x, shape) for x in tree_leaves((args, kwargs))]
+        op, shape = _functional(func), outputs[0].shape
+        read = args[1:2] if op in (aten.copy, aten.fill) else (args, kwargs)
+        given = [self._spread(x, shape) for x in tree_leaves(read)]
         sets = [s for s in given if s]
+        if not sets:
+            return [_nothing(y) for y in outputs]
         union = sets[0] if len(sets) == 1 else _union(sets)
         if op is aten.mul and len(sets) == 2:
             self.couple(*sets)
@@ -195,12 +230,15 @@ class _Propagation(TorchDispatchMode):
             nonlocal offset
             if not isinstance(x, Tensor) or not x.is_floating_point():
                 return x
-            if self.of(x) is None:
+            sets = self.of(x)
+            if sets is None:
                 return torch.zeros(x.shape, dtype=torch.int64, device=x.device)
-            moved.append(self._known[id(x)][1])
+            moved.append(sets)
             offset += x.numel()
             return torch.arange(offset - x.numel(), offset, device=x.device).view(x.shape)
 
+        if func.overloadpacket is aten.constant_pad_nd:
+            args = args[:2]  # the number that it pads with is a constant
         results = tree_leaves(func(*tree_map(numbers, args), **tree_map(numbers, kwargs)))
         starts = np.cumsum([0, *(s.size for s in moved)])[:-1]
         everything = _Sets(
@@ -264,31 +302,45 @@ class _Propagation(TorchDispatchMode):
         return [union.taken(np.zeros(y.numel(), np.int64), y.numel()) for y in outputs]
 
 
+def _places(x: Tensor) -> np.ndarray | None:
+    """Where the elements of x lie in its storage, None if they are all of it in order."""
+    size = x.untyped_storage().nbytes() // x.element_size()
+    if x.is_contiguous() and x.numel() == size:
+        return None
+    return torch.arange(size).as_strided(x.shape, x.stride(), x.storage_offset()).numpy().ravel()
+
+
+def _functional(func: Any) -> Any:
+    """The operation, that of which ``func`` is the variant in place."""
+    op = func.overloadpacket
+    name = func._schema.name.removeprefix("aten::")
+    return getattr(aten, name[:-1], op) if name.endswith("_") and func._schema.is_mutable else op
+
+
+def _nothing(y: Tensor) -> _Sets:
+    return _Sets(y.numel(), *np.empty((2, 0), np.int64))
+
+
 def _union(sets: Sequence[_Sets]) -> _Sets:
     return _united(sets[0].size, [s.rows for s in sets], [s.columns for s in sets])
 
 
 _LINEAR = {
-    *(aten.add, aten.sub, aten.rsub, aten.neg, aten.positive, aten.where, aten.sum, aten.mean, aten.cumsum),
-    *(aten.clone, aten._to_copy, aten.detach, aten.alias, aten.lift_fresh),
-    *(aten.squeeze_, aten.unsqueeze_),  # of what matmul made: not seen by functionalize
+    *(aten.add, aten.sub, aten.rsub, aten.neg, aten.positive, aten.sum, aten.mean, aten.cumsum),
+    *(aten.clone, aten.copy, aten.fill, aten._to_copy),
 }
 _ALONG_DIM = {aten.cumsum, aten.cumprod, aten.logcumsumexp, aten._softmax, aten._log_softmax}
 _PRODUCTS = {aten.mm, aten.bmm, aten.mv, aten.dot, aten.addmm, aten.addmv, aten.baddbmm}
 _MOVES = {
-    *(aten.view, aten._unsafe_view, aten.reshape, aten.expand, aten.permute, aten.transpose, aten.t, aten.squeeze),
-    *(aten.unsqueeze, aten.select, aten.slice, aten.cat, aten.stack, aten.split, aten.split_with_sizes, aten.unbind),
-    *(aten.flip, aten.roll, aten.repeat, aten.diagonal, aten.index, aten.index_select, aten.gather, aten.diag_embed),
-    *(
-        aten.constant_pad_nd,
-        aten.tril,
-        aten.triu,
-        aten.unfold,
-        aten.slice_scatter,
-        aten.select_scatter,
-        aten.as_strided,
-    ),
+    *(aten.cat, aten.stack, aten.flip, aten.roll, aten.repeat, aten.index, aten.index_select, aten.gather),
+    *(aten.diag_embed, aten.constant_pad_nd, aten.tril, aten.triu, aten.slice_scatter, aten.select_scatter),
+    *(aten._unsafe_view, aten._reshape_copy, aten.where),
 }
+_CONSTANTS = {
+    *(aten.zero, aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.rand_like, aten.randn_like),
+    *(aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty, aten.new_empty_strided),
+}
+_VIEWED_IN_PLACE = {aten.squeeze_, aten.unsqueeze_, aten.t_, aten.transpose_, aten.as_strided_, aten.detach_}
 
 
 @dataclass(frozen=True)
@@ -316,8 +368,8 @@ class Colouring:
         """The entries of H from its products with the seeds, ``[count, n]``."""
         return products.reshape(-1)[self.places]
 
-    def check(self, values: Tensor, v: Tensor, product: Tensor) -> None:
-        """Raises unless H v is the product."""
+    def check(self, values: Tensor, v: Tensor, product: Tensor, size: Tensor) -> None:
+        """Raises unless H v is the product, but for rounding errors of numbers of the size of f."""
         n = len(v)
         if not n:
             return
@@ -325,7 +377,8 @@ class Colouring:
         values, product = values.detach(), product.detach()
         terms = values * v[j]
         result, scale = (torch.zeros_like(v).index_add_(0, i, t) for t in (terms, terms.abs()))
-        tolerance = torch.finfo(v.dtype).eps ** 0.5 * torch.maximum(scale.max(), product.abs().max())
+        eps = torch.finfo(v.dtype).eps
+        tolerance = eps**0.5 * torch.maximum(scale.max(), product.abs().max()) + 1e3 * eps * size
         if ((result - product).abs() > tolerance).any():
             raise SparsityError(
                 f"torchad_ext.hessian: the Hessian has entries outside of the sparsity pattern of {len(i)} entries: "
@@ -337,11 +390,11 @@ class Colouring:
         if layout is torch.sparse_coo:
             indices = torch.stack([self.keys // max(1, n), self.keys % max(1, n)])
             return torch.sparse_coo_tensor(indices, values, (n, n), is_coalesced=True, check_invariants=False)
-        return _zeros(n * n, values).scatter_(0, self.keys, values).view(*shape, *shape)
+        return _zeros(n * n, values).scatter_(0, self.keys, values).view((*shape, *shape))
 
 
 def _zeros(count: int, like: Tensor) -> Tensor:
-    if like.device.type != "cpu":
+    if like.device.type != "cpu" or not count:
         return like.new_zeros(count)
     # Of pages that are never written the operating system keeps one, of zeros; torch.zeros writes all.
     return torch.from_numpy(np.zeros(count * like.element_size(), np.uint8)).view(like.dtype)

@@ -35,8 +35,8 @@ class Case:
     ours: Op
     floor: float | None = None  # the ratio that a CPU should reach with two threads in float32
     equal: bool = True  # do all ways give the same?
-    least = 15  # samples
-    attempts = 10  # at measuring it undisturbed
+    least: int = 15  # samples
+    attempts: int = 10  # at measuring it undisturbed
 
     def calls(self, randn: Randn) -> Mapping[str, Callable[[], Results]]:
         """The call of each way, all on the same inputs."""
@@ -451,7 +451,7 @@ def derivatives() -> Iterator[Case]:
         return randn(256, 64), randn(128, 64), randn(128, 128), randn(128)
 
     def by_vmap(x: Tensor, *weights: Tensor) -> Tensor:
-        hessians = torch.func.vmap(torch.func.hessian(sine_network(torch.sin, *weights)))(x)
+        hessians: Tensor = torch.func.vmap(torch.func.hessian(sine_network(torch.sin, *weights)))(x)
         return hessians.diagonal(dim1=1, dim2=2)
 
     def diagonal(x: Tensor, *weights: Tensor) -> Tensor:

@@ -35,8 +35,8 @@ class Case:
     ours: Op
     floor: float | None = None  # the ratio to reach, on a CPU with two threads in float32
     equal: bool = True  # do all ways give the same?
-    least = 15  # samples
-    attempts = 10  # at measuring it undisturbed
+    least: int = 15  # samples
+    attempts: int = 10  # at measuring it undisturbed
 
     def calls(self, randn: Randn) -> Mapping[str, Callable[[], Results]]:
         """The call of each way, all on the same inputs."""
@@ -392,53 +392,7 @@ def quadratic_form() -> Iterator[Case]:
     yield Case(f"{name}: f + b for x, and reading A", size, value, large, {"A.sum()": read}, ours, 0.83, equal=False)
 
 
-def sine_network(x: Tensor, *parameters: Tensor) -> Tensor:
-    """Weights and biases in turn, a sine between layers; ``[points, d]`` to ``[points]``."""
-    *hidden, weight, bias = parameters
-    for W, b in zip(hidden[::2], hidden[1::2], strict=True):
-        x = torch.sin(F.linear(x, W, b))
-    return F.linear(x, weight, bias).squeeze(-1)
-
-
-def nested_laplacian(f: Op, x: Tensor, record: bool) -> Tensor:
-    (slope,) = grad(f(x).sum(), x, create_graph=True)
-    rows = (grad(s.sum(), x, create_graph=record, retain_graph=True)[0] for s in slope.unbind(-1))
-    return torch.stack([row[:, i] for i, row in enumerate(rows)]).sum(0)
-
-
-def laplacian() -> Iterator[Case]:
-    """Of a sine network of 4 layers of 128 at 4096 points."""
-
-    def of(d: int, record: bool) -> Callable[[Randn], Inputs]:
-        def inputs(randn: Randn) -> Inputs:
-            sizes = (d, 128, 128, 128, 128, 1)
-            parameters = [(randn(b, a) / a**0.5, randn(b)) for a, b in itertools.pairwise(sizes)]
-            flat = tuple(p.requires_grad_(record) for pair in parameters for p in pair)
-            return randn(4096, d).requires_grad_(), *flat
-
-        return inputs
-
-    def step(op: Op, x: Tensor, *parameters: Tensor) -> Results:
-        loss = op(lambda x: sine_network(x, *parameters), x, True).square().mean()
-        return grad(loss, parameters[:-1])
-
-    def evaluate(op: Op, x: Tensor, *parameters: Tensor) -> Results:
-        return op(lambda x: sine_network(x, *parameters), x, False).detach()
-
-    def ours(f: Op, x: Tensor, record: bool) -> Tensor:
-        with torch.set_grad_enabled(record):
-            return ad.laplacian(f, x.detach(), chunk_size=None if record else 2048)
-
-    ways: dict[str, Op] = {"nested autograd": nested_laplacian}
-    for d, floor in ((3, 2.5), (10, None)):
-        yield Case("laplacian: training step", f"4096 × {d}", step, of(d, True), ways, ours, floor)
-    for d, floor in ((3, None), (10, 3.0)):
-        yield Case("laplacian: evaluation", f"4096 × {d}", evaluate, of(d, False), ways, ours, floor)
-
-
-CASES = (
-    *smallest(), *pointwise(), *layouts(), *activations(), *declared(), *in_place(), *quadratic_form(), *laplacian(),
-)  # fmt: skip
+CASES = (*smallest(), *pointwise(), *layouts(), *activations(), *declared(), *in_place(), *quadratic_form())
 
 _FIRST_CALL = """
 import sys, time, torch, torchad_ext

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import derivative_cases
 import gpu_cases
 import torch
 from cases import CASES, STARTUPS, Case, Results, Startup
@@ -64,7 +65,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     on_gpu = args.device == "cuda"
     with_floors = args.dtype == "float32" and (on_gpu or args.threads == 2)
-    everything: list[Case | Training] = [*gpu_cases.cases()] if on_gpu else [*CASES, *trainings()]
+    everything: list[Case | Training] = (
+        [*gpu_cases.cases()] if on_gpu else [*CASES, *derivative_cases.CASES, *trainings()]
+    )
     cases = [case for case in everything if re.search(args.only, f"{case.name} {case.size}")]
     startups = [] if on_gpu else [startup for startup in STARTUPS if re.search(args.only, startup.name)]
     of_device = re.sub(r"\W+", "-", torch.cuda.get_device_name()).lower() if on_gpu else args.device

@@ -1,0 +1,131 @@
+"""What is measured of Hessians, their diagonals and Laplacians: an entry for each row."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from cases import Case, Inputs, Op, Randn, Results, value
+from torch import Tensor
+from torch.autograd import grad
+
+import torchad_ext as ad
+
+
+def sine_network(sine: Op, *parameters: Tensor) -> Op:
+    """Weights and biases in turn, a sine between layers: ``[..., d]`` to ``[...]``."""
+    *hidden, weight, bias = parameters
+
+    def network(x: Tensor) -> Tensor:
+        for W, b in zip(hidden[::2], hidden[1::2], strict=True):
+            x = sine(F.linear(x, W, b))
+        return F.linear(x, weight, bias).squeeze(-1)
+
+    return network
+
+
+def parameters(randn: Randn, *sizes: int) -> Inputs:
+    """Weights and biases of linear layers."""
+    pairs = ((randn(b, a) / a**0.5, randn(b)) for a, b in itertools.pairwise(sizes))
+    return tuple(itertools.chain.from_iterable(pairs))
+
+
+def energy(A: Tensor) -> tuple[Op, Op]:
+    """x^T A x + sum sin(x) exp(x), in plain PyTorch and in our ops."""
+    return (
+        lambda x: x @ A @ x + (x.sin() * x.exp()).sum(),
+        lambda x: ad.quadratic_form(x, A) + (ad.sin(x) * ad.exp(x)).sum(),
+    )
+
+
+def chain(x: Tensor) -> Tensor:
+    return (x[:-1].sin() * x[1:].exp()).sum()
+
+
+def derivatives() -> Iterator[Case]:
+    """Hessians and their diagonals. These rows are in float64 but for the diagonal."""
+    functional = torch.autograd.functional.hessian
+    ways: dict[str, Callable[[Op, Tensor], Tensor]] = {
+        "torch.func.hessian": lambda f, x: torch.func.hessian(f)(x),
+        "jacrev(jacrev)": lambda f, x: torch.func.jacrev(torch.func.jacrev(f))(x),
+        "functional.hessian": lambda f, x: functional(f, x),
+        "functional.hessian, vectorized": lambda f, x: functional(f, x, vectorize=True),
+    }
+
+    def of(take: Callable[[Op, Tensor], Tensor], which: int = 0) -> Op:
+        return lambda x, A: take(energy(A)[which], x)
+
+    for n, floor in ((64, 1.0), (512, 2.0)):
+
+        def inputs(randn: Randn, n: int = n) -> Inputs:
+            return randn(n, dtype=torch.float64), randn(n, n, dtype=torch.float64)
+
+        natives: dict[str, Op] = {name: of(take) for name, take in ways.items()}
+        name = "hessian of xᵀAx + Σ sin(x) exp(x)"
+        yield Case(f"{name}, in plain PyTorch", str(n), value, inputs, natives, of(ad.hessian), floor)
+        yield Case(f"{name}, in our ops", str(n), value, inputs, natives, of(ad.hessian, 1), floor)
+
+    def points(randn: Randn) -> Inputs:
+        return (randn(4096, dtype=torch.float64),)
+
+    # The loop without vectorize takes minutes.
+    dense = {name: functools.partial(take, chain) for name, take in ways.items() if name != "functional.hessian"}
+    ours = functools.partial(ad.hessian, chain, sparsity="auto")
+    yield Case("hessian of Σ sin(xᵢ) exp(xᵢ₊₁)", "4096", value, points, dense, ours, 50.0, least=3, attempts=2)
+    sparse = functools.partial(ad.hessian, chain, sparsity="auto", layout=torch.sparse_coo)
+    name = "hessian of Σ sin(xᵢ) exp(xᵢ₊₁), sparse"
+    yield Case(name, "4096", value, points, dense, sparse, 50.0, equal=False, least=3, attempts=2)
+
+    def batch(randn: Randn) -> Inputs:
+        return randn(256, 64), *parameters(randn, 64, 128, 128, 1)
+
+    def by_vmap(x: Tensor, *parameters: Tensor) -> Tensor:
+        hessians: Tensor = torch.func.vmap(torch.func.hessian(sine_network(torch.sin, *parameters)))(x)
+        return hessians.diagonal(dim1=1, dim2=2)
+
+    def diagonal(x: Tensor, *parameters: Tensor) -> Tensor:
+        result: Tensor = ad.hessian_diagonal(sine_network(ad.sin, *parameters), x, batched=True)
+        return result
+
+    vmapped: dict[str, Op] = {"vmap(hessian), diagonal": by_vmap}
+    yield Case("hessian_diagonal of a sine network, 2 × 128", "256 × 64", value, batch, vmapped, diagonal, 3.0)
+
+
+def nested_laplacian(f: Op, x: Tensor, record: bool) -> Tensor:
+    (slope,) = grad(f(x).sum(), x, create_graph=True)
+    rows = (grad(s.sum(), x, create_graph=record, retain_graph=True)[0] for s in slope.unbind(-1))
+    return torch.stack([row[:, i] for i, row in enumerate(rows)]).sum(0)
+
+
+def laplacian() -> Iterator[Case]:
+    """Of a sine network of 4 layers of 128 at 4096 points."""
+
+    def of(d: int, record: bool) -> Callable[[Randn], Inputs]:
+        def inputs(randn: Randn) -> Inputs:
+            network = parameters(randn, d, 128, 128, 128, 128, 1)
+            return randn(4096, d).requires_grad_(), *(p.requires_grad_(record) for p in network)
+
+        return inputs
+
+    def step(op: Op, x: Tensor, *parameters: Tensor) -> Results:
+        loss = op(sine_network(torch.sin, *parameters), x, True).square().mean()
+        return grad(loss, parameters[:-1])
+
+    def evaluate(op: Op, x: Tensor, *parameters: Tensor) -> Results:
+        return op(sine_network(torch.sin, *parameters), x, False).detach()
+
+    def ours(f: Op, x: Tensor, record: bool) -> Tensor:
+        with torch.set_grad_enabled(record):
+            return ad.laplacian(f, x.detach(), chunk_size=None if record else 2048)
+
+    ways: dict[str, Op] = {"nested autograd": nested_laplacian}
+    for d, floor in ((3, 2.5), (10, None)):
+        yield Case("laplacian: training step", f"4096 × {d}", step, of(d, True), ways, ours, floor)
+    for d, floor in ((3, None), (10, 3.0)):
+        yield Case("laplacian: evaluation", f"4096 × {d}", evaluate, of(d, False), ways, ours, floor)
+
+
+CASES = (*derivatives(), *laplacian())

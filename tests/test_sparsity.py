@@ -1,0 +1,239 @@
+"""Patterns by propagation, star colouring and recovery: against dense Hessians, brute force and known counts."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_derivatives import Cubed, chains, composed, sample
+from torch import Tensor
+from torch.testing import assert_close
+
+import torchad_ext as ad
+from torchad_ext import SparsityError, hessian_sparsity
+from torchad_ext.sparsity import colour
+
+Function = Callable[[Tensor], Tensor]
+BAND = sample(6, 6).tril(1).triu(-1)
+
+
+def pattern_of(f: Function, x: Tensor) -> Tensor:
+    return torch.autograd.functional.hessian(f, x) != 0
+
+
+class Products:
+    """Counts the Hessian-vector products that are taken, the one that checks included."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        original = ad.derivatives._Pullback.pull_rows
+
+        def counting(pullback: Any, cotangents: Any) -> Any:
+            self.count += len(cotangents[0])
+            return original(pullback, cotangents)
+
+        monkeypatch.setattr(ad.derivatives._Pullback, "pull_rows", counting)
+
+
+# The patterns that are exact.
+EXACT: dict[str, Function] = {
+    "elementwise": lambda x: (x.sin() * x.exp()).sum(),
+    "linear": lambda x: (BAND.to(x.device) @ x).sum() - x.mean(),
+    "neighbours": lambda x: (x[:-1].sin() * x[1:].exp()).sum(),
+    "square of differences": lambda x: (x[1:] - x[:-1]).square().sum(),
+    "quadratic form": lambda x: x @ BAND.to(x.device) @ x,
+    "ad.quadratic_form": lambda x: ad.quadratic_form(x, BAND.to(x.device)) + ad.sin(x).sum(),
+    "layer": lambda x: (BAND.to(x.device) @ x).tanh().sum(),
+    "batch of blocks": lambda x: x.view(3, 2).softmax(1)[:, 0].square().sum(),
+    "arrow": lambda x: x[0] * x.sum() + x.pow(3).sum(),
+    "bilinear": lambda x: (x[:3] * x[3:]).sum(),
+    "gather": lambda x: (x[torch.tensor([2, 0, 1])] * x[:3]).sum(),
+    "cat": lambda x: (torch.cat([x[3:], x[:3].flip(0)]) * x).sum(),
+    "padded": lambda x: (torch.nn.functional.pad(x, (1, 1), value=2.0)[2:] * x).sum(),
+    "where": lambda x: torch.where(torch.arange(6, device=x.device) < 2, x, 0.0).exp().sum(),
+    "in place": lambda x: x.clone().mul_(x).sum(),
+    "in place on a view": lambda x: assigned(x.clone(), 2).square().sum(),
+    "zeroed": lambda x: zeroed(x.clone()).square().sum(),
+    "logsumexp": lambda x: x[:3].logsumexp(0) + x[3:].exp().prod(),
+    "matrices": lambda x: (x[:4].view(2, 2) @ x[2:].view(2, 2)).sum(),
+    "Function": lambda x: Cubed.apply(x[1:] - x[:-1]).sum(),
+    "constant": lambda x: x.new_ones(()),
+}
+
+
+def assigned(x: Tensor, i: int) -> Tensor:
+    x[i:].mul_(x[0].clone())
+    return x
+
+
+def zeroed(x: Tensor) -> Tensor:
+    x[:2].zero_()
+    x[2] = 1.0
+    return x
+
+
+class TestPattern:
+    @pytest.mark.parametrize("name", EXACT)
+    def test_is_exact(self, name: str, device: str) -> None:
+        x = sample(6, device=device)
+        found = hessian_sparsity(EXACT[name], x)
+        assert found.layout is torch.sparse_coo
+        assert found.is_coalesced()
+        assert torch.equal(found.to_dense(), pattern_of(EXACT[name], x))
+
+    @settings(max_examples=30, deadline=None)
+    @given(chain=chains)
+    def test_covers_every_entry(self, chain: list[str]) -> None:
+        x = sample(6)
+        found = hessian_sparsity(composed(chain), x).to_dense()
+        assert (found | (torch.func.hessian(composed(chain))(x).abs() < 1e-12)).all()
+        assert torch.equal(found, found.T)
+
+    @pytest.mark.parametrize(
+        "f",
+        [
+            lambda x: torch.linalg.inv(torch.eye(3, device=x.device) + x.view(2, 3).T @ x.view(2, 3)).sum(),
+            lambda x: torch.nn.functional.conv1d(x.view(1, 1, 6), x[:2].view(1, 1, 2)).exp().sum(),
+            lambda x: x.sort()[0][:2].prod(),
+            lambda x: torch.func.grad(lambda y: y.pow(3).sum())(x).prod(),
+            lambda x: x.to(torch.float32).sin().double().prod(),
+            lambda x: x.to_sparse().sum() ** 2,
+        ],
+        ids=["inverse", "convolution", "sort", "gradient inside", "rounded", "sparse"],
+    )
+    def test_covers_unknown_operations(self, f: Function, device: str) -> None:
+        x = sample(6, device=device)
+        expected = torch.autograd.functional.hessian(f, x) != 0
+        assert (hessian_sparsity(f, x).to_dense() | ~expected).all()
+
+    def test_the_global_state_stays(self) -> None:
+        x = sample(4).requires_grad_()
+        state = torch.get_rng_state()
+        ad.hessian(lambda x: x.pow(3).sum(), x, sparsity="auto")
+        assert torch.equal(state, torch.get_rng_state())
+        assert torch.equal(x, sample(4))
+
+    def test_x_is_no_tensor(self) -> None:
+        for x, got in ((1.0, "float"), (torch.arange(3), "torch.int64")):
+            with pytest.raises(TypeError, match=f"takes a floating-point tensor for x; got {got}"):
+                hessian_sparsity(lambda x: x, x)  # type: ignore[arg-type]
+
+
+def symmetric(n: int, edges: list[tuple[int, int]]) -> Tensor:
+    pattern = torch.eye(n, dtype=torch.bool)
+    for i, j in edges:
+        pattern[i, j] = pattern[j, i] = True
+    return pattern
+
+
+class TestColouring:
+    @settings(max_examples=50, deadline=None)
+    @given(data=st.data(), n=st.integers(1, 9))
+    def test_is_a_star_colouring(self, data: st.DataObject, n: int) -> None:
+        pairs = list(itertools.combinations(range(n), 2))
+        pattern = symmetric(n, data.draw(st.lists(st.sampled_from(pairs), unique=True)) if pairs else [])
+        colours = colour(pattern, torch.zeros(n)).colours.tolist()
+        for i, j in pattern.fill_diagonal_(False).nonzero().tolist():
+            assert colours[i] != colours[j]
+        for path in itertools.permutations(range(n), 4):
+            if all(pattern[i, j] for i, j in itertools.pairwise(path)):
+                assert len({colours[i] for i in path}) > 2
+
+    @settings(max_examples=30, deadline=None)
+    @given(data=st.data(), n=st.integers(1, 9))
+    def test_recovers_every_symmetric_matrix(self, data: st.DataObject, n: int) -> None:
+        pairs = list(itertools.combinations(range(n), 2))
+        pattern = symmetric(n, data.draw(st.lists(st.sampled_from(pairs), unique=True)) if pairs else [])
+        H = torch.where(pattern, sample(n, n) + sample(n, n).T, 0.0)
+        colouring = colour(pattern, H[0])
+        values = colouring.recover(colouring.seeds(H.dtype) @ H)
+        assert torch.equal(colouring.matrix(values, torch.Size([n]), torch.strided), H)
+
+    @pytest.mark.parametrize(
+        ("f", "colours"),
+        [
+            (lambda x: x.pow(3).sum(), 1),
+            (lambda x: (x[:-1].sin() * x[1:].exp()).sum(), 3),
+            (lambda x: (x[:-2] * x[1:-1] * x[2:]).sum(), 5),
+            (lambda x: x.view(-1, 4).prod(1).sum(), 4),
+            (lambda x: x[-1] * x.square().sum(), 2),
+            (lambda x: x.prod(), 40),
+        ],
+        ids=["diagonal", "tridiagonal", "pentadiagonal", "blocks", "arrow", "full"],
+    )
+    def test_one_product_for_each_colour(self, f: Function, colours: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        products = Products(monkeypatch)
+        x = sample(40)
+        result = ad.hessian(f, x, sparsity="auto")
+        assert products.count == colours + 1
+        assert_close(result, torch.func.hessian(f)(x))
+
+
+class TestHessian:
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+    @pytest.mark.parametrize("given", ["auto", "dense", "sparse"])
+    def test_results(self, given: str, dtype: torch.dtype, device: str) -> None:
+        x = sample(3, 5, device=device, dtype=dtype)
+        f = lambda x: (x[:, :-1].sin() * x[:, 1:].exp()).sum()  # noqa: E731
+        expected = torch.func.hessian(f)(x)
+        pattern = expected.view(15, 15) != 0
+        sparsity: Any = {"auto": "auto", "dense": pattern, "sparse": pattern.to_sparse_csr()}[given]
+        assert_close(ad.hessian(f, x, sparsity=sparsity), expected)
+        sparse = ad.hessian(f, x, sparsity=sparsity, layout=torch.sparse_coo, chunk_size=2)
+        assert sparse.is_coalesced()
+        assert_close(sparse.to_dense(), expected.view(15, 15))
+
+    def test_half_a_pattern_will_do(self) -> None:
+        x = sample(5)
+        f = lambda x: (x[:-1] * x[1:].sin()).sum()  # noqa: E731
+        assert_close(ad.hessian(f, x, sparsity=pattern_of(f, x).triu(1)), torch.func.hessian(f)(x))
+
+    @pytest.mark.parametrize("missing", [(0, 1), (2, 3), (0, 4)])
+    def test_a_pattern_that_lacks_entries_raises(self, missing: tuple[int, int], device: str) -> None:
+        x = sample(5, device=device)
+        f = lambda x: x.prod()  # noqa: E731
+        pattern = torch.ones(5, 5, dtype=torch.bool, device=device)
+        pattern[missing] = pattern[missing[::-1]] = False
+        with pytest.raises(
+            SparsityError, match=r"outside of the sparsity pattern of 23 entries.*Give a larger pattern"
+        ):
+            ad.hessian(f, x, sparsity=pattern)
+
+    def test_a_function_that_is_not_its_operations_raises(self) -> None:
+        class Coupled(Cubed):
+            @staticmethod
+            def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+                return grad_output * ctx.saved_tensors[0].sum()
+
+        with pytest.raises(SparsityError, match="outside of the sparsity pattern"):
+            ad.hessian(lambda x: Coupled.apply(x).sum(), sample(4), sparsity="auto")
+
+    def test_infinite_entries_stay(self) -> None:
+        x = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        result = ad.hessian(lambda x: x.sqrt().sum(), x, sparsity="auto")
+        assert_close(result.diagonal(), torch.func.hessian(lambda x: x.sqrt().sum())(x).diagonal(), equal_nan=True)
+
+    def test_empty(self) -> None:
+        assert ad.hessian(lambda x: x.square().sum(), torch.zeros(0), sparsity="auto").shape == (0, 0)
+
+    def test_errors(self) -> None:
+        x, f = sample(3), lambda x: x.square().sum()
+        for pattern, message in (
+            ("all", "got 'all'"),
+            (True, "got True"),
+            (torch.ones(3, 3), r"bool tensor of shape \[3, 3\].*got torch.float32 of shape \[3, 3\]"),
+            (torch.ones(4, 4, dtype=torch.bool), r"x having 3 elements; got torch.bool of shape \[4, 4\]"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                ad.hessian(f, x, sparsity=pattern)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="with sparsity takes one tensor for x; got a pytree"):
+            ad.hessian(lambda xs: xs[0].sum(), (x,), sparsity="auto")
+        with pytest.raises(ValueError, match="leave sparsity out there"):
+            torch.func.vmap(lambda x: ad.hessian(f, x, sparsity="auto"))(sample(2, 3))
+        with pytest.raises(ValueError, match=r"torch.sparse_coo and sparsity=None; layout is torch.strided, or"):
+            ad.hessian(f, x, layout=torch.sparse_coo)

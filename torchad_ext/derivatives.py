@@ -1,0 +1,704 @@
+"""Second derivatives as tools: Hessian-vector products, Jacobians, Hessians and their diagonals of any function.
+
+Everything here is a number of pullbacks v -> v^T J through one graph, which is built once: that of f for its Jacobian,
+that of its gradient for its Hessian. Rows are pulled back in batches. Inside a transform of ``torch.func``, at a level
+of forward mode and while compiling, the graph is that of ``torch.func.vjp``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.autograd.function import BackwardCFunction
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from . import sparsity as _sparsity
+from .sparsity import hessian_sparsity
+from .unit_rows import UnitRows, dense_rows
+
+Tensors = Sequence[Tensor]
+Function = Callable[[Any], Any]
+Strategy = Literal["reverse-over-reverse", "forward-over-reverse"]
+
+_STRATEGIES = ("reverse-over-reverse", "forward-over-reverse")
+_MODES = ("reverse", "forward")
+_ELEMENTS = 2**22  # of a batch of rows, where no chunk_size is given
+_UNIT_ROWS = 256  # rows from which on they are worth a dispatch in Python
+
+
+def hvp(f: Function, x: Any, v: Any) -> Any:
+    r"""The Hessian-vector product :math:`H v`, :math:`H = \nabla^2 f(x)`, for the cost of a few gradients.
+
+    The gradient's graph is pulled back along v (Pearlmutter, Fast exact multiplication by the Hessian, Neural
+    Computation 1994): that is :math:`v^T H`, and H is symmetric wherever f is twice continuously differentiable.
+    The product is differentiable again.
+
+    Args:
+        f: a function of one argument, ``x``, to a tensor without dimensions.
+        x: a floating-point tensor, or a pytree of them (a tuple, a dict of parameters), which f takes as a whole.
+        v: of the structure, shapes and dtypes of ``x``.
+
+    Returns:
+        The product, of the structure, shapes and dtypes of ``x``. Where f does not depend on ``x``, zeros.
+
+    Raises:
+        TypeError: ``x`` or the value of f holds something else than floating-point tensors.
+        ValueError: f has a value with dimensions, or ``v`` does not fit ``x``.
+        RuntimeError: f is not twice differentiable.
+
+    Example:
+        >>> x, v = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0])
+        >>> hvp(lambda x: x[0] ** 2 * x[1], x, v)
+        tensor([4., 2.])
+    """
+    at = _Point("hvp", x)
+    return at.unflatten(_gradient(f, at).pull(at.like(v, "v")))
+
+
+def vhp(f: Function, x: Any, v: Any) -> Any:
+    r"""The vector-Hessian product :math:`v^T H`, :math:`H = \nabla^2 f(x)`: :func:`hvp`, since H is symmetric.
+
+    Args:
+        f: a function of one argument, ``x``, to a tensor without dimensions.
+        x: a floating-point tensor, or a pytree of them, which f takes as a whole.
+        v: of the structure, shapes and dtypes of ``x``.
+
+    Returns:
+        The product, of the structure, shapes and dtypes of ``x``; differentiable again.
+
+    Raises:
+        TypeError: ``x`` or the value of f holds something else than floating-point tensors.
+        ValueError: f has a value with dimensions, or ``v`` does not fit ``x``.
+        RuntimeError: f is not twice differentiable.
+
+    Example:
+        >>> x, v = torch.tensor([1.0, 2.0]), torch.tensor([0.0, 1.0])
+        >>> vhp(lambda x: x[0] ** 2 * x[1], x, v)
+        tensor([2., 0.])
+    """
+    at = _Point("vhp", x)
+    return at.unflatten(_gradient(f, at).pull(at.like(v, "v")))
+
+
+def jacobian(
+    f: Function, x: Any, chunk_size: int | None = None, strategy: str | None = None, progress: bool = False
+) -> Any:
+    r"""The Jacobian :math:`J = \partial f / \partial x`, as ``torch.func.jacrev(f)(x)`` returns it.
+
+    Args:
+        f: a function of one argument, ``x``, to a tensor or a pytree of tensors.
+        x: a floating-point tensor, or a pytree of them, which f takes as a whole.
+        chunk_size: how many rows (columns, in forward mode) are computed at once. That many times the memory of one
+            backward pass is needed. By default some millions of elements; 1 computes them one by one without ``vmap``.
+        strategy: ``"reverse"``, a pullback a row, or ``"forward"``, a pushforward a column. By default reverse mode,
+            and forward mode where f has more than four times as many values as ``x`` and no transform is at work.
+        progress: show a progress bar.
+
+    Returns:
+        For a value of shape ``[*m]`` and x of shape ``[*n]`` a tensor ``[*m, *n]``; for pytrees the structure of the
+        value, each leaf being of the structure of ``x``. Differentiable again; zeros where f does not depend on ``x``.
+
+    Raises:
+        TypeError: ``x`` or the value of f holds something else than floating-point tensors.
+        ValueError: ``chunk_size`` or ``strategy`` is not one of the above.
+        RuntimeError: f is not differentiable.
+
+    Example:
+        >>> jacobian(lambda x: torch.stack([x[0] * x[1], x[0] + x[1]]), torch.tensor([2.0, 3.0]))
+        tensor([[3., 2.],
+                [1., 1.]])
+    """
+    at = _Point("jacobian", x)
+    _check_chunk(at, chunk_size)
+    _check_choice(at, strategy, _MODES)
+    if strategy == "forward":
+        return _by_columns(at, f, chunk_size, progress)
+    value = _value(f, at)
+    if strategy is None and not _transformed() and value.size > 4 * at.size:
+        return _by_columns(at, f, chunk_size, progress)
+    return value.blocks(value.rows(chunk_size, progress))
+
+
+def hessian(
+    f: Function,
+    x: Any,
+    chunk_size: int | None = None,
+    sparsity: Literal["auto"] | Tensor | None = None,
+    strategy: Strategy | None = None,
+    progress: bool = False,
+    layout: torch.layout = torch.strided,
+) -> Any:
+    r"""The Hessian :math:`H = \nabla^2 f(x)`, as ``torch.func.hessian(f)(x)`` returns it.
+
+    The graph of the gradient is built once, and rows of H are pulled back through it in batches. With ``sparsity`` the
+    structurally orthogonal columns of H are computed together: as many Hessian-vector products as a star colouring of
+    the pattern has colours, one for a diagonal H, 2b + 1 for one of half bandwidth b
+    (:mod:`torchad_ext.sparsity` has the sources).
+
+    Args:
+        f: a function of one argument, ``x``, to a tensor without dimensions. It may capture tensors that require a
+            gradient. For a batch of points: ``torch.func.vmap(lambda x: hessian(f, x))(points)``.
+        x: a floating-point tensor, or a pytree of them (a tuple, a dict of parameters for
+            ``torch.func.functional_call``), which f takes as a whole.
+        chunk_size: how many rows are computed at once. That many times the memory of one backward pass is needed,
+            besides the result. By default some millions of elements; 1 computes them one by one without ``vmap``,
+            which is the way for functions that ``vmap`` does not batch.
+        sparsity: ``"auto"`` finds the pattern of H by :func:`hessian_sparsity`. A bool tensor ``[n, n]``, dense or
+            sparse, n being the number of elements of ``x``, is taken as the pattern; its transpose and the diagonal
+            are added. ``x`` is one tensor then, outside of transforms. While compiling it is not read.
+        strategy: ``"reverse-over-reverse"``, the default: a pullback of the gradient a row.
+            ``"forward-over-reverse"``: a pushforward of the gradient a column, which keeps less in memory and needs
+            forward-mode formulas.
+        progress: show a progress bar.
+        layout: ``torch.strided``, or with ``sparsity`` ``torch.sparse_coo``.
+
+    Returns:
+        For x of shape ``[*n]`` a tensor ``[*n, *n]``; for a pytree its structure, each leaf being of that structure
+        again. With ``layout=torch.sparse_coo`` a coalesced tensor ``[n, n]``. Differentiable again, in ``x`` and in
+        what f captures; zeros where f does not depend on ``x``.
+
+    Raises:
+        TypeError: ``x`` or the value of f holds something else than floating-point tensors.
+        ValueError: f has a value with dimensions, or an option is not one of the above.
+        RuntimeError: f is not twice differentiable.
+        SparsityError: the pattern lacks entries, as one random Hessian-vector product shows.
+
+    Example:
+        >>> x = torch.tensor([1.0, 2.0, 3.0])
+        >>> hessian(lambda x: (x[1:] * x[:-1] ** 2).sum(), x)
+        tensor([[4., 2., 0.],
+                [2., 6., 4.],
+                [0., 4., 0.]])
+        >>> hessian(lambda x: x.pow(3).sum(), x, sparsity="auto", layout=torch.sparse_coo).values()
+        tensor([ 6., 12., 18.])
+    """
+    at = _Point("hessian", x)
+    _check_chunk(at, chunk_size)
+    _check_choice(at, strategy, _STRATEGIES)
+    if layout not in (torch.strided, torch.sparse_coo) or (layout is torch.sparse_coo and sparsity is None):
+        raise ValueError(
+            f"torchad_ext.hessian: got layout={layout} and sparsity={sparsity}; layout is torch.strided, or "
+            "torch.sparse_coo with a sparsity"
+        )
+    if sparsity is not None and not torch.compiler.is_compiling():
+        return _by_colours(at, f, sparsity, chunk_size, strategy, progress, layout)
+    if strategy == "forward-over-reverse":
+        return _by_columns(at, _gradient_function(f, at), chunk_size, progress)
+    gradient = _gradient(f, at)
+    return gradient.blocks(gradient.rows(chunk_size, progress))
+
+
+def hessian_diagonal(
+    f: Function, x: Any, batched: bool = False, chunk_size: int | None = None, progress: bool = False
+) -> Any:
+    r"""The diagonal :math:`\partial^2 f / \partial x_i^2` of the Hessian, without keeping the Hessian.
+
+    Without ``batched`` it costs a Hessian-vector product for each element of ``x``. With it, f is a function of many
+    points at once: the Hessian of :math:`\sum_b f_b` has a block for each point, so that one product for all of them
+    gives a coordinate of the diagonal.
+
+    Args:
+        f: a function of one argument, ``x``, to a tensor without dimensions; with ``batched`` to ``[batch]``, each
+            value of which depends on its own row of ``x`` only.
+        x: a floating-point tensor, or a pytree of them, which f takes as a whole; with ``batched`` a tensor
+            ``[batch, *d]``.
+        batched: f maps a batch of points to their values.
+        chunk_size: how many products are computed at once; 1 computes them one by one without ``vmap``.
+        progress: show a progress bar.
+
+    Returns:
+        The diagonal, of the structure, shapes and dtypes of ``x``. Differentiable again; zeros where f does not depend
+        on ``x``.
+
+    Raises:
+        TypeError: ``x`` or the value of f holds something else than floating-point tensors.
+        ValueError: f has a value of another shape, ``chunk_size`` is not positive, or with ``batched`` a value of f
+            depends on other rows than its own, as one random pullback shows.
+        RuntimeError: f is not twice differentiable.
+
+    Example:
+        >>> hessian_diagonal(lambda x: x[0] ** 2 * x[1] ** 3, torch.tensor([1.0, 2.0]))
+        tensor([16., 12.])
+        >>> points = torch.tensor([[1.0, 2.0], [0.0, 1.0]])
+        >>> hessian_diagonal(lambda x: x[:, 0] ** 2 * x[:, 1] ** 3, points, batched=True)
+        tensor([[16., 12.],
+                [ 2.,  0.]])
+    """
+    at = _Point("hessian_diagonal", x)
+    _check_chunk(at, chunk_size)
+    if batched:
+        return _diagonal_of_batch(at, f, chunk_size, progress)
+    gradient = _gradient(f, at)
+    parts = [[leaf.new_zeros(0)] for leaf in at.leaves]
+    for start, rows in gradient.chunks(chunk_size, progress):
+        for part, row, leaf, offset in zip(parts, rows, at.leaves, at.offsets, strict=True):
+            part.append(row.reshape(len(row), leaf.numel()).diagonal(start - offset).clone())
+    return at.unflatten([torch.cat(part).view_as(leaf) for part, leaf in zip(parts, at.leaves, strict=True)])
+
+
+def _diagonal_of_batch(at: _Point, f: Function, chunk_size: int | None, progress: bool) -> Tensor:
+    x = at.single("batched=True")
+    if not x.dim():
+        raise ValueError("torchad_ext.hessian_diagonal with batched=True takes x [batch, *d]; got x []")
+
+    def total(points: Tensor) -> Tensor:
+        y = f(points)
+        if not isinstance(y, Tensor) or y.shape != x.shape[:1]:
+            got = f"shape {list(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+            raise ValueError(
+                f"torchad_ext.hessian_diagonal with batched=True takes f with a value for each of the {len(x)} points "
+                f"in x {list(x.shape)}, of shape [{len(x)}]; got {got}"
+            )
+        return y.sum()
+
+    gradient = _gradient(total, at)
+    if not _transformed():
+        _check_rows(f, x, gradient.outputs[0])
+    d = x[:1].numel()
+    basis = torch.eye(d, dtype=x.dtype, device=x.device)
+    parts = []
+    rows = chunk_size or max(1, _ELEMENTS // max(1, x.numel()))
+    for start in _track(range(0, d, rows), at, progress):
+        seeds = basis[start : start + rows].reshape(-1, 1, *x.shape[1:])
+        (products,) = gradient.pull_rows([seeds.expand(len(seeds), *x.shape)])
+        parts.append(products.reshape(len(seeds), len(x), d).diagonal(start, 0, 2).clone())
+    return torch.cat(parts, -1).view_as(x) if parts else torch.zeros_like(x)
+
+
+def _check_rows(f: Function, x: Tensor, gradient: Tensor) -> None:
+    """Raises unless the pullback of random r is r_b times the gradient of f_b, as for values of their own rows."""
+    generator = torch.Generator(x.device).manual_seed(0)
+    r = torch.rand(len(x), generator=generator, dtype=x.dtype, device=x.device) + 0.5
+    with torch.enable_grad():
+        points = x.detach().requires_grad_()
+        y = f(points)
+        (mixed,) = torch.autograd.grad(y, points, r, allow_unused=True) if y.requires_grad else (None,)
+    expected = r.view(-1, *[1] * (x.dim() - 1)) * gradient.detach()
+    if mixed is not None and x.numel() and _differ(mixed, expected, expected.abs().max()):
+        raise ValueError(
+            "torchad_ext.hessian_diagonal with batched=True: a value of f depends on other rows of x than its own "
+            "(a random pullback of f differs from that of independent rows); give batched=False and a sum of them"
+        )
+
+
+def _differ(result: Tensor, expected: Tensor, scale: Tensor) -> bool:
+    """By more than rounding? nan is no difference."""
+    tolerance = torch.finfo(result.dtype).eps ** 0.5 * torch.maximum(scale, result.abs().max())
+    return bool(((result - expected).abs() > tolerance).any())
+
+
+class _Point:
+    """Where a function is differentiated: the leaves of x, checked, and their places in one vector."""
+
+    def __init__(self, name: str, x: Any) -> None:
+        self.name = name
+        self.leaves: list[Tensor]
+        self.leaves, self.spec = tree_flatten(x)
+        if not self.leaves:
+            raise TypeError(f"torchad_ext.{name} takes a tensor or a pytree of tensors for x; got {x!r}")
+        for leaf in self.leaves:
+            _check_floating(name, "x", leaf)
+        self.offsets = _offsets(self.leaves)
+        self.size = sum(leaf.numel() for leaf in self.leaves)
+
+    def unflatten(self, leaves: Iterable[Any]) -> Any:
+        return tree_unflatten(list(leaves), self.spec)
+
+    def single(self, option: str) -> Tensor:
+        """x, which has to be one tensor."""
+        if not isinstance(self.unflatten(self.leaves), Tensor):
+            raise ValueError(f"torchad_ext.{self.name} with {option} takes one tensor for x; got a pytree of tensors")
+        return self.leaves[0]
+
+    def like(self, v: Any, argument: str) -> list[Tensor]:
+        """The leaves of v, which has to fit x."""
+        leaves, spec = tree_flatten(v)
+        if spec != self.spec:
+            raise ValueError(f"torchad_ext.{self.name} takes {argument} of the structure of x, {self.spec}; got {spec}")
+        for given, leaf in zip(leaves, self.leaves, strict=True):
+            _check_floating(self.name, argument, given)
+            if (given.shape, given.dtype, given.device) != (leaf.shape, leaf.dtype, leaf.device):
+                raise ValueError(
+                    f"torchad_ext.{self.name} takes {argument} of the shape, dtype and device of x, "
+                    f"{list(leaf.shape)} {leaf.dtype} {leaf.device}; got {list(given.shape)} {given.dtype} "
+                    f"{given.device}"
+                )
+        return leaves
+
+
+def _offsets(leaves: Tensors) -> list[int]:
+    return list(itertools.accumulate((leaf.numel() for leaf in leaves), initial=0))[:-1]
+
+
+def _check_floating(name: str, what: str, leaf: Any) -> None:
+    if not isinstance(leaf, Tensor):
+        raise TypeError(f"torchad_ext.{name} takes tensors for {what}; got {type(leaf).__name__}")
+    if not leaf.is_floating_point():
+        remedy = "torch.view_as_real" if leaf.is_complex() else "x.double()"
+        raise TypeError(f"torchad_ext.{name} takes floating-point tensors for {what}; got {leaf.dtype}, see {remedy}")
+
+
+def _check_choice(at: _Point, given: str | None, known: Sequence[str]) -> None:
+    if given is not None and given not in known:
+        raise ValueError(f"torchad_ext.{at.name}: got strategy={given!r}; choose one of {', '.join(map(repr, known))}")
+
+
+def _check_chunk(at: _Point, chunk_size: int | None) -> None:
+    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+        raise ValueError(f"torchad_ext.{at.name}: got chunk_size={chunk_size!r}; give a positive int, or None")
+
+
+def _transformed() -> bool:
+    """Is a transform, forward mode or a compiler at work, which ``torch.autograd.grad`` would not fit into?"""
+    return (
+        torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    )
+
+
+class _Pullback:
+    """v -> v^T J of a function at a point.
+
+    Attributes:
+        outputs: the leaves of the function's value.
+        pull: a cotangent for each output to a gradient for each leaf of x.
+        pull_rows: the same for a batch, which is the first dimension of cotangents and gradients.
+        final: are the gradients without derivatives of their own?
+    """
+
+    def __init__(
+        self,
+        at: _Point,
+        spec: TreeSpec,
+        outputs: Tensors,
+        pull: Callable[[Tensors], Tensors],
+        pull_rows: Callable[[Tensors], Tensors],
+        final: bool,
+    ) -> None:
+        self.at, self.spec, self.outputs, self.final = at, spec, outputs, final
+        self.size = sum(output.numel() for output in outputs)
+        self._pull, self._pull_rows = pull, pull_rows
+
+    def pull(self, cotangents: Tensors) -> Tensors:
+        with _explained(self.at.name):
+            return self._pull(cotangents)
+
+    def pull_rows(self, cotangents: Tensors) -> Tensors:
+        with _explained(self.at.name):
+            if len(cotangents[0]) == 1:
+                return [row.unsqueeze(0) for row in self._pull([c[0] for c in cotangents])]
+            return self._pull_rows(cotangents)
+
+    def chunks(self, chunk_size: int | None, progress: bool) -> Iterator[tuple[int, Tensors]]:
+        """The rows of J in batches: the number of the first, and for each leaf of x ``[rows, *leaf]``."""
+        if self.final and len(self.outputs) == 1 and self.size >= _UNIT_ROWS and chunk_size != 1:
+            (y,) = self.outputs
+            for start, count in _batches(self.size, self.at, chunk_size, progress):
+                units = UnitRows(y.shape, y.new_ones(count), start)
+                with _explained(self.at.name):
+                    yield start, dense_rows(self._pull([units]), count)
+            return
+        for start, seeds in _bases(self.outputs, self.at, chunk_size, progress):
+            yield start, self.pull_rows(seeds)
+
+    def rows(self, chunk_size: int | None, progress: bool) -> list[Tensor]:
+        """J: for each leaf of x a tensor ``[size, *leaf]``."""
+        return _joined(self.chunks(chunk_size, progress), self.size, self.at.leaves)
+
+    def blocks(self, rows: Tensors) -> Any:
+        """J in the structure of the value, each leaf of it in that of x."""
+        return tree_unflatten(
+            [
+                self.at.unflatten(row[o : o + y.numel()].view((*y.shape, *row.shape[1:])) for row in rows)
+                for o, y in zip(_offsets(self.outputs), self.outputs, strict=True)
+            ],
+            self.spec,
+        )
+
+
+def _value(f: Function, at: _Point) -> _Pullback:
+    """The pullback of f."""
+    spec: TreeSpec | None = None
+
+    def function(*leaves: Tensor) -> tuple[Tensor, ...]:
+        nonlocal spec
+        values, spec = tree_flatten(f(at.unflatten(leaves)))
+        for value in values:
+            _check_floating(at.name, "the value of f", value)
+        return tuple(values)
+
+    linearized = _linearized(function, at)
+    assert spec is not None
+    return _Pullback(at, spec, *linearized)
+
+
+def _gradient(f: Function, at: _Point) -> _Pullback:
+    """The pullback of the gradient of f."""
+    return _Pullback(at, at.spec, *_linearized(_scalar(f, at), at, gradient=True))
+
+
+def _scalar(f: Function, at: _Point) -> Callable[..., Tensor]:
+    """f of the leaves of x, its value checked."""
+
+    def function(*leaves: Tensor) -> Tensor:
+        y: Tensor = f(at.unflatten(leaves))
+        _check_floating(at.name, "the value of f", y)
+        if y.dim():
+            raise ValueError(
+                f"torchad_ext.{at.name} takes f with a value without dimensions; got shape {list(y.shape)}. Sum it, or "
+                f"for a batch of points write torch.func.vmap(lambda x: torchad_ext.{at.name}(f, x))(points)"
+            )
+        return y
+
+    return function
+
+
+def _linearized(
+    function: Callable[..., Any], at: _Point, gradient: bool = False
+) -> tuple[Tensors, Callable[[Tensors], Tensors], Callable[[Tensors], Tensors], bool]:
+    """The value of a function, or its gradient, and what else a _Pullback is made of."""
+    if _transformed():
+        if gradient:
+            function = torch.func.grad(function, tuple(range(len(at.leaves))))
+        outputs, vjp, *_ = torch.func.vjp(function, *at.leaves)
+        return outputs, lambda cotangents: vjp(tuple(cotangents)), lambda rows: torch.func.vmap(vjp)(tuple(rows)), False
+
+    wanted = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # An alias: what f captures of x itself is a constant.
+        inputs = [x.view_as(x) if wanted and x.requires_grad else x.detach().requires_grad_() for x in at.leaves]
+        outputs = function(*inputs)
+        own = list(inputs)
+        if gradient:
+            own.append(_checking_cotangent(at.name, outputs))
+            with _explained(at.name):
+                outputs = _grad([outputs], inputs, own[-1:], create_graph=True)
+    create_graph = wanted and _depends_on_others(outputs, own)
+
+    def pull(cotangents: Tensors) -> Tensors:
+        return _grad(outputs, inputs, cotangents, create_graph=create_graph)
+
+    def pull_rows(cotangents: Tensors) -> Tensors:
+        return _grad(outputs, inputs, cotangents, create_graph=create_graph, is_grads_batched=True)
+
+    return outputs, pull, pull_rows, not create_graph
+
+
+def _grad(
+    outputs: Tensors, inputs: Tensors, cotangents: Sequence[Tensor | None], create_graph: bool, **options: Any
+) -> Tensors:
+    """``torch.autograd.grad`` with zeros where there is no dependence."""
+    given = [(y, c) for y, c in zip(outputs, cotangents, strict=True) if y.requires_grad]
+    gradients: Sequence[Tensor | None] = [None] * len(inputs)
+    if given:
+        ys, cs = zip(*given, strict=True)
+        gradients = torch.autograd.grad(
+            ys, inputs, cs, retain_graph=True, create_graph=create_graph, allow_unused=True, **options
+        )
+    batch = cotangents[0].shape[:1] if options and cotangents[0] is not None else ()
+    return [x.new_zeros((*batch, *x.shape)) if g is None else g for g, x in zip(gradients, inputs, strict=True)]
+
+
+def _checking_cotangent(name: str, y: Tensor) -> Tensor:
+    """The cotangent 1 of y. Where f has an ``autograd.Function`` it requires a gradient, and so does what a backward
+    makes of it that is differentiable: of another one the Hessian would silently lack terms."""
+
+    def check(gradients: Sequence[Tensor | None], cotangents: Sequence[Tensor | None]) -> None:
+        if not any(c is not None and c.requires_grad for c in cotangents):
+            return
+        for g in gradients:
+            if g is not None and (g.grad_fn.name() == "torch::autograd::Error" if g.grad_fn else g.any()):
+                raise RuntimeError(
+                    f"torchad_ext.{name}: f is not differentiable often enough: the backward of an autograd.Function "
+                    "is marked once_differentiable or gives a gradient without a graph; write it in differentiable "
+                    "operations"
+                )
+
+    functions = [node for node in _nodes([y]) if isinstance(node, BackwardCFunction)]
+    for node in functions:
+        node.register_hook(check)
+    return torch.ones_like(y).requires_grad_(bool(functions))
+
+
+def _nodes(outputs: Tensors) -> Iterator[Any]:
+    """The nodes of a graph."""
+    found: set[Any] = {y.grad_fn for y in outputs if y.grad_fn is not None}
+    waiting = list(found)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        new = {child for child, _ in node.next_functions if child is not None} - found
+        found |= new
+        waiting.extend(new)
+
+
+def _depends_on_others(outputs: Tensors, inputs: Tensors) -> bool:
+    """Does the graph of the outputs lead to another leaf than the inputs? Then there are derivatives left to take."""
+    own = {id(x) for x in inputs}
+    leaves = (getattr(node, "variable", None) for node in _nodes(outputs))
+    return not all(x.is_leaf for x in inputs) or any(x is not None and id(x) not in own for x in leaves)
+
+
+def _bases(leaves: Tensors, at: _Point, chunk_size: int | None, progress: bool) -> Iterator[tuple[int, list[Tensor]]]:
+    """The unit vectors of the space of some leaves in batches: the number of the first, and for each leaf
+    ``[rows, *leaf]``."""
+    for start, count in _batches(sum(leaf.numel() for leaf in leaves), at, chunk_size, progress):
+        units = [leaf.new_zeros(count, leaf.numel()) for leaf in leaves]
+        for unit, offset in zip(units, _offsets(leaves), strict=True):
+            unit.diagonal(start - offset).fill_(1)
+        yield start, [unit.view(count, *leaf.shape) for unit, leaf in zip(units, leaves, strict=True)]
+
+
+def _batches(size: int, at: _Point, chunk_size: int | None, progress: bool) -> Iterator[tuple[int, int]]:
+    """The number of the first row of each batch, and how many it has."""
+    rows = chunk_size or max(1, _ELEMENTS // max(1, size, at.size))
+    for start in _track(range(0, size, rows), at, progress):
+        yield start, min(rows, size - start)
+
+
+def _track(batches: range, at: _Point, progress: bool) -> Iterable[int]:
+    if not progress:
+        return batches
+    from rich.progress import track
+
+    return track(batches, description=at.name)
+
+
+def _joined(chunks: Iterable[tuple[int, Tensors]], size: int, leaves: Tensors) -> list[Tensor]:
+    """The chunks as one tensor ``[size, *leaf]`` for each leaf, written in place where that loses no derivative."""
+    results: list[Tensor] = []
+    parts: list[Tensors] = []
+    for start, rows in chunks:
+        if len(rows[0]) == size:
+            return list(rows)
+        if _transformed() or any(row.requires_grad for row in rows):
+            parts.append(rows)
+            continue
+        if not results:
+            results = [row.new_empty(size, *row.shape[1:]) for row in rows]
+        for result, row in zip(results, rows, strict=True):
+            result[start : start + len(row)] = row
+    if parts:
+        return [torch.cat(part) for part in zip(*parts, strict=True)]
+    return results or [leaf.new_zeros(size, *leaf.shape) for leaf in leaves]
+
+
+def _gradient_function(f: Function, at: _Point) -> Function:
+    """The gradient of f as a function of x."""
+    gradient = torch.func.grad(_scalar(f, at), tuple(range(len(at.leaves))))
+    return lambda x: at.unflatten(gradient(*tree_flatten(x)[0]))
+
+
+def _by_columns(at: _Point, function: Function, chunk_size: int | None, progress: bool) -> Any:
+    """The Jacobian of a function, in forward mode."""
+    spec: TreeSpec | None = None
+
+    def of_leaves(*leaves: Tensor) -> tuple[Tensor, ...]:
+        nonlocal spec
+        values, spec = tree_flatten(function(at.unflatten(leaves)))
+        for value in values:
+            _check_floating(at.name, "the value of f", value)
+        return tuple(values)
+
+    def push(*tangents: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.func.jvp(of_leaves, tuple(at.leaves), tangents)[1])
+
+    def chunks() -> Iterator[tuple[int, Tensors]]:
+        for start, units in _bases(at.leaves, at, chunk_size, progress):
+            with _explained(at.name):
+                if len(units[0]) == 1:
+                    yield start, [column.unsqueeze(0) for column in push(*(u[0] for u in units))]
+                else:
+                    yield start, torch.func.vmap(push)(*units)
+
+    columns = _joined(chunks(), at.size, [] if at.size else of_leaves(*at.leaves))
+    assert spec is not None
+    return tree_unflatten(
+        [
+            at.unflatten(
+                column[o : o + x.numel()].movedim(0, -1).reshape((*column.shape[1:], *x.shape))
+                for o, x in zip(at.offsets, at.leaves, strict=True)
+            )
+            for column in columns
+        ],
+        spec,
+    )
+
+
+def _by_colours(
+    at: _Point,
+    f: Function,
+    sparsity: Any,
+    chunk_size: int | None,
+    strategy: str | None,
+    progress: bool,
+    layout: torch.layout,
+) -> Tensor:
+    """The Hessian from one product for each colour of its pattern, and one that checks it."""
+    x = at.single("sparsity")
+    if _transformed():
+        raise ValueError(
+            "torchad_ext.hessian with sparsity finds a pattern and checks it, which a transform of torch.func cannot "
+            "trace; leave sparsity out there"
+        )
+    pattern = hessian_sparsity(f, x) if isinstance(sparsity, str) and sparsity == "auto" else sparsity
+    colouring = _sparsity.colour(pattern, x)
+    generator = torch.Generator(x.device).manual_seed(0)
+    check = torch.randn(1, x.numel(), generator=generator, dtype=x.dtype, device=x.device)
+    seeds = torch.cat([colouring.seeds(x.dtype), check])
+    seeds = seeds.view(len(seeds), *x.shape)
+    size = x.new_zeros(())
+
+    def recorded(x: Tensor) -> Tensor:
+        y: Tensor = f(x)
+        if isinstance(y, Tensor) and not torch._C._are_functorch_transforms_active():
+            size.copy_(y.detach().abs().sum())
+        return y
+
+    rows = chunk_size or max(1, _ELEMENTS // max(1, x.numel()))
+
+    if strategy == "forward-over-reverse":
+        gradient_function = _gradient_function(f, at)
+
+        def push(v: Tensor) -> Tensor:
+            product: Tensor = torch.func.jvp(gradient_function, (x,), (v,))[1]
+            return product
+
+        push_rows = torch.func.vmap(push)
+    else:
+        gradient = _gradient(recorded, at)
+
+        def push_rows(v: Tensor) -> Tensor:
+            return gradient.pull_rows([v])[0]
+
+    with _explained(at.name):
+        batches = [push_rows(seeds[start : start + rows]) for start in _track(range(0, len(seeds), rows), at, progress)]
+    products = torch.cat(batches).view(len(seeds), x.numel())
+    values = colouring.recover(products[:-1])
+    colouring.check(values, check[0], products[-1], size)
+    return colouring.matrix(values, x.shape, layout)
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Says of an error of autograd what it means for the user of ``name``."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if "once_differentiable" in text or ("derivative for" in text and "not implemented" in text):
+            remedy = ""
+            if "scaled_dot_product" in text:
+                remedy = "; run f under torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)"
+            raise RuntimeError(f"torchad_ext.{name}: f is not differentiable often enough: {text}{remedy}") from error
+        if any(sign in text for sign in ("vmap", "atching rule", "storage")):
+            raise RuntimeError(
+                f"torchad_ext.{name}: f has a derivative that cannot be computed for a batch of rows; give "
+                f"chunk_size=1 to compute rows one by one. {text}"
+            ) from error
+        raise

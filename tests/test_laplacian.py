@@ -385,6 +385,12 @@ class TestCoefficients:
         C = coefficients(kind, x)
         assert_close(laplacian(f, x, C), traces(f, x, C))
 
+    @pytest.mark.parametrize("name", ["bmm", "einsum", "pow", "attention"])
+    def test_of_products(self, name: str, device: str) -> None:
+        x = points(device)
+        C = coefficients("indefinite of each point", x)
+        assert_close(laplacian(RULES[name], x, C), traces(RULES[name], x, C))
+
     def test_some_coordinates_cost_as_many_directions(self, device: str) -> None:
         x, seen = points(device), []
 
@@ -470,8 +476,20 @@ def written(x: Tensor) -> Tensor:
 
 def in_place(x: Tensor) -> Tensor:
     y = x.sin()
+    same = y
     y += x.cos()
-    return y.mul_(x)
+    return same * x
+
+
+@torch.library.custom_op("test_laplacian::sin", mutates_args=())
+def cube(x: Tensor) -> Tensor:
+    return x**3
+
+
+cube.register_autograd(
+    lambda ctx, g: 3 * ctx.saved_tensors[0] ** 2 * g,
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+)
 
 
 def inner_gradient(x: Tensor) -> Tensor:
@@ -492,6 +510,9 @@ FALLBACKS: dict[str, tuple[Function, str]] = {
     "max": (lambda x: x.sin().max(-1)[0] * x.sum(-1), "max"),
     "solve": (lambda x: torch.linalg.solve(torch.eye(3).to(x) * (2 + x.cos()[:, :, None]), x.sin()), "solve"),
     "in place": (in_place, "in place"),
+    "method in place": (lambda x: x.sin().mul_(x), "in place"),
+    "custom operator": (lambda x: torch.ops.test_laplacian.sin(x.sin()), "sin"),
+    "complex": (lambda x: (x + 1j * x.sin()).abs(), "abs"),
     "setitem": (written, "setitem"),
     "Function": (Cube.apply, "autograd.Function"),
     "no_grad": (constant_without_grad, "no_grad"),

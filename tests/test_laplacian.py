@@ -28,7 +28,8 @@ pytestmark = pytest.mark.filterwarnings("error:torchad_ext.laplacian")
 
 
 @pytest.fixture(autouse=True)
-def _nothing_was_said() -> None:
+def _nothing_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHAD_EXT_STRICT", raising=False)
     _warned.clear()
 
 
@@ -211,6 +212,7 @@ RULES: dict[str, Function] = {
     ).flatten(1),
     "conv": lambda x: F.conv1d(x.sin()[:, None], W.to(x)[:, None], V.to(x), padding=1).square().flatten(1),
     "pointwise": lambda x: SEVERAL(x.sin(), x.cos())[0] * SEVERAL(x, x)[1],
+    "as another": lambda x: V.to(x, non_blocking=True) * x.sin().view_as(x) + x.cos().type_as(x),
     "detach": lambda x: x.sin() * x.detach() + x.sin().data,
     "constant": lambda x: torch.ones_like(x) + x.sign(),
     "linear": lambda x: F.linear(x, W.to(x), V.to(x)),

@@ -34,7 +34,7 @@ from .elementwise import Elementwise
 from .pointwise import _SCALAR, _TENSOR, Pointwise, _kind
 from .quadratic_form import _sum
 from .quadratic_form import definition as _quadratic_form
-from .trace import _IN_PLACE, FUNCTIONS, TraceError, _name, evaluate, trace
+from .trace import FUNCTIONS, TraceError, _name, evaluate, trace
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 Tangents = tuple[torch.Tensor, ...]
@@ -143,7 +143,7 @@ class _Sweep:
             return func(*tree_map(self.value, args), **tree_map(self.value, kwargs))
         if name in _HIDDEN:
             raise _Unseen(name)
-        if name.endswith("_") or spoken in _IN_PLACE or kwargs.get("inplace") or kwargs.get("out") is not None:
+        if name.endswith("_") or kwargs.get("inplace") or kwargs.get("out") is not None:
             raise _Unseen(f"{name}, which changes a tensor in place")
         if not _is_of_torch(func):
             return self.differentiated(func, args, kwargs)
@@ -362,12 +362,11 @@ def _scaled(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
 
 def _of_first(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     """Linear in the first argument; the others say what to do with it, as in x.view_as(other)."""
-    first, *others = args or (NotImplemented,)
-    if not sweep.owns(first):
-        return (
-            NotImplemented if any(True for _ in _swept(first)) or not args else func(first, *map(sweep.value, others))
-        )
-    return sweep.linear(func, (first, *map(sweep.value, others)), kwargs)
+    if not args or isinstance(args[0], (list, tuple)):
+        return NotImplemented
+    first, others = args[0], [sweep.value(x) for x in args[1:]]
+    options = {key: sweep.value(x) for key, x in kwargs.items()}
+    return sweep.linear(func, (first, *others), options) if sweep.owns(first) else func(first, *others, **options)
 
 
 def _combined(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:

@@ -28,7 +28,8 @@ pytestmark = pytest.mark.filterwarnings("error:torchad_ext.laplacian")
 
 
 @pytest.fixture(autouse=True)
-def _nothing_was_said() -> None:
+def _nothing_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHAD_EXT_STRICT", raising=False)
     _warned.clear()
 
 
@@ -211,6 +212,7 @@ RULES: dict[str, Function] = {
     ).flatten(1),
     "conv": lambda x: F.conv1d(x.sin()[:, None], W.to(x)[:, None], V.to(x), padding=1).square().flatten(1),
     "pointwise": lambda x: SEVERAL(x.sin(), x.cos())[0] * SEVERAL(x, x)[1],
+    "as another": lambda x: V.to(x, non_blocking=True) * x.sin().view_as(x) + x.cos().type_as(x),
     "detach": lambda x: x.sin() * x.detach() + x.sin().data,
     "constant": lambda x: torch.ones_like(x) + x.sign(),
     "linear": lambda x: F.linear(x, W.to(x), V.to(x)),
@@ -385,6 +387,12 @@ class TestCoefficients:
         C = coefficients(kind, x)
         assert_close(laplacian(f, x, C), traces(f, x, C))
 
+    @pytest.mark.parametrize("name", ["bmm", "einsum", "pow", "attention"])
+    def test_of_products(self, name: str, device: str) -> None:
+        x = points(device)
+        C = coefficients("indefinite of each point", x)
+        assert_close(laplacian(RULES[name], x, C), traces(RULES[name], x, C))
+
     def test_some_coordinates_cost_as_many_directions(self, device: str) -> None:
         x, seen = points(device), []
 
@@ -470,8 +478,20 @@ def written(x: Tensor) -> Tensor:
 
 def in_place(x: Tensor) -> Tensor:
     y = x.sin()
+    same = y
     y += x.cos()
-    return y.mul_(x)
+    return same * x
+
+
+@torch.library.custom_op("test_laplacian::sin", mutates_args=())
+def cube(x: Tensor) -> Tensor:
+    return x**3
+
+
+cube.register_autograd(
+    lambda ctx, g: 3 * ctx.saved_tensors[0] ** 2 * g,
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+)
 
 
 def inner_gradient(x: Tensor) -> Tensor:
@@ -492,6 +512,9 @@ FALLBACKS: dict[str, tuple[Function, str]] = {
     "max": (lambda x: x.sin().max(-1)[0] * x.sum(-1), "max"),
     "solve": (lambda x: torch.linalg.solve(torch.eye(3).to(x) * (2 + x.cos()[:, :, None]), x.sin()), "solve"),
     "in place": (in_place, "in place"),
+    "method in place": (lambda x: x.sin().mul_(x), "in place"),
+    "custom operator": (lambda x: torch.ops.test_laplacian.sin(x.sin()), "sin"),
+    "complex": (lambda x: (x + 1j * x.sin()).abs(), "abs"),
     "setitem": (written, "setitem"),
     "Function": (Cube.apply, "autograd.Function"),
     "no_grad": (constant_without_grad, "no_grad"),

@@ -141,8 +141,12 @@ class _Sweep:
             if len(args) == 1 and not kwargs:
                 return func(args[0].value)
             return func(*tree_map(self.value, args), **tree_map(self.value, kwargs))
-        if name in _HIDDEN or name.endswith("_") or kwargs.get("inplace") or kwargs.get("out") is not None:
-            raise _Unseen(name if name in _HIDDEN else f"{name}, which changes a tensor in place")
+        if name in _HIDDEN:
+            raise _Unseen(name)
+        if name.endswith("_") or kwargs.get("inplace") or kwargs.get("out") is not None:
+            raise _Unseen(f"{name}, which changes a tensor in place")
+        if not _is_of_torch(func):
+            return self.differentiated(func, args, kwargs)
         elementwise = name in FUNCTIONS or isinstance(func, Pointwise)
         for rule in (_RULES.get(name), _unguarded, _elementwise if elementwise else None, _composed):
             result = NotImplemented if rule is None else rule(self, func, args, kwargs)
@@ -272,6 +276,13 @@ def _random_states(device: torch.device) -> list[torch.Tensor]:
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
+def _is_of_torch(func: Any) -> bool:
+    """Does its name say what it computes? Those of custom operators and of other libraries do not."""
+    module = getattr(func, "__module__", None) or "torch"
+    ours = isinstance(func, Pointwise) or module.partition(".")[0] in ("torch", "torchad_ext")
+    return ours and not module.startswith("torch._ops")
+
+
 def _has_derivative(x: Any) -> bool:
     return isinstance(x, torch.Tensor) and (x.is_floating_point() or x.is_complex())
 
@@ -327,6 +338,8 @@ def _elementwise(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
         member = _member(func, kinds, tuple(kwargs))
     xs = [x for x, kind in zip(arguments, kinds, strict=True) if kind is _TENSOR]
     values = list(map(sweep.value, xs))
+    if values[0].is_complex():  # a function of real numbers has rules
+        return NotImplemented
     if member is None or any(x.dtype != values[0].dtype or x.device != values[0].device for x in values[1:]):
         return NotImplemented
     numbers = tuple([float(x) for x, kind in zip(arguments, kinds, strict=True) if kind is _SCALAR])
@@ -349,12 +362,11 @@ def _scaled(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
 
 def _of_first(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     """Linear in the first argument; the others say what to do with it, as in x.view_as(other)."""
-    first, *others = args or (NotImplemented,)
-    if not sweep.owns(first):
-        return (
-            NotImplemented if any(True for _ in _swept(first)) or not args else func(first, *map(sweep.value, others))
-        )
-    return sweep.linear(func, (first, *map(sweep.value, others)), kwargs)
+    if not args or isinstance(args[0], (list, tuple)):
+        return NotImplemented
+    first, others = args[0], [sweep.value(x) for x in args[1:]]
+    options = {key: sweep.value(x) for key, x in kwargs.items()}
+    return sweep.linear(func, (first, *others), options) if sweep.owns(first) else func(first, *others, **options)
 
 
 def _combined(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
@@ -457,12 +469,13 @@ def _einsum(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
 _LINEAR = (
     "neg reshape reshape_as view view_as flatten unflatten squeeze unsqueeze transpose permute movedim moveaxis "
     "swapaxes swapdims T mT t H mH adjoint expand expand_as broadcast_to contiguous clone to type_as float double "
-    "half bfloat16 cpu cuda sum mean cumsum diff narrow select index_select gather take take_along_dim getitem split "
+    "half bfloat16 cpu cuda sum mean cumsum narrow select index_select gather take take_along_dim getitem split "
     "split_with_sizes chunk unbind tensor_split hsplit vsplit unsafe_split unsafe_chunk unfold roll flip fliplr "
-    "flipud rot90 tile repeat repeat_interleave diagonal diag diag_embed tril triu trace masked_select real imag "
-    "view_as_real view_as_complex pixel_shuffle pixel_unshuffle avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
-    "adaptive_avg_pool2d adaptive_avg_pool3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d "
-    "upsample_trilinear3d upsample_nearest1d upsample_nearest2d im2col col2im fft_fft fft_ifft fft_rfft fft_irfft"
+    "flipud rot90 tile repeat repeat_interleave diagonal diag diag_embed tril triu trace masked_select real imag conj "
+    "resolve_conj view_as_real view_as_complex pixel_shuffle pixel_unshuffle avg_pool1d avg_pool2d avg_pool3d "
+    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d upsample_linear1d upsample_bilinear2d "
+    "upsample_bicubic2d upsample_trilinear3d upsample_nearest1d upsample_nearest2d im2col col2im fft_fft fft_ifft "
+    "fft_rfft fft_irfft"
 ).split()
 _LINEAR_IN_ALL = (
     "cat concat concatenate stack hstack vstack dstack column_stack block_diag broadcast_tensors meshgrid index_add "

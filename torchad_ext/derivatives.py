@@ -29,7 +29,7 @@ Strategy = Literal["reverse-over-reverse", "forward-over-reverse"]
 
 _STRATEGIES = ("reverse-over-reverse", "forward-over-reverse")
 _MODES = ("reverse", "forward")
-_ELEMENTS = 2**22  # of a batch of rows, where no chunk_size is given
+_ELEMENTS = 2**21  # of a batch of rows, where no chunk_size is given
 _SWEPT = 2**20  # of a batch of tangents
 _UNIT_ROWS = 256  # rows from which on they are worth a dispatch in Python
 
@@ -686,14 +686,6 @@ def _by_colours(
     check = torch.randn(1, x.numel(), generator=generator, dtype=x.dtype, device=x.device)
     seeds = torch.cat([colouring.seeds(x.dtype), check])
     seeds = seeds.view(len(seeds), *x.shape)
-    size = x.new_zeros(())
-
-    def recorded(x: Tensor) -> Tensor:
-        y: Tensor = f(x)
-        if isinstance(y, Tensor) and not torch._C._are_functorch_transforms_active():
-            size.copy_(y.detach().abs().sum())
-        return y
-
     rows = chunk_size or max(1, _ELEMENTS // max(1, x.numel()))
 
     if strategy == "forward-over-reverse":
@@ -705,7 +697,7 @@ def _by_colours(
 
         push_rows = torch.func.vmap(push)
     else:
-        gradient = _gradient(recorded, at)
+        gradient = _gradient(f, at)
 
         def push_rows(v: Tensor) -> Tensor:
             return gradient.pull_rows([v])[0]
@@ -714,7 +706,8 @@ def _by_colours(
         batches = [push_rows(seeds[start : start + rows]) for start in _track(range(0, len(seeds), rows), at, progress)]
     products = torch.cat(batches).view(len(seeds), x.numel())
     values = colouring.recover(products[:-1])
-    colouring.check(values, check[0], products[-1], size)
+    with torch.no_grad():
+        colouring.check(values, check[0], products[-1], size=f(x).abs())
     return colouring.matrix(values, x.shape, layout)
 
 

@@ -695,15 +695,16 @@ def _by_colours(
             product: Tensor = torch.func.jvp(gradient_function, (x,), (v,))[1]
             return product
 
-        push_rows = torch.func.vmap(push)
+        def push_rows(v: Tensor) -> Tensor:
+            with _explained(at.name):
+                return torch.func.vmap(push)(v)
     else:
         gradient = _gradient(f, at)
 
         def push_rows(v: Tensor) -> Tensor:
             return gradient.pull_rows([v])[0]
 
-    with _explained(at.name):
-        batches = [push_rows(seeds[start : start + rows]) for start in _track(range(0, len(seeds), rows), at, progress)]
+    batches = [push_rows(seeds[start : start + rows]) for start in _track(range(0, len(seeds), rows), at, progress)]
     products = torch.cat(batches).view(len(seeds), x.numel())
     values = colouring.recover(products[:-1])
     with torch.no_grad():
@@ -713,7 +714,7 @@ def _by_colours(
 
 @contextlib.contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Says of an error of autograd what it means for the user of ``name``."""
+    """Says what an error of autograd means for the user of ``name``."""
     try:
         yield
     except RuntimeError as error:

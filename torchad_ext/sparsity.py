@@ -76,7 +76,7 @@ def _coo(keys: np.ndarray, n: int, device: torch.device) -> Tensor:
 
 
 class _Sets:
-    """A set of columns for each of ``len`` rows, as two arrays that are sorted by row and column."""
+    """A set of columns for each of ``size`` rows, as two arrays that are sorted by row and column."""
 
     def __init__(self, size: int, rows: np.ndarray, columns: np.ndarray) -> None:
         self.size, self.rows, self.columns = size, rows, columns

@@ -249,6 +249,21 @@ class TestManyRows:
             ad.jacobian(lambda x: f(x)[0].view(20, 15), x), torch.func.jacrev(lambda x: f(x)[0].view(20, 15))(x)
         )
 
+    def test_a_backward_that_broadcasts(self, device: str) -> None:
+        W = self.A[:2].to(device)
+
+        class Broadcast(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, x: Tensor) -> Tensor:
+                return x * W.sum(0)
+
+            @staticmethod
+            def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+                return (grad_output * W).sum(0)
+
+        x = sample(300, device=device)
+        assert_close(ad.jacobian(Broadcast.apply, x), torch.diag(W.sum(0)))
+
 
 class TestDifferentiableAgain:
     @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.autograd import gradcheck
@@ -60,6 +60,7 @@ def composed(chain: list[str]) -> Callable[[Tensor], Tensor]:
 
 
 @settings(max_examples=25, deadline=None)
+@example(chain=["normalised", "normalised"], strategy=STRATEGIES[1], chunk_size=None)  # zero, but for rounding
 @given(chain=chains, strategy=st.sampled_from([None, *STRATEGIES]), chunk_size=st.sampled_from([None, 1, 4]))
 def test_composed_functions(chain: list[str], strategy: Any, chunk_size: int | None) -> None:
     f, x, v = composed(chain), sample(6), sample(6).flip(0)
@@ -248,6 +249,21 @@ class TestManyRows:
             ad.jacobian(lambda x: f(x)[0].view(20, 15), x), torch.func.jacrev(lambda x: f(x)[0].view(20, 15))(x)
         )
 
+    def test_a_backward_that_broadcasts(self, device: str) -> None:
+        W = self.A[:2].to(device)
+
+        class Broadcast(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, x: Tensor) -> Tensor:
+                return x * W.sum(0)
+
+            @staticmethod
+            def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+                return (grad_output * W).sum(0)
+
+        x = sample(300, device=device)
+        assert_close(ad.jacobian(Broadcast.apply, x), torch.diag(W.sum(0)))
+
 
 class TestDifferentiableAgain:
     @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -290,6 +306,8 @@ class TestDifferentiableAgain:
         assert not ad.hvp(energy, x, x).requires_grad
         with torch.no_grad():
             assert not ad.hessian(energy, x.requires_grad_()).requires_grad
+            captured = sample(3, device=device).requires_grad_()
+            assert not ad.hessian(lambda x: (captured * x.exp()).sum(), x).requires_grad
 
 
 class TestTransforms:
@@ -333,6 +351,47 @@ class TestTransforms:
         assert_close(compiled(x), step(x))
 
 
+W, V = sample(4, 7), sample(7, 7).flip(0)
+# Of points [batch, 4].
+BATCHES: dict[str, Function] = {
+    "layers": lambda x: (x @ W.to(x)).sin().mm(V.to(x)).tanh().sum(1),
+    "ours": lambda x: ad.silu(ad.sin(x @ W.to(x)) @ V.to(x)) @ V[0].to(x),
+    "bias": lambda x: nn.functional.linear(x, W.T.to(x), V[0].to(x)).exp().sum(-1) - 2 * x[:, 0],
+    "products": lambda x: (x * x.sin() * (1 - x.exp()) / 3).sum(1),
+    "linear last": lambda x: x.square() @ W.to(x) @ V[0].to(x),
+    "linear": lambda x: x.sum(1),
+    "constant": lambda x: x.new_ones(len(x)),
+    "coordinates": lambda x: x[:, 0] * x[:, 1] + (x[:, 2] - x[:, 3]).sin(),
+    "residual": lambda x: ((x + x.sin()) + (x - x.cos())).square().sum(1),
+    "divided": lambda x: (1 / (2 + x.square())).sum(1),
+    "softmax": lambda x: x.softmax(1)[:, 0],
+    "in place": lambda x: x.sin().mul_(x).sum(1),
+    "stopped": lambda x: (x.detach() * x.pow(3)).sum(1),
+    "without gradients": lambda x: (constant(x) * x.pow(3)).sum(1),
+    "Function": lambda x: Halved.apply(x.pow(3)).sum(1),
+    "transposed": lambda x: x.T.exp().sum(0),
+    "points last": lambda x: x.T.contiguous().view(-1).exp().view(4, -1).sum(0),
+    "rounded": lambda x: x.float().double().sin().sum(1),
+}
+
+
+def constant(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return x.exp()
+
+
+class Halved(torch.autograd.Function):
+    """Has another derivative than its operations."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 1
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+        return grad_output / 2
+
+
 class TestDiagonalOfABatch:
     def network(self, device: str) -> nn.Module:
         return nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 1), nn.Flatten(0)).to(device, torch.float64)
@@ -348,6 +407,25 @@ class TestDiagonalOfABatch:
             torch.autograd.grad(result.square().sum(), parameters),
             torch.autograd.grad(expected.square().sum(), parameters),
         )
+
+    @pytest.mark.parametrize("name", BATCHES)
+    def test_without_a_graph(self, name: str, device: str) -> None:
+        f, points = BATCHES[name], sample(5, 4, device=device)
+        expected = torch.stack([ad.hessian(lambda x: f(x[None])[0], x) for x in points]).diagonal(dim1=1, dim2=2)
+        for chunk_size in (None, 1, 3):
+            assert_close(ad.hessian_diagonal(f, points, batched=True, chunk_size=chunk_size), expected)
+
+    def test_tangents_alone_suffice(self, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+        products = []
+        original = ad.derivatives._Pullback.pull_rows
+        monkeypatch.setattr(
+            ad.derivatives._Pullback, "pull_rows", lambda *args: (products.append(1), original(*args))[1]
+        )
+        points = sample(5, 4, device=device)
+        for name, known in (("layers", True), ("ours", True), ("products", True), ("softmax", False)):
+            products.clear()
+            ad.hessian_diagonal(BATCHES[name], points, batched=True)
+            assert bool(products) != known
 
     def test_points_of_several_dimensions(self, device: str) -> None:
         points = sample(3, 2, 2, device=device)

@@ -218,6 +218,12 @@ class TestHessian:
         result = ad.hessian(lambda x: x.sqrt().sum(), x, sparsity="auto")
         assert_close(result.diagonal(), torch.func.hessian(lambda x: x.sqrt().sum())(x).diagonal(), equal_nan=True)
 
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+    def test_a_hessian_of_rounding_errors_passes_the_check(self, dtype: torch.dtype, device: str) -> None:
+        x = sample(50, device=device, dtype=dtype)
+        result = ad.hessian(lambda x: (x.sin().square() + x.cos().square()).sum(), x, sparsity="auto")
+        assert result.abs().max() < 10 * torch.finfo(dtype).eps
+
     def test_empty(self) -> None:
         assert ad.hessian(lambda x: x.square().sum(), torch.zeros(0), sparsity="auto").shape == (0, 0)
 

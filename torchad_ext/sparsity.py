@@ -76,7 +76,7 @@ def _coo(keys: np.ndarray, n: int, device: torch.device) -> Tensor:
 
 
 class _Sets:
-    """A set of columns for each of ``len`` rows, as two arrays that are sorted by row and column."""
+    """A set of columns for each of ``size`` rows, as two arrays that are sorted by row and column."""
 
     def __init__(self, size: int, rows: np.ndarray, columns: np.ndarray) -> None:
         self.size, self.rows, self.columns = size, rows, columns
@@ -377,8 +377,9 @@ class Colouring:
         values, product = values.detach(), product.detach()
         terms = values * v[j]
         result, scale = (torch.zeros_like(v).index_add_(0, i, t) for t in (terms, terms.abs()))
-        eps = torch.finfo(v.dtype).eps
-        tolerance = eps**0.5 * torch.maximum(scale.max(), product.abs().max()) + 1e3 * eps * size
+        # f may round to less than its dtype midway.
+        tolerance = max(3e-4, torch.finfo(v.dtype).eps ** 0.5) * torch.maximum(scale, product.abs())
+        tolerance += 1e3 * torch.finfo(v.dtype).eps * (scale.max() + size)
         if ((result - product).abs() > tolerance).any():
             raise SparsityError(
                 f"torchad_ext.hessian: the Hessian has entries outside of the sparsity pattern of {len(i)} entries: "

@@ -79,7 +79,7 @@ def _check(x: Any, A: Any) -> None:
             )
     if x.is_nested or A.is_nested:
         return  # the definition checks what has no shape
-    if x.dtype == A.dtype and x.device == A.device and x.dim() and A.shape == 2 * x.shape[-1:]:
+    if x.dtype == A.dtype and x.device == A.device and x.dim() and A.dim() == 2 and A.shape == 2 * x.shape[-1:]:
         return
     shapes = f"got x {list(x.shape)} and A {list(A.shape)}"
     if x.dim() < 1 or A.dim() < 2:

@@ -106,7 +106,7 @@ def main() -> None:
     verdicts = [row["kept"] for part in ("rows", "training", "startup") for row in record[part] if "kept" in row]
     console.print(f"{sum(verdicts)} of {len(verdicts)} floors kept")
     if args.check:
-        fallen = fallen_below(record, RESULTS / f"{of_device}-{args.dtype}.json")
+        fallen = fallen_below(record, sorted(RESULTS.glob(f"{of_device}-*.json")))
         sys.exit(
             "\n".join(["failed, or fell below a floor that was kept:", *failed, *fallen]) if failed + fallen else 0
         )
@@ -116,14 +116,14 @@ def main() -> None:
     sys.exit("\n".join(["failed:", *failed]) if failed else 0)
 
 
-def fallen_below(record: Json, committed: Path) -> list[str]:
+def fallen_below(record: Json, committed: Sequence[Path]) -> list[str]:
     """The rows that miss a floor or a limit which the committed results keep."""
 
     def by_name(record: Json) -> dict[str, Json]:
         rows = (*record["rows"], *record.get("training", ()), *record["startup"])
         return {f"{row['name']} {row.get('size', '')}".strip(): row for row in rows}
 
-    before = by_name(json.loads(committed.read_text()))
+    before = {name: row for path in committed for name, row in by_name(json.loads(path.read_text())).items()}
     return [
         name
         for name, row in by_name(record).items()

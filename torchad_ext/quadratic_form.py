@@ -152,6 +152,10 @@ def _evaluate(x: torch.Tensor, A: torch.Tensor, product: bool) -> tuple[torch.Te
 def _value_and_product(x: torch.Tensor, A: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """q and s = (A + A^T) x, differentiable, for any x ``[..., n]`` and A ``[..., n, n]`` that broadcast."""
     if not _native(x, A):
+        if A.dim() == 2:
+            S = A + A.mT
+            s = torch.mv(S, x) if x.dim() == 1 else x @ S
+            return 0.5 * (x * s).sum(-1), s
         Ax = (A @ x.unsqueeze(-1)).squeeze(-1)
         return (x * Ax).sum(-1), Ax + (A.mT @ x.unsqueeze(-1)).squeeze(-1)
     return _native_value_and_product(x, A)

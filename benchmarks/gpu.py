@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -93,6 +94,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", help="cpu to try this out where there is no GPU")
     parser.add_argument("--quick", action="store_true", help="little of each: does everything run?")
     args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("no GPU: torch.cuda.is_available() is False; --device cpu tries this out without one")
     OUTPUT.mkdir(parents=True, exist_ok=True)
     console = Console()
     table = Table("step", "seconds", "", "its last line")

@@ -59,8 +59,7 @@ def hvp(f: Function, x: Any, v: Any) -> Any:
         >>> hvp(lambda x: x[0] ** 2 * x[1], x, v)
         tensor([4., 2.])
     """
-    at = _Point("hvp", x)
-    return at.unflatten(_gradient(f, at).pull(at.like(v, "v")))
+    return _hessian_product("hvp", f, x, v)
 
 
 def vhp(f: Function, x: Any, v: Any) -> Any:
@@ -84,7 +83,11 @@ def vhp(f: Function, x: Any, v: Any) -> Any:
         >>> vhp(lambda x: x[0] ** 2 * x[1], x, v)
         tensor([2., 0.])
     """
-    at = _Point("vhp", x)
+    return _hessian_product("vhp", f, x, v)
+
+
+def _hessian_product(name: str, f: Function, x: Any, v: Any) -> Any:
+    at = _Point(name, x)
     return at.unflatten(_gradient(f, at).pull(at.like(v, "v")))
 
 
@@ -322,7 +325,7 @@ def _check_rows(f: Function, x: Tensor, gradient: Tensor) -> None:
 
 
 def _differ(result: Tensor, expected: Tensor, scale: Tensor) -> bool:
-    """By more than rounding, to less than its dtype midway perhaps? nan is no difference."""
+    """Do they differ by more than rounding, which may be that of a smaller dtype midway? nan is no difference."""
     tolerance = max(3e-4, torch.finfo(result.dtype).eps ** 0.5) * torch.maximum(scale, result.abs().max())
     return bool(((result - expected).abs() > tolerance).any())
 
@@ -553,13 +556,13 @@ def _checking_cotangent(name: str, y: Tensor) -> Tensor:
                     "operations"
                 )
 
-    functions = [node for node in _nodes([y]) if isinstance(node, BackwardCFunction)]
+    functions = [node for node in graph_nodes([y]) if isinstance(node, BackwardCFunction)]
     for node in functions:
         node.register_hook(check)
     return torch.ones_like(y).requires_grad_(bool(functions))
 
 
-def _nodes(outputs: Tensors) -> Iterator[Any]:
+def graph_nodes(outputs: Tensors) -> Iterator[Any]:
     """The nodes of a graph."""
     found: set[Any] = {y.grad_fn for y in outputs if y.grad_fn is not None}
     waiting = list(found)
@@ -574,7 +577,7 @@ def _nodes(outputs: Tensors) -> Iterator[Any]:
 def _depends_on_others(outputs: Tensors, inputs: Tensors) -> bool:
     """Does the graph of the outputs lead to another leaf than the inputs? Then there are derivatives left to take."""
     own = {id(x) for x in inputs}
-    leaves = (getattr(node, "variable", None) for node in _nodes(outputs))
+    leaves = (getattr(node, "variable", None) for node in graph_nodes(outputs))
     return not all(x.is_leaf for x in inputs) or any(x is not None and id(x) not in own for x in leaves)
 
 

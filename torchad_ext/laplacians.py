@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from . import expr
+from .derivatives import graph_nodes
 from .elementwise import Elementwise
 from .pointwise import _SCALAR, _TENSOR, Pointwise, _kind
 from .quadratic_form import _sum
@@ -867,15 +868,8 @@ def _by_transforms(
 
 def _check_twice(slopes: Sequence[torch.Tensor]) -> None:
     """Raises for a gradient that ``once_differentiable`` cut off from x: autograd would take it for a constant."""
-    stack, seen = [slope.grad_fn for slope in slopes], set()
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        if node.name() == "torch::autograd::Error":
-            raise RuntimeError("a backward in it is marked with @once_differentiable")
-        seen.add(node)
-        stack += [following for following, _ in node.next_functions]
+    if any(node.name() == "torch::autograd::Error" for node in graph_nodes(slopes)):
+        raise RuntimeError("a backward in it is marked with @once_differentiable")
 
 
 def _by_reverse_mode(

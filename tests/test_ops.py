@@ -11,6 +11,7 @@ import torch
 from drop_in import rounded_once, row
 from hypothesis import given, settings
 from layouts import NAMED, sample, strided
+from torch._vmap_internals import _vmap
 from torch.autograd import DeviceType, gradcheck, gradgradcheck
 from torch.func import functionalize, grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.profiler import profile
@@ -18,6 +19,7 @@ from torch.testing import assert_close
 
 import torchad_ext as ad
 from torchad_ext import Pointwise
+from torchad_ext.elementwise import Elementwise
 
 WRITTEN = [ad.sin, ad.exp]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -301,6 +303,42 @@ class TestDerivatives:
         cotangents = torch.randn(3, 4, dtype=torch.float64, device=device)
         result = torch.autograd.grad(op(x), x, cotangents, is_grads_batched=True)
         assert_close(result, torch.autograd.grad(op.definition(x), x, cotangents, is_grads_batched=True))
+
+    @ops
+    @row("torch.func")
+    def test_batched_gradients_of_gradients_are_kernels(self, op: Pointwise, device: str) -> None:
+        x = torch.randn(4, 5, dtype=torch.float64, device=device, requires_grad=True)
+        cotangents = torch.randn(3, 5, 4, dtype=torch.float64, device=device).mT
+        (slope,) = torch.autograd.grad(op(x).sum(), x, create_graph=True)
+        torch.autograd.grad(slope.sum(), x, retain_graph=True)
+        with profile() as profiler:
+            (result,) = torch.autograd.grad(slope, x, cotangents, is_grads_batched=True, retain_graph=True)
+        rows = [torch.autograd.grad(slope, x, row, retain_graph=True)[0] for row in cotangents]
+        assert_close(result, torch.stack(rows), rtol=0, atol=0)
+        kernels = [event.name for event in profiler.events() if event.name.startswith("torchad_ext::")]
+        assert kernels == [f"torchad_ext::{op.__name__}_double_backward_input"]
+
+    @ops
+    def test_batched_gradients_without_the_calls_in_cpp(
+        self, op: Pointwise, monkeypatch: pytest.MonkeyPatch, device: str
+    ) -> None:
+        monkeypatch.setattr(Elementwise, "eager", None)
+        x, batch = torch.randn(4, device=device), torch.randn(4, 3, device=device).T
+        with profile() as profiler:
+            result = _vmap(lambda g: op._order(1).apply([x, g], ()))(batch)
+        assert_close(result, op._order(1).run([x.expand(3, 4), batch], ()), rtol=0, atol=0)
+        assert any(event.name == f"torchad_ext::{op.__name__}_backward" for event in profiler.events())
+
+    @ops
+    def test_batches_of_gradients_in_one_another(self, op: Pointwise, device: str) -> None:
+        derivative, x = op._order(1), torch.randn(4, device=device)
+        outer, inner = torch.randn(3, 4, device=device), torch.randn(2, 4, device=device)
+        for pair in (lambda g, h: (g, h), lambda g, h: (h, g), lambda g, h: (x, g), lambda g, h: (x, h)):
+
+            def nested(f: Callable[..., Any], pair: Callable[..., Any] = pair) -> torch.Tensor:
+                return _vmap(lambda g: _vmap(lambda h: f(*pair(g, h)) + 0 * h)(inner))(outer)
+
+            assert_close(nested(lambda *xs: derivative.apply(xs, ())), nested(derivative.definition))
 
     @ops
     @row("reverse mode")

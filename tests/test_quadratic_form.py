@@ -252,6 +252,17 @@ def test_the_gradient_of_A_is_not_computed_for_who_asks_for_that_of_x(device: st
             assert_close(result, expected)
 
 
+@pytest.mark.parametrize("shapes", [((4,), (4, 4)), ((3, 4), (4, 4)), ((3, 4), (3, 4, 4)), ((4,), (3, 4, 4))])
+@pytest.mark.parametrize("of", [0, 1])
+def test_batched_gradients_of_gradients(shapes: Any, of: int, device: str) -> None:
+    xs = [torch.randn(shape, dtype=torch.float64, device=device, requires_grad=True) for shape in shapes]
+    (slope,) = torch.autograd.grad(quadratic_form(*xs).sum(), xs[0], create_graph=True)
+    cotangents = torch.randn(5, *slope.shape, dtype=torch.float64, device=device)
+    (result,) = torch.autograd.grad(slope, xs[of], cotangents, is_grads_batched=True, retain_graph=True)
+    rows = [torch.autograd.grad(slope, xs[of], row, retain_graph=True)[0] for row in cotangents]
+    assert_close(result, torch.stack(rows))
+
+
 @pytest.mark.parametrize("n", [5, 17])
 def test_infinities_stay_where_native_has_them(n: int, device: str) -> None:
     x, A = pair(((n,), (n, n)), device, torch.float32)

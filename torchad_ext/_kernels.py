@@ -48,6 +48,7 @@ def _plain_keys() -> dict[int, str]:
 # sparse, nested, quantised, fake or wrapped by a transform.
 _PLAIN = _plain_keys()
 _dispatch_keys = torch._C._dispatch_keys
+_transforms_active = torch._C._are_functorch_transforms_active
 _registering = threading.Lock()
 profiling = torch._C._autograd._profiler_enabled
 
@@ -69,12 +70,17 @@ def traced_before_autograd() -> bool:
     return torch._C._dispatch_tls_is_dispatch_key_included(DispatchKey.PreDispatch)
 
 
+def _observed() -> bool:
+    """Is there a mode that has to see the plain definition?"""
+    if torch._C._len_torch_dispatch_stack() or torch._C._is_any_autocast_enabled():
+        return True
+    return torch.compiler.is_compiling() or traced_before_autograd()
+
+
 def device_for(xs: Sequence[torch.Tensor]) -> str | None:
     """The device whose kernel is to run: it can read these tensors, now or once the transforms of ``torch.func`` have
     unwrapped them, and no mode has to see the plain definition. None if there is none."""
-    if torch._C._len_torch_dispatch_stack() or torch._C._is_any_autocast_enabled():
-        return None
-    if torch.compiler.is_compiling() or traced_before_autograd():
+    if _observed():
         return None
     functorch = torch._C._functorch
     interpreter = functorch.peek_interpreter_stack()
@@ -87,6 +93,27 @@ def device_for(xs: Sequence[torch.Tensor]) -> str | None:
         return None
     alike = all(x.dtype == first.dtype and x.device == first.device and x.layout is torch.strided for x in xs)
     return first.device.type if alike else None
+
+
+def without_batch(xs: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
+    """The tensors with the batch that ``torch.autograd.grad(is_grads_batched=True)`` hides as their first dimension;
+    those that have none as they are.
+
+    None where no tensor has one, where such batches are nested, and where a mode or a derivative needs the definition.
+    """
+    is_batch = torch._C._functorch.is_legacy_batchedtensor
+    hidden = [is_batch(x) for x in xs]
+    if not any(hidden) or _observed() or _transforms_active() or forward_ad._current_level >= 0:
+        return None
+    if torch.is_grad_enabled() and any(x.requires_grad for x in xs):
+        return None
+    whole = [torch._remove_batch_dim(x, 1, 0, 0) if h else x for x, h in zip(xs, hidden, strict=True)]
+    return None if any(map(is_batch, whole)) else whole
+
+
+def with_batch(x: torch.Tensor) -> torch.Tensor:
+    """A tensor ``[batch, *shape]`` as one ``[*shape]`` in the batch of ``without_batch``."""
+    return torch._add_batch_dim(x, 0, 1)
 
 
 @functools.cache

@@ -129,13 +129,23 @@ class Elementwise:
     def apply(self, xs: Tensors, scalars: Scalars) -> Any:
         """The results, by the route that their derivatives need."""
         device = _kernels.device_for(xs)
-        if device is None or self.kernel(device, xs[0].dtype) is None:
+        if device is None:
+            return self._apply_without_device(xs, scalars)
+        if self.kernel(device, xs[0].dtype) is None:
             return self.definition(*xs, *scalars)
         if not _transforms_active() and forward_ad._current_level < 0:
             outputs = self._apply_eagerly(device, xs, scalars)
             if outputs is not NotImplemented:
                 return outputs
         return _Apply.apply(self, scalars, *xs)
+
+    def _apply_without_device(self, xs: Tensors, scalars: Scalars) -> Any:
+        batches = _kernels.without_batch(xs)
+        if batches is None:
+            return self.definition(*xs, *scalars)
+        shape = max((x.shape for x in batches), key=len)
+        outputs = self.apply([x.expand(shape) for x in batches], scalars)
+        return _kernels.with_batch(outputs) if self._single else tuple(map(_kernels.with_batch, outputs))
 
     def _apply_eagerly(self, device: str, xs: Tensors, scalars: Scalars) -> Any:
         if self.eager is None:  # as long as its compiler runs, and for more tensors than it has bits for

@@ -152,6 +152,10 @@ def _evaluate(x: torch.Tensor, A: torch.Tensor, product: bool) -> tuple[torch.Te
 def _value_and_product(x: torch.Tensor, A: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """q and s = (A + A^T) x, differentiable, for any x ``[..., n]`` and A ``[..., n, n]`` that broadcast."""
     if not _native(x, A):
+        batches = _kernels.without_batch((x, A))
+        if batches is not None and batches[1] is A and x.dim() >= A.dim() - 1:
+            q, s = _value_and_product(batches[0], A)
+            return _kernels.with_batch(q), _kernels.with_batch(s)
         if A.dim() == 2:
             S = A + A.mT
             s = torch.mv(S, x) if x.dim() == 1 else x @ S

@@ -6,6 +6,8 @@
 // runs with, not the stable ABI.
 #include <ATen/EmptyTensor.h>
 #include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/ops/_add_batch_dim.h>
+#include <ATen/ops/_remove_batch_dim.h>
 #include <ATen/ops/empty_strided.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -84,6 +86,7 @@ struct Function : std::enable_shared_from_this<Function> {
   const Kernel* plain_kernel(const Tensors& xs) const;
   Tensors compute(const Kernel& kernel, const Tensors& xs, const Numbers& scalars) const;
   std::optional<Tensors> apply(const Tensors& xs, const Numbers& scalars);
+  std::optional<Tensors> apply_to_batch(const Tensors& xs, const Numbers& scalars) const;
   const Derivative& vjp(Masks masks);
 
   PyObject* elementwise;
@@ -106,7 +109,8 @@ const Kernel* Function::plain_kernel(const Tensors& xs) const {
   const auto local = c10::impl::tls_local_dispatch_key_set();
   const bool cuda = xs[0].is_cuda();
   const auto autocast = cuda ? c10::DispatchKey::AutocastCUDA : c10::DispatchKey::AutocastCPU;
-  if (!(local.included_ - c10::default_included_set).empty() || !local.excluded_.has(autocast)) return nullptr;
+  const auto included = local.included_ - c10::default_included_set - c10::DispatchKeySet(c10::DispatchKey::VmapMode);
+  if (!included.empty() || !local.excluded_.has(autocast)) return nullptr;
   const int dtype = place(xs[0].scalar_type());
   if (dtype < 0 || xs[0].dim() > most_dims) return nullptr;
   const auto plain = plain_keys(cuda);
@@ -295,8 +299,33 @@ bool is_recorded(const Tensors& xs) {
   return std::any_of(xs.begin(), xs.end(), [](const at::Tensor& x) { return x.requires_grad(); });
 }
 
+// Does is_grads_batched hide a batch in this tensor?
+bool hides_batch(const at::Tensor& x) { return x.key_set().has(c10::DispatchKey::Batched); }
+
+// The results for batches of is_grads_batched, which become the first dimension; none where such batches are nested or
+// a derivative is wanted.
+std::optional<Tensors> Function::apply_to_batch(const Tensors& xs, const Numbers& numbers) const {
+  if (is_recorded(xs)) return std::nullopt;
+  constexpr int64_t level = 1;
+  Tensors whole;
+  c10::DimVector sizes;
+  for (const at::Tensor& x : xs) {
+    if (x._fw_grad(0).defined()) return std::nullopt;
+    whole.push_back(hides_batch(x) ? at::_remove_batch_dim(x, level, /*batch_size=*/0, /*out_dim=*/0) : x);
+    if (hides_batch(whole.back())) return std::nullopt;
+    if (hides_batch(x)) sizes = whole.back().sizes();
+  }
+  for (at::Tensor& x : whole) x = x.expand(sizes);
+  const Kernel* kernel = plain_kernel(whole);
+  if (!kernel) return std::nullopt;
+  Tensors outputs = compute(*kernel, whole, numbers);
+  for (at::Tensor& y : outputs) y = at::_add_batch_dim(y, 0, level);
+  return outputs;
+}
+
 // The results on plain tensors, differentiable; none if the tensors are not plain or there is no kernel yet.
 std::optional<Tensors> Function::apply(const Tensors& xs, const Numbers& numbers) {
+  if (std::any_of(xs.begin(), xs.end(), hides_batch)) return apply_to_batch(xs, numbers);
   const Kernel* kernel = plain_kernel(xs);
   if (!kernel) return std::nullopt;
   TORCH_CHECK(xs.size() == size_t(kernel->inputs) && numbers.size() == scalars, name, " takes ", kernel->inputs,

@@ -542,8 +542,8 @@ def _grad(
 
 
 def _checking_cotangent(name: str, y: Tensor) -> Tensor:
-    """The cotangent 1 of y. Where f has an ``autograd.Function`` it requires a gradient, and so does what a backward
-    makes of it that is differentiable: of another one the Hessian would silently lack terms."""
+    """The cotangent 1 of y. Where f has an ``autograd.Function`` of others it requires a gradient, and so does what a
+    backward makes of it that is differentiable: of another one the Hessian would silently lack terms."""
 
     def check(gradients: Sequence[Tensor | None], cotangents: Sequence[Tensor | None]) -> None:
         if not any(c is not None and c.requires_grad for c in cotangents):
@@ -556,10 +556,14 @@ def _checking_cotangent(name: str, y: Tensor) -> Tensor:
                     "operations"
                 )
 
-    functions = [node for node in graph_nodes([y]) if isinstance(node, BackwardCFunction)]
+    functions = [node for node in graph_nodes([y]) if isinstance(node, BackwardCFunction) and not _is_ours(node)]
     for node in functions:
         node.register_hook(check)
     return torch.ones_like(y).requires_grad_(bool(functions))
+
+
+def _is_ours(node: Any) -> bool:
+    return bool(node._forward_cls.__module__.partition(".")[0] == __package__)
 
 
 def graph_nodes(outputs: Tensors) -> Iterator[Any]:

@@ -134,7 +134,7 @@ def _aligned(x: torch.Tensor, A: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     return x.expand(*batch, n), A.expand(*batch, n, n), batch
 
 
-def _evaluate(x: torch.Tensor, A: torch.Tensor, product: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _evaluate(x: torch.Tensor, A: torch.Tensor, product: bool) -> tuple[torch.Tensor, Any]:
     """q and, if wanted, s for aligned plain tensors."""
     if x.dim() == 2 and A.dim() == 2:
         if product:
@@ -167,7 +167,7 @@ def _value_and_product(x: torch.Tensor, A: torch.Tensor) -> tuple[torch.Tensor, 
 
 def _native_value_and_product(x: torch.Tensor, A: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     x, A, batch = _aligned(x, A)
-    q, s = _apply(_QuadraticForm)(x, A)
+    q, s = _apply(_QuadraticForm)(x, A) if _derivative_wanted(x, A) else _evaluate(x, A, product=True)
     return (q, s) if q.shape == batch else (q.reshape(batch), s.reshape(*batch, x.shape[-1]))
 
 
@@ -205,9 +205,7 @@ class _QuadraticForm(torch.autograd.Function):
 
     @staticmethod
     def forward(x: torch.Tensor, A: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        q, s = _evaluate(x, A, product=True)
-        assert s is not None
-        return q, s
+        return _evaluate(x, A, product=True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:

@@ -30,7 +30,7 @@ Strategy = Literal["reverse-over-reverse", "forward-over-reverse"]
 _STRATEGIES = ("reverse-over-reverse", "forward-over-reverse")
 _MODES = ("reverse", "forward")
 _ELEMENTS = 2**21  # of a batch of rows, where no chunk_size is given
-_SWEPT = 2**20  # of a batch of tangents
+_SWEPT = 2**17  # of a batch of tangents, which stays in a cache
 _UNIT_ROWS = 256  # rows from which on they are worth a dispatch in Python
 
 

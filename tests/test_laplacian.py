@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import grad, gradcheck
 from torch.func import jacrev, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import profile
 from torch.testing import assert_close
 
 import torchad_ext as ad
@@ -99,6 +100,14 @@ class TestNetworks:
         assert_close(jacobian, of_each_point(jacrev, f, x))
         assert_close(curvature, traces(f, x))
 
+    def test_evaluation_multiplies_all_tangents_at_once(self, device: str) -> None:
+        f, x = network(device), points(device)
+        with torch.no_grad(), profile() as profiler:
+            laplacian(f, x)
+        count = sum(event.name in ("aten::mm", "aten::addmm") for event in profiler.events())
+        # Values, Laplacian and all tangents of the inner layer; of the first no Laplacian, of the last no tangents.
+        assert count == 2 + 3 + 2
+
     def test_several_outputs(self, device: str) -> None:
         f, x = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)).to(device, torch.float64), points(device)
         value, jacobian, curvature = forward_laplacian(f, x)
@@ -147,7 +156,11 @@ class TestNetworks:
         f, x = network(device, dtype=torch.float32), points(device, dtype=torch.float32)
         with torch.autocast(device, torch.bfloat16):
             y = laplacian(f, x).float()
+            with torch.no_grad():
+                evaluated = forward_laplacian(f, x)
         assert_close(y, laplacian(f, x), rtol=0.1, atol=0.05)
+        assert {part.dtype for part in evaluated} == {torch.bfloat16}
+        assert_close(evaluated.laplacian.float(), y)
 
 
 def f_of_neighbours(x: Tensor) -> Tensor:
@@ -225,7 +238,10 @@ SEVERAL = ad.pointwise(lambda a, b: (torch.sin(a * b), torch.exp(a) + b, b * b))
 def test_rule(name: str, device: str) -> None:
     f, x = RULES[name], points(device)
     for g in (f, lambda x: f(x + 0.1 * x.sin())):  # of points, whose Laplacian is zero, and of what has one
-        assert_close(laplacian(g, x), traces(g, x))
+        recorded = forward_laplacian(g, x)
+        assert_close(recorded.laplacian, traces(g, x))
+        with torch.no_grad():
+            assert_close(forward_laplacian(g, x), recorded)
 
 
 @pytest.mark.parametrize("name", ["mul", "matmul", "softmax", "cat", "pointwise", "layer_norm", "linear", "attention"])

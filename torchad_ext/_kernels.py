@@ -166,17 +166,17 @@ def _library() -> torch.library.Library:
 
 
 @functools.cache
-def _load(name: str, device: str) -> Callable[..., Any] | None:
+def _load(name: str, device: str, overload: str = "default") -> Callable[..., Any] | None:
     if not _build.load(device):
         return None
     with _registering:
         _guard(name, _library())
-    overload = getattr(torch.ops.torchad_ext, name).default
-    run = functools.partial(overload._handle.redispatch_boxed, _keys(_BACKEND[device]))
+    op = getattr(getattr(torch.ops.torchad_ext, name), overload)
+    run = functools.partial(op._handle.redispatch_boxed, _keys(_BACKEND[device]))
 
-    def kernel(*args: Any) -> Any:
+    def kernel(*args: Any, **out: Any) -> Any:
         try:
-            return run(*args)
+            return run(*args, **out)
         except RuntimeError as error:
             if lacking := re.search(r"torchad_ext: no memory for (\d+) bytes", str(error)):
                 x = args[0] if isinstance(args[0], torch.Tensor) else args[1][0]
@@ -198,16 +198,19 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 class PointwiseKernel:
-    """A pointwise kernel as a function of a sequence of tensors and a sequence of numbers, to a list of tensors."""
+    """A pointwise kernel as a function of a sequence of tensors and a sequence of numbers, to a list of tensors, or
+    into given ones: ``out``."""
 
-    __slots__ = ("_name", "_run", "address")
+    __slots__ = ("_name", "_run", "_run_out", "address")
 
-    def __init__(self, name: str, run: Callable[..., Any], address: int) -> None:
-        self._name, self._run, self.address = name, run, address
+    def __init__(self, name: str, device: str, address: int) -> None:
+        self._name, self.address = name, address
+        self._run, self._run_out = _load("pointwise", device), _load("pointwise", device, "out")
 
-    def __call__(self, xs: Sequence[torch.Tensor], scalars: Sequence[float]) -> Any:
-        run = recorded(self._name, self._run) if profiling() else self._run
-        return run(self.address, xs, scalars)
+    def __call__(self, xs: Sequence[torch.Tensor], scalars: Sequence[float], **out: Any) -> Any:
+        run = self._run_out if out else self._run
+        assert run
+        return (recorded(self._name, run) if profiling() else run)(self.address, xs, scalars, **out)
 
 
 def compile_pointwise(name: str, dtype: torch.dtype, device: str, source: Kernel) -> PointwiseKernel | None:
@@ -222,16 +225,15 @@ def compile_pointwise(name: str, dtype: torch.dtype, device: str, source: Kernel
     Returns:
         The kernel, or None if it could not be compiled; one warning has said why.
     """
-    run = _load("pointwise", device)
-    address = run and _build.load_kernel(f"{name}-{dtype_name(dtype)}", device, source)
-    return PointwiseKernel(name, run, address) if run and address else None
+    address = _load("pointwise", device) and _build.load_kernel(f"{name}-{dtype_name(dtype)}", device, source)
+    return PointwiseKernel(name, device, address) if address else None
 
 
 def recorded(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
     """A kernel under the profiler: a call below the autograd keys leaves no record of itself."""
 
-    def record(*args: Any) -> Any:
+    def record(*args: Any, **out: Any) -> Any:
         with torch.profiler.record_function(f"torchad_ext::{name}"):
-            return kernel(*args)
+            return kernel(*args, **out)
 
     return record

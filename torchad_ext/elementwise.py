@@ -126,6 +126,18 @@ class Elementwise:
         outputs = kernel(xs, scalars)
         return outputs[0] if self._single else tuple(outputs)
 
+    def stacked(self, xs: Tensors, scalars: Scalars) -> torch.Tensor | None:
+        """The results without derivatives as one tensor ``[outputs, *shape]``; None if the kernel cannot run."""
+        if _transforms_active() or forward_ad._current_level >= 0:
+            return None
+        device = _kernels.device_for(xs)
+        kernel = device and self.kernel(device, xs[0].dtype)
+        if not kernel:
+            return None
+        stack = xs[0].new_empty(len(self.program.outputs), *xs[0].shape)
+        kernel(xs, scalars, out=stack.unbind(0))
+        return stack
+
     def apply(self, xs: Tensors, scalars: Scalars) -> Any:
         """The results, by the route that their derivatives need."""
         device = _kernels.device_for(xs)

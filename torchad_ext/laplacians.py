@@ -41,6 +41,7 @@ Function = Callable[[torch.Tensor], torch.Tensor]
 Tangents = tuple[torch.Tensor, ...]
 
 _AT_ONCE = 10  # the most directions of one kernel
+_STACKED = 2**21  # the most elements of results that are written one behind the other
 _transforms_active = torch._C._are_functorch_transforms_active
 _numbers = itertools.count()
 _warned: set[str] = set()
@@ -63,8 +64,15 @@ class _Swept(torch.Tensor):
 
     sweep: _Sweep
     value: torch.Tensor
-    tangents: Tangents
+    given: Tangents | Callable[[], Tangents]
     laplacian: torch.Tensor | None
+
+    @property
+    def tangents(self) -> Tangents:
+        """Of the last linear functions nobody may ask for them."""
+        if callable(self.given):
+            self.given = self.given()
+        return self.given
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -128,9 +136,25 @@ class _Sweep:
             return type(value)(map(self.tensor, value, parts))
         if not _has_derivative(value) or not rows[:-1] or any(row is None for row in rows[:-1]):
             return value
+        return self.wrapped(value, tuple(rows[:-1]), rows[-1])
+
+    def wrapped(self, value: torch.Tensor, given: Any, laplacian: torch.Tensor | None) -> Any:
         x: Any = torch.Tensor._make_wrapper_subclass(_Swept, value.shape, dtype=value.dtype, device=value.device)
-        x.sweep, x.value, x.tangents, x.laplacian = self, value, tuple(rows[:-1]), rows[-1]
+        x.sweep, x.value, x.given, x.laplacian = self, value, given, laplacian
         return x
+
+    def mapped(self, value: Any, x: _Swept, of: Callable[[Any], Any], at_once: bool = False) -> Any:
+        """y = A x + b, for A of a row of x; with ``at_once`` also of several in a further first dimension."""
+
+        def of_tangents() -> Tangents:
+            stack = _stack(x.tangents) if at_once and not self.recording else None
+            return tuple(map(of, x.tangents)) if stack is None else of(stack).unbind()
+
+        curvature = None if x.laplacian is None else of(x.laplacian)
+        needed = self.recording or torch._C._is_any_autocast_enabled() or not isinstance(value, torch.Tensor)
+        if needed or not _has_derivative(value):
+            return self.tensor(value, [*of_tangents(), curvature])
+        return self.wrapped(value, of_tangents, curvature)
 
     def apply(self, func: Any, args: Any, kwargs: Any) -> Any:
         """An operation on tensors of this sweep."""
@@ -347,8 +371,12 @@ def _elementwise(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     return sweep.elementwise(member, xs, numbers)
 
 
-def _applied(member: Elementwise, xs: Sequence[torch.Tensor], numbers: tuple[float, ...]) -> tuple[Any, ...]:
+def _applied(member: Elementwise, xs: Sequence[torch.Tensor], numbers: tuple[float, ...]) -> Sequence[Any]:
     """Its outputs, by the rule of an outer sweep if there is one."""
+    if not torch.is_grad_enabled() and xs[0].numel() * len(member.program.outputs) <= _STACKED:
+        stack = member.stacked(xs, numbers)
+        if stack is not None:
+            return stack.unbind()
     outer = max((x.sweep for x in _swept(xs)), key=lambda sweep: sweep.number, default=None)
     outputs = outer.elementwise(member, xs, numbers) if outer else member.apply(xs, numbers)
     return (outputs,) if len(member.program.outputs) == 1 else outputs
@@ -367,7 +395,10 @@ def _of_first(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
         return NotImplemented
     first, others = args[0], [sweep.value(x) for x in args[1:]]
     options = {key: sweep.value(x) for key, x in kwargs.items()}
-    return sweep.linear(func, (first, *others), options) if sweep.owns(first) else func(first, *others, **options)
+    value = func(sweep.value(first), *others, **options)
+    if not sweep.owns(first):
+        return value
+    return sweep.mapped(value, first, lambda row: func(row, *others, **options))
 
 
 def _combined(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
@@ -417,14 +448,29 @@ def _linear_layer(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     if sweep.owns(weight) or sweep.owns(bias):
         return _affine(x @ weight.mT, None, bias)
 
-    def row(x: Any) -> Any:
+    def product(row: Any) -> Any:
         """The first tangents are the same for all points."""
-        if x is None or type(x) is _Swept or not any(x.stride(i) == 0 for i in range(x.dim() - 1)):
-            return None if x is None else func(x, weight)
-        one = x[tuple(slice(0, 1) if x.stride(i) == 0 else slice(None) for i in range(x.dim() - 1))]
-        return func(one, weight).expand(*x.shape[:-1], weight.shape[0])
+        if type(row) is _Swept or 0 not in row.stride()[:-1]:
+            return func(row, weight)
+        one = row[tuple([slice(0, 1) if step == 0 else slice(None) for step in row.stride()[:-1]])]
+        return func(one, weight).expand(*row.shape[:-1], weight.shape[0])
 
-    return sweep.tensor(func(x.value, weight, bias), list(map(row, _rows(x))))
+    return sweep.mapped(func(x.value, weight, bias), x, product, at_once=True)
+
+
+def _stack(rows: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """Rows at equal distances in memory as one tensor, without a copy."""
+    first, *others = rows
+    if not others or any(type(row) is not torch.Tensor for row in rows):
+        return None
+    memory, start, strides = first.untyped_storage().data_ptr(), first.storage_offset(), first.stride()
+    step = others[0].storage_offset() - start
+    for i, row in enumerate(others, 1):
+        if row.storage_offset() != start + i * step or row.untyped_storage().data_ptr() != memory:
+            return None
+        if row.stride() != strides or row.shape != first.shape:
+            return None
+    return first.as_strided((len(rows), *first.shape), (step, *strides))
 
 
 def _convolution(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
@@ -741,7 +787,7 @@ def forward_laplacian(f: Function, x: torch.Tensor) -> ForwardLaplacian:
         (tensor([9.]), tensor([[ 3., 12.]]), tensor([18.]))
     """
     _check(x, None, None, "forward_laplacian")
-    value, tangents, curvature = _run(f, x, *_directions(x, None), "forward_laplacian")
+    value, tangents, curvature = _run(f, x, *_directions(x, None), "forward_laplacian", with_tangents=True)
     jacobian = torch.stack(list(tangents), -1) if tangents else value.new_zeros(*value.shape, x.shape[-1])
     return ForwardLaplacian(value, jacobian, torch.zeros_like(value) if curvature is None else curvature)
 
@@ -824,9 +870,14 @@ def _directions(x: torch.Tensor, C: torch.Tensor | None) -> tuple[list[torch.Ten
 
 
 def _run(
-    f: Function, x: torch.Tensor, directions: Sequence[torch.Tensor], signs: tuple[int, ...], name: str
+    f: Function,
+    x: torch.Tensor,
+    directions: Sequence[torch.Tensor],
+    signs: tuple[int, ...],
+    name: str,
+    with_tangents: bool = False,
 ) -> tuple[torch.Tensor, Sequence[torch.Tensor] | None, torch.Tensor | None]:
-    """The value of f, its tangents and its Laplacian, None for zero."""
+    """The value of f, its tangents if they are wanted, and its Laplacian; None for zero."""
     if torch.compiler.is_compiling():
         return _by_transforms(f, x, directions, signs, name)
     sweep = _Sweep(next(_numbers), signs, torch.is_grad_enabled())
@@ -838,7 +889,9 @@ def _run(
         by = _by_transforms if _transforms_active() else _by_reverse_mode
         return by(f, x, directions, signs, name)
     value = _checked(sweep.value(y), x, name)
-    return (value, y.tangents, y.laplacian) if sweep.owns(y) else (value, None, None)
+    if not sweep.owns(y):
+        return value, None, None
+    return value, y.tangents if with_tangents else None, y.laplacian
 
 
 def _checked(y: Any, x: torch.Tensor, name: str) -> torch.Tensor:

@@ -1,24 +1,20 @@
 // Numbers of all dtypes, as the device stores and as it computes them.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
+
+#include "half.cuh"
 
 namespace torchad_ext {
 
 // float16 and bfloat16 are memory formats; numbers are computed as float or double.
 __device__ __forceinline__ float to_number(float x) { return x; }
 __device__ __forceinline__ double to_number(double x) { return x; }
-__device__ __forceinline__ float to_number(__half x) { return __half2float(x); }
-__device__ __forceinline__ float to_number(__nv_bfloat16 x) { return __bfloat162float(x); }
 
 __device__ __forceinline__ void assign(float& to, float x) { to = x; }
 __device__ __forceinline__ void assign(double& to, double x) { to = x; }
-__device__ __forceinline__ void assign(__half& to, float x) { to = __float2half_rn(x); }
-__device__ __forceinline__ void assign(__nv_bfloat16& to, float x) { to = __float2bfloat16_rn(x); }
 
 template <class T>
 using number_t = decltype(to_number(T{}));

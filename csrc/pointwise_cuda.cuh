@@ -4,8 +4,6 @@
 // one element is read once. Everything else goes element by element through the strides.
 #pragma once
 
-#include <algorithm>
-
 #include "functor.h"
 #include "kernel.h"
 #include "number.cuh"
@@ -37,14 +35,16 @@ __global__ void __launch_bounds__(block_threads, 2)
   const int64_t packs = n / Pack<T>::size;
   const int64_t stride = int64_t(gridDim.x) * block_threads * together;
 
-  T constant[inputs];
+  Pack<T> from[together][inputs];
 #pragma unroll
   for (int k = 0; k < inputs; ++k) {
-    if (operand.repeated[outputs + k]) constant[k] = operand.data[outputs + k][0];
+    if (!operand.repeated[outputs + k]) continue;
+    const T constant = operand.data[outputs + k][0];
+#pragma unroll
+    for (int j = 0; j < Pack<T>::size * together; ++j) from[j / Pack<T>::size][k].value[j % Pack<T>::size] = constant;
   }
 
   for (int64_t first = int64_t(blockIdx.x) * block_threads * together + threadIdx.x; first < packs; first += stride) {
-    Pack<T> from[together][inputs];
 #pragma unroll
     for (int p = 0; p < together; ++p) {
       const int64_t i = first + p * block_threads;
@@ -64,9 +64,7 @@ __global__ void __launch_bounds__(block_threads, 2)
       for (int j = 0; j < Pack<T>::size; ++j) {
         Number x[inputs];
 #pragma unroll
-        for (int k = 0; k < inputs; ++k) {
-          x[k] = to_number(operand.repeated[outputs + k] ? constant[k] : from[p][k].value[j]);
-        }
+        for (int k = 0; k < inputs; ++k) x[k] = to_number(from[p][k].value[j]);
         const auto y = call(functor, x);
 #pragma unroll
         for (int k = 0; k < outputs; ++k) assign(to[k].value[j], y.value[k]);
@@ -82,7 +80,8 @@ __global__ void __launch_bounds__(block_threads, 2)
     Number x[inputs];
 #pragma unroll
     for (int k = 0; k < inputs; ++k) {
-      x[k] = to_number(operand.repeated[outputs + k] ? constant[k] : operand.data[outputs + k][last]);
+      const int64_t at = operand.repeated[outputs + k] ? 0 : last;
+      x[k] = to_number(operand.data[outputs + k][at]);
     }
     const auto y = call(functor, x);
 #pragma unroll
@@ -128,7 +127,8 @@ struct Cuda {
       }
     }
     const int64_t of_a_block = block_threads * (contiguous ? packs_together<inputs> * Pack<T>::size : 1);
-    const int blocks = int(std::min((n + of_a_block - 1) / of_a_block, max_blocks));
+    const int64_t needed = (n + of_a_block - 1) / of_a_block;
+    const int blocks = int(needed < max_blocks ? needed : max_blocks);
     if (contiguous) {
       contiguous_kernel<Functor, T, outputs><<<blocks, block_threads, 0, stream>>>(functor, operand, n);
       return cudaGetLastError();
@@ -145,7 +145,7 @@ struct Cuda {
 
   template <class Functor, int inputs, Dtype dtype>
   static constexpr Kernel kernel(const char* name) {
-    using T = storage_t<dtype, __half, __nv_bfloat16>;
+    using T = storage_t<dtype, Half, BFloat16>;
     return {inputs, output_count<Functor, number_t<T>, inputs>, dtype, run<Functor, T, inputs>, name};
   }
 };

@@ -233,8 +233,8 @@ Tensor scratch(const Tensor& like, int64_t elements) {
 }
 
 struct QuadraticFormCuda {
-  using Half = __half;
-  using BFloat16 = __nv_bfloat16;
+  using Half = torchad_ext::Half;
+  using BFloat16 = torchad_ext::BFloat16;
 
   static void prepare(const Tensor&) {}
 

@@ -1,12 +1,15 @@
 // The scalar mathematics of the functors, under the same names on host and device.
 //
-// On the device T is float or double and CUDA's accurate functions serve. On the host T is a Vector and the functions
-// are polynomials without branches. Bounds are in units in the last place (ulp) of the exact result; the coefficients
-// are minimax fits by Sollya's fpminimax. Nothing is computed with fast-math on either side.
+// On the device T is float or double and CUDA's accurate functions serve, but for sin and cos of a float. On the host T
+// is a Vector and the functions are polynomials without branches. Bounds are in units in the last place (ulp) of the
+// exact result; the coefficients are minimax fits by Sollya's fpminimax. Nothing is computed with fast-math on either
+// side.
 #pragma once
 
 #if defined(__CUDACC__)
 #define TORCHAD_EXT_FUNCTION __host__ __device__ __forceinline__
+
+#include "scalar/trigonometric.cuh"
 
 namespace torchad_ext {
 
@@ -19,7 +22,6 @@ using ::atan;
 using ::atan2;
 using ::atanh;
 using ::ceil;
-using ::cos;
 using ::cosh;
 using ::erf;
 using ::erfc;
@@ -35,7 +37,6 @@ using ::log10;
 using ::log1p;
 using ::log2;
 using ::pow;
-using ::sin;
 using ::sinh;
 using ::sqrt;
 using ::tan;

@@ -47,6 +47,7 @@ def toolchain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_build.Toolc
     folder = tmp_path_factory.mktemp("on_host")
     csrc = folder / "csrc"
     shutil.copytree(_build.CSRC, csrc, ignore=shutil.ignore_patterns("*.cpp"))
+    shutil.copy(ON_HOST / "half.cuh", csrc)
     for source in csrc.glob("*.*"):
         source.write_text(for_host(source.read_text()))
     for source in csrc.glob("*.cu"):
@@ -113,6 +114,21 @@ class TestPointwise:
         xs = [torch.linspace(-3, 3, count + 1 + i).to(dtype)[offset : count + offset] for i in range(3)]
         xs[1] = xs[1][:1].expand(count)  # as the gradient of a sum
         assert_like(kernel(dtype)(*xs), exact(*xs))
+
+    def test_sin_and_cos_of_floats_of_every_size(self, kernel: Callable[..., Any]) -> None:
+        bits = torch.arange(0, 0x7F800000, 30011).int()
+        bound = torch.tensor([65536.0, -65536.0]).nextafter(torch.tensor(float("inf")))
+        x = torch.cat(
+            [bits.view(torch.float32), -bits.view(torch.float32), bound, torch.tensor([65536.0, float("nan")])]
+        )
+        one = torch.ones(()).expand_as(x)
+        minus_sin, cos = kernel(torch.float32)(x, one, one)
+        for result, exact in ((-minus_sin, x.double().sin()), (cos, x.double().cos())):
+            spacing = torch.exp2(exact.frexp().exponent.clamp_min(-125).double() - 24)
+            number = ~exact.isnan()
+            assert torch.equal(~result.isnan(), number)
+            assert ((result - exact).abs() <= 1.6 * spacing)[number].all()
+            assert torch.equal(result.signbit()[number], exact.signbit()[number])
 
     @settings(max_examples=60, deadline=None)
     @given(x=strided())

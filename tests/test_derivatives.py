@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -117,12 +118,79 @@ class TestStructure:
         f = lambda xs: (xs[0].sum() * xs[1].exp()).sum()  # noqa: E731
         assert_close(ad.hessian(f, xs), torch.func.hessian(f)(xs))
 
-    def test_leaves_of_several_dtypes(self, device: str) -> None:
+    @pytest.mark.parametrize("strategy", STRATEGIES)
+    def test_leaves_of_several_dtypes(self, strategy: Any, device: str) -> None:
         xs = {"single": sample(3, device=device, dtype=torch.float32), "double": sample(2, device=device)}
-        result = ad.hessian(lambda xs: (xs["single"].double().sum() * xs["double"]).sin().sum(), xs)
-        assert result["single"]["double"].dtype == torch.float64
-        assert result["double"]["single"].dtype == torch.float32
-        assert_close(result["single"]["double"].float(), result["double"]["single"].T)
+        f = lambda xs: (xs["single"].double().sum() * xs["double"]).sin().sum()  # noqa: E731
+        assert_close(ad.hessian(f, xs, strategy=strategy), torch.func.hessian(f)(xs))
+        g = lambda xs: torch.cat([xs["single"].double() ** 2, xs["double"]])  # noqa: E731
+        for mode in ("reverse", "forward"):
+            assert_close(ad.jacobian(g, xs, strategy=mode), torch.func.jacrev(g)(xs))
+
+    @pytest.mark.parametrize("strategy", STRATEGIES)
+    def test_elements_that_share_memory(self, strategy: Any, device: str) -> None:
+        for x in (sample(8, device=device).unfold(0, 4, 2), sample(1, device=device).expand(3, 4)):
+            f = lambda x: (x * x.sin().flip(0)).sum()  # noqa: E731
+            assert_close(ad.hessian(f, x, strategy=strategy), torch.func.hessian(f)(x.clone()))
+            tall = lambda x: torch.outer(x.flatten(), sample(9, device=device)).sin()  # noqa: E731
+            assert_close(ad.jacobian(tall, x), torch.func.jacrev(tall)(x.clone()))
+
+    @pytest.mark.parametrize("name", ["single precision", "a gradient", "a Function without jvp"])
+    def test_a_jacobian_is_that_of_jacrev_at_every_height(self, name: str, device: str) -> None:
+        f = {
+            "single precision": lambda x: x.float() ** 2,
+            "a gradient": lambda x: torch.autograd.grad((x**4).sum(), x, create_graph=True)[0],
+            "a Function without jvp": Cubed.apply,
+        }[name]
+        x = sample(3, device=device)
+        for height in (2, 40):
+            W = sample(3, height, device=device)
+            result = ad.jacobian(lambda x, W=W: f(x) @ W.to(f(x).dtype), x)
+            loop = [
+                torch.autograd.functional.vjp(lambda x, i=i, W=W: f(x).to(W) @ W[:, i], x)[1] for i in range(height)
+            ]
+            assert_close(result, torch.stack(loop), rtol=1e-6, atol=1e-6)
+
+    def test_inference_mode(self, device: str) -> None:
+        x = sample(3, device=device)
+        f = lambda x: (x**3).prod()  # noqa: E731
+        points = sample(4, 3, device=device)
+        calls: list[Callable[[Tensor], Any]] = [
+            lambda x: ad.hessian(f, x),
+            lambda x: ad.hvp(f, x, x),
+            lambda x: ad.jacobian(torch.sin, x),
+            lambda x: ad.hessian_diagonal(f, x),
+            lambda x: ad.hessian_diagonal(lambda points: f(x) * (points**3).sum(-1), points, batched=True),
+        ]
+        for call in calls:
+            with torch.inference_mode():
+                inside, made_inside = call(x), x.clone()
+            assert_close(inside.clone(), call(x))
+            assert_close(call(made_inside), call(x))
+
+    @pytest.mark.parametrize("chunk_size", [None, 1, 2])
+    def test_random_numbers_are_drawn_once(self, chunk_size: int | None, device: str) -> None:
+        x, W = sample(3, device=device), sample(3, 40, device=device)
+        J = ad.jacobian(lambda x: nn.functional.dropout(x @ W), x, chunk_size, "forward")
+        assert_close(J == 0, (J == 0)[:, :1].expand_as(J))
+        f = lambda x: (nn.functional.dropout(x).pow(3) * x.sum()).sum()  # noqa: E731
+        for strategy in STRATEGIES:
+            H = ad.hessian(f, x, chunk_size, strategy=strategy)
+            assert_close(H, H.T)
+
+    @pytest.mark.parametrize("loss", [nn.functional.mse_loss, nn.functional.huber_loss], ids=lambda loss: loss.__name__)
+    @pytest.mark.parametrize("strategy", STRATEGIES)
+    def test_losses(self, loss: Any, strategy: Any, device: str) -> None:
+        x = sample(3, device=device)
+        f = lambda x: loss(x * x, torch.ones_like(x))  # noqa: E731
+        assert_close(ad.hessian(f, x, strategy=strategy), torch.func.hessian(f)(x))
+
+    @pytest.mark.parametrize("n", [6, 300])
+    def test_a_derivative_that_is_grads_batched_does_not_batch(self, n: int, device: str) -> None:
+        scale = torch.arange(1.0, 5, dtype=torch.float64, device=device)
+        f = lambda x: nn.functional.group_norm(x.view(1, n, 1) * scale, 2).pow(3).sum()  # noqa: E731
+        x = sample(n, device=device)
+        assert_close(ad.hessian(f, x), torch.func.hessian(f)(x))
 
     @pytest.mark.parametrize("strategy", [None, "reverse", "forward"])
     @pytest.mark.parametrize("chunk_size", [None, 1, 2])
@@ -428,6 +496,35 @@ class TestDiagonalOfABatch:
             ad.hessian_diagonal(BATCHES[name], points, batched=True)
             assert bool(products) != known
 
+    @pytest.mark.parametrize(
+        "f",
+        [
+            lambda x: x.softmax(-1).sum(-1),
+            lambda x: nn.functional.normalize(x).pow(2).sum(-1),
+            lambda x: nn.functional.layer_norm(x, (3,)).sum(-1),
+            lambda x: (x.float() @ x.float().T.detach()).pow(2).sum(-1).double(),
+            lambda x: nn.functional.dropout(x).pow(3).sum(-1),
+        ],
+        ids=["softmax", "normalised", "layer norm", "single precision midway", "dropout"],
+    )
+    def test_rounding_is_no_coupling(self, f: Function, device: str) -> None:
+        for points in (sample(5, 3, device=device), sample(1, 3, device=device), sample(200, 3, device=device)):
+            ad.hessian_diagonal(f, points, batched=True)
+
+    @pytest.mark.parametrize(
+        "f",
+        [
+            lambda x: x.abs().sum(-1) ** 2,
+            lambda x: (x.ravel().view(-1, 3) ** 3).sum(-1),
+            lambda x: torch.autograd.grad((x**4).sum(), x, create_graph=True)[0].sum(-1),
+        ],
+        ids=["abs", "flattened", "a gradient"],
+    )
+    def test_where_tangents_fail(self, f: Function, device: str) -> None:
+        points = sample(5, 3, device=device)
+        H = ad.hessian(lambda x: f(x).sum(), points, strategy="reverse-over-reverse").reshape(15, 15)
+        assert_close(ad.hessian_diagonal(f, points, batched=True), H.diagonal().view(5, 3))
+
     def test_points_of_several_dimensions(self, device: str) -> None:
         points = sample(3, 2, 2, device=device)
         result = ad.hessian_diagonal(lambda x: x.pow(3).sum((1, 2)), points, batched=True)
@@ -436,8 +533,14 @@ class TestDiagonalOfABatch:
 
     @pytest.mark.parametrize(
         "f",
-        [lambda x: x.sum(1) * x.sum(), lambda x: (x - x.mean(0)).pow(3).sum(1), lambda x: (x * x.flip(0)).sum(1)],
-        ids=["product", "mean", "neighbour"],
+        [
+            lambda x: x.sum(1) * x.sum(),
+            lambda x: (x - x.mean(0)).pow(3).sum(1),
+            lambda x: (x * x.flip(0)).sum(1),
+            lambda x: x.pow(3).sum(1) * (1 + 1e-8 * x.mean().sin()),
+            lambda x: 1e9 + x.pow(3).sum(1) * (1 + 1e-5 * x.mean().sin()),
+        ],
+        ids=["product", "mean", "neighbour", "slightly", "beside a large constant"],
     )
     def test_coupled_rows_raise(self, f: Function, device: str) -> None:
         with pytest.raises(ValueError, match="depends on other rows"):
@@ -581,7 +684,8 @@ class TestErrors:
             ad.hessian(energy, x, strategy="reverse")  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="got strategy='both'; choose one of 'reverse', 'forward'"):
             ad.jacobian(torch.sin, x, strategy="both")
-        for chunk_size in (0, -1, 2.0):
+        assert_close(ad.hessian(energy, x, chunk_size=np.int64(2)), ad.hessian(energy, x))  # type: ignore[arg-type]
+        for chunk_size in (0, -1, 2.0, True):
             with pytest.raises(ValueError, match=r"got chunk_size=.*; give a positive int, or None"):
                 ad.hessian(energy, x, chunk_size=chunk_size)  # type: ignore[arg-type]
         with pytest.raises(

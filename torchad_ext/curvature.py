@@ -62,6 +62,7 @@ class Curvature:
                     step.bend = 2 * g
                 else:
                     step.slope, step.bend = _elementwise(step, g)
+                    step.bends = not step.bend._is_zerotensor()
 
     def along(self, directions: Tensor) -> Tensor:
         """v^T H v for each point and each v of ``directions``, ``[rows, *x]`` or, the same for all points,
@@ -133,6 +134,8 @@ class _Step:
             return torch.matmul(z1, self._leaves[2])
         if not (op in _BY_POINT and self._places == [0]):
             z1 = z1.expand(len(z1), *z.shape)
+        if op in (aten.view, aten._unsafe_view):
+            z1 = z1.contiguous()
         mapped: Tensor = torch.func.vmap(self.applied)(z1)
         return mapped
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -120,13 +121,14 @@ def jacobian(
                 [1., 1.]])
     """
     at = _Point("jacobian", x)
-    _check_chunk(at, chunk_size)
+    chunk_size = _checked_chunk(at, chunk_size)
     _check_choice(at, strategy, _MODES)
     if strategy == "forward":
         return _by_columns(at, f, chunk_size, progress)
     value = _value(f, at)
     if strategy is None and not _transformed() and value.size > 4 * at.size:
-        return _by_columns(at, f, chunk_size, progress)
+        with contextlib.suppress(RuntimeError):  # of an operation without a formula, or of a gradient taken in f
+            return _by_columns(at, f, chunk_size, progress)
     return value.blocks(value.rows(chunk_size, progress))
 
 
@@ -184,7 +186,7 @@ def hessian(
         tensor([ 6., 12., 18.])
     """
     at = _Point("hessian", x)
-    _check_chunk(at, chunk_size)
+    chunk_size = _checked_chunk(at, chunk_size)
     _check_choice(at, strategy, _STRATEGIES)
     if layout not in (torch.strided, torch.sparse_coo) or (layout is torch.sparse_coo and sparsity is None):
         raise ValueError(
@@ -194,9 +196,9 @@ def hessian(
     if sparsity is not None and not torch.compiler.is_compiling():
         return _by_colours(at, f, sparsity, chunk_size, strategy, progress, layout)
     if strategy == "forward-over-reverse":
-        return _by_columns(at, _gradient_function(f, at), chunk_size, progress)
+        return _by_columns(at, _gradient_function(f, at), chunk_size, progress, as_outputs=True)
     gradient = _gradient(f, at)
-    return gradient.blocks(gradient.rows(chunk_size, progress))
+    return gradient.blocks(gradient.rows(chunk_size, progress), as_outputs=True)
 
 
 def hessian_diagonal(
@@ -237,7 +239,7 @@ def hessian_diagonal(
                 [ 2.,  0.]])
     """
     at = _Point("hessian_diagonal", x)
-    _check_chunk(at, chunk_size)
+    chunk_size = _checked_chunk(at, chunk_size)
     if batched:
         return _diagonal_of_batch(at, f, chunk_size, progress)
     gradient = _gradient(f, at)
@@ -253,8 +255,11 @@ def _diagonal_of_batch(at: _Point, f: Function, chunk_size: int | None, progress
     if not x.dim():
         raise ValueError("torchad_ext.hessian_diagonal with batched=True takes x [batch, *d]; got x []")
 
+    seen: list[Tensor] = []
+
     def total(points: Tensor) -> Tensor:
         y = f(points)
+        seen[:] = [points, y]
         if not isinstance(y, Tensor) or y.shape != x.shape[:1]:
             got = f"shape {list(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
             raise ValueError(
@@ -265,7 +270,8 @@ def _diagonal_of_batch(at: _Point, f: Function, chunk_size: int | None, progress
 
     gradient = _gradient(total, at)
     if not _transformed():
-        _check_rows(f, x, gradient.outputs[0])
+        points, y = seen
+        _check_rows(points, y, gradient.outputs[0])
     if gradient.final:
         diagonal = _by_sweeps(at, f, x, gradient, chunk_size, progress)
         if diagonal is not None:
@@ -291,6 +297,8 @@ def _by_sweeps(
 ) -> Tensor | None:
     """The diagonal without the way back, or None where f has operations without a rule, or another gradient than that
     of its operations."""
+    if not x.numel():
+        return None
     generator = torch.Generator(x.device).manual_seed(0)
     v = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
     rows = chunk_size or max(1, _SWEPT // max(1, x.numel()))
@@ -299,34 +307,40 @@ def _by_sweeps(
         curvature = Curvature(f, x)
         (along_v,) = curvature.along(v.unsqueeze(0))
         terms = v * gradient.pull([v])[0]
-        if x.numel() and _differ(along_v, terms.reshape(len(x), -1).sum(1), terms.abs().max()):
+        scale = torch.maximum(terms.abs().max(), along_v.abs().max())
+        if _differ(along_v, terms.reshape(len(x), -1).sum(1), torch.finfo(x.dtype).eps ** 0.5 * scale):
             return None
         for start in _track(range(0, x[:1].numel(), rows), at, progress):
             parts.append(curvature.along(_coordinates(x, start, rows)))
-    except UnknownOperation:
+    except (UnknownOperation, RuntimeError):  # what fails here may do on the usual way
         return None
     return torch.cat(parts).T.reshape(x.shape) if parts else torch.zeros_like(x)
 
 
-def _check_rows(f: Function, x: Tensor, gradient: Tensor) -> None:
+def _check_rows(x: Tensor, y: Tensor, gradient: Tensor) -> None:
     """Raises unless the pullback of random r is r_b times the gradient of f_b, as for values of their own rows."""
+    if not y.requires_grad or not x.numel():
+        return
     generator = torch.Generator(x.device).manual_seed(0)
-    r = torch.rand(len(x), generator=generator, dtype=x.dtype, device=x.device) + 0.5
-    with torch.enable_grad():
-        points = x.detach().requires_grad_()
-        y = f(points)
-        (mixed,) = torch.autograd.grad(y, points, r, allow_unused=True) if y.requires_grad else (None,)
+    r = torch.rand(len(x), generator=generator, dtype=y.dtype, device=x.device) + 0.5
+
+    def pulled(r: Tensor) -> Tensor:
+        return torch.autograd.grad(y, x, r, retain_graph=True, materialize_grads=True)[0].detach()
+
+    mixed = pulled(r)
     expected = r.view(-1, *[1] * (x.dim() - 1)) * gradient.detach()
-    if mixed is not None and x.numel() and _differ(mixed, expected, expected.abs().max()):
+    # A pullback is linear but for its rounding.
+    noise = (pulled(3 * r) / 3 - mixed).abs().max()
+    least = torch.finfo(x.dtype).eps * (100 * expected.abs().max() + y.detach().abs().max() / x.detach().abs().max())
+    if _differ(mixed, expected, 100 * noise + least):
         raise ValueError(
             "torchad_ext.hessian_diagonal with batched=True: a value of f depends on other rows of x than its own "
             "(a random pullback of f differs from that of independent rows); give batched=False and a sum of them"
         )
 
 
-def _differ(result: Tensor, expected: Tensor, scale: Tensor) -> bool:
-    """Do they differ by more than rounding, which may be that of a smaller dtype midway? nan is no difference."""
-    tolerance = max(3e-4, torch.finfo(result.dtype).eps ** 0.5) * torch.maximum(scale, result.abs().max())
+def _differ(result: Tensor, expected: Tensor, tolerance: Tensor) -> bool:
+    """nan is no difference."""
     return bool(((result - expected).abs() > tolerance).any())
 
 
@@ -341,6 +355,8 @@ class _Point:
             raise TypeError(f"torchad_ext.{name} takes a tensor or a pytree of tensors for x; got {x!r}")
         for leaf in self.leaves:
             _check_floating(name, "x", leaf)
+        if not _transformed():
+            self.leaves = [leaf.clone() if leaf.is_inference() else leaf for leaf in self.leaves]
         self.offsets = _offsets(self.leaves)
         self.size = sum(leaf.numel() for leaf in self.leaves)
 
@@ -386,16 +402,21 @@ def _check_choice(at: _Point, given: str | None, known: Sequence[str]) -> None:
         raise ValueError(f"torchad_ext.{at.name}: got strategy={given!r}; choose one of {', '.join(map(repr, known))}")
 
 
-def _check_chunk(at: _Point, chunk_size: int | None) -> None:
-    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
-        raise ValueError(f"torchad_ext.{at.name}: got chunk_size={chunk_size!r}; give a positive int, or None")
+def _checked_chunk(at: _Point, chunk_size: Any) -> int | None:
+    if chunk_size is None:
+        return None
+    with contextlib.suppress(TypeError):
+        if not isinstance(chunk_size, bool) and operator.index(chunk_size) > 0:
+            return operator.index(chunk_size)
+    raise ValueError(f"torchad_ext.{at.name}: got chunk_size={chunk_size!r}; give a positive int, or None")
 
 
 def _transformed() -> bool:
-    """Is a transform, forward mode or a compiler at work, which ``torch.autograd.grad`` would not fit into?"""
-    return (
-        torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    )
+    """Is a transform, forward mode, a compiler or inference mode at work, which ``torch.autograd.grad`` would not fit
+    into?"""
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+        return True
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 class _Pullback:
@@ -426,7 +447,7 @@ class _Pullback:
             return self._pull(cotangents)
 
     def pull_rows(self, cotangents: Tensors) -> Tensors:
-        with _explained(self.at.name):
+        with _explained(self.at.name, of_rows=len(cotangents[0]) > 1):
             if len(cotangents[0]) == 1:
                 return [row.unsqueeze(0) for row in self._pull([c[0] for c in cotangents])]
             return self._pull_rows(cotangents)
@@ -437,7 +458,7 @@ class _Pullback:
             (y,) = self.outputs
             for start, count in _batches(self.size, self.at, chunk_size, progress):
                 units = UnitRows(y.shape, y.new_ones(count), start)
-                with _explained(self.at.name):
+                with _explained(self.at.name, of_rows=True):
                     yield start, dense_rows(self._pull([units]), count)
             return
         for start, seeds in _bases(self.outputs, self.at, chunk_size, progress):
@@ -447,11 +468,14 @@ class _Pullback:
         """J: for each leaf of x a tensor ``[size, *leaf]``."""
         return _joined(self.chunks(chunk_size, progress), self.size, self.at.leaves)
 
-    def blocks(self, rows: Tensors) -> Any:
-        """J in the structure of the value, each leaf of it in that of x."""
+    def blocks(self, rows: Tensors, as_outputs: bool = False) -> Any:
+        """J in the structure of the value, each leaf of it in that of x, in the dtype of x or that of the value."""
         return tree_unflatten(
             [
-                self.at.unflatten(row[o : o + y.numel()].view((*y.shape, *row.shape[1:])) for row in rows)
+                self.at.unflatten(
+                    row[o : o + y.numel()].view((*y.shape, *row.shape[1:])).to(y.dtype if as_outputs else row.dtype)
+                    for row in rows
+                )
                 for o, y in zip(_offsets(self.outputs), self.outputs, strict=True)
             ],
             self.spec,
@@ -521,7 +545,10 @@ def _linearized(
         return _grad(outputs, inputs, cotangents, create_graph=create_graph)
 
     def pull_rows(cotangents: Tensors) -> Tensors:
-        return _grad(outputs, inputs, cotangents, create_graph=create_graph, is_grads_batched=True)
+        try:
+            return _grad(outputs, inputs, cotangents, create_graph=create_graph, is_grads_batched=True)
+        except RuntimeError:  # it batches less than torch.func.vmap, which is slower
+            return torch.func.vmap(pull)(cotangents)
 
     return outputs, pull, pull_rows, not create_graph
 
@@ -631,12 +658,15 @@ def _joined(chunks: Iterable[tuple[int, Tensors]], size: int, leaves: Tensors) -
 
 def _gradient_function(f: Function, at: _Point) -> Function:
     """The gradient of f as a function of x."""
-    gradient = torch.func.grad(_scalar(f, at), tuple(range(len(at.leaves))))
+    # Not torch.func.grad, whose forward mode lacks formulas that jacrev does without.
+    gradient = torch.func.jacrev(_scalar(f, at), tuple(range(len(at.leaves))))
     return lambda x: at.unflatten(gradient(*tree_flatten(x)[0]))
 
 
-def _by_columns(at: _Point, function: Function, chunk_size: int | None, progress: bool) -> Any:
-    """The Jacobian of a function, in forward mode."""
+def _by_columns(
+    at: _Point, function: Function, chunk_size: int | None, progress: bool, as_outputs: bool = False
+) -> Any:
+    """The Jacobian of a function, in forward mode, in the dtype of x or that of the value."""
     spec: TreeSpec | None = None
 
     def of_leaves(*leaves: Tensor) -> tuple[Tensor, ...]:
@@ -646,23 +676,30 @@ def _by_columns(at: _Point, function: Function, chunk_size: int | None, progress
             _check_floating(at.name, "the value of f", value)
         return tuple(values)
 
+    leaves = tuple(x.contiguous() for x in at.leaves)  # a tangent lies in memory as x does, whose elements may share it
+    draws = _Draws(at)
+
     def push(*tangents: Tensor) -> tuple[Tensor, ...]:
-        return tuple(torch.func.jvp(of_leaves, tuple(at.leaves), tangents)[1])
+        return tuple(torch.func.jvp(of_leaves, leaves, tangents)[1])
 
     def chunks() -> Iterator[tuple[int, Tensors]]:
         for start, units in _bases(at.leaves, at, chunk_size, progress):
-            with _explained(at.name):
+            with _explained(at.name, of_rows=len(units[0]) > 1):
+                draws.again()
                 if len(units[0]) == 1:
                     yield start, [column.unsqueeze(0) for column in push(*(u[0] for u in units))]
                 else:
-                    yield start, torch.func.vmap(push)(*units)
+                    yield start, torch.func.vmap(push, randomness="same")(*units)
 
     columns = _joined(chunks(), at.size, [] if at.size else of_leaves(*at.leaves))
     assert spec is not None
     return tree_unflatten(
         [
             at.unflatten(
-                column[o : o + x.numel()].movedim(0, -1).reshape((*column.shape[1:], *x.shape))
+                column[o : o + x.numel()]
+                .movedim(0, -1)
+                .reshape((*column.shape[1:], *x.shape))
+                .to(column.dtype if as_outputs else x.dtype)
                 for o, x in zip(at.offsets, at.leaves, strict=True)
             )
             for column in columns
@@ -719,9 +756,28 @@ def _by_colours(
     return colouring.matrix(values, x.shape, layout)
 
 
+class _Draws:
+    """The random numbers of the first evaluation of a function, for each later one."""
+
+    def __init__(self, at: _Point) -> None:
+        self._states: list[Tensor] = []
+        self._devices = {x.device for x in at.leaves if x.device.type == "cuda"}
+        self._fixed = _transformed()
+
+    def again(self) -> None:
+        if self._fixed:
+            return
+        states = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._devices)]
+        self._states = self._states or states
+        torch.set_rng_state(self._states[0])
+        for device, state in zip(self._devices, self._states[1:], strict=True):
+            torch.cuda.set_rng_state(state, device)
+
+
 @contextlib.contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """Says what an error of autograd means for the user of ``name``."""
+def _explained(name: str, of_rows: bool = False) -> Iterator[None]:
+    """Says what an error of autograd means for the user of ``name``, who may ask for rows one by one in place of a
+    batch ``of_rows``."""
     try:
         yield
     except RuntimeError as error:
@@ -731,7 +787,7 @@ def _explained(name: str) -> Iterator[None]:
             if "scaled_dot_product" in text:
                 remedy = "; run f under torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)"
             raise RuntimeError(f"torchad_ext.{name}: f is not differentiable often enough: {text}{remedy}") from error
-        if any(sign in text for sign in ("vmap", "atching rule", "storage")):
+        if of_rows:
             raise RuntimeError(
                 f"torchad_ext.{name}: f has a derivative that cannot be computed for a batch of rows; give "
                 f"chunk_size=1 to compute rows one by one. {text}"

@@ -167,6 +167,10 @@ def f_of_neighbours(x: Tensor) -> Tensor:
     return (x[:, :22] * x[:, 1:]).square().sum(-1)
 
 
+def pairs(x: Tensor) -> Tensor:
+    return x.sin()[:, :, None] * x.cos()[:, None]
+
+
 W = torch.linspace(-1, 1, 9, dtype=torch.float64).reshape(3, 3)
 V = torch.linspace(0.5, 1.5, 3, dtype=torch.float64)
 # Each rule by itself, from points [n, 3]; every operand that may vary does.
@@ -213,6 +217,7 @@ RULES: dict[str, Function] = {
     "prod": lambda x: x.sin().prod(-1),
     "var": lambda x: x.sin().var(-1) + x.std(-1, correction=0) + x.var(1, False),
     "norm": lambda x: x.norm(dim=-1) * torch.linalg.norm(x.sin(), dim=-1) + torch.linalg.vector_norm(x, 1, dim=-1),
+    "norm of order 4": lambda x: torch.linalg.vector_norm(x.sin(), 4, dim=-1),
     "normalize": lambda x: F.normalize(x.sin(), dim=-1),
     "softmax": lambda x: F.softmax(x.sin(), -1) * x.log_softmax(-1),
     "logsumexp": lambda x: torch.logsumexp(x.sin(), -1) * x.logsumexp(-1, keepdim=True).squeeze(-1),
@@ -220,6 +225,10 @@ RULES: dict[str, Function] = {
     "rms_norm": lambda x: F.rms_norm(x.sin(), (3,), V.to(x)),
     "group_norm": lambda x: F.group_norm(torch.cat([x.sin(), x[:, :1]], -1), 2),
     "batch_norm": lambda x: F.batch_norm(x.sin(), V.to(x), V.to(x), V.to(x), V.to(x)),
+    "instance_norm": lambda x: F.instance_norm(pairs(x), weight=V.to(x), bias=V.to(x)).flatten(1),
+    "instance_norm in evaluation": lambda x: F.instance_norm(
+        pairs(x), V.to(x), V.to(x), V.to(x), V.to(x), use_input_stats=False
+    ).flatten(1),
     "attention": lambda x: F.scaled_dot_product_attention(
         x.sin()[:, :, None], x.cos()[:, :, None], x[:, :, None], is_causal=True
     ).flatten(1),
@@ -228,6 +237,7 @@ RULES: dict[str, Function] = {
     "as another": lambda x: V.to(x, non_blocking=True) * x.sin().view_as(x) + x.cos().type_as(x),
     "detach": lambda x: x.sin() * x.detach() + x.sin().data,
     "constant": lambda x: torch.ones_like(x) + x.sign(),
+    "power of nothing": lambda x: sum(c * x.sin() ** k for k, c in enumerate((1.0, 2.0, 3.0))),  # type: ignore[return-value, misc]
     "linear": lambda x: F.linear(x, W.to(x), V.to(x)),
     "comparison": lambda x: x.sin() * (x > 0) + (x == x).to(x),
 }
@@ -242,6 +252,39 @@ def test_rule(name: str, device: str) -> None:
         assert_close(recorded.laplacian, traces(g, x))
         with torch.no_grad():
             assert_close(forward_laplacian(g, x), recorded)
+
+
+ZERO_AT_ZERO: dict[str, Function] = {
+    "norm": lambda x: x.norm(dim=-1),
+    "cube of the norm": lambda x: x.norm(dim=-1) ** 3,
+    "norm of order 4": lambda x: torch.linalg.vector_norm(x, 4, dim=-1),
+    "std": lambda x: (x + 1).std(-1),
+}
+
+
+@pytest.mark.parametrize("name", ZERO_AT_ZERO)
+def test_derivatives_of_norms_at_zero_are_zero_as_in_torch_func(name: str, device: str) -> None:
+    f, x = ZERO_AT_ZERO[name], points(device)
+    x[1] = 0
+    assert_close(laplacian(f, x), torch.stack([by_trace(f, point) for point in x]))
+
+
+def test_logcumsumexp(device: str) -> None:
+    """Against its definition: of a product of two, torch.func.jacrev twice is wrong."""
+    x = points(device)
+    expected = torch.stack([x.sin()[:, : i + 1].logsumexp(-1) for i in range(3)], -1)
+    actual = forward_laplacian(lambda x: x.sin().logcumsumexp(-1), x)
+    assert_close(actual.value, expected)
+    each = [laplacian(lambda x, i=i: x.sin()[:, : i + 1].logsumexp(-1), x) for i in range(3)]
+    assert_close(actual.laplacian, torch.stack(each, -1))
+
+
+def test_instance_norm_updates_its_statistics_once(device: str) -> None:
+    modules = [nn.InstanceNorm1d(3, track_running_stats=True).to(device, torch.float64) for _ in range(2)]
+    x = points(device)
+    laplacian(lambda x: modules[0](pairs(x)).sum((1, 2)), x)
+    modules[1](pairs(x))
+    assert_close(modules[0].state_dict(), modules[1].state_dict())
 
 
 @pytest.mark.parametrize("name", ["mul", "matmul", "softmax", "cat", "pointwise", "layer_norm", "linear", "attention"])
@@ -501,6 +544,17 @@ cube.register_autograd(
 )
 
 
+@torch.library.custom_op("test_laplacian::once", mutates_args=())
+def once(x: Tensor) -> Tensor:
+    return x**3
+
+
+once.register_autograd(
+    torch.autograd.function.once_differentiable(lambda ctx, g: 3 * ctx.saved_tensors[0] ** 2 * g),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+)
+
+
 def inner_gradient(x: Tensor) -> Tensor:
     x = x if x.requires_grad else x.detach().requires_grad_()
     return grad(x.sin().prod(-1).sum(), x, create_graph=True)[0]
@@ -518,6 +572,19 @@ FALLBACKS: dict[str, tuple[Function, str]] = {
     "cummax": (lambda x: x.sin().cummax(-1)[0], "cummax"),
     "max": (lambda x: x.sin().max(-1)[0] * x.sum(-1), "max"),
     "solve": (lambda x: torch.linalg.solve(torch.eye(3).to(x) * (2 + x.cos()[:, :, None]), x.sin()), "solve"),
+    "det": (lambda x: (x[:, :, None] * x[:, None] + torch.eye(3).to(x)).det(), "det"),
+    "cholesky": (lambda x: torch.linalg.cholesky(pairs(x) @ pairs(x).mT + torch.eye(3).to(x)), "cholesky"),
+    "eigvalsh": (lambda x: torch.linalg.eigvalsh(pairs(x) + pairs(x).mT), "eigvalsh"),
+    "matrix_exp": (lambda x: torch.linalg.matrix_exp(pairs(x)), "matrix_exp"),
+    "inv": (lambda x: torch.linalg.inv(pairs(x) + 2 * torch.eye(3).to(x)), "inv"),
+    "cumprod": (lambda x: x.sin().cumprod(-1), "cumprod"),
+    "median": (lambda x: x.sin().median(-1)[0], "median"),
+    "max_pool1d": (lambda x: F.max_pool1d(x.sin()[:, None], 2).flatten(1), "max_pool1d"),
+    "adaptive_max_pool1d": (lambda x: F.adaptive_max_pool1d(x.sin()[:, None], 1).flatten(1), "adaptive_max_pool1d"),
+    "instance_norm": (  # an operator, which has no rule: a normalisation by batch_norm
+        lambda x: torch.ops.aten.instance_norm(pairs(x), None, None, None, None, True, 0.1, 1e-5, False),
+        "instance_norm",
+    ),
     "in place": (in_place, "in place"),
     "method in place": (lambda x: x.sin().mul_(x), "in place"),
     "custom operator": (lambda x: torch.ops.test_laplacian.sin(x.sin()), "sin"),
@@ -527,6 +594,7 @@ FALLBACKS: dict[str, tuple[Function, str]] = {
     "no_grad": (constant_without_grad, "no_grad"),
     "autograd.grad": (inner_gradient, "grad"),
     "func.grad": (torch.func.grad(lambda x: x.sin().prod(-1).sum()), "transform"),
+    "func.jvp": (lambda x: torch.func.jvp(torch.sin, (x,), (torch.ones_like(x),))[1] * x, "_make_dual"),
     "func.vmap": (torch.func.vmap(lambda x: x.sin().prod()), "transform"),
 }
 
@@ -551,6 +619,14 @@ class TestFallback:
             (ours,) = grad(laplacian(lambda x: Cube.apply(x.sin()).sum(-1), x).sum(), x)
         (theirs,) = grad(laplacian(lambda x: (x.sin() ** 3).sum(-1), x).sum(), x)
         assert_close(ours, theirs)
+
+    @pytest.mark.parametrize("f", [inner_gradient, torch.special.i0], ids=["of the whole", "of an operation"])
+    def test_has_a_graph_if_something_requires_a_gradient(self, f: Function, device: str) -> None:
+        x, w = points(device), V.to(device).requires_grad_()
+        with pytest.warns(UserWarning, match="differentiated twice"):
+            assert not any(y.requires_grad for y in forward_laplacian(f, x))
+        assert laplacian(f, points(device).requires_grad_()).requires_grad
+        assert grad(laplacian(lambda x: f(x * w), x).sum(), w)[0].all()
 
     def test_is_an_error_if_strict(self, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TORCHAD_EXT_STRICT", "1")
@@ -619,6 +695,8 @@ class TestErrors:
         twice = pytest.raises(RuntimeError, match=r"f cannot be differentiated twice: .*once_differentiable")
         with pytest.warns(UserWarning, match="cannot follow"), twice:
             laplacian(Once.apply, points(device))
+        with pytest.warns(UserWarning, match="no rule for once|cannot follow once"), twice:
+            laplacian(torch.ops.test_laplacian.once, points(device))
 
     def test_a_function_of_nothing_is_zero(self, device: str) -> None:
         x = points(device)

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from . import expr
-from .derivatives import graph_nodes
+from .derivatives import _depends_on_others, graph_nodes
 from .elementwise import Elementwise
 from .pointwise import _SCALAR, _TENSOR, Pointwise, _kind
 from .quadratic_form import _sum
@@ -230,6 +230,9 @@ class _Sweep:
                 carried.append(self.owns(x) + curved)
                 arguments += [*x.tangents[chunk], x.laplacian][: len(signs) + curved] if self.owns(x) else []
             derivative = member.laplacian(tuple(carried), signs)
+            if not derivative.arguments:  # x**0
+                constants = tuple(_applied(member, [value.expand(shape) for value in values], numbers))
+                return constants[0] if outputs == 1 else constants
             given = [
                 x if x.shape == shape else x.expand(shape) for x in map(arguments.__getitem__, derivative.arguments)
             ]
@@ -266,16 +269,13 @@ class _Sweep:
             return value
         _fall_back(f"has no rule for {_name(func)}", "it is")
         try:
-            tangents: list[Any] = []
-            laplacians: list[Any] = []
-            for k, sign in enumerate(self.signs):
-                slopes = _pushforward(differentiable, tuple(x.tangents[k] for x in swept))
-                tangents.append(slopes(*values))
-                curvatures = _pushforward(slopes, tuple(x.tangents[k] for x in swept))(*values)
-                laplacians.append([sign * y for y in curvatures])
+            along = [tuple(x.tangents[k] for x in swept) for k in range(len(self.signs))]
             if any(x.laplacian is not None for x in swept):
-                along = tuple(_or_zeros(x.laplacian, x.value) for x in swept)
-                laplacians.append(_pushforward(differentiable, along)(*values))
+                along.append(tuple(_or_zeros(x.laplacian, x.value) for x in swept))
+            slopes, curvatures = zip(*_twice(differentiable, values, along, self.recording), strict=True)
+            tangents = slopes[: len(self.signs)]
+            laplacians = [[sign * y for y in ys] for sign, ys in zip(self.signs, curvatures, strict=False)]
+            laplacians.extend(slopes[len(self.signs) :])
         except (RuntimeError, NotImplementedError) as error:
             raise _Unseen(f"{_name(func)} ({error})") from error
         totals = [functools.reduce(operator.add, terms) for terms in zip(*laplacians, strict=True)]
@@ -283,18 +283,54 @@ class _Sweep:
         return tree_unflatten([self.tensor(y, next(rows)) if _has_derivative(y) else y for y in results], structure)
 
 
-def _pushforward(f: Callable[..., Any], along: Sequence[torch.Tensor]) -> Callable[..., Any]:
-    """x -> f'(x) u: the pullback g -> f'(x)^T g is linear, and its own pullback takes u to that.
+def _twice(
+    f: Callable[..., Tangents], xs: Tangents, directions: Sequence[Tangents], recording: bool
+) -> list[tuple[Tangents, Tangents]]:
+    """f'(x) u and f''(x)[u, u] for each u.
 
-    Not by forward mode, which PyTorch differentiates wrongly in some operations, as in ``torch.linalg.solve``.
+    The gradient of g·f is linear in g, so the gradients in g of g·f'(x) u and of g·f''(x)[u, u] are these. What PyTorch
+    differentiates in x is that of double reverse mode: forward mode is wrong in ``torch.linalg.solve``, a third
+    derivative in ``batch_norm``, a transform in ``torch.linalg.det``.
     """
+    if _transforms_active():
+        return [_twice_by_transforms(f, xs, us) for us in directions]
+    with torch.enable_grad():
+        xs = tuple(x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in xs)
+        ys = f(*xs)
+        gs = tuple(torch.ones_like(y, requires_grad=True) for y in ys)  # not zeros: some operations take its logarithm
+        gradients = _gradients(ys, xs, gs)
+        _check_twice(gradients)
+        rows = []
+        for us in directions:
+            curved = _gradients(gradients, xs, us)
+            rows.append((_gradients(gradients, gs, us), _gradients(curved, gs, us)))
+    if recording and _depends_on_others(ys, xs):
+        return rows
+    return [tuple(tuple(y.detach() for y in part) for part in row) for row in rows]  # type: ignore[misc]
 
-    def slope(*xs: torch.Tensor) -> Any:
-        pair: Any = torch.func.vjp(f, *xs)
-        ys, pullback = pair
-        return torch.func.vjp(lambda *gs: pullback(gs), *map(torch.zeros_like, ys))[1](tuple(along))
 
-    return slope
+def _gradients(ys: Tangents, xs: Tangents, gs: Tangents) -> Tangents:
+    """Those of g·y, with a graph; zeros where y does not depend on x."""
+    chosen = [i for i, y in enumerate(ys) if y.requires_grad]
+    if not chosen:
+        return tuple(map(torch.zeros_like, xs))
+    of, at = (tuple(rows[i] for i in chosen) for rows in (ys, gs))
+    return torch.autograd.grad(of, xs, at, create_graph=True, materialize_grads=True)
+
+
+def _twice_by_transforms(f: Callable[..., Tangents], xs: Tangents, us: Tangents) -> tuple[Tangents, Tangents]:
+    def pullback(gs: Tangents, xs: Tangents) -> Tangents:
+        of: Any = torch.func.vjp(f, *xs)
+        return of[1](gs)  # type: ignore[no-any-return]
+
+    def slopes(gs: Tangents) -> tuple[Tangents, Tangents]:
+        of: Any = torch.func.vjp(pullback, gs, xs)
+        tangents, gradients = of[1](us)
+        return gradients, tangents
+
+    gs = tuple(map(torch.ones_like, f(*xs)))
+    of: Any = torch.func.vjp(slopes, gs, has_aux=True)
+    return of[2], of[1](us)[0]
 
 
 def _random_states(device: torch.device) -> list[torch.Tensor]:
@@ -581,10 +617,34 @@ def _batch_norm(
     return _affine((x - mean) * (variance + eps).rsqrt(), weight, bias)
 
 
+def _instance_norm(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    variance: Any,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    *_: Any,
+) -> Any:
+    if not use_input_stats:
+        return _batch_norm(x, weight, bias, mean, variance, False, momentum, eps)
+    if mean is not None:  # it updates the running statistics
+        torch.instance_norm(x.detach(), weight, bias, mean, variance, True, momentum, eps, False)
+    return _affine(_layer_norm(x, x.shape[2:], eps=eps), *_of_channels(x, weight, bias))
+
+
 def _logsumexp(x: Any, dim: Any, keepdim: bool = False) -> Any:
     largest = x.detach().amax(dim, keepdim=True)
     y = (x - largest).exp().sum(dim, keepdim=True).log() + largest
     return y if keepdim else y.squeeze(dim)
+
+
+def _logcumsumexp(x: Any, dim: int) -> Any:
+    x = x.movedim(dim, -1)
+    later = torch.ones(x.shape[-1], x.shape[-1], dtype=torch.bool, device=x.device).triu(1)
+    return _logsumexp(x.unsqueeze(-2).masked_fill(later, -math.inf), -1).movedim(-1, dim)
 
 
 def _softmax(x: Any, dim: int, dtype: Any = None) -> Any:
@@ -618,13 +678,22 @@ def _dropout(x: Any, p: float = 0.5, train: bool = True) -> Any:
     return x * F.dropout(torch.ones_like(x), p) if train and p else x
 
 
+def _root(x: Any, order: float = 2) -> Any:
+    """The root, whose derivatives at 0 are zero here as torch.func has them for norms."""
+    zero = x == 0
+    x = x.masked_fill(zero, 1)
+    return (x.sqrt() if order == 2 else x ** (1 / order)).masked_fill(zero, 0)
+
+
 def _vector_norm(x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
     x = x if dtype is None else x.to(dtype)
     dim = tuple(range(x.dim())) if dim is None else dim
     if ord == 2:
-        return x.square().sum(dim, keepdim).sqrt()
+        return _root(x.square().sum(dim, keepdim))
     if ord == 1:
         return x.abs().sum(dim, keepdim)
+    if 2 < ord < math.inf:
+        return _root((x.abs() ** ord).sum(dim, keepdim), ord)
     return NotImplemented
 
 
@@ -658,15 +727,17 @@ _COMPOSED: dict[str, Callable[..., Any]] = {
     "rms_norm": _rms_norm,
     "group_norm": _group_norm,
     "batch_norm": _batch_norm,
+    "instance_norm": _instance_norm,
     "softmax": _softmax,
     "log_softmax": _log_softmax,
     "logsumexp": _logsumexp,
+    "logcumsumexp": _logcumsumexp,
     "scaled_dot_product_attention": _attention,
     "dropout": _dropout,
     "vector_norm": _vector_norm,
     "norm": _norm,
     "var": _variance,
-    "std": lambda x, *args, **kwargs: _variance(x, *args, **kwargs).sqrt(),
+    "std": lambda x, *args, **kwargs: _root(_variance(x, *args, **kwargs)),
     "prod": _prod,
     "masked_fill": lambda x, mask, value: torch.where(mask, value, x),
     **dict.fromkeys(("addmm", "baddbmm", "addmv"), _sum_and_product),
@@ -694,14 +765,16 @@ _CONSTANT = frozenset(
 )
 # Differentiates, or hides what it computes.
 _HIDDEN = frozenset(
-    "grad grad_fn backward register_hook register_post_accumulate_grad_hook retain_grad setitem".split()
+    "grad grad_fn backward register_hook register_post_accumulate_grad_hook retain_grad setitem "
+    "_make_dual _unpack_dual".split()
 )
 _IN_PYTHON = ("torch.nn.functional", "torch.functional", "torch._tensor")
 
 
 def _unguarded(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     """A function of PyTorch in Python by its parts."""
-    if isinstance(func, types.FunctionType) and func.__module__ in _IN_PYTHON:
+    # The module that the code is in: F.max_pool1d calls by closures, whose guards stay.
+    if isinstance(func, types.FunctionType) and func.__globals__["__name__"] in _IN_PYTHON:
         return _without_guard(func)(*args, **kwargs)
     return NotImplemented
 
@@ -914,9 +987,8 @@ def _by_transforms(
 ) -> tuple[torch.Tensor, Sequence[torch.Tensor] | None, torch.Tensor | None]:
     """The same by torch.func, a direction at a time."""
     value = _checked(f(x), x, name)
-    slopes = [_pushforward(lambda x: (f(x),), (u,)) for u in directions]
-    curvatures = [_pushforward(slope, (u,))(x)[0] for slope, u in zip(slopes, directions, strict=True)]
-    return value, [slope(x)[0] for slope in slopes], _sum(*(s * y for s, y in zip(signs, curvatures, strict=True)))
+    rows = [_twice_by_transforms(lambda x: (f(x),), (x,), (u,)) for u in directions]
+    return value, [y for (y,), _ in rows], _sum(*(sign * y for sign, (_, (y,)) in zip(signs, rows, strict=True)))
 
 
 def _check_twice(slopes: Sequence[torch.Tensor]) -> None:
@@ -931,8 +1003,11 @@ def _by_reverse_mode(
     """The same by reverse mode over reverse mode, a direction and a result at a time."""
     recording = torch.is_grad_enabled()
     with torch.enable_grad():
-        x = (x if x.requires_grad else x.detach().requires_grad_()).view_as(x)
+        leaf = x if x.requires_grad else x.detach().requires_grad_()
+        wanted = leaf is x
+        x = leaf.view_as(leaf)
         value = _checked(f(x), x, name)
+        recording = recording and (wanted or _depends_on_others([value], [leaf]))
         results = value.reshape(*x.shape[:-1], -1).unbind(-1)
 
         def gradient(y: torch.Tensor) -> torch.Tensor:

@@ -63,6 +63,19 @@ EXACT: dict[str, Function] = {
     "matrices": lambda x: (x[:4].view(2, 2) @ x[2:].view(2, 2)).sum(),
     "Function": lambda x: Cubed.apply(x[1:] - x[:-1]).sum(),
     "constant": lambda x: x.new_ones(()),
+    "gradient": lambda x: torch.autograd.grad((x[1:] * x[:-1] ** 2).sum(), x, create_graph=True)[0].square().sum(),
+    "complex view": lambda x: torch.view_as_complex(x.view(3, 2)).pow(3).real.sum(),
+    "complex view of a part": lambda x: torch.view_as_complex(x[2:].view(2, 2)).pow(3).real.sum() + x.square().sum(),
+    "complex product": lambda x: (torch.view_as_complex(x.view(3, 2)).conj() * (1 + 1j)).pow(3).imag.sum(),
+    "complex matrices": lambda x: (
+        (torch.view_as_complex(x.view(3, 2)) @ (1j * torch.eye(3, dtype=x.dtype, device=x.device))).pow(3).real.sum()
+    ),
+    "multiplied by i": lambda x: (1j * x + 1).pow(3).real.sum(),
+    "polar": lambda x: torch.polar(x[:3], x[3:]).pow(2).real.sum(),
+    "complex in place": lambda x: squared_as_complex(x.clone()).pow(3).sum(),
+    "real part in place": lambda x: without_real_part(torch.view_as_complex(x.clone().view(3, 2))).pow(3).imag.sum(),
+    "fft of rows": lambda x: torch.fft.rfft(x.view(2, 3)).abs().pow(4).sum(),
+    "fft and back": lambda x: torch.fft.ifft(torch.fft.fft(x.view(2, 3)) * BAND.to(x.device)[0, :3]).real.pow(3).sum(),
 }
 
 
@@ -75,6 +88,21 @@ def zeroed(x: Tensor) -> Tensor:
     x[:2].zero_()
     x[2] = 1.0
     return x
+
+
+def squared_as_complex(x: Tensor) -> Tensor:
+    torch.view_as_complex(x.view(-1, 2)).square_()
+    return x
+
+
+def bits_kept(x: Tensor) -> Tensor:
+    x.detach().view(torch.int32).bitwise_or_(0)
+    return x
+
+
+def without_real_part(z: Tensor) -> Tensor:
+    torch.view_as_real(z)[..., 0].zero_()
+    return z
 
 
 class TestPattern:
@@ -103,8 +131,10 @@ class TestPattern:
             lambda x: torch.func.grad(lambda y: y.pow(3).sum())(x).prod(),
             lambda x: x.to(torch.float32).sin().double().prod(),
             lambda x: x.to_sparse().sum() ** 2,
+            lambda x: torch.linalg.eigvals(x[:4].view(2, 2) + x[2:].view(2, 2)).pow(2).sum().real,
+            lambda x: bits_kept(x.clone()).prod(),
         ],
-        ids=["inverse", "convolution", "sort", "gradient inside", "rounded", "sparse"],
+        ids=["inverse", "convolution", "sort", "gradient inside", "rounded", "sparse", "eigenvalues", "bits"],
     )
     def test_covers_unknown_operations(self, f: Function, device: str) -> None:
         x = sample(6, device=device)
@@ -122,6 +152,18 @@ class TestPattern:
         for x, got in ((1.0, "float"), (torch.arange(3), "torch.int64")):
             with pytest.raises(TypeError, match=f"takes a floating-point tensor for x; got {got}"):
                 hessian_sparsity(lambda x: x, x)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        ("name", "find"),
+        [("hessian_sparsity", hessian_sparsity), ("hessian", lambda f, x: ad.hessian(f, x, sparsity="auto"))],
+    )
+    def test_f_has_no_single_value(self, name: str, find: Callable[[Any, Tensor], Tensor]) -> None:
+        x = sample(3)
+        with pytest.raises(ValueError, match=rf"torchad_ext.{name} takes f with a value without dim.*got shape \[3\]"):
+            find(lambda x: x.square(), x)
+        for value, got in ((lambda x: 1.0, "float"), (lambda x: x.sum() > 0, "torch.bool")):
+            with pytest.raises(TypeError, match=rf"torchad_ext.{name} takes .*tensors for the value of f; got {got}"):
+                find(value, x)
 
 
 def symmetric(n: int, edges: list[tuple[int, int]]) -> Tensor:
@@ -155,23 +197,28 @@ class TestColouring:
         assert torch.equal(colouring.matrix(values, torch.Size([n]), torch.strided), H)
 
     @pytest.mark.parametrize(
-        ("f", "colours"),
+        ("f", "count"),
         [
-            (lambda x: x.pow(3).sum(), 1),
-            (lambda x: (x[:-1].sin() * x[1:].exp()).sum(), 3),
-            (lambda x: (x[:-2] * x[1:-1] * x[2:]).sum(), 5),
-            (lambda x: x.view(-1, 4).prod(1).sum(), 4),
-            (lambda x: x[-1] * x.square().sum(), 2),
+            (lambda x: x.pow(3).sum(), 1 + 1),
+            (lambda x: (x[:-1].sin() * x[1:].exp()).sum(), 3 + 1),
+            (lambda x: (x[:-2] * x[1:-1] * x[2:]).sum(), 5 + 1),
+            (lambda x: x.view(-1, 4).prod(1).sum(), 4 + 1),
+            (lambda x: x[-1] * x.square().sum(), 2 + 1),
             (lambda x: x.prod(), 40),
+            (lambda x: x[:30].prod() + x.square().sum(), 40),
         ],
-        ids=["diagonal", "tridiagonal", "pentadiagonal", "blocks", "arrow", "full"],
+        ids=["diagonal", "tridiagonal", "pentadiagonal", "blocks", "arrow", "full", "more than half"],
     )
-    def test_one_product_for_each_colour(self, f: Function, colours: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("layout", [torch.strided, torch.sparse_coo], ids=str)
+    def test_one_product_for_each_colour_and_one_that_checks(
+        self, f: Function, count: int, layout: torch.layout, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         products = Products(monkeypatch)
         x = sample(40)
-        result = ad.hessian(f, x, sparsity="auto")
-        assert products.count == colours + 1
-        assert_close(result, torch.func.hessian(f)(x))
+        result = ad.hessian(f, x, sparsity="auto", layout=layout)
+        assert products.count == count
+        assert result.layout is layout
+        assert_close(result.to_dense(), torch.func.hessian(f)(x))
 
 
 class TestHessian:
@@ -204,13 +251,27 @@ class TestHessian:
         ):
             ad.hessian(f, x, sparsity=pattern)
 
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+    def test_neither_an_offset_nor_large_entries_hide_what_is_missing(self, dtype: torch.dtype) -> None:
+        x = sample(6, dtype=dtype)
+        for f in (lambda x: 1e6 + x[0] * x[5], lambda x: x.square().sum() + 1e3 * torch.finfo(dtype).eps * x[0] * x[5]):
+            with pytest.raises(SparsityError):
+                ad.hessian(f, x, sparsity=torch.eye(6, dtype=torch.bool))
+
+    def test_nan_in_the_check_alone_raises(self) -> None:
+        v, nan = sample(3), torch.tensor([float("nan"), 0, 0])
+        diagonal = colour(torch.eye(3, dtype=torch.bool), v)
+        diagonal.check(torch.stack([1 + nan, v + nan]), v, lambda seeds: seeds, found=False)
+        with pytest.raises(SparsityError):
+            diagonal.check(torch.stack([1 + 0 * v, v + nan]), v, lambda seeds: seeds, found=False)
+
     def test_a_function_that_is_not_its_operations_raises(self) -> None:
         class Coupled(Cubed):
             @staticmethod
             def backward(ctx: Any, grad_output: Tensor) -> Tensor:
                 return grad_output * ctx.saved_tensors[0].sum()
 
-        with pytest.raises(SparsityError, match="outside of the sparsity pattern"):
+        with pytest.raises(SparsityError, match=r"pattern of 4 entries that was found.*Leave sparsity out"):
             ad.hessian(lambda x: Coupled.apply(x).sum(), sample(4), sparsity="auto")
 
     def test_infinite_entries_stay(self) -> None:
@@ -223,6 +284,29 @@ class TestHessian:
         x = sample(50, device=device, dtype=dtype)
         result = ad.hessian(lambda x: (x.sin().square() + x.cos().square()).sum(), x, sparsity="auto")
         assert result.abs().max() < 10 * torch.finfo(dtype).eps
+
+    @pytest.mark.parametrize(
+        "f",
+        [
+            lambda x: (x[1:].float().sin() * x[:-1].float().exp()).sum().double(),
+            lambda x: (x[1:] * x[:-1]).sum() + 1e10 * (x[0].sin().square() + x[0].cos().square()),
+            lambda x: torch.nn.functional.layer_norm(x.view(-1, 4), [4]).square().sum(),
+            lambda x: torch.nn.functional.batch_norm(x.view(10, 4).T, None, None, training=True).pow(2).sum(),
+        ],
+        ids=["float32 midway", "one entry of rounding errors", "layer norm", "batch norm"],
+    )
+    def test_rounding_midway_passes_the_check(self, f: Function) -> None:
+        pattern = torch.eye(10, dtype=torch.bool).repeat_interleave(4, 0).repeat_interleave(4, 1)
+        band = sample(40, 40).tril(1).triu(-1) != 0
+        for seed in range(5):
+            x = torch.randn(40, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+            ad.hessian(f, x, sparsity=pattern | band)
+
+    def test_huge_rounding_errors_in_a_full_pattern(self) -> None:
+        x = torch.tensor([800.0, -800.0, 1e-300], dtype=torch.float64)
+        expected = torch.func.hessian(torch.prod)(x)
+        assert_close(ad.hessian(torch.prod, x, sparsity="auto"), expected)
+        assert_close(ad.hessian(torch.prod, x, sparsity=torch.ones(3, 3, dtype=torch.bool)), expected)
 
     def test_empty(self) -> None:
         assert ad.hessian(lambda x: x.square().sum(), torch.zeros(0), sparsity="auto").shape == (0, 0)

@@ -21,7 +21,6 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from . import sparsity as _sparsity
 from .curvature import Curvature, UnknownOperation
-from .sparsity import hessian_sparsity
 from .unit_rows import UnitRows, dense_rows
 
 Tensors = Sequence[Tensor]
@@ -156,7 +155,8 @@ def hessian(
         chunk_size: how many rows are computed at once. That many times the memory of one backward pass is needed,
             besides the result. By default some millions of elements; 1 computes them one by one without ``vmap``,
             which is the way for functions that ``vmap`` does not batch.
-        sparsity: ``"auto"`` finds the pattern of H by :func:`hessian_sparsity`. A bool tensor ``[n, n]``, dense or
+        sparsity: ``"auto"`` finds the pattern of H by :func:`hessian_sparsity`; where it has more than half of the
+            entries of H, all rows are computed as without ``sparsity``. A bool tensor ``[n, n]``, dense or
             sparse, n being the number of elements of ``x``, is taken as the pattern; its transpose and the diagonal
             are added. ``x`` is one tensor then, outside of transforms. While compiling it is not read.
         strategy: ``"reverse-over-reverse"``, the default: a pullback of the gradient a row.
@@ -167,14 +167,18 @@ def hessian(
 
     Returns:
         For x of shape ``[*n]`` a tensor ``[*n, *n]``; for a pytree its structure, each leaf being of that structure
-        again. With ``layout=torch.sparse_coo`` a coalesced tensor ``[n, n]``. Differentiable again, in ``x`` and in
-        what f captures; zeros where f does not depend on ``x``.
+        again. With ``layout=torch.sparse_coo`` a coalesced tensor ``[n, n]`` of the entries of the pattern, all of
+        them where all rows are computed. Differentiable again, in ``x`` and in what f captures; zeros where f does not
+        depend on ``x``. A sparse tensor is differentiable once more only: PyTorch's own ``to_dense()`` and ``values()``
+        have wrong second derivatives, for which take ``layout=torch.strided``.
 
     Raises:
         TypeError: ``x`` or the value of f holds something else than floating-point tensors.
         ValueError: f has a value with dimensions, or an option is not one of the above.
         RuntimeError: f is not twice differentiable.
-        SparsityError: the pattern lacks entries, as one random Hessian-vector product shows.
+        SparsityError: the pattern lacks entries, as one random Hessian-vector product shows. It differs from that of
+            the entries by more than rounding errors do, which are measured where in doubt; rows with inf or nan are
+            not checked.
 
     Example:
         >>> x = torch.tensor([1.0, 2.0, 3.0])
@@ -713,7 +717,7 @@ def _by_colours(
     f: Function,
     sparsity: Any,
     chunk_size: int | None,
-    strategy: str | None,
+    strategy: Strategy | None,
     progress: bool,
     layout: torch.layout,
 ) -> Tensor:
@@ -724,12 +728,15 @@ def _by_colours(
             "torchad_ext.hessian with sparsity finds a pattern and checks it, which a transform of torch.func cannot "
             "trace; leave sparsity out there"
         )
-    pattern = hessian_sparsity(f, x) if isinstance(sparsity, str) and sparsity == "auto" else sparsity
-    colouring = _sparsity.colour(pattern, x)
+    found = isinstance(sparsity, str) and sparsity == "auto"
+    colouring = _sparsity.found_colouring(_scalar(f, at), x) if found else _sparsity.colour(sparsity, x)
+    if colouring is None or colouring.full:
+        H: Tensor = hessian(f, x, chunk_size, strategy=strategy, progress=progress)
+        if layout is torch.strided:
+            return H
+        return _sparsity.sparse(torch.arange(H.numel(), device=x.device), H.reshape(-1), x.numel())
     generator = torch.Generator(x.device).manual_seed(0)
-    check = torch.randn(1, x.numel(), generator=generator, dtype=x.dtype, device=x.device)
-    seeds = torch.cat([colouring.seeds(x.dtype), check])
-    seeds = seeds.view(len(seeds), *x.shape)
+    v = torch.empty(x.numel(), dtype=x.dtype, device=x.device).uniform_(-1, 1, generator=generator)
     rows = chunk_size or max(1, _ELEMENTS // max(1, x.numel()))
 
     if strategy == "forward-over-reverse":
@@ -748,12 +755,14 @@ def _by_colours(
         def push_rows(v: Tensor) -> Tensor:
             return gradient.pull_rows([v])[0]
 
-    batches = [push_rows(seeds[start : start + rows]) for start in _track(range(0, len(seeds), rows), at, progress)]
-    products = torch.cat(batches).view(len(seeds), x.numel())
-    values = colouring.recover(products[:-1])
-    with torch.no_grad():
-        colouring.check(values, check[0], products[-1], size=f(x).abs())
-    return colouring.matrix(values, x.shape, layout)
+    def products(seeds: Tensor) -> Tensor:
+        batches = _track(range(0, len(seeds), rows), at, progress)
+        parts = [push_rows(seeds[start : start + rows].view(-1, *x.shape)) for start in batches]
+        return torch.cat(parts).view(seeds.shape)
+
+    of_seeds = products(torch.cat([colouring.seeds(x.dtype), v.unsqueeze(0)]))
+    colouring.check(of_seeds, v, products, found)
+    return colouring.matrix(colouring.recover(of_seeds[:-1]), x.shape, layout)
 
 
 class _Draws:

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 aten = torch.ops.aten
 
 _LIMIT = 2**25  # pairs; a pattern with more on the way is taken to be full
+_ROUNDINGS = 64  # by how much a random product may exceed those that are measured
 
 
 class SparsityError(RuntimeError):
@@ -39,7 +40,8 @@ def hessian_sparsity(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     elements of ``x`` that it depends on. Linear operations unite these sets, views and indexing move them, elementwise
     functions couple what each element depends on, products what their factors depend on. An operation that is not known
     couples everything it reads. So the pattern may be too large, and is never too small for an f that is made of
-    PyTorch's operations; it holds where f takes the branches that it takes at ``x``.
+    PyTorch's operations; it holds where f takes the branches that it takes at ``x``. Complex numbers on the way depend
+    on what both their parts depend on.
 
     The method is that of A. Walther, Computing sparse Hessians with automatic differentiation, ACM Transactions on
     Mathematical Software 34 (2008).
@@ -53,7 +55,8 @@ def hessian_sparsity(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         than zero.
 
     Raises:
-        TypeError: ``x`` is not a floating-point tensor.
+        TypeError: ``x`` or the value of f is not a floating-point tensor.
+        ValueError: f has a value with dimensions.
 
     Example:
         >>> hessian_sparsity(lambda x: (x[1:] * x[:-1]).sum(), torch.zeros(3)).to_dense().int()
@@ -64,17 +67,33 @@ def hessian_sparsity(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"torchad_ext.hessian_sparsity takes a floating-point tensor for x; got {got}")
-    n = x.numel()
-    point = x.detach().clone()
-    with torch.no_grad(), _Propagation(point) as propagation:
-        f(point)
-    return _coo(propagation.pairs(), n, x.device)
+    keys, n = found(functools.partial(_checked, f), x), x.numel()
+    if keys is None:
+        keys = np.arange(n**2)
+    ones = torch.ones(len(keys), dtype=torch.bool, device=x.device)
+    return sparse(torch.from_numpy(keys).to(x.device), ones, n)
 
 
-def _coo(keys: np.ndarray, n: int, device: torch.device) -> Tensor:
-    indices = torch.from_numpy(np.stack(np.divmod(keys, max(1, n)))).to(device)
-    ones = torch.ones(len(keys), dtype=torch.bool, device=device)
-    return torch.sparse_coo_tensor(indices, ones, (n, n), is_coalesced=True, check_invariants=False)
+def _checked(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    y = f(x)
+    if not isinstance(y, Tensor) or not y.is_floating_point():
+        got = f"{y.dtype}" if isinstance(y, Tensor) else type(y).__name__
+        raise TypeError(f"torchad_ext.hessian_sparsity takes floating-point tensors for the value of f; got {got}")
+    if y.dim():
+        raise ValueError(
+            f"torchad_ext.hessian_sparsity takes f with a value without dimensions; got shape {list(y.shape)}. Sum it"
+        )
+    return y
+
+
+def found(f: Callable[[Tensor], Tensor], x: Tensor, share: float = 1.0) -> np.ndarray | None:
+    """The keys i n + j of the pattern at x, sorted; None if it is full, or found to have more than a share of n^2."""
+    with torch.enable_grad():  # f may take gradients itself
+        point = x.detach().requires_grad_().clone()
+        propagation = _Propagation(point, share)
+        with propagation:
+            f(point)
+    return propagation.pairs()
 
 
 def _unique(keys: np.ndarray) -> np.ndarray:
@@ -120,30 +139,33 @@ class _Propagation(TorchDispatchMode):
     """Runs operations, keeps for each element in memory what elements of x it depends on, and collects the pairs that
     meet. Views share memory, so that they and writes in place need no rules."""
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, x: Tensor, share: float) -> None:
         super().__init__()
         self.n = x.numel()
+        self.most = share * self.n**2
         self.full = False
         self._known: dict[int, tuple[Tensor, _Sets]] = {}  # by storage; the tensor keeps it
         self._pairs: list[np.ndarray] = []
         each = np.arange(self.n)
         self._write(x, _Sets(self.n, each, each))
 
-    def pairs(self) -> np.ndarray:
-        """The keys i n + j of the pattern, sorted."""
+    def pairs(self) -> np.ndarray | None:
+        """The keys i n + j of the pattern, sorted; None if there are too many."""
         if self.full:
-            return np.arange(self.n**2)
+            return None
         keys = np.concatenate([np.empty(0, np.int64), *self._pairs])
         i, j = np.divmod(keys, max(1, self.n))
-        return _unique(np.concatenate([keys, j * self.n + i]))
+        keys = _unique(np.concatenate([keys, j * self.n + i]))
+        return keys if len(keys) <= self.most else None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        if self.full or func.overloadpacket in _VIEWED_IN_PLACE or not any(self._is_known(x) for x in given):
+        given = [x for x in tree_leaves((args, kwargs)) if _is_numeric(x) and self._is_known(x)]
+        self.full = self.full or any(_unit(x) != _unit(self._known[_storage(x)][0]) for x in given)
+        if self.full or func.overloadpacket in _VIEWED_IN_PLACE or not given:
             return result
-        outputs = [y for y in tree_leaves(result) if isinstance(y, Tensor) and y.is_floating_point()]
+        outputs = [y for y in tree_leaves(result) if _is_numeric(y)]
         if func._schema.is_mutable:
             outputs = [
                 x
@@ -160,23 +182,26 @@ class _Propagation(TorchDispatchMode):
         return result
 
     def _is_known(self, x: Tensor) -> bool:
-        return x.layout is torch.strided and x.untyped_storage()._cdata in self._known
+        return x.layout is torch.strided and _storage(x) in self._known
 
     def of(self, x: Any) -> _Sets | None:
         """The sets of the elements of x, None for a constant."""
-        if not isinstance(x, Tensor) or not x.is_floating_point() or not self._is_known(x):
+        if not _is_numeric(x) or not self._is_known(x):
             return None
-        sets = self._known[x.untyped_storage()._cdata][1]
-        places = _places(x)
-        return sets if places is None else sets.taken(places, len(places))
+        sets, places = self._known[_storage(x)][1], _places(x)
+        if places is None:
+            return sets
+        return sets.taken(places, x.numel(), np.arange(len(places)) // 2 if x.is_complex() else None)
 
     def _write(self, y: Tensor, sets: _Sets) -> None:
         if y.layout is not torch.strided:
             self.full = True
             return
-        key, places = y.untyped_storage()._cdata, _places(y)
+        key, places = _storage(y), _places(y)
         if places is not None:
-            size = y.untyped_storage().nbytes() // y.element_size()
+            size = y.untyped_storage().nbytes() // _unit(y)
+            if y.is_complex():
+                sets = sets.taken(np.arange(len(places)) // 2, len(places))
             rows, columns = places[sets.rows], sets.columns
             if key in self._known:
                 old = self._known[key][1]
@@ -197,7 +222,7 @@ class _Propagation(TorchDispatchMode):
             return self._product
         if op in _ALONG_DIM or torch.Tag.reduction in func.tags:
             return self._reduction
-        if op in _LINEAR or torch.Tag.pointwise in func.tags:
+        if op in _LINEAR or op is aten.polar or torch.Tag.pointwise in func.tags:
             return self._pointwise
         return lambda *_: None
 
@@ -210,7 +235,9 @@ class _Propagation(TorchDispatchMode):
             self.full = True
             return
         which, columns = b.entries(a.rows)
-        self._pairs.append(_unique(a.columns[which] * self.n + columns))
+        keys = _unique(a.columns[which] * self.n + columns)
+        self.full = len(keys) > self.most
+        self._pairs.append(keys)
 
     def _spread(self, x: Any, shape: Sequence[int]) -> _Sets | None:
         """The sets of x, broadcast."""
@@ -241,7 +268,7 @@ class _Propagation(TorchDispatchMode):
 
         def numbers(x: Any) -> Any:
             nonlocal offset
-            if not isinstance(x, Tensor) or not x.is_floating_point():
+            if not _is_numeric(x):
                 return x
             sets = self.of(x)
             if sets is None:
@@ -279,7 +306,8 @@ class _Propagation(TorchDispatchMode):
         if op not in _LINEAR:
             self.couple(united, united)
         if op in _ALONG_DIM:
-            return [united.taken(target, x.numel())]
+            along = np.broadcast_to(groups, tuple(y.shape)).ravel()
+            return [united.taken(along, y.numel())]
         return [united] if y.numel() == groups.size else None
 
     def _product(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[_Sets] | None:
@@ -315,12 +343,27 @@ class _Propagation(TorchDispatchMode):
         return [union.taken(np.zeros(y.numel(), np.int64), y.numel()) for y in outputs]
 
 
+def _is_numeric(x: Any) -> bool:
+    return isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
+
+
+def _storage(x: Tensor) -> int:
+    key: int = x.untyped_storage()._cdata
+    return key
+
+
+def _unit(x: Tensor) -> int:
+    """The bytes of a real number: a complex one is two of them, so that views of either kind share their places."""
+    return x.element_size() // (2 if x.is_complex() else 1)
+
+
 def _places(x: Tensor) -> np.ndarray | None:
-    """Where the elements of x lie in its storage, None if they are all of it in order."""
+    """Where the real numbers of x lie in its storage, None if x is real and all of it in order."""
     size = x.untyped_storage().nbytes() // x.element_size()
-    if x.is_contiguous() and x.numel() == size:
+    if x.is_contiguous() and x.numel() == size and not x.is_complex():
         return None
-    return torch.arange(size).as_strided(x.shape, x.stride(), x.storage_offset()).numpy().ravel()
+    places: np.ndarray = torch.arange(size).as_strided(x.shape, x.stride(), x.storage_offset()).numpy().ravel()
+    return (2 * places[:, None] + np.arange(2)).ravel() if x.is_complex() else places
 
 
 def _functional(func: Any) -> Any:
@@ -340,14 +383,19 @@ def _union(sets: Sequence[_Sets]) -> _Sets:
 
 _LINEAR = {
     *(aten.add, aten.sub, aten.rsub, aten.neg, aten.positive, aten.sum, aten.mean, aten.cumsum),
-    *(aten.clone, aten.copy, aten.fill, aten._to_copy),
+    *(aten.clone, aten.copy, aten.fill, aten._to_copy, aten.complex, aten._conj_physical),
+    *(aten._fft_r2c, aten._fft_c2r, aten._fft_c2c),
 }
-_ALONG_DIM = {aten.cumsum, aten.cumprod, aten.logcumsumexp, aten._softmax, aten._log_softmax}
+_ALONG_DIM = {
+    *(aten.cumsum, aten.cumprod, aten.logcumsumexp, aten._softmax, aten._log_softmax),
+    *(aten._fft_r2c, aten._fft_c2r, aten._fft_c2c),
+}
 _PRODUCTS = {aten.mm, aten.bmm, aten.mv, aten.dot, aten.addmm, aten.addmv, aten.baddbmm}
 _MOVES = {
     *(aten.cat, aten.stack, aten.flip, aten.roll, aten.repeat, aten.index, aten.index_select, aten.gather),
     *(aten.diag_embed, aten.constant_pad_nd, aten.tril, aten.triu, aten.slice_scatter, aten.select_scatter),
     *(aten._unsafe_view, aten._reshape_copy, aten.where),
+    *(aten.slice_backward, aten.select_backward, aten.diagonal_backward),
 }
 _CONSTANTS = {
     *(aten.zero, aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.rand_like, aten.randn_like),
@@ -372,6 +420,10 @@ class Colouring:
     keys: Tensor
     places: Tensor
 
+    @property
+    def full(self) -> bool:
+        return len(self.keys) == len(self.colours) ** 2
+
     def seeds(self, dtype: torch.dtype) -> Tensor:
         """The sum of the unit vectors of each colour, ``[count, n]``."""
         seeds = torch.zeros(self.count, len(self.colours), dtype=dtype, device=self.colours.device)
@@ -381,30 +433,48 @@ class Colouring:
         """The entries of H from its products with the seeds, ``[count, n]``."""
         return products.reshape(-1)[self.places]
 
-    def check(self, values: Tensor, v: Tensor, product: Tensor, size: Tensor) -> None:
-        """Raises unless H v is the product, but for rounding errors of numbers of the size of f."""
-        n = len(v)
-        if not n:
+    def check(self, products: Tensor, v: Tensor, again: Callable[[Tensor], Tensor], found: bool) -> None:
+        """Raises unless the last of the products, H v, is that of the entries, but for rounding. What rounding does is
+        seen where products are not linear: ``again`` takes some of random sums of the seeds. A row whose entries are
+        inf or nan is not checked."""
+        n, eps = len(v), torch.finfo(v.dtype).eps
+        if self.full:
             return
         i, j = self.keys // n, self.keys % n
-        values, product = values.detach(), product.detach()
-        terms = values * v[j]
-        result, scale = (torch.zeros_like(v).index_add_(0, i, t) for t in (terms, terms.abs()))
-        # f may round to less than its dtype midway.
-        tolerance = max(3e-4, torch.finfo(v.dtype).eps ** 0.5) * torch.maximum(scale, product.abs())
-        tolerance += 1e3 * torch.finfo(v.dtype).eps * (scale.max() + size)
-        if ((result - product).abs() > tolerance).any():
-            raise SparsityError(
-                f"torchad_ext.hessian: the Hessian has entries outside of the sparsity pattern of {len(i)} entries: "
-                "a random Hessian-vector product differs from that of f. Give a larger pattern, or sparsity=None"
-            )
+        *_, product = products = products.detach()
+        values = self.recover(products[:-1])
+        result = torch.zeros_like(v).index_add_(0, i, values * v[j])
+
+        def fits(noise: Tensor | float) -> bool:
+            bound = torch.zeros_like(v).index_add_(0, i, (_ROUNDINGS * eps * values.abs() + noise) * v[j].abs())
+            return not (result.isfinite() & ~((result - product).abs() <= bound + noise)).any()
+
+        if fits(0.0):
+            return
+        generator = torch.Generator(v.device).manual_seed(0)
+        sums = torch.randn(8, self.count, generator=generator, dtype=v.dtype, device=v.device)
+        lost = (again(sums @ self.seeds(v.dtype)).detach() - sums @ products[:-1]).abs()
+        if fits(_ROUNDINGS * torch.where(lost.isfinite(), lost, 0.0).max()):
+            return
+        source, remedy = "given", "Give a larger pattern, or sparsity=None"
+        if found:
+            source = "found, which lacks them because f has another derivative than its operations"
+            remedy = "Leave sparsity out, or give a pattern"
+        raise SparsityError(
+            f"torchad_ext.hessian: the Hessian has entries outside of the sparsity pattern of {len(i)} entries that "
+            f"was {source}: a random Hessian-vector product differs from that of f. {remedy}"
+        )
 
     def matrix(self, values: Tensor, shape: torch.Size, layout: torch.layout) -> Tensor:
         n = len(self.colours)
         if layout is torch.sparse_coo:
-            indices = torch.stack([self.keys // max(1, n), self.keys % max(1, n)])
-            return torch.sparse_coo_tensor(indices, values, (n, n), is_coalesced=True, check_invariants=False)
+            return sparse(self.keys, values, n)
         return _zeros(n * n, values).index_put_((self.keys,), values).view((*shape, *shape))
+
+
+def sparse(keys: Tensor, values: Tensor, n: int) -> Tensor:
+    indices = torch.stack([keys // max(1, n), keys % max(1, n)])
+    return torch.sparse_coo_tensor(indices, values, (n, n), is_coalesced=True, check_invariants=False)
 
 
 def _zeros(count: int, like: Tensor) -> Tensor:
@@ -432,8 +502,19 @@ def colour(pattern: Any, x: Tensor) -> Colouring:
         pattern = pattern.to_sparse()
     pattern = pattern.to_sparse_coo().coalesce()
     i, j = pattern.indices()[:, pattern.values()].cpu().numpy()
-    each = np.arange(n)
-    keys = _unique(np.concatenate([i * n + j, j * n + i, each * (n + 1)]))
+    return _colouring(np.concatenate([i * n + j, j * n + i]), x)
+
+
+def found_colouring(f: Callable[[Tensor], Tensor], x: Tensor) -> Colouring | None:
+    """The colouring of the pattern at x, None if it has more than half of the entries, which saves too few products."""
+    keys = found(f, x, share=0.5)
+    return None if keys is None else _colouring(keys, x)
+
+
+def _colouring(keys: np.ndarray, x: Tensor) -> Colouring:
+    """That of a symmetric pattern; the diagonal is added."""
+    n = x.numel()
+    keys = _unique(np.concatenate([keys, np.arange(n) * (n + 1)]))
     colours, count, places = _coloured(n, keys.tobytes())
     return Colouring(colours.to(x.device), count, torch.from_numpy(keys).to(x.device), places.to(x.device))
 

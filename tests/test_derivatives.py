@@ -192,6 +192,13 @@ class TestStructure:
         x = sample(n, device=device)
         assert_close(ad.hessian(f, x), torch.func.hessian(f)(x))
 
+    def test_a_backward_that_gives_nothing_for_some_arguments(self, device: str) -> None:
+        f = lambda x: nn.functional.layer_norm(x.view(2, 150), (150,)).pow(3).sum()  # noqa: E731
+        x = sample(300, device=device)
+        expected = torch.func.hessian(f)(x)
+        assert_close(ad.hessian(f, x), expected)
+        assert_close(ad.hessian(f, x, sparsity="auto"), expected)
+
     @pytest.mark.parametrize("strategy", [None, "reverse", "forward"])
     @pytest.mark.parametrize("chunk_size", [None, 1, 2])
     def test_jacobian(self, strategy: str | None, chunk_size: int | None, device: str) -> None:
@@ -405,6 +412,13 @@ class TestTransforms:
             dual = torch.autograd.forward_ad.make_dual(x, t)
             tangent = torch.autograd.forward_ad.unpack_dual(ad.hessian(energy, dual)).tangent
         assert_close(tangent, torch.func.jvp(torch.func.hessian(energy), (x,), (t,))[1])
+
+    def test_compile_of_a_sparse_result(self) -> None:
+        f = lambda x: x.pow(3).sum()  # noqa: E731
+        sparse = torch.compile(lambda x: ad.hessian(f, x, sparsity="auto", layout=torch.sparse_coo), backend="eager")
+        result = sparse(sample(4))
+        assert result.layout is torch.sparse_coo
+        assert_close(result.to_dense(), torch.diag(6 * sample(4)))
 
     def test_compile_of_a_whole_step(self) -> None:
         W = sample(3, 3)

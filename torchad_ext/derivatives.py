@@ -158,7 +158,7 @@ def hessian(
         sparsity: ``"auto"`` finds the pattern of H by :func:`hessian_sparsity`; where it has more than half of the
             entries of H, all rows are computed as without ``sparsity``. A bool tensor ``[n, n]``, dense or
             sparse, n being the number of elements of ``x``, is taken as the pattern; its transpose and the diagonal
-            are added. ``x`` is one tensor then, outside of transforms. While compiling it is not read.
+            are added. ``x`` is one tensor then, outside of transforms. While compiling all rows are computed.
         strategy: ``"reverse-over-reverse"``, the default: a pullback of the gradient a row.
             ``"forward-over-reverse"``: a pushforward of the gradient a column, which keeps less in memory and needs
             forward-mode formulas.
@@ -200,9 +200,11 @@ def hessian(
     if sparsity is not None and not torch.compiler.is_compiling():
         return _by_colours(at, f, sparsity, chunk_size, strategy, progress, layout)
     if strategy == "forward-over-reverse":
-        return _by_columns(at, _gradient_function(f, at), chunk_size, progress, as_outputs=True)
-    gradient = _gradient(f, at)
-    return gradient.blocks(gradient.rows(chunk_size, progress), as_outputs=True)
+        H = _by_columns(at, _gradient_function(f, at), chunk_size, progress, as_outputs=True)
+    else:
+        gradient = _gradient(f, at)
+        H = gradient.blocks(gradient.rows(chunk_size, progress), as_outputs=True)
+    return H if layout is torch.strided else H.reshape(at.size, at.size).to_sparse()
 
 
 def hessian_diagonal(
@@ -463,7 +465,12 @@ class _Pullback:
             for start, count in _batches(self.size, self.at, chunk_size, progress):
                 units = UnitRows(y.shape, y.new_ones(count), start)
                 with _explained(self.at.name, of_rows=True):
-                    yield start, dense_rows(self._pull([units]), count)
+                    rows: Tensors
+                    try:
+                        rows = dense_rows(self._pull([units]), count)
+                    except RuntimeError:  # of an operation that does not take them
+                        rows = self._pull_rows([units.dense_rows()])
+                yield start, rows
             return
         for start, seeds in _bases(self.outputs, self.at, chunk_size, progress):
             yield start, self.pull_rows(seeds)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import enable_reentrant_dispatch
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 aten = torch.ops.aten
 
@@ -69,22 +69,31 @@ def _batched(func: Any, args: Any, kwargs: Any) -> Any:
     """What ``torch.func.vmap`` makes of an operation, on dense batches."""
     leaves, spec = tree_flatten((args, kwargs))
     batches = [x for x in leaves if isinstance(x, UnitRows)]
+    if func._schema.is_mutable and any(x.scales is not None for x in batches):
+        raise RuntimeError(f"{func} writes where only the scales of unit vectors are kept, which views do not share")
+    results: list[Any] = []
 
-    def apply(*rows: Tensor) -> Any:
+    def apply(*rows: Tensor) -> list[Tensor]:
         given = iter(rows)
         args, kwargs = tree_unflatten([next(given) if isinstance(x, UnitRows) else x for x in leaves], spec)
-        return func(*args, **kwargs)
+        results[:] = tree_flatten(func(*args, **kwargs))
+        return [y for y in results[0] if isinstance(y, Tensor)]  # others may be None
 
     with enable_reentrant_dispatch():
-        result = torch.func.vmap(apply)(*(x.dense_rows() for x in batches))
-    return tree_map(lambda y: UnitRows(y.shape[1:], dense=y) if isinstance(y, Tensor) else y, result)
+        made = iter(torch.func.vmap(apply)(*(x.dense_rows() for x in batches)))
+    values, structure = results
+    return tree_unflatten([_of_rows(next(made)) if isinstance(y, Tensor) else y for y in values], structure)
+
+
+def _of_rows(dense: Tensor) -> UnitRows:
+    return UnitRows(dense.shape[1:], dense=dense)
 
 
 def _reshaped(x: UnitRows, shape: Sequence[int]) -> UnitRows:
     """The elements in the same order."""
     if x.scales is not None:
         return UnitRows(shape, x.scales, x.start)
-    return UnitRows(shape, dense=x.dense_rows().reshape(-1, *shape))
+    return UnitRows(shape, dense=x.dense_rows().view(-1, *shape))
 
 
 def _view(x: UnitRows, shape: Sequence[int]) -> UnitRows:

@@ -179,17 +179,22 @@ class TestFailures:
             on_host.quadratic_form_outer(x, None, x)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
 @pytest.mark.usefixtures("toolchain")
 class TestQuadraticForm:
     """Value, product and outer product."""
 
-    @pytest.mark.parametrize("n", [1, 3, 4, 7, 16, 31, 33, 65, 136])
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+    @pytest.mark.parametrize("n", [1, 3, 4, 7, 16, 31, 33, 65])
     def test_of_every_size_of_kernel(self, n: int, dtype: torch.dtype) -> None:
         self.check((3,), n, dtype)
 
-    def test_of_tiles_beside_each_other(self, dtype: torch.dtype) -> None:
-        self.check((), 261, dtype)
+    @pytest.mark.parametrize(
+        ("batch", "n", "dtype"),
+        [((), 136, torch.bfloat16), ((2,), 136, torch.float64), ((), 261, torch.float32)],
+        ids=["with an edge", "of several forms", "beside each other"],
+    )
+    def test_of_tiles(self, batch: tuple[int, ...], n: int, dtype: torch.dtype) -> None:
+        self.check(batch, n, dtype)
 
     def check(self, batch: tuple[int, ...], n: int, dtype: torch.dtype) -> None:
         torch.manual_seed(n)

@@ -198,13 +198,17 @@ def hessian(
             "torch.sparse_coo with a sparsity"
         )
     if sparsity is not None and not torch.compiler.is_compiling():
-        return _by_colours(at, f, sparsity, chunk_size, strategy, progress, layout)
+        recovered = _by_colours(at, f, sparsity, chunk_size, strategy, progress, layout)
+        if recovered is not None:
+            return recovered
     if strategy == "forward-over-reverse":
         H = _by_columns(at, _gradient_function(f, at), chunk_size, progress, as_outputs=True)
     else:
         gradient = _gradient(f, at)
         H = gradient.blocks(gradient.rows(chunk_size, progress), as_outputs=True)
-    return H if layout is torch.strided else H.reshape(at.size, at.size).to_sparse()
+    if layout is torch.strided:
+        return H
+    return _sparsity.sparse(torch.arange(H.numel(), device=H.device), H.reshape(-1), at.size)
 
 
 def hessian_diagonal(
@@ -724,11 +728,12 @@ def _by_colours(
     f: Function,
     sparsity: Any,
     chunk_size: int | None,
-    strategy: Strategy | None,
+    strategy: str | None,
     progress: bool,
     layout: torch.layout,
-) -> Tensor:
-    """The Hessian from one product for each colour of its pattern, and one that checks it."""
+) -> Tensor | None:
+    """The Hessian from one product for each colour of its pattern, and one that checks it; None if that is too dense to
+    save products."""
     x = at.single("sparsity")
     if _transformed():
         raise ValueError(
@@ -738,10 +743,7 @@ def _by_colours(
     found = isinstance(sparsity, str) and sparsity == "auto"
     colouring = _sparsity.found_colouring(_scalar(f, at), x) if found else _sparsity.colour(sparsity, x)
     if colouring is None or colouring.full:
-        H: Tensor = hessian(f, x, chunk_size, strategy=strategy, progress=progress)
-        if layout is torch.strided:
-            return H
-        return _sparsity.sparse(torch.arange(H.numel(), device=x.device), H.reshape(-1), x.numel())
+        return None
     generator = torch.Generator(x.device).manual_seed(0)
     v = torch.empty(x.numel(), dtype=x.dtype, device=x.device).uniform_(-1, 1, generator=generator)
     rows = chunk_size or max(1, _ELEMENTS // max(1, x.numel()))
@@ -776,15 +778,16 @@ class _Draws:
     """The random numbers of the first evaluation of a function, for each later one."""
 
     def __init__(self, at: _Point) -> None:
-        self._states: list[Tensor] = []
+        self._states: list[Tensor] | None = None
         self._devices = {x.device for x in at.leaves if x.device.type == "cuda"}
         self._fixed = _transformed()
 
     def again(self) -> None:
         if self._fixed:
             return
-        states = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._devices)]
-        self._states = self._states or states
+        if self._states is None:
+            self._states = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._devices)]
+            return
         torch.set_rng_state(self._states[0])
         for device, state in zip(self._devices, self._states[1:], strict=True):
             torch.cuda.set_rng_state(state, device)

@@ -7,7 +7,7 @@
 //
 // T is a float or a double on the device, a Vector of either on the host. Numbers that are the same for all elements
 // are members, computed by a constructor that takes them as `const double* scalars`. The loops over elements are
-// written once per device, in pointwise_cpu.h and pointwise_cuda.cuh.
+// written once per device, in pointwise_cpu.h and cuda/pointwise.cuh.
 #pragma once
 
 #include <type_traits>
@@ -32,7 +32,7 @@ template <class T, class... Rest>
 Outputs(T, Rest...) -> Outputs<T, 1 + sizeof...(Rest)>;
 
 template <class Functor>
-Functor make_functor(const double* scalars) {
+TORCHAD_EXT_FUNCTION Functor make_functor(const double* scalars) {
   if constexpr (std::is_constructible_v<Functor, const double*>) {
     return Functor(scalars);
   } else {

@@ -1,7 +1,8 @@
 // The contract between a kernel, which knows a functor and no tensors, and the glue, which knows tensors and no
 // functor.
 //
-// A kernel is compiled by itself, without the headers of PyTorch, into a library that exports one Kernel.
+// A kernel is compiled by itself, without the headers of PyTorch: one for the CPU into a library that exports a
+// CpuKernel, one for CUDA into an image for the GPU, from which cuda/pointwise.cpp makes a CudaKernel.
 #pragma once
 
 #include <cstdint>
@@ -24,10 +25,12 @@ struct Kernel {
   int32_t inputs;
   int32_t outputs;
   Dtype dtype;
-  // Computes the elements [begin, end) of the loop; a CUDA kernel all of them, on the stream. Returns an error code of
-  // CUDA, 0 for none.
-  int32_t (*run)(const Loop& loop, const double* scalars, int64_t begin, int64_t end, void* stream);
   const char* name;  // of its functor, for messages
+};
+
+struct CpuKernel : Kernel {
+  // Computes the elements [begin, end) of the loop.
+  void (*run)(const Loop& loop, const double* scalars, int64_t begin, int64_t end);
 };
 
 // Runs a kernel over operands of one shape, fresh dense outputs first, on the tensors' device and its current stream:
@@ -36,10 +39,3 @@ using RunKernel = void (*)(const Kernel& kernel, int dims, const int64_t* sizes,
                            void* const* data, const double* scalars, int device);
 
 }  // namespace torchad_ext
-
-// Exports a functor of so many inputs as a Kernel. Device is Cpu or Cuda.
-#define TORCHAD_EXT_KERNEL(name, Device, Functor, inputs, dtype)                                                      \
-  extern "C" {                                                                                                        \
-  extern const torchad_ext::Kernel name;                                                                              \
-  const torchad_ext::Kernel name = torchad_ext::Device::kernel<Functor, inputs, torchad_ext::Dtype::dtype>(#Functor); \
-  }

@@ -15,8 +15,8 @@ struct Cpu {
   }
 
   static void run(const Kernel& kernel, const Loop& loop, const double* scalars, int64_t n, int) {
-    torch::stable::parallel_for(0, n, grain,
-                                [&](int64_t begin, int64_t end) { kernel.run(loop, scalars, begin, end, nullptr); });
+    const auto run = static_cast<const CpuKernel&>(kernel).run;
+    torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { run(loop, scalars, begin, end); });
   }
 };
 

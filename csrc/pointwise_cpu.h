@@ -119,7 +119,7 @@ struct Cpu {
   }
 
   template <class Functor, class T, int inputs>
-  static int32_t run(const Loop& loop, const double* scalars, int64_t begin, int64_t end, void*) {
+  static void run(const Loop& loop, const double* scalars, int64_t begin, int64_t end) {
     constexpr int outputs = output_count<Functor, Vector<compute_t<T>>, inputs>;
     const auto functor = make_functor<Functor>(scalars);
     const int64_t row = loop.dims > 0 ? loop.sizes[0] : 1;
@@ -160,15 +160,21 @@ struct Cpu {
       inner_loop(functor, to, from, size, cached);
     }
     if (!cached) store_fence();
-    return 0;
   }
 
   template <class Functor, int inputs, Dtype dtype>
-  static constexpr Kernel kernel(const char* name) {
+  static constexpr CpuKernel kernel(const char* name) {
     using T = storage_t<dtype, Half, BFloat16>;
     constexpr int outputs = output_count<Functor, Vector<compute_t<T>>, inputs>;
-    return {inputs, outputs, dtype, run<Functor, T, inputs>, name};
+    return {{inputs, outputs, dtype, name}, run<Functor, T, inputs>};
   }
 };
 
 }  // namespace torchad_ext
+
+// Exports a functor of so many inputs as a CpuKernel.
+#define TORCHAD_EXT_KERNEL(name, Functor, inputs, numbers, dtype)                                                     \
+  extern "C" {                                                                                                        \
+  extern const torchad_ext::CpuKernel name;                                                                           \
+  const torchad_ext::CpuKernel name = torchad_ext::Cpu::kernel<Functor, inputs, torchad_ext::Dtype::dtype>(#Functor); \
+  }

@@ -1,11 +1,5 @@
-// The quadratic form q = x^T A x and half of all its derivatives, s = (A + A^T) x, in one reading of A.
-//
-// Row i of A contributes, with y_i = sum_j A_ij x_j,
-//   q   += x_i y_i
-//   s_i += y_i
-//   s_j += x_i A_ij    for every j
-// so each element of A is read once and used twice. q and s are the same for A and A^T: a transposed A is read as it
-// lies.
+// The operators of the quadratic form: the glue, the same for every device. The mathematics stands in
+// quadratic_form_data.h.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -16,36 +10,10 @@
 #include <optional>
 #include <tuple>
 
-#include "strided.h"
+#include "quadratic_form_data.h"
 #include "tensor.h"
 
 namespace torchad_ext {
-
-// A batch of problems of one size; `batch` gives the offsets of x (operand 0) and A (operand 1) for each of them.
-template <class T>
-struct QuadraticForms {
-  int64_t count;  // problems
-  int64_t n;      // length of x
-  Strided<2, 25> batch;
-  const T* x;
-  int64_t x_stride;
-  const T* A;
-  int64_t row_stride;  // of A, whose rows are contiguous
-  T* q;                // [count]
-  T* s;                // [count, n], or null when only q is wanted
-};
-
-// The pullback of (q, s) with respect to A, for cotangents g of q and h of s:
-//   G = (g x + h) x^T + x h^T
-template <class T>
-struct OuterProducts {
-  int64_t count;
-  int64_t n;
-  const T* x;  // [count, n]
-  const T* g;  // [count], or null for 0
-  const T* h;  // [count, n], or null for 0
-  T* G;        // [count, n, n]
-};
 
 template <class Device>
 struct QuadraticForm {
@@ -55,7 +23,7 @@ struct QuadraticForm {
     const int64_t dims = x.dim() - 1;
     forms.count = q.numel();
     forms.n = x.size(dims);
-    forms.batch.dims = int(dims);
+    forms.batch.dims = dims;
     for (int64_t d = 0; d < dims; ++d) {
       forms.batch.sizes[dims - 1 - d] = x.size(d);
       forms.batch.strides[0][dims - 1 - d] = x.stride(d);
@@ -84,7 +52,7 @@ struct QuadraticForm {
 
   static void dispatch(const Tensor& x, const Tensor& A, const Tensor& q, const Tensor* s) {
     const int64_t dims = x.dim() - 1;
-    STD_TORCH_CHECK(dims >= 0 && dims <= 25 && A.dim() == dims + 2,
+    STD_TORCH_CHECK(dims >= 0 && dims <= most_cuda_dims && A.dim() == dims + 2,
                     "torchad_ext: expected x [..., n] and A [..., n, n]");
     for (int64_t d = 0; d <= dims + 1; ++d) {
       STD_TORCH_CHECK(A.size(d) == x.size(std::min(d, dims)), "torchad_ext: expected x [..., n] and A [..., n, n]");

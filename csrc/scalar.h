@@ -8,8 +8,9 @@
 
 #if defined(__CUDACC__)
 #define TORCHAD_EXT_FUNCTION __host__ __device__ __forceinline__
+#define TORCHAD_EXT_UNROLL _Pragma("unroll")
 
-#include "scalar/trigonometric.cuh"
+#include "cuda/trigonometric.cuh"
 
 namespace torchad_ext {
 
@@ -83,6 +84,7 @@ TORCHAD_EXT_FUNCTION T log1pexp(T x) {
 
 #else
 #define TORCHAD_EXT_FUNCTION inline
+#define TORCHAD_EXT_UNROLL _Pragma("GCC unroll 32")
 
 #include "scalar/basic.h"
 #include "scalar/error_function.h"
@@ -151,7 +153,7 @@ TORCHAD_EXT_FUNCTION T spherical_bessel(T x) {
   }
   T series = number<T>(1);
   double scale = 1;
-#pragma GCC unroll 32
+  TORCHAD_EXT_UNROLL
   for (int k = (is_single<T> ? 7 : 11) + n; k > 0; --k) {
     series = number<T>(1) - z * number<T>(0.5 / (k * (2 * n + 2 * k + 1))) * series;
   }

@@ -82,12 +82,14 @@ inline int coalesce(int operands, int dims, const int64_t* sizes, const int64_t*
   return loop_dims;
 }
 
+constexpr int most_cuda_dims = 25;  // as many as PyTorch's own CUDA loops take
+
 // A loop that can be passed to the device by value.
-template <int operands, int max_dims>
+template <int operands>
 struct Strided {
-  int dims;
-  int64_t sizes[max_dims];
-  int64_t strides[operands][max_dims];
+  int64_t dims;
+  int64_t sizes[most_cuda_dims];
+  int64_t strides[operands][most_cuda_dims];
 
   // The offsets of all operands at a linear index of the loop.
   template <class Index>
@@ -102,16 +104,13 @@ struct Strided {
   }
 };
 
-// False if the loop has more dimensions than fit.
-template <int operands, int max_dims>
-bool copy_loop(const Loop& from, Strided<operands, max_dims>& to) {
-  if (from.dims > max_dims) return false;
-  to.dims = from.dims;
-  for (int d = 0; d < from.dims; ++d) {
-    to.sizes[d] = from.sizes[d];
-    for (int k = 0; k < operands; ++k) to.strides[k][d] = from.stride(k, d);
+// How many numbers a Strided of so many operands is, and how it is written where that many are known at run time alone.
+inline int64_t strided_size(int operands) { return 1 + (1 + operands) * most_cuda_dims; }
+inline void write_strided(const Loop& loop, int operands, int64_t* to) {
+  *to++ = loop.dims;
+  for (int k = -1; k < operands; ++k, to += most_cuda_dims) {
+    for (int d = 0; d < loop.dims; ++d) to[d] = k < 0 ? loop.sizes[d] : loop.stride(k, d);
   }
-  return true;
 }
 
 // Do the strides visit dense memory once, in whatever order of dimensions?

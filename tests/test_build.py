@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import shutil
@@ -12,9 +11,8 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,13 +20,13 @@ import torch
 from drop_in import row
 
 import torchad_ext as ad
-from torchad_ext import BuildError, _build
-from torchad_ext.codegen import Kernel
+from torchad_ext import BuildError, _build, _nvrtc, codegen
 from torchad_ext.ops import CATALOGUE
 
 ROOT = Path(__file__).resolve().parent.parent
 CXX = _build.find_cxx()
-SETTINGS = ("CXX", "CUDA_HOME", "CUDA_PATH", *_build._NVCC_ENVIRONMENT)
+NVCC = shutil.which("nvcc", path=f"{os.environ.get('PATH', '')}:/usr/local/cuda/bin")
+SETTINGS = ("CXX", "CUDA_HOME", "CUDA_PATH")
 LOAD = """
 import sys
 from dataclasses import replace
@@ -172,21 +170,6 @@ class TestKey:
         assert self.key() == before
         monkeypatch.setattr(_build, "CSRC", shutil.copytree(csrc, csrc.parent / "elsewhere"))
         assert self.key() == before
-
-    @pytest.mark.parametrize("variable", _build._NVCC_ENVIRONMENT)
-    def test_of_cuda_changes_with_what_nvcc_reads(
-        self, variable: str, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        toolchain = _build.Toolchain(str(compiler.path), (), "sm_90")
-        before = _build.cache_key("cuda", toolchain)
-        monkeypatch.setenv(variable, "-g")
-        assert _build.cache_key("cuda", toolchain) != before
-
-    def test_of_cuda_changes_with_the_version_of_the_host_compiler(self, compiler: Compiler) -> None:
-        toolchain = _build.Toolchain(str(CXX), (), "sm_90")
-        before = _build.cache_key("cuda", toolchain)
-        compiler.is_version("compiler 1.1")
-        assert _build.cache_key("cuda", toolchain) != before
 
 
 class TestCache:
@@ -393,12 +376,16 @@ print(1e3 * (time.process_time() - start), *set(sys.modules) - before)
 
 
 class TestCuda:
-    def test_without_nvcc_there_is_one_warning(
-        self, compiler: Compiler, csrc: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(_build, "find_nvcc", lambda: None)
+    @pytest.fixture
+    def gpus(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(_build, "present_gpus", lambda: ("90",))
-        with pytest.warns(UserWarning, match="has no native CUDA kernels: no nvcc was found") as caught:
+
+    @pytest.mark.usefixtures("csrc", "gpus")
+    def test_without_nvrtc_there_is_one_warning(self, compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_nvrtc, "_candidates", lambda: iter(["libnvrtc.so.0"]))
+        monkeypatch.setattr(_nvrtc, "_library", _nvrtc._library.__wrapped__)
+        monkeypatch.setattr(_nvrtc, "version", _nvrtc.version.__wrapped__)
+        with pytest.warns(UserWarning, match="has no native CUDA kernels: no NVRTC was found .* pip install") as caught:
             assert [_build.load("cuda") for _ in range(2)] == [False, False]
         assert len(caught) == 1
         assert _build.load("cpu")
@@ -411,15 +398,21 @@ class TestCuda:
             warnings.simplefilter("error")
             assert not _build.load("cuda")
 
-    def test_without_a_visible_gpu_nothing_is_compiled(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(_build, "find_nvcc", lambda: "nvcc")
-        monkeypatch.setattr(_build, "present_gpus", lambda: ())
-        with pytest.raises(BuildError, match=r"no GPU is visible .*CUDA_VISIBLE_DEVICES"):
-            _build.cuda_toolchain()
-
-    def test_nvcc_is_given_the_chosen_host_compiler(self, compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(_build, "find_nvcc", lambda: "nvcc")
-        assert f"-ccbin={compiler.path}" in _build.cuda_toolchain(("90",)).flags
+    @pytest.mark.parametrize(
+        ("change", "error"),
+        [
+            (lambda patch: patch.setattr(_build, "present_gpus", tuple), r"no GPU is visible .*CUDA_VISIBLE_DEVICES"),
+            (lambda patch: patch.setattr(torch.version, "hip", "6.4"), "this PyTorch is one for ROCm"),
+        ],
+        ids=["no GPU", "another GPU"],
+    )
+    @pytest.mark.usefixtures("compiler", "gpus")
+    def test_without_a_gpu_for_cuda_nothing_is_compiled(
+        self, change: Callable[[pytest.MonkeyPatch], None], error: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        change(monkeypatch)
+        with pytest.raises(BuildError, match=error):
+            _build._find("cuda")
 
     @pytest.mark.parametrize(
         ("gpu", "runs"),
@@ -433,36 +426,40 @@ class TestCuda:
 
 
 @pytest.fixture(scope="session")
-def nvcc() -> _build.Toolchain:
-    """For two GPUs; it fails where registers are spilled to memory."""
-    if _build.find_nvcc() is None:
-        pytest.skip("no nvcc: the CUDA sources are not compiled")
-    toolchain = _build.cuda_toolchain(("80", "90"))
-    return replace(toolchain, flags=(*toolchain.flags, "-Xptxas=--warn-on-spills,--warning-as-error"))
-
-
-@pytest.fixture(scope="session")
-def cuda_library(nvcc: _build.Toolchain, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cuda_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What launches CUDA kernels."""
     library = tmp_path_factory.mktemp("cuda") / "library.so"
-    _build.compile_library("cuda", nvcc, library)
+    _build.compile_library("cuda", _build.cuda_toolchain(), library)
     return library
 
 
-@pytest.fixture(scope="session")
-def cuda_kernel(nvcc: _build.Toolchain, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    library = tmp_path_factory.mktemp("cuda") / "kernel.so"
-    function = ad.sin._order(2)
-    dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    kernels = [function.source("cuda", dtype) for dtype in dtypes]
-    _build.compile_library("cuda", nvcc, library, kernels)
-    return library
+@pytest.fixture(scope="module")
+def spills_are_errors() -> Iterator[None]:
+    """Code that spills registers to memory does not compile."""
+    if not _nvrtc.is_there():
+        pytest.skip("no NVRTC: pip install nvidia-cuda-nvrtc; the CUDA sources are not compiled")
+    with pytest.MonkeyPatch.context() as patch:
+        strictly = ("--ptxas-options=--warn-on-spills", "--ptxas-options=--warning-as-error")
+        patch.setattr(_build, "_CUDA_FLAGS", [*_build._CUDA_FLAGS, *strictly])
+        yield
+
+
+@pytest.fixture(scope="module", params=["80", "90"])
+def image(
+    request: pytest.FixtureRequest, spills_are_errors: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
+    """A GPU and its code for a kernel of every dtype."""
+    image = tmp_path_factory.mktemp("cuda") / "image.cubin"
+    kernels = [ad.sin._order(2).source("cuda", getattr(torch, dtype)) for dtype in codegen.DTYPES]
+    _build.compile_image([kernel.text for kernel in kernels], request.param, image)
+    return request.param, image
 
 
 @pytest.fixture(scope="session")
 def cuobjdump() -> Callable[..., str]:
     """NVIDIA's disassembler, of the toolkit or of its PyPI packages."""
     packages = [os.path.join(entry, "nvidia", "cu13", "bin") for entry in sys.path]
-    path = os.pathsep.join([os.path.dirname(_build.find_nvcc() or ""), *packages, os.environ.get("PATH", "")])
+    path = os.pathsep.join([*packages, "/usr/local/cuda/bin", os.environ.get("PATH", "")])
     command = shutil.which("cuobjdump", path=path)
     if command is None or shutil.which("nvdisasm", path=path) is None:
         pytest.skip("no cuobjdump and nvdisasm: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
@@ -476,39 +473,52 @@ def cuobjdump() -> Callable[..., str]:
     return disassemble
 
 
+@pytest.mark.usefixtures("spills_are_errors")
 class TestCudaSources:
-    """They compile and link where there is an nvcc, GPU or not, and spill no register."""
+    """They compile where there is an NVRTC, GPU or not, and spill no register."""
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-    def test_of_the_catalogue(self, dtype: torch.dtype, nvcc: _build.Toolchain, tmp_path: Path) -> None:
+    def test_of_the_catalogue(self, dtype: torch.dtype, tmp_path: Path) -> None:
         kernels = [op._order(2).source("cuda", dtype) for op in CATALOGUE.values()]
-        in_one = replace(kernels[0], text="\n".join(kernel.text for kernel in kernels))
-        _build.compile_library("cuda", nvcc, tmp_path / "kernels.so", [in_one])
-        library = ctypes.CDLL(str(tmp_path / "kernels.so"))
-        assert all(hasattr(library, kernel.symbol) for kernel in kernels)
+        _build.compile_image([kernel.text for kernel in kernels], "90", tmp_path / "image.cubin")
+        image = (tmp_path / "image.cubin").read_bytes()
+        assert all(kernel.symbol.encode() in image for kernel in kernels)
 
-    def test_a_spilled_register_is_an_error(self, nvcc: _build.Toolchain, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(("gpu", "dtype"), [("80", "bfloat16"), ("90", "float32"), ("90", "float64")])
+    def test_of_the_quadratic_form(self, gpu: str, dtype: str, tmp_path: Path) -> None:
+        kernel = codegen.quadratic_form(dtype)
+        _build.compile_image([kernel.text], gpu, tmp_path / "image.cubin")
+        assert kernel.symbol.encode() in (tmp_path / "image.cubin").read_bytes()
+
+    @pytest.mark.skipif(NVCC is None, reason="no nvcc")
+    @pytest.mark.parametrize("gpu", ["80", "90"])
+    def test_are_taken_by_nvcc(self, gpu: str, tmp_path: Path) -> None:
+        kernels = [ad.celu._order(2).source("cuda", torch.bfloat16), codegen.quadratic_form("float32")]
+        (tmp_path / "kernels.cu").write_text("\n".join(kernel.text for kernel in kernels))
+        flags = ["-std=c++17", f"-arch=sm_{gpu}", f"-I{_build.CSRC}", "-Werror=all-warnings", "-cubin"]
+        subprocess.run([str(NVCC), *flags, "kernels.cu", "-o", "kernels.cubin"], cwd=tmp_path, check=True)
+
+    def test_a_spilled_register_is_an_error(self, tmp_path: Path) -> None:
         text = """
-            __global__ void __launch_bounds__(1024, 2) reverse(volatile float* x) {
+            extern "C" __global__ void __launch_bounds__(1024, 2) reverse(volatile float* x) {
               float all[64];
               #pragma unroll
               for (int i = 0; i < 64; ++i) all[i] = x[i];
               #pragma unroll
               for (int i = 0; i < 64; ++i) x[i] = all[63 - i];
             }"""
-        with pytest.raises(BuildError):
-            _build.compile_library("cuda", nvcc, tmp_path / "kernel.so", [Kernel("reverse", text)])
-        assert "Registers are spilled" in (tmp_path / "kernel.log").read_text()
+        with pytest.raises(BuildError, match=r"NVRTC [\d.]+ failed; its output is in .*image\.log"):
+            _build.compile_image([text], "90", tmp_path / "image.cubin")
+        assert "Registers are spilled" in (tmp_path / "image.log").read_text()
+        assert not (tmp_path / "image.cubin").exists()
 
-    def test_hold_code_for_every_named_gpu(self, cuda_library: Path, cuobjdump: Callable[..., str]) -> None:
-        assert set(re.findall(r"sm_\d+", cuobjdump("--list-elf", cuda_library))) == {"sm_80", "sm_90"}
-
-    @pytest.mark.parametrize("gpu", ["sm_80", "sm_90"])
     def test_move_contiguous_data_in_128_bit_accesses(
-        self, gpu: str, cuda_kernel: Path, cuobjdump: Callable[..., str]
+        self, image: tuple[str, Path], cuobjdump: Callable[..., str]
     ) -> None:
-        code = cuobjdump("-sass", "-arch", gpu, cuda_kernel)
-        kernels = [part for part in code.split("Function : ")[1:] if "contiguous_kernel" in part.partition("\n")[0]]
+        gpu, path = image
+        code = cuobjdump("-sass", path)
+        assert set(re.findall(r"sm_\d+", code)) == {f"sm_{gpu}"}
+        kernels = [part for part in code.split("Function : ")[1:] if "_contiguous" in part.partition("\n")[0]]
         assert len(kernels) == 4  # one for each dtype
         for kernel in kernels:
             assert re.search(r"LDG\.E\S*\.128", kernel), kernel.partition("\n")[0]
@@ -517,11 +527,11 @@ class TestCudaSources:
 
 @pytest.mark.parametrize("kernels", ["cpu", "cuda"])
 def test_the_kernels_stand_on_the_stable_abi_alone(kernels: str, request: pytest.FixtureRequest) -> None:
-    """No symbol of PyTorch's C++ interface, which differs between releases, is left to be found."""
+    """No symbol of PyTorch's C++ interface, which differs between releases, is left to be found; none of CUDA's."""
     if shutil.which("nm") is None:
         pytest.skip("no nm: the symbols of a library cannot be listed")
     library = _build._find("cpu") if kernels == "cpu" else request.getfixturevalue("cuda_library")
     command = ["nm", "-D", "--undefined-only", library]
     symbols = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "aoti_torch_" in symbols
-    assert not re.findall(r"\b_ZNK?(?:2at|3c10|5torch)\w*", symbols)
+    assert not re.findall(r"\b_ZNK?(?:2at|3c10|5torch)\w*|\bcu[A-Z]\w*|\bcuda\w*", symbols)

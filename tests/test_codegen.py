@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import torchad_ext as ad
-from torchad_ext import _build, _kernels, codegen, expr
+from torchad_ext import _build, _kernels, _nvrtc, codegen, expr
 from torchad_ext.expr import COMPARISONS, LOGICAL, RULES, Expr, Program
 from torchad_ext.trace import evaluate
 
@@ -51,7 +51,7 @@ PROGRAM = Program((x, y, z), (n,), tuple(EVERYTHING.values()), tuple(f"output{i}
 
 
 def kernel(device: str, dtype: str) -> codegen.Kernel:
-    return codegen.kernel(codegen.functor(PROGRAM, "Everything"), "Everything", 3, device, dtype)
+    return codegen.kernel(codegen.functor(PROGRAM, "Everything"), "Everything", PROGRAM, device, dtype)
 
 
 def awkward(dtype: torch.dtype) -> list[torch.Tensor]:
@@ -90,11 +90,11 @@ class TestCpu:
         assert op(torch.tensor([-1.0, 2.0])).signbit().tolist() == [True, False]
 
 
-@pytest.mark.skipif(_build.find_nvcc() is None, reason="no nvcc: the CUDA sources are not compiled")
-def test_every_operation_compiles_for_cuda(tmp_path: Path) -> None:
-    kernels = [kernel("cuda", dtype) for dtype in ("float32", "bfloat16", "float64")]
-    _build.compile_library("cuda", _build.cuda_toolchain(("90",)), tmp_path / "kernel.so", kernels)
-    assert (tmp_path / "kernel.so").exists()
+@pytest.mark.skipif(not _nvrtc.is_there(), reason="no NVRTC: the CUDA sources are not compiled")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_every_operation_compiles_for_cuda(dtype: str, tmp_path: Path) -> None:
+    _build.compile_image([kernel("cuda", dtype).text], "90", tmp_path / "image.cubin")
+    assert (tmp_path / "image.cubin").exists()
 
 
 def test_subexpressions_are_named_once_and_single_uses_are_written_in_place() -> None:

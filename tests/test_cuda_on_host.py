@@ -1,11 +1,12 @@
-"""The CUDA kernels, run on the host by threads: what they compute, shown where there is no GPU."""
+"""The CUDA kernels and what launches them, on a driver that runs them on the host by threads: what they compute, shown
+where there is no GPU."""
 
 from __future__ import annotations
 
-import ctypes
 import re
 import shutil
-from collections.abc import Callable, Iterator
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from hypothesis import given, settings
 from layouts import NAMED, sample, steps, strided
 
 import torchad_ext as ad
-from torchad_ext import _build
+from torchad_ext import _build, codegen
+from torchad_ext.elementwise import Elementwise
 from torchad_ext.ops import CATALOGUE
 
 pytestmark = pytest.mark.skipif(_build.find_cxx() is None, reason="no C++ compiler")
@@ -26,62 +28,82 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 DOUBLE_BACKWARD = ad.sin._order(2)  # three inputs, two outputs
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
-
-def for_host(source: str) -> str:
-    """CUDA C++ with its launches as calls of ``launch``, registered for tensors on the CPU under another name."""
-    launched = re.compile(r"(\w+(?:<[^<>;]*>)?)<<<(.*?)>>>\((.*?)\);", re.DOTALL)
-
-    def call(match: re.Match[str]) -> str:
-        kernel, configuration, arguments = match.groups()
-        blocks, threads, *_ = re.split(r",\s*(?![^()]*\))", configuration)
-        return f"launch({blocks}, {threads}, [=] {{ {kernel}({arguments}); }});"
-
-    source = launched.sub(call, source).replace("(torchad_ext, CUDA, m)", "(torchad_ext_on_host, CPU, m)")
-    return source.replace("defined(__CUDACC__)", "true")
+GPUS = ("80", "90")  # of the machine that is played, whose driver takes code for the second
 
 
-@pytest.fixture(scope="module")
-def toolchain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_build.Toolchain]:
-    """A C++ compiler for CUDA sources, in whose place ``csrc`` holds them as C++, and PyTorch has their operators as
-    ``torch.ops.torchad_ext_on_host`` for CPU tensors."""
+def compile_cxx(*arguments: object) -> None:
+    flags = ("-std=c++20", "-O1", "-fPIC", "-ffp-contract=off", "-pthread", "-Wno-unknown-pragmas")
+    subprocess.run([_build._cxx(), *flags, *map(str, arguments)], check=True)
+
+
+def compile_image(texts: Sequence[str], gpu: str, to: Path) -> None:
+    """In the place of ``_build.compile_image``: kernels that the driver in ``cuda_on_host`` runs."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    if gpu != GPUS[1]:
+        to.write_text("code for another GPU")
+        return
+    source, preprocessed, library = (to.with_suffix(suffix) for suffix in (".cpp", ".ii", ".so"))
+    source.write_text("\n".join(texts))
+    headers = (f"-I{_build.CSRC}", f"-I{ON_HOST}", "-D__CUDACC__", "-include", "cuda.h")
+    compile_cxx("-E", source, *headers, "-o", preprocessed)
+    exports, where = [], ""
+    kernels = re.compile(r'namespace (torchad_ext::\w+)|extern "C" +void +(\w+)\(')
+    for namespace, name in kernels.findall(preprocessed.read_text()):
+        where = namespace or where
+        exports += [f"namespace {where} {{ ON_HOST({name}) }}"] if name else []
+    source.write_text("\n".join([*texts, *exports]))
+    compile_cxx("-shared", source, *headers, "-o", library)
+    to.write_text(str(library))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What launches the kernels, registered as ``torch.ops.torchad_ext_on_host`` for CPU tensors, on a driver that runs
+    them on the host."""
     folder = tmp_path_factory.mktemp("on_host")
     csrc = folder / "csrc"
-    shutil.copytree(_build.CSRC, csrc, ignore=shutil.ignore_patterns("*.cpp"))
-    shutil.copy(ON_HOST / "half.cuh", csrc)
-    for source in csrc.glob("*.*"):
-        source.write_text(for_host(source.read_text()))
-    for source in csrc.glob("*.cu"):
-        source.rename(source.with_suffix(".cpp"))
-    schemas = re.findall(r'm\.def\(".*?"\);', "".join(path.read_text() for path in sorted(_build.CSRC.glob("*.cpp"))))
-    (csrc / "definitions.cpp").write_text(
+    shutil.copytree(_build.CSRC, csrc)
+    shutil.copy(ON_HOST / "half.cuh", csrc / "cuda")
+    compile_cxx("-shared", ON_HOST / "driver.cpp", "-o", folder / "driver.so")
+    for source in (csrc / "pointwise.h", *(csrc / "cuda").glob("*.*")):
+        text = source.read_text().replace("(torchad_ext, CUDA, m)", "(torchad_ext_on_host, CPU, m)")
+        text = text.replace("libcuda.so.1", str(folder / "driver.so")).replace("x.get_device_index()", "0")
+        source.write_text(text)
+    schemas = re.findall(r'm\.def\(".*?"\);', "".join(path.read_text() for path in sorted(csrc.glob("*.cpp"))))
+    (csrc / "cuda" / "on_host.cpp").write_text(
         "#include <torch/csrc/stable/library.h>\n"
         f"STABLE_TORCH_LIBRARY_FRAGMENT(torchad_ext_on_host, m) {{ {' '.join(schemas)} }}\n"
     )
-    headers = (f"-I{ON_HOST}", "-isystem", str(Path(torch.__file__).resolve().parent / "include"))
-    flags = ("-std=c++20", "-O1", "-fPIC", "-ffp-contract=off", "-pthread", "-include", "cuda_runtime.h")
-    toolchain = _build.Toolchain(_build._cxx(), (*flags, "-Wno-unknown-pragmas", *_build._ABI, *headers), "host")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_build, "CSRC", csrc)
-        _build.compile_library("cpu", toolchain, folder / "operators.so")
+        patch.setattr(_build, "compile_image", compile_image)
+        patch.setattr(_build, "present_gpus", lambda: GPUS)
+        patch.setenv("TORCHAD_EXT_CACHE_DIR", str(folder / "cache"))
+        patch.setenv("TORCHAD_EXT_STRICT", "1")
+        toolchain = _build.cuda_toolchain()
+        headers = (f"-I{ON_HOST}", "-isystem", str(Path(torch.__file__).resolve().parent / "include"))
+        _build.compile_library("cuda", replace(toolchain, flags=(*headers, *toolchain.flags)), folder / "operators.so")
         torch.ops.load_library(folder / "operators.so")
-        yield toolchain
+        patch.setitem(_build._loaded, "cuda", folder / "operators.so")
+        for cached in (_build._cuda, _build._prebuilt_module, _build._for_images):
+            cached.cache_clear()
+        for dtype in codegen.DTYPES:
+            _build.load_quadratic_form(codegen.quadratic_form(dtype))
+        yield
+    for cached in (_build._cuda, _build._prebuilt_module, _build._for_images):
+        cached.cache_clear()
+
+
+def address(function: Elementwise, dtype: torch.dtype) -> int:
+    return _build.load_kernel(function.name, "cuda", function.source("cuda", dtype)) or 0
 
 
 @pytest.fixture(scope="module")
-def kernel(
-    toolchain: _build.Toolchain, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[torch.dtype], Callable[..., list[torch.Tensor]]]:
+def kernel() -> Callable[[torch.dtype], Callable[..., list[torch.Tensor]]]:
     """The CUDA kernel of sin's double backward, to be called with tensors."""
-    folder = tmp_path_factory.mktemp("kernels")
-    sources = {dtype: DOUBLE_BACKWARD.source("cuda", dtype) for dtype in DTYPES}
-    _build.compile_library("cpu", toolchain, folder / "kernels.so", list(sources.values()))
-    library = ctypes.CDLL(str(folder / "kernels.so"))
-
-    def of(dtype: torch.dtype) -> Callable[..., list[torch.Tensor]]:
-        address = ctypes.addressof(ctypes.c_char.in_dll(library, sources[dtype].symbol))
-        return lambda *xs: torch.ops.torchad_ext_on_host.pointwise(address, list(xs), [])
-
-    return of
+    addresses = {dtype: address(DOUBLE_BACKWARD, dtype) for dtype in DTYPES}
+    pointwise = torch.ops.torchad_ext_on_host.pointwise
+    return lambda dtype: lambda *xs: pointwise(addresses[dtype], list(xs), [])
 
 
 def assert_like(results: list[torch.Tensor], exact: list[torch.Tensor]) -> None:
@@ -138,19 +160,17 @@ class TestPointwise:
 
 
 @pytest.mark.parametrize("order", [1, 2])
-def test_every_functor_of_the_catalogue(order: int, toolchain: _build.Toolchain, tmp_path: Path) -> None:
+def test_every_functor_of_the_catalogue(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = {op: op._order(order).source("cuda", torch.float64) for op in CATALOGUE.values()}
-    first = next(iter(kernels.values()))
-    in_one = replace(first, text="\n".join(kernel.text for kernel in kernels.values()))
-    _build.compile_library("cpu", toolchain, tmp_path / "kernels.so", [in_one])
-    library = ctypes.CDLL(str(tmp_path / "kernels.so"))
-    for op, kernel in kernels.items():
+    image = _build._in_cache(f"catalogue-{order}", "image.cubin")
+    compile_image([kernel.text for kernel in kernels.values()], GPUS[1], image)
+    monkeypatch.setattr(_build, "_compiled_image", lambda *_: image)
+    for op in kernels:
         function = op._order(order)
         intervals = [op.intervals.get(str(x.value), (-2.0, 2.0)) for x in function.program.inputs]
         xs = [torch.linspace(low, high, 12, dtype=torch.float64).roll(i) for i, (low, high) in enumerate(intervals)]
         numbers = [float(op._defaults[str(x.value)]) for x in function.program.scalars]
-        address = ctypes.addressof(ctypes.c_char.in_dll(library, kernel.symbol))
-        results = torch.ops.torchad_ext_on_host.pointwise(address, xs, numbers)
+        results = torch.ops.torchad_ext_on_host.pointwise(address(function, torch.float64), xs, numbers)
         expected = function.definition(*xs, *numbers)
         expected = expected if isinstance(expected, tuple) else (expected,)
         torch.testing.assert_close(
@@ -163,23 +183,22 @@ class TestFailures:
 
     def test_of_a_pointwise_kernel(self, kernel: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("FAILING_LAUNCHES", "1")
-        with pytest.raises(RuntimeError, match=r"cudaErrorInvalidValue .* at the launch of .*SinDoubleBackward;"):
+        error = r"CUDA_ERROR_INVALID_VALUE .* at the launch of SinDoubleBackward_float32_\w+;"
+        with pytest.raises(RuntimeError, match=error):
             kernel(torch.float32)(*torch.ones(3, 4))
 
-    @pytest.mark.usefixtures("toolchain")
     def test_of_a_quadratic_form(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("FAILING_LAUNCHES", "1")
         on_host = torch.ops.torchad_ext_on_host
         x, A = torch.ones(200), torch.ones(200, 200)
-        with pytest.raises(RuntimeError, match=r"cudaErrorInvalidValue .* at the launch of quadratic_form;"):
+        with pytest.raises(RuntimeError, match=r"CUDA_ERROR_INVALID_VALUE .* at the launch of quadratic_form;"):
             on_host.quadratic_form(x, A)
-        with pytest.raises(RuntimeError, match=r"cudaErrorInvalidValue .* at the launch of quadratic_form;"):
+        with pytest.raises(RuntimeError, match=r"CUDA_ERROR_INVALID_VALUE .* at the launch of quadratic_form;"):
             on_host.quadratic_form(x[:3], A[:3, :3])
-        with pytest.raises(RuntimeError, match=r"cudaErrorInvalidValue .* at the launch of quadratic_form_outer;"):
+        with pytest.raises(RuntimeError, match=r"CUDA_ERROR_INVALID_VALUE .* at the launch of quadratic_form_outer;"):
             on_host.quadratic_form_outer(x, None, x)
 
 
-@pytest.mark.usefixtures("toolchain")
 class TestQuadraticForm:
     """Value, product and outer product."""
 

@@ -1,19 +1,20 @@
-"""Compiles and loads the native kernels; the only file that knows compilers.
+"""Compiles and loads the native kernels; with ``_nvrtc.py`` the only file that knows compilers.
 
-There is one library for each device, which holds the operators and needs PyTorch's stable ABI, and a small one for each
-pointwise kernel, which needs nothing. One more, of ``csrc/eager``, makes calls on plain tensors cheap; it needs all of
-PyTorch's headers and a quarter of a minute, so it is compiled in the background, and calls go through Python until it
-is there. A library is looked for in three places: among the binaries that came with the package, in the cache, and at
-last it is compiled into the cache. A cache entry is a folder named by a hash of everything that counts (sources, flags,
-compilers, CPU or GPU, torch), written aside and renamed into place, under a lock that the operating system frees with
-its holder.
+There is one library for each device, which holds the operators and needs PyTorch's stable ABI, and for each pointwise
+kernel a small one for the CPU, which needs nothing, or an image for the GPU. One more library, of ``csrc/eager``, makes
+calls on plain tensors cheap; it needs all of PyTorch's headers and a quarter of a minute, so it is compiled in the
+background, and calls go through Python until it is there. A file is looked for in three places: among the binaries that
+came with the package, in the cache, and at last it is compiled into the cache. A cache entry is a folder named by a
+hash of everything that counts (sources, flags, compilers, CPU or GPU, torch), written aside and renamed into place,
+under a lock that the operating system frees with its holder.
 
 Environment:
     TORCHAD_EXT_CACHE_DIR   where compiled libraries are kept (default: ``~/.cache/torchad_ext``)
     TORCHAD_EXT_STRICT      ``1``: a library that cannot be built is an error, not a warning
     TORCHAD_EXT_CXXFLAGS    flags added to the C++ compilation, ``-fsanitize=address`` for example
     TORCHAD_EXT_EAGER       ``0``: calls go through Python; ``wait``: the first one waits for the compiler
-    CXX, CUDA_HOME          the C++ compiler, also of nvcc, and the CUDA toolkit
+    CXX                     the C++ compiler
+    CUDA_HOME               the CUDA toolkit whose NVRTC serves where none came with PyTorch
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from types import ModuleType
 
 import torch
 
+from . import _nvrtc
 from .codegen import Kernel
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -55,14 +57,15 @@ _ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 # The compiler may not fuse a * b + c on its own: a result is the same on every CPU. Nothing else trades accuracy.
 _CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 _EAGER_FLAGS = ["-std=c++20", "-O1", "-fPIC"]
-_NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC", "-DUSE_CUDA", "--split-compile=0"]
+# Of NVRTC, for which a function without a mark is one of the device.
+_CUDA_FLAGS = ["-std=c++17", "-default-device"]
+_STANDARD = ("cstdint", "cstring", "type_traits", "utility")  # headers in whose place it is given csrc/cuda/std.h
 _CPU_LEVELS = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3", "DEFAULT": "x86-64"}
 _BUILDING = ".building-"
-_SUFFIXES = (".h", ".cpp", ".cuh", ".cu")
-_NVCC_ENVIRONMENT = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN")
+_SUFFIXES = (".h", ".cpp", ".cuh")
 _REMEDY = {
     "cpu": "g++ 11 or clang++ 12 or newer is needed; CXX chooses the compiler",
-    "cuda": "CUDA 12.8 or newer is needed; CUDA_HOME chooses the toolkit, CXX its C++ compiler",
+    "cuda": "g++ 11 or clang++ 12 or newer is needed; CXX chooses the compiler",
     "eager": "g++ 11 or clang++ 14 or newer and the headers of Python are needed (Debian and Ubuntu: python3-dev)",
 }
 PREBUILT_GPUS = ("80", "90", "100")
@@ -97,13 +100,6 @@ def present_gpus() -> tuple[str, ...]:
     """The compute capabilities of the visible GPUs, ``("90",)`` for an H200."""
     capabilities = (torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
     return tuple(sorted({f"{major}{minor}" for major, minor in capabilities}))
-
-
-def find_nvcc() -> str | None:
-    """The CUDA compiler of ``CUDA_HOME``, of the ``PATH``, or of the usual place."""
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    candidates = [os.path.join(home, "bin", "nvcc") for home in homes if home]
-    return next((path for path in candidates if os.path.exists(path)), None) or shutil.which("nvcc")
 
 
 def find_cxx() -> str | None:
@@ -141,17 +137,9 @@ def _eager_target() -> str:
     return f"{sysconfig.get_config_var('SOABI')}-torch-{torch.__version__}"
 
 
-def cuda_toolchain(gpus: tuple[str, ...] | None = None) -> Toolchain:
-    """nvcc, for the visible GPUs or for named compute capabilities."""
-    compiler = find_nvcc()
-    if compiler is None:
-        raise BuildError("no nvcc was found; install the CUDA toolkit or set CUDA_HOME")
-    gpus = gpus or present_gpus()
-    if not gpus:
-        raise BuildError("no GPU is visible to compile for; check nvidia-smi and CUDA_VISIBLE_DEVICES")
-    host = [f"-ccbin={find_cxx()}"] if os.environ.get("CXX") else []
-    codes = [f"-gencode=arch=compute_{gpu},code=sm_{gpu}" for gpu in gpus]
-    return Toolchain(compiler, (*_NVCC_FLAGS, *_ABI, *host, *codes), "sm_" + "_".join(gpus))
+def cuda_toolchain() -> Toolchain:
+    """The C++ compiler, for the operators that launch kernels on GPUs."""
+    return Toolchain(_cxx(), (*_CXX_FLAGS, *_ABI, "-DUSE_CUDA", *_chosen_flags()), platform.machine())
 
 
 def _version(compiler: str | None) -> str:
@@ -161,8 +149,8 @@ def _version(compiler: str | None) -> str:
 
 
 def _sources_hash() -> str:
-    """A hash of the sources and of this file, which says how they are compiled: the same in a checkout and a wheel."""
-    digest = hashlib.sha256(Path(__file__).read_bytes())
+    """A hash of the sources and of what says how they are compiled: the same in a checkout and a wheel."""
+    digest = hashlib.sha256(Path(__file__).read_bytes() + Path(_nvrtc.__file__).read_bytes())
     for path in sorted(path for path in CSRC.rglob("*") if path.suffix in _SUFFIXES):
         digest.update(b"\0" + path.relative_to(CSRC).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
@@ -171,8 +159,6 @@ def _sources_hash() -> str:
 def cache_key(device: str, toolchain: Toolchain) -> str:
     """The name of a cache entry: the target in clear, then a hash of everything that counts."""
     parts = [_sources_hash(), *toolchain.flags, toolchain.compiler, _version(toolchain.compiler), torch.__version__]
-    if device == "cuda":
-        parts += [_version(find_cxx()), *(os.environ.get(name, "") for name in _NVCC_ENVIRONMENT)]
     return f"{device}-{toolchain.target}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}"
 
 
@@ -227,26 +213,25 @@ def _find_ninja() -> str:
 
 
 def compile_library(what: str, toolchain: Toolchain, to: Path, kernels: Sequence[Kernel] = ()) -> None:
-    """Compiles the operators of a device, pointwise kernels or eager mode, and puts the library at ``to``, whole or not
-    at all.
+    """Compiles the operators of a device, pointwise kernels for the CPU or eager mode, and puts the library at ``to``,
+    whole or not at all.
 
     Args:
         what: ``"cpu"``, ``"cuda"`` or ``"eager"``.
         toolchain: how.
         to: the library.
-        kernels: what to compile for a device in place of the operators.
+        kernels: what to compile for the CPU in place of the operators.
 
     Raises:
         BuildError: the compiler failed; its output is kept beside ``to``, in a file ending in ``.log``.
     """
-    suffix = ".cu" if what == "cuda" else ".cpp"
     log = to.with_suffix(".log")
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=to.parent, prefix=_BUILDING, ignore_cleanup_errors=True) as name:
-        sources = sorted((CSRC / "eager" if what == "eager" else CSRC).glob(f"*{suffix}"))
+        sources = sorted((CSRC if what == "cpu" else CSRC / what).glob("*.cpp"))
         libraries = ["torch", "torch_cpu", "c10", *(["torch_python"] if what == "eager" else [])]
         if kernels:
-            sources = [Path(name, f"{kernel.symbol}{suffix}").absolute() for kernel in kernels]
+            sources = [Path(name, f"{kernel.symbol}.cpp").absolute() for kernel in kernels]
             libraries = []
             for source, kernel in zip(sources, kernels, strict=True):
                 source.write_text(kernel.text, encoding="utf-8")
@@ -257,6 +242,35 @@ def compile_library(what: str, toolchain: Toolchain, to: Path, kernels: Sequence
             log.write_bytes(b"\n".join([output, *texts]))
             raise BuildError(f"{toolchain.compiler} failed; its output is in {log}; {_REMEDY[what]}")
         os.replace(Path(name, "library.so"), to)
+    log.unlink(missing_ok=True)
+
+
+def compile_image(texts: Sequence[str], gpu: str, to: Path) -> None:
+    """Compiles CUDA kernels to the code of a GPU and puts it at ``to``, whole or not at all.
+
+    Args:
+        texts: the files of the kernels.
+        gpu: its compute capability, ``"90"`` for an H100.
+        to: the image.
+
+    Raises:
+        BuildError: there is no NVRTC, or it failed; its output is kept beside ``to``, in a file ending in ``.log``.
+    """
+    log = to.with_suffix(".log")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    source, standard = "\n".join(texts), (CSRC / "cuda" / "std.h").read_text(encoding="utf-8")
+    try:
+        version = _nvrtc.version()
+        options = [*_CUDA_FLAGS, f"-arch=sm_{gpu}", f"-I{CSRC}"]
+        image = _nvrtc.compile(source, options, dict.fromkeys(_STANDARD, standard))
+    except _nvrtc.NvrtcError as error:
+        if "\n" not in str(error):
+            raise BuildError(str(error)) from error
+        log.write_text(f"{error}\n{source}", encoding="utf-8")
+        raise BuildError(f"NVRTC {version} failed; its output is in {log}") from error
+    with tempfile.NamedTemporaryFile(dir=to.parent, prefix=_BUILDING, delete=False) as file:
+        file.write(image)
+    os.replace(file.name, to)
     log.unlink(missing_ok=True)
 
 
@@ -325,26 +339,31 @@ def _locked(folder: Path, what: str) -> Iterator[None]:
         lock.release()
 
 
-def _in_cache(key: str) -> Path:
-    return cache_dir() / key / "library.so"
+def _in_cache(key: str, file: str = "library.so") -> Path:
+    return cache_dir() / key / file
 
 
-def _from_cache(what: str, toolchain: Toolchain, name: str, key: str, kernels: Sequence[Kernel] = ()) -> Path:
-    """A library, called ``name`` in messages, from the cache; compiled first if it is not there."""
-    library = _in_cache(key)
-    folder = library.parent
-    if os.path.exists(library):
-        return library
+def _from_cache(file: Path, name: str, make: Callable[[Path], None], announcement: str = "") -> Path:
+    """A file of the cache, called ``name`` in messages; made first if it is not there."""
+    folder = file.parent
+    if os.path.exists(file):
+        return file
     with _locked(folder, name):
-        if not library.exists():
+        if not file.exists():
             for killed in folder.glob(f"{_BUILDING}*"):
-                shutil.rmtree(killed, ignore_errors=True)
-            if not kernels:
-                _say(f"compiling {name}, once, with {toolchain.compiler}; kept in {folder}")
+                shutil.rmtree(killed) if killed.is_dir() else killed.unlink()
+            if announcement:
+                _say(announcement)
             start = time.perf_counter()
-            compile_library(what, toolchain, library, kernels)
+            make(file)
             _say(f"compiled {name} in {time.perf_counter() - start:.1f} s")
-    return library
+    return file
+
+
+def _library_from_cache(what: str, toolchain: Toolchain, name: str, key: str) -> Path:
+    file = _in_cache(key)
+    announcement = f"compiling {name}, once, with {toolchain.compiler}; kept in {file.parent}"
+    return _from_cache(file, name, lambda to: compile_library(what, toolchain, to), announcement)
 
 
 def prebuilt_library(device: str, target: str, what: str = "operators") -> Path:
@@ -352,29 +371,37 @@ def prebuilt_library(device: str, target: str, what: str = "operators") -> Path:
     return PREBUILT / f"{what}-{device}-{target}-{_sources_hash()[:16]}.so"
 
 
+def prebuilt_image(gpu: str) -> Path:
+    """Where such a wheel keeps the CUDA kernels for a GPU."""
+    return PREBUILT / f"kernels-cuda-sm_{gpu}-{_sources_hash()[:16]}.cubin"
+
+
 def prebuild(folder: Path, devices: str, kernels: Callable[[str], Sequence[Kernel]]) -> list[Path]:
     """Compiles the libraries of a wheel into ``folder``: for every CPU of this architecture and for ``PREBUILT_GPUS``.
 
     Args:
         folder: takes the place of ``PREBUILT``.
-        devices: ``"cpu"``, or ``"1"`` for the CPU and, where there is an nvcc, CUDA.
+        devices: ``"cpu"``, or ``"1"`` for the CPU and, where there is an NVRTC, CUDA.
         kernels: the pointwise kernels to compile for a device.
     """
     if devices not in ("1", "cpu"):
         raise BuildError(f"TORCHAD_EXT_PREBUILD={devices}; it is 1, or cpu to leave CUDA out")
     levels = sorted(_CPU_LEVELS.values()) if cpu_level() in _CPU_LEVELS.values() else [cpu_level()]
-    chosen = [("cpu", cpu_toolchain(level)) for level in levels]
-    if devices == "1" and find_nvcc():
-        chosen.append(("cuda", cuda_toolchain(PREBUILT_GPUS)))
-    libraries = []
-    for device, toolchain in chosen:
-        for what, sources in (("operators", ()), ("kernels", kernels(device))):
-            library = folder / prebuilt_library(device, toolchain.target, what).name
-            compile_library(device, toolchain, library, sources)
-            libraries.append(library)
-    library = folder / prebuilt_library("eager", eager_toolchain().target, "calls").name
-    compile_library("eager", eager_toolchain(), library)
-    return [*libraries, library]
+    chosen = [("cpu", cpu_toolchain(level), what) for level in levels for what in ("operators", "kernels")]
+    chosen.append(("eager", eager_toolchain(), "calls"))
+    gpus = PREBUILT_GPUS if devices == "1" and _nvrtc.is_there() else ()
+    if gpus:
+        chosen.append(("cuda", cuda_toolchain(), "operators"))
+    files = []
+    for device, toolchain, what in chosen:
+        library = folder / prebuilt_library(device, toolchain.target, what).name
+        compile_library(device, toolchain, library, kernels(device) if what == "kernels" else ())
+        files.append(library)
+    for gpu in gpus:
+        image = folder / prebuilt_image(gpu).name
+        compile_image([kernel.text for kernel in kernels("cuda")], gpu, image)
+        files.append(image)
+    return files
 
 
 def _runs_on(gpu: str) -> bool:
@@ -382,21 +409,40 @@ def _runs_on(gpu: str) -> bool:
     return any(gpu[:-1] == built[:-1] and gpu[-1] >= built[-1] for built in PREBUILT_GPUS)
 
 
-def _prebuilt(device: str, what: str) -> Path | None:
+def _prebuilt(device: str, target: str, what: str) -> Path | None:
     """A library that came with the package and serves this machine."""
-    target = cpu_level() if device == "cpu" else "sm_" + "_".join(PREBUILT_GPUS)
     library = prebuilt_library(device, target, what)
-    fits = not os.environ.get("TORCHAD_EXT_CXXFLAGS") if device == "cpu" else all(map(_runs_on, present_gpus()))
-    return library if fits and library.exists() else None
+    return library if library.exists() and not os.environ.get("TORCHAD_EXT_CXXFLAGS") else None
+
+
+def _prebuilt_images() -> list[Path]:
+    """The images that came with the package, if they serve all visible GPUs."""
+    images = [prebuilt_image(gpu) for gpu in PREBUILT_GPUS]
+    return [image for image in images if image.exists()] if all(map(_runs_on, present_gpus())) else []
 
 
 def _find(device: str) -> Path:
     """The library of a device's operators."""
-    if prebuilt := _prebuilt(device, "operators"):
+    if device == "cuda":
+        _check_for_gpus()
+    if prebuilt := _prebuilt(device, cpu_level() if device == "cpu" else platform.machine(), "operators"):
         return prebuilt
     toolchain = cpu_toolchain() if device == "cpu" else cuda_toolchain()
-    name = f"the {device.upper()} kernels for {toolchain.target}"
-    return _from_cache(device, toolchain, name, cache_key(device, toolchain))
+    name = f"the {device.upper()} kernels for {toolchain.target}" if device == "cpu" else "what launches CUDA kernels"
+    return _library_from_cache(device, toolchain, name, cache_key(device, toolchain))
+
+
+def _check_for_gpus() -> None:
+    """Raises where there is no GPU, or nothing that gives it code."""
+    if torch.version.hip:
+        raise BuildError("this PyTorch is one for ROCm; the kernels are for the CPU and for CUDA")
+    if not present_gpus():
+        raise BuildError("no GPU is visible to compile for; check nvidia-smi and CUDA_VISIBLE_DEVICES")
+    if not _prebuilt_images():
+        try:
+            _nvrtc.version()
+        except _nvrtc.NvrtcError as error:
+            raise BuildError(str(error)) from error
 
 
 def is_loaded(device: str) -> bool:
@@ -422,7 +468,7 @@ def load_eager(compiling: bool) -> ModuleType | None:
         key = cache_key("eager", toolchain)
         if not compiling and not _in_cache(key).exists():
             return None
-        library = _from_cache("eager", toolchain, f"the calls in eager mode for {toolchain.target}", key)
+        library = _library_from_cache("eager", toolchain, f"the calls in eager mode for {toolchain.target}", key)
     loader = importlib.machinery.ExtensionFileLoader("torchad_ext_eager", str(library))
     spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec
@@ -495,29 +541,85 @@ def _load_library(library: Path) -> None:
 
 
 @functools.cache
-def _prebuilt_kernels(device: str) -> ctypes.CDLL | None:
-    library = _prebuilt(device, "kernels")
+def _prebuilt_kernels() -> ctypes.CDLL | None:
+    library = _prebuilt("cpu", cpu_level(), "kernels")
     return ctypes.CDLL(str(library)) if library else None
 
 
 @functools.cache
-def _for_kernels(device: str) -> tuple[Toolchain, str]:
+def _for_kernels() -> tuple[Toolchain, str]:
     """How the pointwise kernels of this process are compiled, and the part of their keys that they share."""
-    toolchain = cpu_toolchain() if device == "cpu" else cuda_toolchain()
-    return toolchain, cache_key(device, toolchain)
+    toolchain = cpu_toolchain()
+    return toolchain, cache_key("cpu", toolchain)
 
 
 _compiled: dict[str, ctypes.CDLL] = {}  # a library stays as long as the process
 
 
-def _compiled_kernel(name: str, device: str, kernel: Kernel) -> ctypes.CDLL:
-    toolchain, shared = _for_kernels(device)
+def _compiled_kernel(name: str, kernel: Kernel) -> ctypes.CDLL:
+    toolchain, shared = _for_kernels()
     digest = hashlib.sha256(f"{shared}\0{kernel.text}".encode()).hexdigest()[:16]
-    key = f"{name}-{device}-{toolchain.target}-{digest}"
+    key = f"{name}-cpu-{toolchain.target}-{digest}"
     if key not in _compiled:
-        library = _from_cache(device, toolchain, f"{name} for the {device.upper()}", key, [kernel])
-        _compiled[key] = ctypes.CDLL(str(library))
+
+        def make(to: Path) -> None:
+            compile_library("cpu", toolchain, to, [kernel])
+
+        _compiled[key] = ctypes.CDLL(str(_from_cache(_in_cache(key), f"{name} for the CPU", make)))
     return _compiled[key]
+
+
+@functools.cache
+def _for_images() -> str:
+    """The part of the keys of images that they share."""
+    return "\0".join([_sources_hash(), _nvrtc.version(), *_CUDA_FLAGS])
+
+
+def _compiled_image(name: str, kernel: Kernel, gpu: str) -> Path:
+    digest = hashlib.sha256(f"{_for_images()}\0{kernel.text}".encode()).hexdigest()[:16]
+    file = _in_cache(f"{name}-cuda-sm_{gpu}-{digest}", "image.cubin")
+    return _from_cache(file, f"{name} for sm_{gpu}", lambda to: compile_image([kernel.text], gpu, to))
+
+
+@functools.cache
+def _cuda() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(_loaded["cuda"]))
+    library.torchad_ext_cuda_module.restype = library.torchad_ext_cuda_kernel.restype = ctypes.c_void_p
+    return library
+
+
+def _new_module(images: Sequence[Path]) -> ctypes.c_void_p:
+    contents = [image.read_bytes() for image in images]
+    starts = (ctypes.c_char_p * len(contents))(*contents)
+    sizes = (ctypes.c_int64 * len(contents))(*map(len, contents))
+    return ctypes.c_void_p(_cuda().torchad_ext_cuda_module(starts, sizes, len(contents)))
+
+
+@functools.cache
+def _prebuilt_module() -> tuple[bytes, ctypes.c_void_p]:
+    """The images that came with the package: one of them, which names the kernels that are there, and their module."""
+    images = _prebuilt_images()
+    return (images[0].read_bytes(), _new_module(images)) if images else (b"", ctypes.c_void_p())
+
+
+def _module(name: str, kernel: Kernel) -> ctypes.c_void_p:
+    """The module of a CUDA kernel."""
+    names, module = _prebuilt_module()
+    if kernel.symbol.encode() in names:
+        return module
+    return _new_module([_compiled_image(name, kernel, gpu) for gpu in present_gpus()])
+
+
+def _or_warn(name: str, load: Callable[[], int]) -> int | None:
+    """What is loaded; None if it could not be, and one warning has said why."""
+    try:
+        return load()
+    except (BuildError, OSError) as error:
+        failure = BuildError(f"torchad_ext has no native kernel of {name}: {error}")
+        if os.environ.get("TORCHAD_EXT_STRICT") == "1":
+            raise failure from error
+        warnings.warn(f"{failure}. The plain PyTorch definition runs instead.", stacklevel=8)
+        return None
 
 
 def load_kernel(name: str, device: str, kernel: Kernel) -> int | None:
@@ -534,14 +636,30 @@ def load_kernel(name: str, device: str, kernel: Kernel) -> int | None:
     Raises:
         BuildError: it could not be compiled and ``TORCHAD_EXT_STRICT=1``.
     """
-    try:
-        library = _prebuilt_kernels(device)
+
+    def on_cpu() -> int:
+        library = _prebuilt_kernels()
         if library is None or not hasattr(library, kernel.symbol):
-            library = _compiled_kernel(name, device, kernel)
+            library = _compiled_kernel(name, kernel)
         return ctypes.addressof(ctypes.c_char.in_dll(library, kernel.symbol))
-    except (BuildError, OSError) as error:
-        failure = BuildError(f"torchad_ext has no native kernel of {name}: {error}")
-        if os.environ.get("TORCHAD_EXT_STRICT") == "1":
-            raise failure from error
-        warnings.warn(f"{failure}. The plain PyTorch definition runs instead.", stacklevel=7)
-        return None
+
+    def on_cuda() -> int:
+        numbers = kernel.inputs, kernel.outputs, kernel.dtype
+        address: int = _cuda().torchad_ext_cuda_kernel(_module(name, kernel), kernel.symbol.encode(), *numbers)
+        return address
+
+    return _or_warn(name, on_cpu if device == "cpu" else on_cuda)
+
+
+def load_quadratic_form(kernel: Kernel) -> bool:
+    """Loads the CUDA kernels of the quadratic form for a dtype, as ``load_kernel`` loads one.
+
+    Returns:
+        Whether they are there.
+    """
+
+    def load() -> int:
+        _cuda().torchad_ext_cuda_quadratic_form(_module("quadratic_form", kernel), kernel.dtype)
+        return 1
+
+    return _or_warn(f"quadratic_form-{kernel.dtype}", load) is not None

@@ -17,12 +17,12 @@ import torch
 from torch._prims_common import compute_elementwise_output_strides
 from torch.autograd import forward_ad
 
-from . import _build
+from . import _build, codegen
 from .codegen import Kernel
 
 DispatchKey = torch._C.DispatchKey
 MOST_DIMS = 64  # most_dims of csrc/strided.h
-DTYPES = {torch.float16: 5, torch.float32: 6, torch.float64: 7, torch.bfloat16: 15}  # and their numbers in C++
+DTYPES = {getattr(torch, name): number for name, number in codegen.DTYPES.items()}
 _BACKEND = {"cpu": DispatchKey.CPU, "cuda": DispatchKey.CUDA}
 
 
@@ -186,9 +186,17 @@ def _load(name: str, device: str, overload: str = "default") -> Callable[..., An
     return kernel
 
 
-def find(name: str, device: str) -> Callable[..., Any] | None:
-    """The kernel ``name`` for a device, or None if there is none; compiles the kernels on the first use."""
+@functools.cache
+def _load_form(name: str, device: str, dtype: torch.dtype) -> Callable[..., Any] | None:
     kernel = _load(name, device)
+    if device == "cuda" and kernel and not _build.load_quadratic_form(codegen.quadratic_form(dtype_name(dtype))):
+        return None
+    return kernel
+
+
+def find(name: str, device: str, dtype: torch.dtype) -> Callable[..., Any] | None:
+    """A kernel of the quadratic form for a device and a dtype, compiled on the first use; None if there is none."""
+    kernel = _load_form(name, device, dtype)
     return kernel if kernel is None or not profiling() else recorded(name, kernel)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from .expr import LOGICAL, Expr, Program, make, mul, pow_, reciprocal, rsqrt, sqrt, topological
 
+DTYPES = {"float16": 5, "float32": 6, "float64": 7, "bfloat16": 15}  # of kernels, and their numbers in C++
 _WIDTH = 100  # characters of an expression before it is given a name
 _INFIX = {
     # operation: (symbol, precedence)
@@ -59,31 +60,42 @@ def functor(program: Program, name: str) -> str:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel as C++: a file, and the symbol under which its library exports it."""
+    """A kernel as C++: a file, the symbol under which it exports the kernel, and what the kernel takes and gives."""
 
     symbol: str
     text: str
+    inputs: int
+    outputs: int
+    dtype: int
 
 
-def kernel(functor: str, name: str, inputs: int, device: str, dtype: str) -> Kernel:
+def kernel(functor: str, name: str, program: Program, device: str, dtype: str) -> Kernel:
     """The file that compiles to the kernel of a functor.
 
     Args:
         functor: the C++ that defines it, or an ``#include``.
         name: of the functor.
-        inputs: how many tensors it takes.
+        program: what it computes.
         device: ``"cpu"`` or ``"cuda"``.
-        dtype: ``"float16"``, ``"bfloat16"``, ``"float32"`` or ``"float64"``.
+        dtype: one of ``DTYPES``.
     """
-    loop = {"cpu": "pointwise_cpu.h", "cuda": "pointwise_cuda.cuh"}[device]
+    loop = {"cpu": "pointwise_cpu.h", "cuda": "cuda/pointwise.cuh"}[device]
     namespace = "torchad_ext"
     if not functor.startswith("#include"):
         namespace = "torchad_ext::declared"
         functor = f"namespace {namespace} {{\n\n{functor}\n}}  // namespace {namespace}\n"
-    arguments = f"{device.capitalize()}, {namespace}::{name}, {inputs}, {dtype}"
-    digest = hashlib.sha256(f"{functor}\0{arguments}".encode()).hexdigest()[:16]
-    symbol = f"torchad_ext_kernel_{digest}"
-    return Kernel(symbol, f'#include "{loop}"\n{functor}\nTORCHAD_EXT_KERNEL({symbol}, {arguments})\n')
+    inputs, outputs, numbers = map(len, (program.inputs, program.outputs, program.scalars))
+    arguments = f"{namespace}::{name}, {inputs}, {numbers}, {dtype}"
+    digest = hashlib.sha256(f"{device}\0{functor}\0{arguments}".encode()).hexdigest()[:16]
+    symbol = f"{name}_{dtype}_{digest}"
+    text = f'#include "{loop}"\n{functor}\nTORCHAD_EXT_KERNEL({symbol}, {arguments})\n'
+    return Kernel(symbol, text, inputs, outputs, DTYPES[dtype])
+
+
+def quadratic_form(dtype: str) -> Kernel:
+    """The file that compiles to the CUDA kernels of the quadratic form for a dtype; it exports more than is said."""
+    text = f'#include "cuda/quadratic_form.cuh"\nTORCHAD_EXT_QUADRATIC_FORM({dtype})\n'
+    return Kernel(f"values_{dtype}", text, 2, 1, DTYPES[dtype])
 
 
 def struct_name(name: str) -> str:
@@ -176,7 +188,7 @@ class _Functor:
                 yield f"  {kind} {', '.join(members)};"
         if self.scalars or self.numbers:
             yield ""
-            yield f"  explicit {name}(const double* scalars) {{"
+            yield f"  TORCHAD_EXT_FUNCTION explicit {name}(const double* scalars) {{"
             for i, x in enumerate(self.scalars):
                 yield f"    {self.names[x]} = scalars[{i}];"
             yield from self.numbers

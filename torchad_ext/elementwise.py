@@ -112,7 +112,7 @@ class Elementwise:
     def source(self, device: str, dtype: torch.dtype) -> codegen.Kernel:
         """What is compiled."""
         name, functor = self.functor
-        return codegen.kernel(functor, name, len(self.program.inputs), device, _kernels.dtype_name(dtype))
+        return codegen.kernel(functor, name, self.program, device, _kernels.dtype_name(dtype))
 
     def _compile(self, device: str, dtype: torch.dtype) -> _kernels.PointwiseKernel | None:
         return _kernels.compile_pointwise(self.name, dtype, device, self.source(device, dtype))

@@ -109,7 +109,7 @@ def _check(x: Any, A: Any) -> None:
 
 def _native(x: torch.Tensor, A: torch.Tensor) -> bool:
     device = _kernels.device_for((x, A))
-    return device is not None and x.dim() <= 25 and _kernels.find("quadratic_form", device) is not None
+    return device is not None and x.dim() <= 25 and _kernels.find("quadratic_form", device, x.dtype) is not None
 
 
 def _derivative_wanted(x: torch.Tensor, A: torch.Tensor) -> bool:
@@ -144,7 +144,7 @@ def _evaluate(x: torch.Tensor, A: torch.Tensor, product: bool) -> tuple[torch.Te
     if 1 not in A.stride()[-2:]:
         A = A.contiguous()
     name = "quadratic_form_and_product" if product else "quadratic_form"
-    kernel = _kernels.find(name, x.device.type)
+    kernel = _kernels.find(name, x.device.type, x.dtype)
     assert kernel is not None
     return kernel(x, A) if product else (kernel(x, A), None)
 
@@ -276,7 +276,7 @@ class _Outer(torch.autograd.Function):
     def forward(x: torch.Tensor, g: torch.Tensor | None, h: torch.Tensor | None, shared: bool) -> torch.Tensor:
         given = [v for v in (x, g, h) if v is not None]
         device = _kernels.device_of(given)
-        kernel = device and _kernels.find("quadratic_form_outer", device)
+        kernel = device and _kernels.find("quadratic_form_outer", device, given[0].dtype)
         if kernel and not (shared and x.dim() == 2):
             fused: torch.Tensor = kernel(*(None if v is None else v.contiguous() for v in (x, g, h)))
             return fused

@@ -1,16 +1,24 @@
-// In the place of csrc/half.cuh: PyTorch's types of the host.
+// In the place of csrc/cuda/half.cuh: the conversions of the host.
 #pragma once
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
+
+#include <bit>
+#include <cstdint>
 
 namespace torchad_ext {
 
-using Half = c10::Half;
-using BFloat16 = c10::BFloat16;
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
 
-inline float to_number(Half x) { return x; }
-inline float to_number(BFloat16 x) { return x; }
-inline void assign(Half& to, float x) { to = x; }
-inline void assign(BFloat16& to, float x) { to = x; }
+inline float to_number(Half x) { return std::bit_cast<_Float16>(x); }
+inline float to_number(BFloat16 x) { return std::bit_cast<float>(uint32_t(x.bits) << 16); }
+inline void assign(Half& to, float x) { to = std::bit_cast<Half>(_Float16(x)); }
+inline void assign(BFloat16& to, float x) {
+  const auto bits = std::bit_cast<uint32_t>(x);
+  to.bits = x != x ? uint16_t(0x7fff) : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
 
 }  // namespace torchad_ext

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <math.h>
-#include <stdlib.h>
 
 #include <algorithm>
 #include <barrier>
@@ -12,6 +11,7 @@
 #include <functional>
 #include <memory>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #define __host__
@@ -20,12 +20,6 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __shared__ static
-
-using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
-inline cudaError_t cudaGetLastError() { return getenv("FAILING_LAUNCHES") ? cudaErrorInvalidValue : cudaSuccess; }
-inline const char* cudaGetErrorName(cudaError_t) { return "cudaErrorInvalidValue"; }
-inline const char* cudaGetErrorString(cudaError_t) { return "invalid argument"; }
 
 using std::min;
 
@@ -64,9 +58,9 @@ T __shfl_xor_sync(unsigned mask, T value, int distance) {
   return __shfl_sync(mask, value, threadIdx.x % warp_size ^ distance);
 }
 
-// What kernel<<<blocks, threads, 0, stream>>>(...) is turned into.
-template <class Kernel>
-void launch(int blocks, int threads, Kernel kernel) {
+// Runs a kernel, given pointers to its arguments.
+template <class... Parameters, std::size_t... i>
+void launch(void (*kernel)(Parameters...), int blocks, int threads, void** arguments, std::index_sequence<i...>) {
   Block shared(threads);
   std::vector<std::thread> team;
   for (int thread = 0; thread < threads; ++thread) {
@@ -75,12 +69,21 @@ void launch(int blocks, int threads, Kernel kernel) {
       threadIdx = {thread};
       blockDim = {threads};
       gridDim = {blocks};
-      for (int i = 0; i < blocks; ++i) {
-        blockIdx = {i};
-        kernel();
+      for (int at = 0; at < blocks; ++at) {
+        blockIdx = {at};
+        kernel(*static_cast<const Parameters*>(arguments[i])...);
         __syncthreads();
       }
     });
   }
   for (std::thread& thread : team) thread.join();
 }
+
+// Exports a kernel to driver.cpp.
+#define ON_HOST(name)                                                             \
+  extern "C" void name##_on_host(int blocks, int threads, void** arguments) {     \
+    const auto count = []<class... Parameters>(void (*)(Parameters...)) {         \
+      return std::index_sequence_for<Parameters...>{};                            \
+    };                                                                            \
+    launch(name, blocks, threads, arguments, decltype(count(name)){});            \
+  }

@@ -1,9 +1,12 @@
-// The quadratic form on CUDA. Sums are taken in a fixed order, so a result is the same from run to run.
-#include "cuda.cuh"
-#include "quadratic_form.h"
+// The kernels of the quadratic form on CUDA. Sums are taken in a fixed order, so a result is the same from run to run.
+#pragma once
+
+#include "../kernel.h"
+#include "../quadratic_form_data.h"
+#include "grid.h"
+#include "number.cuh"
 
 namespace torchad_ext {
-namespace {
 
 constexpr int warp = 32;
 constexpr unsigned whole_warp = 0xffffffff;
@@ -16,11 +19,9 @@ __device__ Number group_sum(Number v) {
   return v;
 }
 
-constexpr int small_threads = 128;
-
 // A group of lanes per problem, n <= group * columns: lane l of it owns x_j and s_j for j = l, l + group, ...
 template <int group, int columns, bool product, class T>
-__global__ void __launch_bounds__(small_threads, 4) small_kernel(QuadraticForms<T> forms) {
+__device__ __forceinline__ void small_forms(const QuadraticForms<T>& forms) {
   using Number = number_t<T>;
   constexpr int groups_of_a_warp = warp / group;
   const int n = int(forms.n);
@@ -67,25 +68,14 @@ __global__ void __launch_bounds__(small_threads, 4) small_kernel(QuadraticForms<
   }
 }
 
-constexpr int tile_threads = 256;
 constexpr int rows_together = 4;    // loaded before the first is used
 constexpr int rows_at_a_time = 32;  // whose sums over columns are joined at once
-
-// How a large A is cut: into tiles of `rows` x tile_threads * width, at most 64 of them below each other.
-struct Tiles {
-  int64_t rows, down, across;
-
-  Tiles(int64_t n, int width)
-      : rows(std::max<int64_t>((n + 63) / 64, 16)),
-        down((n + rows - 1) / rows),
-        across((n + tile_threads * width - 1) / (tile_threads * width)) {}
-};
 
 // One block per tile: its part of y = A x in Ax [problem, across, n], its part of A^T x in ATx [problem, down, n]. A
 // thread owns `width` columns, which it reads in one access.
 template <int width, bool product, class T>
-__global__ void __launch_bounds__(tile_threads, 2)
-    tile_kernel(QuadraticForms<T> forms, Tiles tiles, number_t<T>* Ax, number_t<T>* ATx) {
+__device__ __forceinline__ void tiles_of_forms(const QuadraticForms<T>& forms, const Tiles& tiles, number_t<T>* Ax,
+                                               number_t<T>* ATx) {
   using Number = number_t<T>;
   using Columns = Pack<T, width>;
   __shared__ Number warp_y[tile_threads / warp][rows_at_a_time];
@@ -155,8 +145,8 @@ __device__ Number sum_of_parts(const Number* part, int64_t count, int64_t n, int
 
 // s = A x + A^T x
 template <class T>
-__global__ void __launch_bounds__(tile_threads)
-    product_kernel(QuadraticForms<T> forms, Tiles tiles, const number_t<T>* Ax, const number_t<T>* ATx) {
+__device__ __forceinline__ void products(const QuadraticForms<T>& forms, const Tiles& tiles, const number_t<T>* Ax,
+                                         const number_t<T>* ATx) {
   const int64_t n = forms.n;
   const int64_t stride = int64_t(gridDim.x) * blockDim.x;
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < forms.count * n; i += stride) {
@@ -168,8 +158,7 @@ __global__ void __launch_bounds__(tile_threads)
 
 // q = x . A x, one block per problem.
 template <class T>
-__global__ void __launch_bounds__(tile_threads)
-    value_kernel(QuadraticForms<T> forms, Tiles tiles, const number_t<T>* Ax) {
+__device__ __forceinline__ void values(const QuadraticForms<T>& forms, const Tiles& tiles, const number_t<T>* Ax) {
   using Number = number_t<T>;
   __shared__ Number warp_q[tile_threads / warp];
   for (int64_t problem = blockIdx.x; problem < forms.count; problem += gridDim.x) {
@@ -194,7 +183,7 @@ __global__ void __launch_bounds__(tile_threads)
 
 // G_ij = u_i x_j + x_i h_j with u = g x + h; `width` neighbours of a row at a time.
 template <int width, class Index, class T>
-__global__ void __launch_bounds__(tile_threads) outer_kernel(OuterProducts<T> outer, Index packs) {
+__device__ __forceinline__ void outer_products(const OuterProducts<T>& outer, Index packs) {
   using Number = number_t<T>;
   using Columns = Pack<T, width>;
   const Index n = Index(outer.n), of_a_row = n / width;
@@ -217,106 +206,53 @@ __global__ void __launch_bounds__(tile_threads) outer_kernel(OuterProducts<T> ou
     reinterpret_cast<Columns*>(outer.G)[at] = G;
   }
 }
-
-int blocks_for(int64_t work, int64_t per_block) {
-  constexpr int64_t most = int64_t(1) << 22;
-  return int(std::min((work + per_block - 1) / per_block, most));
-}
-
-// Device memory in the compute type of T, freed in stream order with the tensor that owns it.
-template <class T>
-Tensor scratch(const Tensor& like, int64_t elements) {
-  const int64_t bytes = elements * int64_t(sizeof(number_t<T>));
-  const int64_t sizes[] = {(bytes + int64_t(like.element_size()) - 1) / int64_t(like.element_size())};
-  const int64_t strides[] = {1};
-  return empty_strided(like, 1, sizes, strides);
-}
-
-struct QuadraticFormCuda {
-  using Half = torchad_ext::Half;
-  using BFloat16 = torchad_ext::BFloat16;
-
-  static void prepare(const Tensor&) {}
-
-  template <class T>
-  static void run(const OuterProducts<T>& outer, const Tensor& x) {
-    const DeviceGuard guard(x.get_device_index());
-    const cudaStream_t stream = current_stream(x.get_device_index());
-    const bool wide = outer.n % Pack<T>::size == 0 && is_aligned<Pack<T>>(outer.x) && is_aligned<Pack<T>>(outer.h) &&
-                      is_aligned<Pack<T>>(outer.G);
-    wide ? run<Pack<T>::size>(outer, stream) : run<1>(outer, stream);
-  }
-
-  template <int width, class T>
-  static void run(const OuterProducts<T>& outer, cudaStream_t stream) {
-    constexpr int64_t max_index = int64_t(1) << 31;  // below it a 32-bit index, stepped once, does not wrap
-    const int64_t packs = outer.count * outer.n * outer.n / width;
-    const int blocks = blocks_for(packs, tile_threads);
-    if (packs < max_index) {
-      outer_kernel<width><<<blocks, tile_threads, 0, stream>>>(outer, uint32_t(packs));
-    } else {
-      outer_kernel<width><<<blocks, tile_threads, 0, stream>>>(outer, packs);
-    }
-    check(cudaGetLastError(), "quadratic_form_outer");
-  }
-
-  template <class T>
-  static void run(const QuadraticForms<T>& forms, const Tensor& x) {
-    const DeviceGuard guard(x.get_device_index());
-    forms.s != nullptr ? run<true>(forms, x) : run<false>(forms, x);
-  }
-
-  template <bool product, class T>
-  static void run(const QuadraticForms<T>& forms, const Tensor& x) {
-    const cudaStream_t stream = current_stream(x.get_device_index());
-    if (forms.n <= 4) {
-      run_small<4, 1, product>(forms, stream);
-    } else if (forms.n <= 8) {
-      run_small<8, 1, product>(forms, stream);
-    } else if (forms.n <= 16) {
-      run_small<16, 1, product>(forms, stream);
-    } else if (forms.n <= 32) {
-      run_small<32, 1, product>(forms, stream);
-    } else if (forms.n <= 64) {
-      run_small<32, 2, product>(forms, stream);
-    } else if (forms.n <= 128) {
-      run_small<32, 4, product>(forms, stream);
-    } else {
-      using Columns = Pack<T>;
-      bool wide = forms.n % Columns::size == 0 && forms.row_stride % Columns::size == 0 && is_aligned<Columns>(forms.A);
-      for (int d = 0; d < forms.batch.dims; ++d) wide = wide && forms.batch.strides[1][d] % Columns::size == 0;
-      wide ? run_tiles<Columns::size, product>(forms, x, stream) : run_tiles<1, product>(forms, x, stream);
-    }
-  }
-
-  template <int group, int columns, bool product, class T>
-  static void run_small(const QuadraticForms<T>& forms, cudaStream_t stream) {
-    const int blocks = blocks_for(forms.count, small_threads / group);
-    small_kernel<group, columns, product><<<blocks, small_threads, 0, stream>>>(forms);
-    check(cudaGetLastError(), "quadratic_form");
-  }
-
-  template <int width, bool product, class T>
-  static void run_tiles(const QuadraticForms<T>& forms, const Tensor& x, cudaStream_t stream) {
-    const Tiles tiles(forms.n, width);
-    const Tensor Ax_memory = scratch<T>(x, forms.count * tiles.across * forms.n);
-    const Tensor ATx_memory = scratch<T>(x, product ? forms.count * tiles.down * forms.n : 0);
-    auto* Ax = static_cast<number_t<T>*>(Ax_memory.data_ptr());
-    auto* ATx = static_cast<number_t<T>*>(ATx_memory.data_ptr());
-    const int blocks = blocks_for(forms.count * tiles.down * tiles.across, 1);
-    tile_kernel<width, product><<<blocks, tile_threads, 0, stream>>>(forms, tiles, Ax, ATx);
-    if (product) {
-      const int product_blocks = blocks_for(forms.count * forms.n, tile_threads);
-      product_kernel<<<product_blocks, tile_threads, 0, stream>>>(forms, tiles, Ax, ATx);
-    }
-    value_kernel<<<blocks_for(forms.count, 1), tile_threads, 0, stream>>>(forms, tiles, Ax);
-    check(cudaGetLastError(), "quadratic_form");
-  }
-};
-
-}  // namespace
 }  // namespace torchad_ext
 
-STABLE_TORCH_LIBRARY_IMPL(torchad_ext, CUDA, m) {
-  torchad_ext::QuadraticForm<torchad_ext::QuadraticFormCuda>::implement(m);
-}
+// The kernels for numbers of a dtype, to which quadratic_form.cpp gives their arguments.
+#define TORCHAD_EXT_SMALL(dtype, group, columns)                             \
+  extern "C" __global__ void __launch_bounds__(small_threads, 4)             \
+      small_##group##_##columns##_value_##dtype(QuadraticForms<T> forms) {   \
+    small_forms<group, columns, false>(forms);                               \
+  }                                                                          \
+  extern "C" __global__ void __launch_bounds__(small_threads, 4)             \
+      small_##group##_##columns##_product_##dtype(QuadraticForms<T> forms) { \
+    small_forms<group, columns, true>(forms);                                \
+  }
+#define TORCHAD_EXT_WIDTH(dtype, name, width)                                                         \
+  extern "C" __global__ void __launch_bounds__(tile_threads, 2)                                       \
+      tiles_##name##_value_##dtype(QuadraticForms<T> forms, Tiles tiles, Number* Ax, Number*) {       \
+    tiles_of_forms<width, false>(forms, tiles, Ax, nullptr);                                          \
+  }                                                                                                   \
+  extern "C" __global__ void __launch_bounds__(tile_threads, 2)                                       \
+      tiles_##name##_product_##dtype(QuadraticForms<T> forms, Tiles tiles, Number* Ax, Number* ATx) { \
+    tiles_of_forms<width, true>(forms, tiles, Ax, ATx);                                               \
+  }                                                                                                   \
+  extern "C" __global__ void __launch_bounds__(tile_threads)                                          \
+      outer_##name##_32_##dtype(OuterProducts<T> outer, uint32_t packs) {                             \
+    outer_products<width>(outer, packs);                                                              \
+  }                                                                                                   \
+  extern "C" __global__ void __launch_bounds__(tile_threads)                                          \
+      outer_##name##_64_##dtype(OuterProducts<T> outer, int64_t packs) {                              \
+    outer_products<width>(outer, packs);                                                              \
+  }
+#define TORCHAD_EXT_QUADRATIC_FORM(dtype)                                                             \
+  namespace torchad_ext::quadratic_form_##dtype {                                                     \
+    using T = storage_t<Dtype::dtype, Half, BFloat16>;                                                \
+    using Number = number_t<T>;                                                                       \
+    TORCHAD_EXT_SMALL(dtype, 4, 1)                                                                    \
+    TORCHAD_EXT_SMALL(dtype, 8, 1)                                                                    \
+    TORCHAD_EXT_SMALL(dtype, 16, 1)                                                                   \
+    TORCHAD_EXT_SMALL(dtype, 32, 1)                                                                   \
+    TORCHAD_EXT_SMALL(dtype, 32, 2)                                                                   \
+    TORCHAD_EXT_SMALL(dtype, 32, 4)                                                                   \
+    TORCHAD_EXT_WIDTH(dtype, narrow, 1)                                                               \
+    TORCHAD_EXT_WIDTH(dtype, wide, pack_size(sizeof(T)))                                              \
+    extern "C" __global__ void __launch_bounds__(tile_threads)                                        \
+        products_##dtype(QuadraticForms<T> forms, Tiles tiles, const Number* Ax, const Number* ATx) { \
+      products(forms, tiles, Ax, ATx);                                                                \
+    }                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(tile_threads)                                        \
+        values_##dtype(QuadraticForms<T> forms, Tiles tiles, const Number* Ax) {                      \
+      values(forms, tiles, Ax);                                                                       \
+    }                                                                                                 \
+  }

@@ -1,0 +1,154 @@
+// The operators of the quadratic form, for CUDA: they choose among the kernels of quadratic_form.cuh.
+#include "../quadratic_form.h"
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include "../kernel.h"
+#include "driver.h"
+#include "grid.h"
+
+namespace torchad_ext {
+namespace {
+
+constexpr const char* dtype_name(c10::Half) { return "float16"; }
+constexpr const char* dtype_name(c10::BFloat16) { return "bfloat16"; }
+constexpr const char* dtype_name(float) { return "float32"; }
+constexpr const char* dtype_name(double) { return "float64"; }
+
+template <class T>
+std::atomic<Module*> module_of{nullptr};
+
+// The kernel of this name for numbers of type T.
+template <class T>
+Entry find(const std::string& name) {
+  Module* module = module_of<T>.load(std::memory_order_acquire);
+  STD_TORCH_CHECK(module != nullptr, "torchad_ext: the kernels of quadratic_form for ", dtype_name(T{}),
+                  " are not loaded; call torchad_ext.quadratic_form, which loads them");
+  return Entry(*module, name + "_" + dtype_name(T{}));
+}
+
+template <class T>
+constexpr int pack = pack_size(sizeof(T));
+
+bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
+
+int64_t blocks_for(int64_t work, int64_t per_block) {
+  constexpr int64_t most = int64_t(1) << 22;
+  return std::min((work + per_block - 1) / per_block, most);
+}
+
+// At most 64 tiles lie below each other.
+Tiles cut(int64_t n, int width) {
+  const int64_t rows = std::max<int64_t>((n + 63) / 64, 16);
+  const int64_t columns = int64_t(tile_threads) * width;
+  return {rows, (n + rows - 1) / rows, (n + columns - 1) / columns};
+}
+
+// Device memory for numbers as they are computed, freed in stream order with the tensor that owns it.
+Tensor scratch(const Tensor& like, int64_t elements) {
+  const int64_t stored = like.element_size(), computed = std::max<int64_t>(stored, sizeof(float));
+  const int64_t sizes[] = {elements * (computed / stored)};
+  const int64_t strides[] = {1};
+  return empty_strided(like, 1, sizes, strides);
+}
+
+struct Cuda {
+  using Half = c10::Half;
+  using BFloat16 = c10::BFloat16;
+
+  static void prepare(const Tensor&) {}
+
+  template <class T>
+  static void run(const OuterProducts<T>& outer, const Tensor& x) {
+    const DeviceGuard guard(x.get_device_index());
+    const bool wide = outer.n % pack<T> == 0 && is_aligned(outer.x) && is_aligned(outer.h) && is_aligned(outer.G);
+    wide ? run<true>(outer, x.get_device_index()) : run<false>(outer, x.get_device_index());
+  }
+
+  template <bool wide, class T>
+  static void run(const OuterProducts<T>& outer, int device) {
+    static Entry kernel_32 = find<T>(wide ? "outer_wide_32" : "outer_narrow_32");
+    static Entry kernel_64 = find<T>(wide ? "outer_wide_64" : "outer_narrow_64");
+    constexpr int64_t max_index = int64_t(1) << 31;  // below it a 32-bit index, stepped once, does not wrap
+    const int64_t packs = outer.count * outer.n * outer.n / (wide ? pack<T> : 1);
+    const int64_t blocks = blocks_for(packs, tile_threads);
+    const auto packs_32 = uint32_t(packs);
+    if (packs < max_index) {
+      kernel_32.launch("quadratic_form_outer", device, blocks, tile_threads, {&outer, &packs_32});
+    } else {
+      kernel_64.launch("quadratic_form_outer", device, blocks, tile_threads, {&outer, &packs});
+    }
+  }
+
+  template <class T>
+  static void run(const QuadraticForms<T>& forms, const Tensor& x) {
+    const DeviceGuard guard(x.get_device_index());
+    forms.s != nullptr ? run<true>(forms, x) : run<false>(forms, x);
+  }
+
+  template <bool product, class T>
+  static void run(const QuadraticForms<T>& forms, const Tensor& x) {
+    const int device = x.get_device_index();
+    if (forms.n <= 4) {
+      run_small<4, 1, product>(forms, device);
+    } else if (forms.n <= 8) {
+      run_small<8, 1, product>(forms, device);
+    } else if (forms.n <= 16) {
+      run_small<16, 1, product>(forms, device);
+    } else if (forms.n <= 32) {
+      run_small<32, 1, product>(forms, device);
+    } else if (forms.n <= 64) {
+      run_small<32, 2, product>(forms, device);
+    } else if (forms.n <= 128) {
+      run_small<32, 4, product>(forms, device);
+    } else {
+      bool wide = forms.n % pack<T> == 0 && forms.row_stride % pack<T> == 0 && is_aligned(forms.A);
+      for (int d = 0; d < forms.batch.dims; ++d) wide = wide && forms.batch.strides[1][d] % pack<T> == 0;
+      wide ? run_tiles<true, product>(forms, x) : run_tiles<false, product>(forms, x);
+    }
+  }
+
+  template <int group, int columns, bool product, class T>
+  static void run_small(const QuadraticForms<T>& forms, int device) {
+    static Entry kernel =
+        find<T>("small_" + std::to_string(group) + "_" + std::to_string(columns) + (product ? "_product" : "_value"));
+    const int64_t blocks = blocks_for(forms.count, small_threads / group);
+    kernel.launch("quadratic_form", device, blocks, small_threads, {&forms});
+  }
+
+  template <bool wide, bool product, class T>
+  static void run_tiles(const QuadraticForms<T>& forms, const Tensor& x) {
+    static Entry tiles_kernel =
+        find<T>(std::string(wide ? "tiles_wide" : "tiles_narrow") + (product ? "_product" : "_value"));
+    static Entry products_kernel = find<T>("products");
+    static Entry values_kernel = find<T>("values");
+    const int device = x.get_device_index();
+    const Tiles tiles = cut(forms.n, wide ? pack<T> : 1);
+    const Tensor Ax_memory = scratch(x, forms.count * tiles.across * forms.n);
+    const Tensor ATx_memory = scratch(x, product ? forms.count * tiles.down * forms.n : 0);
+    const void *Ax = Ax_memory.data_ptr(), *ATx = ATx_memory.data_ptr();
+    tiles_kernel.launch("quadratic_form", device, blocks_for(forms.count * tiles.down * tiles.across, 1), tile_threads,
+                        {&forms, &tiles, &Ax, &ATx});
+    if (product) {
+      products_kernel.launch("quadratic_form", device, blocks_for(forms.count * forms.n, tile_threads), tile_threads,
+                             {&forms, &tiles, &Ax, &ATx});
+    }
+    values_kernel.launch("quadratic_form", device, blocks_for(forms.count, 1), tile_threads, {&forms, &tiles, &Ax});
+  }
+};
+
+}  // namespace
+}  // namespace torchad_ext
+
+STABLE_TORCH_LIBRARY_IMPL(torchad_ext, CUDA, m) { torchad_ext::QuadraticForm<torchad_ext::Cuda>::implement(m); }
+
+// The module with TORCHAD_EXT_QUADRATIC_FORM(dtype). Called by torchad_ext/_build.py.
+extern "C" void torchad_ext_cuda_quadratic_form(torchad_ext::Module* module, int dtype) {
+  using torchad_ext::Dtype;
+  auto& module_of = Dtype(dtype) == Dtype::float16    ? torchad_ext::module_of<c10::Half>
+                    : Dtype(dtype) == Dtype::bfloat16 ? torchad_ext::module_of<c10::BFloat16>
+                    : Dtype(dtype) == Dtype::float32  ? torchad_ext::module_of<float>
+                                                      : torchad_ext::module_of<double>;
+  module_of.store(module, std::memory_order_release);
+}

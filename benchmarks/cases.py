@@ -409,7 +409,7 @@ import torchad_ext
 print(time.perf_counter() - start)
 """
 
-_DECLARED = """
+DECLARED = """
 import os, sys, tempfile, time, torch, torchad_ext
 x, a, b = (torch.randn(10, device=sys.argv[1]) for _ in range(3))
 torchad_ext.sin(x)
@@ -439,6 +439,6 @@ STARTUPS = (
     Startup("import torchad_ext, after import torch", _IMPORT, limit=0.05),
     Startup("first call, nothing compiled yet", _FIRST_CALL, limit=10.0, cached=False),
     Startup("first call, kernels in the cache", _FIRST_CALL, limit=0.1),
-    Startup("first call of a newly declared op", _DECLARED, limit=3.0),
+    Startup("first call of a newly declared op", DECLARED, limit=3.0),
     Startup("import, value and gradient of ten ops, kernels in the cache", _TEN_OPS, limit=0.2),
 )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from cases import (
+    DECLARED,
     MANY_A,
     SHARED_A,
     Case,
@@ -18,6 +19,7 @@ from cases import (
     Op,
     Randn,
     Results,
+    Startup,
     f,
     form_gradient,
     form_pullback,
@@ -36,6 +38,7 @@ from torchad_ext.ops import CATALOGUE
 
 SETS = 3  # of buffers, used in turn: no call finds its data in the cache
 DTYPES = (torch.float32, torch.bfloat16)
+STARTUPS = (Startup("first call of a newly declared op", DECLARED, limit=1.0),)
 
 
 def cases(elements: int = 2**26, points: int = 2**16) -> Iterator[Case | Training]:

@@ -69,7 +69,9 @@ def main() -> None:
         [*gpu_cases.cases()] if on_gpu else [*CASES, *derivative_cases.CASES, *trainings()]
     )
     cases = [case for case in everything if re.search(args.only, f"{case.name} {case.size}")]
-    startups = [] if on_gpu else [startup for startup in STARTUPS if re.search(args.only, startup.name)]
+    startups = [
+        startup for startup in (gpu_cases.STARTUPS if on_gpu else STARTUPS) if re.search(args.only, startup.name)
+    ]
     of_device = re.sub(r"\W+", "-", torch.cuda.get_device_name()).lower() if on_gpu else args.device
     failed = []
     console = Console()
@@ -94,7 +96,7 @@ def main() -> None:
             rows.append(judged(measured, "ratio", case.floor if with_floors else None, 1))
         for startup in startups:
             progress.update(task, description=startup.name, refresh=True)
-            measured = start(startup, args.device, 2 if args.quick else 5)
+            measured = start(startup, args.device, 2 if args.quick or on_gpu else 5)
             record["startup"].append(judged(measured, "seconds", startup.limit if with_floors else None, -1))
             progress.advance(task)
 

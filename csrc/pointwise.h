@@ -1,7 +1,7 @@
 // Pointwise kernels as PyTorch operators: the glue, the same for every kernel.
 //
 // It allocates outputs as PyTorch would, merges dimensions, and leaves the loop to the kernel that it is given, on the
-// Device: Cpu (pointwise.cpp) or Cuda (pointwise.cu). Inputs have one shape; strides are free, 0 included.
+// Device: Cpu (pointwise.cpp) or Cuda (cuda/pointwise.cpp). Inputs have one shape; strides are free, 0 included.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

@@ -40,7 +40,7 @@ def compile_image(texts: Sequence[str], gpu: str, to: Path) -> None:
     """In the place of ``_build.compile_image``: kernels that the driver in ``cuda_on_host`` runs."""
     to.parent.mkdir(parents=True, exist_ok=True)
     if gpu != GPUS[1]:
-        to.write_text("code for another GPU")
+        to.write_text("\0".join(["code for another GPU", *texts]))
         return
     source, preprocessed, library = (to.with_suffix(suffix) for suffix in (".cpp", ".ii", ".so"))
     source.write_text("\n".join(texts))
@@ -53,7 +53,7 @@ def compile_image(texts: Sequence[str], gpu: str, to: Path) -> None:
         exports += [f"namespace {where} {{ ON_HOST({name}) }}"] if name else []
     source.write_text("\n".join([*texts, *exports]))
     compile_cxx("-shared", source, *headers, "-o", library)
-    to.write_text(str(library))
+    to.write_text("\0".join([str(library), *texts]))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -178,6 +178,23 @@ def test_every_functor_of_the_catalogue(order: int, monkeypatch: pytest.MonkeyPa
         )
 
 
+def test_the_images_of_a_wheel_serve_in_the_place_of_compiled_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_build, "PREBUILT", tmp_path)
+    monkeypatch.setattr(_build, "PREBUILT_GPUS", GPUS)
+    exp = ad.exp._order(0)
+    for gpu in GPUS:
+        compile_image([exp.source("cuda", torch.float32).text], gpu, _build.prebuilt_image(gpu))
+    _build._prebuilt_module.cache_clear()
+    monkeypatch.setenv("TORCHAD_EXT_CACHE_DIR", str(tmp_path / "cache"))
+    x = torch.linspace(-3, 3, 100)
+    (y,) = torch.ops.torchad_ext_on_host.pointwise(address(exp, torch.float32), [x], [])
+    assert_like([y], [x.double().exp()])
+    assert not (tmp_path / "cache").exists()
+    _build._prebuilt_module.cache_clear()
+
+
 class TestFailures:
     """They carry CUDA's name of what happened, and the op."""
 
@@ -186,6 +203,12 @@ class TestFailures:
         error = r"CUDA_ERROR_INVALID_VALUE .* at the launch of SinDoubleBackward_float32_\w+;"
         with pytest.raises(RuntimeError, match=error):
             kernel(torch.float32)(*torch.ones(3, 4))
+
+    def test_of_a_gpu_that_there_is_no_code_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_build, "present_gpus", lambda: GPUS[:1])
+        log = address(ad.log._order(0), torch.float32)
+        with pytest.raises(RuntimeError, match=r"CUDA_ERROR_NO_BINARY_FOR_GPU .* at the loading of Log_float32_\w+;"):
+            torch.ops.torchad_ext_on_host.pointwise(log, [torch.ones(3)], [])
 
     def test_of_a_quadratic_form(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("FAILING_LAUNCHES", "1")

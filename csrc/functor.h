@@ -5,7 +5,7 @@
 //     TORCHAD_EXT_FUNCTION auto operator()(T x, T y) const { return Outputs{x * y}; }
 //   };
 //
-// T is a float or a double on the device, a Vector of either on the host. Numbers that are the same for all elements
+// T is a float, a double or a Quick on the device, a Vector on the host. Numbers that are the same for all elements
 // are members, computed by a constructor that takes them as `const double* scalars`. The loops over elements are
 // written once per device, in pointwise_cpu.h and cuda/pointwise.cuh.
 #pragma once

@@ -122,6 +122,11 @@ TORCHAD_EXT_FUNCTION T minimum(T a, T b) {
   return a != a ? a : a < b ? a : b;
 }
 
+template <class Mask, class T>
+TORCHAD_EXT_FUNCTION T where(Mask chosen, T a, T b) {
+  return chosen ? a : b;
+}
+
 // fmod(x, y) is what Python calls math.fmod, remainder what it calls %: of the sign of x, of the sign of y.
 template <class T>
 TORCHAD_EXT_FUNCTION T remainder(T x, T y) {

@@ -113,7 +113,7 @@ def test_subexpressions_are_named_once_and_single_uses_are_written_in_place() ->
         (x / (y * z), "x / (y * z)"),
         (x / (y / z), "x / (y / z)"),
         (-(x * y), "-(x * y)"),
-        (expr.where(x < y, x, y) * z, "(x < y ? x : y) * z"),
+        (expr.where(x < y, x, y) * z, "where(x < y, x, y) * z"),
     ],
     ids=str,
 )

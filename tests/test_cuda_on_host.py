@@ -159,6 +159,24 @@ class TestPointwise:
         assert_like(kernel(torch.float64)(*xs), exact(*xs))
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, y: torch.where(torch.sin(x) > 0, y, -y),
+        lambda x, y: torch.where(~(torch.cos(x) > 0) | (y > 2), y, -y),
+        lambda x, y: torch.exp(torch.sin(x)) * torch.maximum(torch.cos(x * y), y),
+        lambda x, y: torch.lerp(torch.sign(torch.sin(x)), y, torch.cos(x)),
+    ],
+    ids=["a comparison", "a logical operation", "products", "a sign"],
+)
+def test_what_depends_on_the_sine_of_a_huge_argument_is_computed_exactly(function: Callable[..., Any]) -> None:
+    op = ad.pointwise(function)._usual
+    x = 10 ** torch.linspace(-3, 7, 400)
+    y = torch.linspace(-2, 3, 400)
+    (result,) = torch.ops.torchad_ext_on_host.pointwise(address(op, torch.float32), [x, y], [])
+    torch.testing.assert_close(result, function(x.double(), y.double()).float(), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("order", [1, 2])
 def test_every_functor_of_the_catalogue(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = {op: op._order(order).source("cuda", torch.float64) for op in CATALOGUE.values()}

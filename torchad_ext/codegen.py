@@ -35,7 +35,7 @@ _INFIX = {
 }
 _PREFIX = {"neg": "-", "not": "!"}
 _FUNCTIONS = {"clamp_min": "maximum", "clamp_max": "minimum"}
-_TOP, _UNARY, _TERNARY = 7, 6, 0
+_TOP, _UNARY = 7, 6
 # What the constructor of a functor can compute in double.
 _UNIFORM = {"pow": "std::pow", "log": "std::log", "sqrt": "std::sqrt", "abs": "std::abs"}
 _KEYWORDS = """
@@ -48,7 +48,7 @@ _KEYWORDS = """
 _OWN = """
     T Outputs number scalars std abs sign sqrt rsqrt reciprocal exp expm1 exp2 log log1p log2 log10 sin cos tan asin
     acos atan atan2 sinh cosh tanh asinh acosh atanh sigmoid log1pexp erf erfc hypot floor ceil round trunc maximum
-    minimum fmod remainder lerp spherical_bessel exp_minus_square pow
+    minimum where fmod remainder lerp spherical_bessel exp_minus_square pow
 """
 _TAKEN = frozenset((_KEYWORDS + _OWN).split())
 
@@ -257,8 +257,6 @@ class _Functor:
             symbol, precedence = _INFIX[node.op]
             right = wrapped(1, precedence if node.op in LOGICAL else precedence + 1)  # a + (b + c) rounds in this order
             return f"{wrapped(0, precedence)} {symbol} {right}", precedence
-        if node.op == "where":
-            return f"{wrapped(0, 1)} ? {wrapped(1, 1)} : {wrapped(2, 1)}", _TERNARY
         if node.op == "detach":
             return operands[0]
         if node.op == "spherical_bessel":

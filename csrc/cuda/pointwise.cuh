@@ -8,6 +8,7 @@
 #include "../kernel.h"
 #include "grid.h"
 #include "number.cuh"
+#include "quick.cuh"
 
 namespace torchad_ext {
 
@@ -17,16 +18,36 @@ struct Array {
   T value[n];
 };
 
+// The element that operand k has at offset[k].
+template <class Functor, int outputs, int operands, class T>
+__device__ __forceinline__ void one_element(const Functor& functor, const Array<T*, operands>& data,
+                                            const int64_t (&offset)[operands]) {
+  constexpr int inputs = operands - outputs;
+  number_t<T> x[inputs];
+#pragma unroll
+  for (int k = 0; k < inputs; ++k) x[k] = to_number(data.value[outputs + k][offset[outputs + k]]);
+  const auto y = call(functor, x);
+#pragma unroll
+  for (int k = 0; k < outputs; ++k) assign(data.value[k][offset[k]], y.value[k]);
+}
+
 // Operand k at index i stands at data[k][i], or at data[k][0] where it is repeated.
 template <class Functor, int outputs, int operands, class T>
 __device__ __forceinline__ void contiguous_loop(const Functor& functor, const Array<T*, operands>& data,
                                                 const Array<bool, operands>& repeated, int64_t n) {
   constexpr int inputs = operands - outputs;
   constexpr int together = packs_together(inputs);
-  using Number = number_t<T>;
+  using Number = quick_t<number_t<T>>;
   using Pack = torchad_ext::Pack<T, pack_size(sizeof(T))>;
   const int64_t packs = n / Pack::size;
   const int64_t stride = int64_t(gridDim.x) * pointwise_threads * together;
+
+  const auto element = [&](int64_t i) {
+    int64_t offset[operands];
+#pragma unroll
+    for (int k = 0; k < operands; ++k) offset[k] = repeated.value[k] ? 0 : i;
+    one_element<Functor, outputs>(functor, data, offset);
+  };
 
   Pack from[together][inputs];
 #pragma unroll
@@ -54,50 +75,42 @@ __device__ __forceinline__ void contiguous_loop(const Functor& functor, const Ar
       const int64_t i = first + p * pointwise_threads;
       if (i >= packs) break;
       Pack to[outputs];
+      bool certain = true;
 #pragma unroll
       for (int j = 0; j < Pack::size; ++j) {
         Number x[inputs];
 #pragma unroll
-        for (int k = 0; k < inputs; ++k) x[k] = to_number(from[p][k].value[j]);
+        for (int k = 0; k < inputs; ++k) x[k] = Number(to_number(from[p][k].value[j]));
         const auto y = call(functor, x);
 #pragma unroll
-        for (int k = 0; k < outputs; ++k) assign(to[k].value[j], y.value[k]);
+        for (int k = 0; k < outputs; ++k) {
+          certain = certain && is_certain(y.value[k]);
+          assign(to[k].value[j], to_number(y.value[k]));
+        }
       }
+      if (certain) {
 #pragma unroll
-      for (int k = 0; k < outputs; ++k) reinterpret_cast<Pack*>(data.value[k])[i] = to[k];
+        for (int k = 0; k < outputs; ++k) reinterpret_cast<Pack*>(data.value[k])[i] = to[k];
+      } else {
+#pragma unroll 1
+        for (int j = 0; j < Pack::size; ++j) element(i * Pack::size + j);
+      }
     }
   }
 
   // Fewer than a pack are left.
   const int64_t last = packs * Pack::size + int64_t(blockIdx.x) * pointwise_threads + threadIdx.x;
-  if (last < n) {
-    Number x[inputs];
-#pragma unroll
-    for (int k = 0; k < inputs; ++k) {
-      const int64_t at = repeated.value[outputs + k] ? 0 : last;
-      x[k] = to_number(data.value[outputs + k][at]);
-    }
-    const auto y = call(functor, x);
-#pragma unroll
-    for (int k = 0; k < outputs; ++k) assign(data.value[k][last], y.value[k]);
-  }
+  if (last < n) element(last);
 }
 
 template <class Functor, int outputs, int operands, class T, class Loop, class Index>
 __device__ __forceinline__ void strided_loop(const Functor& functor, const Array<T*, operands>& data, const Loop& loop,
                                              Index n) {
-  constexpr int inputs = operands - outputs;
-  using Number = number_t<T>;
   const Index stride = Index(gridDim.x) * blockDim.x;
   for (Index i = Index(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += stride) {
     int64_t offset[operands];
     loop.offsets(i, offset);
-    Number x[inputs];
-#pragma unroll
-    for (int k = 0; k < inputs; ++k) x[k] = to_number(data.value[outputs + k][offset[outputs + k]]);
-    const auto y = call(functor, x);
-#pragma unroll
-    for (int k = 0; k < outputs; ++k) assign(data.value[k][offset[k]], y.value[k]);
+    one_element<Functor, outputs>(functor, data, offset);
   }
 }
 

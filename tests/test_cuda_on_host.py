@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from layouts import NAMED, sample, steps, strided
 
 import torchad_ext as ad
-from torchad_ext import _build, codegen
+from torchad_ext import _build, _nvrtc, codegen
 from torchad_ext.elementwise import Elementwise
 from torchad_ext.ops import CATALOGUE
 
@@ -88,7 +88,7 @@ def cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         for cached in (_build._cuda, _build._prebuilt_module, _build._for_images):
             cached.cache_clear()
         for dtype in codegen.DTYPES:
-            _build.load_quadratic_form(codegen.quadratic_form(dtype))
+            _build.load_quadratic_form("quadratic_form", codegen.quadratic_form(dtype))
         yield
     for cached in (_build._cuda, _build._prebuilt_module, _build._for_images):
         cached.cache_clear()
@@ -221,6 +221,16 @@ class TestFailures:
         error = r"CUDA_ERROR_INVALID_VALUE .* at the launch of SinDoubleBackward_float32_\w+;"
         with pytest.raises(RuntimeError, match=error):
             kernel(torch.float32)(*torch.ones(3, 4))
+
+    def test_of_an_nvrtc_that_is_not_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def missing() -> str:
+            raise _nvrtc.NvrtcError("no NVRTC was found")
+
+        monkeypatch.setattr(_nvrtc, "version", missing)
+        monkeypatch.delenv("TORCHAD_EXT_STRICT")
+        _build._for_images.cache_clear()
+        with pytest.warns(UserWarning, match=r"no native kernel of tan: no NVRTC was found\. The plain PyTorch"):
+            assert not address(ad.tan._order(0), torch.float32)
 
     def test_of_a_gpu_that_there_is_no_code_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(_build, "present_gpus", lambda: GPUS[:1])

@@ -610,15 +610,15 @@ def _module(name: str, kernel: Kernel) -> ctypes.c_void_p:
     return _new_module([_compiled_image(name, kernel, gpu) for gpu in present_gpus()])
 
 
-def _or_warn(name: str, load: Callable[[], int]) -> int | None:
+def _or_warn(name: str, load: Callable[[], int], stacklevel: int) -> int | None:
     """What is loaded; None if it could not be, and one warning has said why."""
     try:
         return load()
-    except (BuildError, OSError) as error:
+    except (BuildError, _nvrtc.NvrtcError, OSError) as error:
         failure = BuildError(f"torchad_ext has no native kernel of {name}: {error}")
         if os.environ.get("TORCHAD_EXT_STRICT") == "1":
             raise failure from error
-        warnings.warn(f"{failure}. The plain PyTorch definition runs instead.", stacklevel=8)
+        warnings.warn(f"{failure}. The plain PyTorch definition runs instead.", stacklevel=stacklevel)
         return None
 
 
@@ -648,10 +648,10 @@ def load_kernel(name: str, device: str, kernel: Kernel) -> int | None:
         address: int = _cuda().torchad_ext_cuda_kernel(_module(name, kernel), kernel.symbol.encode(), *numbers)
         return address
 
-    return _or_warn(name, on_cpu if device == "cpu" else on_cuda)
+    return _or_warn(name, on_cpu if device == "cpu" else on_cuda, stacklevel=8)
 
 
-def load_quadratic_form(kernel: Kernel) -> bool:
+def load_quadratic_form(name: str, kernel: Kernel) -> bool:
     """Loads the CUDA kernels of the quadratic form for a dtype, as ``load_kernel`` loads one.
 
     Returns:
@@ -659,7 +659,7 @@ def load_quadratic_form(kernel: Kernel) -> bool:
     """
 
     def load() -> int:
-        _cuda().torchad_ext_cuda_quadratic_form(_module("quadratic_form", kernel), kernel.dtype)
+        _cuda().torchad_ext_cuda_quadratic_form(_module(name, kernel), kernel.dtype)
         return 1
 
-    return _or_warn(f"quadratic_form-{kernel.dtype}", load) is not None
+    return _or_warn(name, load, stacklevel=7) is not None

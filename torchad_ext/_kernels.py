@@ -188,10 +188,11 @@ def _load(name: str, device: str, overload: str = "default") -> Callable[..., An
 
 @functools.cache
 def _load_form(name: str, device: str, dtype: torch.dtype) -> Callable[..., Any] | None:
-    kernel = _load(name, device)
-    if device == "cuda" and kernel and not _build.load_quadratic_form(codegen.quadratic_form(dtype_name(dtype))):
-        return None
-    return kernel
+    kernel, of = _load(name, device), dtype_name(dtype)
+    if device == "cpu" or kernel is None:
+        return kernel
+    there = _build.load_quadratic_form(f"quadratic_form-{of}", codegen.quadratic_form(of))
+    return kernel if there else None
 
 
 def find(name: str, device: str, dtype: torch.dtype) -> Callable[..., Any] | None:

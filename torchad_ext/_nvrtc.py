@@ -6,6 +6,7 @@ the time that nvcc does.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import glob
@@ -40,13 +41,11 @@ def _candidates() -> Iterator[str]:
 @functools.cache
 def _library() -> ctypes.CDLL:
     for candidate in _candidates():
-        # It looks for this one, of its own version, where the system looks, which may not be where it lies.
-        for builtins in glob.glob(os.path.join(os.path.dirname(candidate) or "-", "libnvrtc-builtins.so*")):
-            ctypes.CDLL(builtins)
-        try:
+        with contextlib.suppress(OSError):
+            # It looks for this one, of its own version, where the system looks, which may not be where it lies.
+            for builtins in glob.glob(os.path.join(os.path.dirname(candidate) or "-", "libnvrtc-builtins.so*")):
+                ctypes.CDLL(builtins)
             return ctypes.CDLL(candidate)
-        except OSError:
-            continue
     names = " or ".join(f"libnvrtc.so.{major}" for major in _majors())
     raise NvrtcError(f"no NVRTC was found ({names}); pip install nvidia-cuda-nvrtc, or set CUDA_HOME to a CUDA toolkit")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ from drop_in import row
 
 import torchad_ext as ad
 from torchad_ext import BuildError, _build, _nvrtc, codegen
+from torchad_ext.codegen import Kernel
 from torchad_ext.ops import CATALOGUE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -267,6 +269,37 @@ ACCIDENTS = {
     "the compiler is killed": 'echo no such luck >&2; kill -9 "$$"',
     "the linker fails midway": ('case "$*" in *-shared*) echo half > library.so; echo no such luck >&2; exit 1;; esac'),
 }
+
+
+class TestPrecompiledHeader:
+    """The header of the kernels is compiled with the operators; g++ takes that in its place."""
+
+    @pytest.fixture
+    def answer(self, csrc: Path, compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], int]:
+        """Calls a kernel of this name, which includes the header, compiled after the operators."""
+        (csrc / "pointwise_cpu.h").write_text("#pragma once\nconstexpr int answer = 42;\n")
+        compiler.is_version("(C) Free Software Foundation")
+        assert _build.load("cpu")
+        monkeypatch.setattr(_build, "_for_kernels", functools.cache(_build._for_kernels.__wrapped__))
+        _build._for_kernels()
+
+        def call(name: str) -> int:
+            text = f'#include "pointwise_cpu.h"\nextern "C" int {name}() {{ return answer; }}\n'
+            library = _build._compiled_kernel(name, Kernel(name, text, 0, 0, 0))
+            result: int = library[name]()
+            return result
+
+        return call
+
+    def test_is_read_in_the_place_of_the_header(self, answer: Callable[[str], int], csrc: Path) -> None:
+        (csrc / "pointwise_cpu.h").write_text("#error read\n")
+        assert answer("precompiled") == 42
+
+    @pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_bytes(b"garbage")], ids=["gone", "broken"])
+    def test_may_be_missing(self, change: Callable[[Path], object], answer: Callable[[str], int], cache: Path) -> None:
+        (precompiled,) = cache.glob("*/pointwise_cpu.h.gch")
+        change(precompiled)
+        assert answer("plain") == 42
 
 
 class TestFailedBuild:

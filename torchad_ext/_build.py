@@ -61,6 +61,7 @@ _EAGER_FLAGS = ["-std=c++20", "-O1", "-fPIC"]
 _CUDA_FLAGS = ["-std=c++17", "-default-device"]
 _STANDARD = ("cstdint", "cstring", "type_traits", "utility")  # headers in whose place it is given csrc/cuda/std.h
 _CPU_LEVELS = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3", "DEFAULT": "x86-64"}
+_PRECOMPILED = "pointwise_cpu.h"  # whose parsing takes longer than a kernel itself
 _BUILDING = ".building-"
 _SUFFIXES = (".h", ".cpp", ".cuh")
 _REMEDY = {
@@ -179,12 +180,14 @@ def _path(path: Path) -> str:
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
-def write_ninja(folder: Path, sources: list[Path], toolchain: Toolchain, libraries: Sequence[str]) -> None:
-    """Writes ``build.ninja`` into ``folder``: compile every source, link them and PyTorch's libraries to
-    ``library.so``."""
+def write_ninja(
+    folder: Path, sources: list[Path], toolchain: Toolchain, libraries: Sequence[str], precompiled: Path | None
+) -> None:
+    """Writes ``build.ninja`` into ``folder``: compile every source, with the headers in ``precompiled`` if it is given,
+    link them and PyTorch's libraries to ``library.so``; and compile a header for others."""
     torch_root = os.path.dirname(os.path.realpath(torch.__file__))
     objects = [f"{source.name}.o" for source in sources]
-    headers = ["-isystem", f"{torch_root}/include"] if libraries else []
+    headers = ["-isystem", f"{torch_root}/include"] if libraries else [f"-I{precompiled}"] if precompiled else []
     linked = [f"-L{torch_root}/lib", *(f"-l{library}" for library in libraries)] if libraries else []
     lines = [
         f"compiler = {_shell(toolchain.compiler, *toolchain.flags)}",
@@ -192,11 +195,13 @@ def write_ninja(folder: Path, sources: list[Path], toolchain: Toolchain, librari
         f"libraries = {_shell(*linked)}",
         "rule compile",
         "  command = $compiler $headers -c $in -o $out",
+        "rule precompile",
+        "  command = $compiler -x c++-header $in -o $out",
         "rule link",
         "  command = $compiler -shared $in -o $out $libraries",
         *(f"build {o}: compile {_path(source)}" for o, source in zip(objects, sources, strict=True)),
         f"build library.so: link {' '.join(objects)}",
-        "default library.so",
+        f"build {_PRECOMPILED}.gch: precompile {_path(CSRC / _PRECOMPILED)}",
     ]
     (folder / "build.ninja").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -212,7 +217,14 @@ def _find_ninja() -> str:
     raise BuildError("ninja was not found; pip install ninja")
 
 
-def compile_library(what: str, toolchain: Toolchain, to: Path, kernels: Sequence[Kernel] = ()) -> None:
+def compile_library(
+    what: str,
+    toolchain: Toolchain,
+    to: Path,
+    kernels: Sequence[Kernel] = (),
+    precompile: bool = False,
+    precompiled: Path | None = None,
+) -> None:
     """Compiles the operators of a device, pointwise kernels for the CPU or eager mode, and puts the library at ``to``,
     whole or not at all.
 
@@ -221,6 +233,8 @@ def compile_library(what: str, toolchain: Toolchain, to: Path, kernels: Sequence
         toolchain: how.
         to: the library.
         kernels: what to compile for the CPU in place of the operators.
+        precompile: compile the header of the kernels too, to lie beside ``to``; g++ takes it in its place.
+        precompiled: the folder of such a header.
 
     Raises:
         BuildError: the compiler failed; its output is kept beside ``to``, in a file ending in ``.log``.
@@ -235,13 +249,15 @@ def compile_library(what: str, toolchain: Toolchain, to: Path, kernels: Sequence
             libraries = []
             for source, kernel in zip(sources, kernels, strict=True):
                 source.write_text(kernel.text, encoding="utf-8")
-        write_ninja(Path(name), sources, toolchain, libraries)
-        failed, output = _run([_find_ninja(), "-C", name, "library.so"])
+        write_ninja(Path(name), sources, toolchain, libraries, precompiled)
+        made = [f"{_PRECOMPILED}.gch", "library.so"] if precompile else ["library.so"]
+        failed, output = _run([_find_ninja(), "-C", name, *made])
         if failed:
             texts = (kernel.text.encode() for kernel in kernels)
             log.write_bytes(b"\n".join([output, *texts]))
             raise BuildError(f"{toolchain.compiler} failed; its output is in {log}; {_REMEDY[what]}")
-        os.replace(Path(name, "library.so"), to)
+        for file in made:
+            os.replace(Path(name, file), to if file == "library.so" else to.parent / file)
     log.unlink(missing_ok=True)
 
 
@@ -363,7 +379,9 @@ def _from_cache(file: Path, name: str, make: Callable[[Path], None], announcemen
 def _library_from_cache(what: str, toolchain: Toolchain, name: str, key: str) -> Path:
     file = _in_cache(key)
     announcement = f"compiling {name}, once, with {toolchain.compiler}; kept in {file.parent}"
-    return _from_cache(file, name, lambda to: compile_library(what, toolchain, to), announcement)
+    is_gcc = "Free Software Foundation" in _version(toolchain.compiler)
+    precompile = what == "cpu" and is_gcc and (CSRC / _PRECOMPILED).exists()
+    return _from_cache(file, name, lambda to: compile_library(what, toolchain, to, precompile=precompile), announcement)
 
 
 def prebuilt_library(device: str, target: str, what: str = "operators") -> Path:
@@ -563,7 +581,7 @@ def _compiled_kernel(name: str, kernel: Kernel) -> ctypes.CDLL:
     if key not in _compiled:
 
         def make(to: Path) -> None:
-            compile_library("cpu", toolchain, to, [kernel])
+            compile_library("cpu", toolchain, to, [kernel], precompiled=_in_cache(shared).parent)
 
         _compiled[key] = ctypes.CDLL(str(_from_cache(_in_cache(key), f"{name} for the CPU", make)))
     return _compiled[key]

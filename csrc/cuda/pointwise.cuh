@@ -18,7 +18,7 @@ struct Array {
   T value[n];
 };
 
-// The element that operand k has at offset[k].
+// Computes one element, which operand k has at offset[k].
 template <class Functor, int outputs, int operands, class T>
 __device__ __forceinline__ void one_element(const Functor& functor, const Array<T*, operands>& data,
                                             const int64_t (&offset)[operands]) {

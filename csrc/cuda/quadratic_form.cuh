@@ -206,6 +206,7 @@ __device__ __forceinline__ void outer_products(const OuterProducts<T>& outer, In
     reinterpret_cast<Columns*>(outer.G)[at] = G;
   }
 }
+
 }  // namespace torchad_ext
 
 // The kernels for numbers of a dtype, to which quadratic_form.cpp gives their arguments.

@@ -112,7 +112,9 @@ def main() -> None:
         sys.exit(
             "\n".join(["failed, or fell below a floor that was kept:", *failed, *fallen]) if failed + fallen else 0
         )
-    complete = not (args.quick or args.only or failed)
+    if failed:
+        record["failed"] = failed
+    complete = not (args.quick or args.only)
     if name := args.name or (f"{of_device}-{args.dtype}" if complete else None):
         save(record, name)
     sys.exit("\n".join(["failed:", *failed]) if failed else 0)
@@ -293,6 +295,7 @@ def duration(seconds: float) -> str:
 def markdown(record: Json) -> str:
     """The record as Markdown."""
     blocks = ["; ".join(f"{key} {value}" for key, value in record["machine"].items())]
+    blocks += [f"Failed: {failure}" for failure in record.get("failed", ())]
     for header, lines in tables(record):
         rule = ["---" if i == 0 else "---:" for i in range(len(header))]
         blocks.append("\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *lines)))

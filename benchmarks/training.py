@@ -45,7 +45,7 @@ class Training:
 
             def next_step() -> Tensor:
                 losses.append(next(training))
-                return torch.tensor(losses[:COMPARED], dtype=torch.float64)
+                return torch.tensor(losses[:COMPARED], dtype=randn(0).dtype)
 
             return next_step
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import gpu_cases
 import pytest
@@ -47,3 +48,23 @@ def test_bare_kernels_write_what_their_ops_give() -> None:
 def test_goals_of_a_gpu_are_set() -> None:
     assert sum(case.floor is not None for case in CASES.values()) >= 20
     assert any(isinstance(case, Training) for case in CASES.values())
+
+
+def test_losses_that_differ_by_a_rounding_agree_and_others_do_not() -> None:
+    class Op:
+        def __init__(self, loss: float) -> None:
+            self.loss = loss
+
+    def training(difference: float) -> Training:
+        op = Op(1.0)
+        op.definition = Op(1.0 + difference)  # type: ignore[attr-defined]
+        return Training("constant", "1", lambda choice, randn: itertools.repeat(choice(op).loss), ("plain",))
+
+    run.prepared(training(torch.finfo(torch.float32).eps), "cpu", "float32")
+    with pytest.raises(RuntimeError, match="torchad_ext and plain differ"):
+        run.prepared(training(1e-3), "cpu", "float32")
+
+
+def test_a_failed_row_is_told_beside_the_others() -> None:
+    record = {"machine": {"CPU": "one"}, "rows": [], "training": [], "startup": [], "failed": ["sin, 1e3: differ"]}
+    assert run.markdown(record) == "CPU one\n\nFailed: sin, 1e3: differ\n"

@@ -85,11 +85,15 @@ def cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         _build.compile_library("cuda", replace(toolchain, flags=(*headers, *toolchain.flags)), folder / "operators.so")
         torch.ops.load_library(folder / "operators.so")
         patch.setitem(_build._loaded, "cuda", folder / "operators.so")
-        for cached in (_build._cuda, _build._prebuilt_module, _build._for_images):
-            cached.cache_clear()
+        forget()
         for dtype in codegen.DTYPES:
             _build.load_quadratic_form("quadratic_form", codegen.quadratic_form(dtype))
         yield
+    forget()
+
+
+def forget() -> None:
+    """What this process found of CUDA is looked for again."""
     for cached in (_build._cuda, _build._prebuilt_module, _build._for_images):
         cached.cache_clear()
 

@@ -270,18 +270,17 @@ def compile_image(texts: Sequence[str], gpu: str, to: Path) -> None:
         to: the image.
 
     Raises:
-        BuildError: there is no NVRTC, or it failed; its output is kept beside ``to``, in a file ending in ``.log``.
+        NvrtcError: there is no NVRTC.
+        BuildError: it failed; its output is kept beside ``to``, in a file ending in ``.log``.
     """
     log = to.with_suffix(".log")
     to.parent.mkdir(parents=True, exist_ok=True)
     source, standard = "\n".join(texts), (CSRC / "cuda" / "std.h").read_text(encoding="utf-8")
+    version = _nvrtc.version()
+    options = [*_CUDA_FLAGS, f"-arch=sm_{gpu}", f"-I{CSRC}"]
     try:
-        version = _nvrtc.version()
-        options = [*_CUDA_FLAGS, f"-arch=sm_{gpu}", f"-I{CSRC}"]
         image = _nvrtc.compile(source, options, dict.fromkeys(_STANDARD, standard))
     except _nvrtc.NvrtcError as error:
-        if "\n" not in str(error):
-            raise BuildError(str(error)) from error
         log.write_text(f"{error}\n{source}", encoding="utf-8")
         raise BuildError(f"NVRTC {version} failed; its output is in {log}") from error
     with tempfile.NamedTemporaryFile(dir=to.parent, prefix=_BUILDING, delete=False) as file:
@@ -379,9 +378,13 @@ def _from_cache(file: Path, name: str, make: Callable[[Path], None], announcemen
 def _library_from_cache(what: str, toolchain: Toolchain, name: str, key: str) -> Path:
     file = _in_cache(key)
     announcement = f"compiling {name}, once, with {toolchain.compiler}; kept in {file.parent}"
-    is_gcc = "Free Software Foundation" in _version(toolchain.compiler)
-    precompile = what == "cpu" and is_gcc and (CSRC / _PRECOMPILED).exists()
-    return _from_cache(file, name, lambda to: compile_library(what, toolchain, to, precompile=precompile), announcement)
+
+    def make(to: Path) -> None:
+        is_gcc = "Free Software Foundation" in _version(toolchain.compiler)
+        precompile = what == "cpu" and is_gcc and (CSRC / _PRECOMPILED).exists()
+        compile_library(what, toolchain, to, precompile=precompile)
+
+    return _from_cache(file, name, make, announcement)
 
 
 def prebuilt_library(device: str, target: str, what: str = "operators") -> Path:
@@ -457,10 +460,7 @@ def _check_for_gpus() -> None:
     if not present_gpus():
         raise BuildError("no GPU is visible to compile for; check nvidia-smi and CUDA_VISIBLE_DEVICES")
     if not _prebuilt_images():
-        try:
-            _nvrtc.version()
-        except _nvrtc.NvrtcError as error:
-            raise BuildError(str(error)) from error
+        _nvrtc.version()
 
 
 def is_loaded(device: str) -> bool:

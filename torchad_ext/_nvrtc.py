@@ -1,7 +1,6 @@
 """NVRTC, NVIDIA's compiler as a library: CUDA C++ to machine code for a GPU, in this process.
 
-It comes with every PyTorch for CUDA, so neither the CUDA toolkit nor a C++ compiler is needed, and it takes a third of
-the time that nvcc does.
+It comes with every PyTorch for CUDA, so neither the CUDA toolkit nor a C++ compiler is needed.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from . import codegen
+from ._kernels import DTYPES
 from .codegen import Kernel
 from .elementwise import HandWritten
 from .pointwise import Interval, Pointwise
@@ -236,9 +237,8 @@ polynomial_cutoff = _op(
 
 def prebuilt_kernels(device: str) -> list[Kernel]:
     """The kernels that a prebuilt wheel brings: those of the hand-written functors, and on CUDA the quadratic form."""
-    dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     functions = [op._order(order) for op in (sin, exp) for order in (0, 1, 2)]
-    kernels = [function.source(device, dtype) for function in functions for dtype in dtypes]
+    kernels = [function.source(device, dtype) for function in functions for dtype in DTYPES]
     return kernels + [codegen.quadratic_form(dtype) for dtype in codegen.DTYPES] if device == "cuda" else kernels
 
 

@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdint>
@@ -22,44 +23,41 @@ namespace torchad_ext {
 
 using torch::stable::accelerator::DeviceGuard;
 
-// The functions have the names that the driver exports; each returns an error, 0 for none.
+// A function of the driver, of whatever type.
+struct Symbol {
+  void* address;
+
+  explicit Symbol(const char* name) {
+    static void* const library = dlopen("libcuda.so.1", RTLD_NOW);
+    STD_TORCH_CHECK(library != nullptr, "torchad_ext: the CUDA driver, libcuda.so.1, could not be loaded");
+    address = dlsym(library, name);
+    STD_TORCH_CHECK(address != nullptr, "torchad_ext: the CUDA driver is too old: it has no ", name);
+  }
+
+  template <class Function>
+  operator Function*() const {
+    return reinterpret_cast<Function*>(address);
+  }
+};
+
+// Each function returns an error, 0 for none.
 struct Driver {
-  int (*cuGetErrorName)(int error, const char** name);
-  int (*cuGetErrorString)(int error, const char** text);
-  int (*cuDeviceGet)(int* device, int ordinal);
-  int (*cuDevicePrimaryCtxRetain)(void** context, int device);
-  int (*cuCtxGetCurrent)(void** context);
-  int (*cuCtxSetCurrent)(void* context);
-  int (*cuThreadExchangeStreamCaptureMode)(int* mode);
-  int (*cuModuleLoadData)(void** module, const void* image);
-  int (*cuModuleGetFunction)(void** function, void* module, const char* name);
+  int (*cuGetErrorName)(int error, const char** name) = Symbol("cuGetErrorName");
+  int (*cuGetErrorString)(int error, const char** text) = Symbol("cuGetErrorString");
+  int (*cuDeviceGet)(int* device, int ordinal) = Symbol("cuDeviceGet");
+  int (*cuDevicePrimaryCtxRetain)(void** context, int device) = Symbol("cuDevicePrimaryCtxRetain");
+  int (*cuCtxGetCurrent)(void** context) = Symbol("cuCtxGetCurrent");
+  int (*cuCtxSetCurrent)(void* context) = Symbol("cuCtxSetCurrent");
+  int (*cuThreadExchangeStreamCaptureMode)(int* mode) = Symbol("cuThreadExchangeStreamCaptureMode");
+  int (*cuModuleLoadData)(void** module, const void* image) = Symbol("cuModuleLoadData");
+  int (*cuModuleGetFunction)(void** function, void* module, const char* name) = Symbol("cuModuleGetFunction");
   int (*cuLaunchKernel)(void* function, unsigned blocks_x, unsigned blocks_y, unsigned blocks_z, unsigned threads_x,
                         unsigned threads_y, unsigned threads_z, unsigned shared_bytes, void* stream, void** arguments,
-                        void** extra);
+                        void** extra) = Symbol("cuLaunchKernel");
 
   static const Driver& get() {
     static const Driver driver;
     return driver;
-  }
-
- private:
-  Driver() {
-    void* library = dlopen("libcuda.so.1", RTLD_NOW);
-    STD_TORCH_CHECK(library != nullptr, "torchad_ext: the CUDA driver was not found: ", dlerror());
-    const auto find = [&](auto& function, const char* name) {
-      function = reinterpret_cast<std::decay_t<decltype(function)>>(dlsym(library, name));
-      STD_TORCH_CHECK(function != nullptr, "torchad_ext: the CUDA driver is too old: ", dlerror());
-    };
-    find(cuGetErrorName, "cuGetErrorName");
-    find(cuGetErrorString, "cuGetErrorString");
-    find(cuDeviceGet, "cuDeviceGet");
-    find(cuDevicePrimaryCtxRetain, "cuDevicePrimaryCtxRetain");
-    find(cuCtxGetCurrent, "cuCtxGetCurrent");
-    find(cuCtxSetCurrent, "cuCtxSetCurrent");
-    find(cuThreadExchangeStreamCaptureMode, "cuThreadExchangeStreamCaptureMode");
-    find(cuModuleLoadData, "cuModuleLoadData");
-    find(cuModuleGetFunction, "cuModuleGetFunction");
-    find(cuLaunchKernel, "cuLaunchKernel");
   }
 };
 
@@ -72,6 +70,16 @@ inline void check(int error, const char* doing, const std::string& kernel) {
   STD_TORCH_CHECK(false, "torchad_ext: ", name ? name : std::to_string(error).c_str(), " (",
                   text ? text : "unknown to the driver", ") at the ", doing, " of ", kernel,
                   "; CUDA_LAUNCH_BLOCKING=1 in the environment shows whether an earlier kernel failed");
+}
+
+// Can it be read in accesses of 16 bytes?
+inline bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
+
+constexpr int64_t max_index = int64_t(1) << 31;  // below it a 32-bit index, stepped once, does not wrap
+
+inline int64_t blocks_for(int64_t work, int64_t per_block) {
+  constexpr int64_t most = int64_t(1) << 22;
+  return std::min((work + per_block - 1) / per_block, most);
 }
 
 // Machine code: the same kernels for each of several kinds of GPU. It is loaded on a device when the first of its
@@ -119,7 +127,8 @@ class Entry {
 
   // Runs it on PyTorch's current stream of a device, which is the current one. The arguments are pointers to what the
   // kernel takes; `op` is named in messages.
-  void launch(const char* op, int device, int64_t blocks, int threads, std::initializer_list<const void*> arguments) {
+  void launch(const char* op, int device, int64_t blocks, int threads,
+              std::initializer_list<const void*> arguments) const {
     need_context(device, op);
     void* function = found_.at(device).load(std::memory_order_acquire);
     if (function == nullptr) {
@@ -149,7 +158,7 @@ class Entry {
 
   Module& module_;
   const std::string name_;
-  std::array<std::atomic<void*>, 128> found_{};  // more devices than PyTorch knows
+  mutable std::array<std::atomic<void*>, 128> found_{};  // more devices than PyTorch knows
 };
 
 }  // namespace torchad_ext

@@ -6,9 +6,28 @@
 namespace torchad_ext {
 
 // float16 and bfloat16 are memory formats; numbers are computed as float or double.
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+__device__ __forceinline__ float to_number(Half x) { return float_of_half(x.bits); }
+__device__ __forceinline__ float to_number(BFloat16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
 __device__ __forceinline__ float to_number(float x) { return x; }
 __device__ __forceinline__ double to_number(double x) { return x; }
 
+// Half types are rounded to the nearest, ties to even.
+__device__ __forceinline__ void assign(Half& to, float x) { to.bits = half_of_float(x); }
+__device__ __forceinline__ void assign(BFloat16& to, float x) {
+#if __CUDA_ARCH__ >= 800
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to.bits) : "f"(x));
+#else
+  const uint32_t bits = __float_as_uint(x);
+  to.bits = x != x ? uint16_t(0x7fff) : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+#endif
+}
 __device__ __forceinline__ void assign(float& to, float x) { to = x; }
 __device__ __forceinline__ void assign(double& to, double x) { to = x; }
 

@@ -8,13 +8,17 @@ namespace torchad_ext {
 namespace {
 
 struct CudaKernel : Kernel {
-  Entry contiguous, strided_32, strided_64;
+  const std::string symbol;
+  const Entry contiguous, strided_32, strided_64;
 
-  CudaKernel(Module& module, const std::string& symbol, int inputs, int outputs, Dtype dtype, const char* name)
-      : Kernel{inputs, outputs, dtype, name},
+  CudaKernel(Module& module, const char* given, int inputs, int outputs, Dtype dtype)
+      : Kernel{inputs, outputs, dtype, nullptr},
+        symbol(given),
         contiguous(module, symbol + "_contiguous"),
         strided_32(module, symbol + "_strided_32"),
-        strided_64(module, symbol + "_strided_64") {}
+        strided_64(module, symbol + "_strided_64") {
+    name = symbol.c_str();
+  }
 };
 
 constexpr int element_size(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
@@ -25,10 +29,7 @@ struct Cuda {
   static void prepare(const Tensor&) {}
 
   static void run(const Kernel& kernel, const Loop& loop, const double* scalars, int64_t n, int device) {
-    constexpr int64_t most_blocks = int64_t(1) << 22;
-    constexpr int64_t max_index = int64_t(1) << 31;  // below it a 32-bit index, stepped once, does not wrap
-    // The kernels are reached by run_kernel, which does not change them.
-    auto& entries = const_cast<CudaKernel&>(static_cast<const CudaKernel&>(kernel));
+    const auto& entries = static_cast<const CudaKernel&>(kernel);
     const double no_scalars = 0;
     if (scalars == nullptr) scalars = &no_scalars;
     const int operands = kernel.outputs + kernel.inputs;
@@ -38,11 +39,10 @@ struct Cuda {
     bool contiguous = true;
     for (int k = 0; k < operands; ++k) {
       repeated[k] = k >= kernel.outputs && loop.repeated(k);
-      const bool aligned = reinterpret_cast<uintptr_t>(loop.data[k]) % 16 == 0;
-      contiguous = contiguous && (repeated[k] || (loop.contiguous(k) && aligned));
+      contiguous = contiguous && (repeated[k] || (loop.contiguous(k) && is_aligned(loop.data[k])));
     }
     const int64_t of_a_block = pointwise_threads * (contiguous ? packs_together(kernel.inputs) * pack : 1);
-    const int64_t blocks = std::min((n + of_a_block - 1) / of_a_block, most_blocks);
+    const int64_t blocks = blocks_for(n, of_a_block);
     const DeviceGuard guard(device);
     if (contiguous) {
       entries.contiguous.launch(kernel.name, device, blocks, pointwise_threads,
@@ -52,7 +52,7 @@ struct Cuda {
     const std::unique_ptr<int64_t[]> strided(new int64_t[strided_size(operands)]);
     write_strided(loop, operands, strided.get());
     const auto n_32 = uint32_t(n);
-    Entry& entry = n < max_index ? entries.strided_32 : entries.strided_64;
+    const Entry& entry = n < max_index ? entries.strided_32 : entries.strided_64;
     const void* elements = n < max_index ? static_cast<const void*>(&n_32) : &n;
     entry.launch(kernel.name, device, blocks, pointwise_threads, {loop.data, strided.get(), scalars, elements});
   }
@@ -75,8 +75,7 @@ torchad_ext::Module* torchad_ext_cuda_module(const char* const* images, const in
 // The kernel that a file with TORCHAD_EXT_KERNEL(symbol, ...) was compiled to.
 const torchad_ext::Kernel* torchad_ext_cuda_kernel(torchad_ext::Module* module, const char* symbol, int inputs,
                                                    int outputs, int dtype) {
-  const auto* name = new std::string(symbol);
-  return new torchad_ext::CudaKernel(*module, *name, inputs, outputs, torchad_ext::Dtype(dtype), name->c_str());
+  return new torchad_ext::CudaKernel(*module, symbol, inputs, outputs, torchad_ext::Dtype(dtype));
 }
 
 void torchad_ext_run_cuda(const torchad_ext::Kernel& kernel, int dims, const int64_t* sizes,

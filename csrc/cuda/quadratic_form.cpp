@@ -31,13 +31,6 @@ Entry find(const std::string& name) {
 template <class T>
 constexpr int pack = pack_size(sizeof(T));
 
-bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
-
-int64_t blocks_for(int64_t work, int64_t per_block) {
-  constexpr int64_t most = int64_t(1) << 22;
-  return std::min((work + per_block - 1) / per_block, most);
-}
-
 // At most 64 tiles lie below each other.
 Tiles cut(int64_t n, int width) {
   const int64_t rows = std::max<int64_t>((n + 63) / 64, 16);
@@ -68,9 +61,8 @@ struct Cuda {
 
   template <bool wide, class T>
   static void run(const OuterProducts<T>& outer, int device) {
-    static Entry kernel_32 = find<T>(wide ? "outer_wide_32" : "outer_narrow_32");
-    static Entry kernel_64 = find<T>(wide ? "outer_wide_64" : "outer_narrow_64");
-    constexpr int64_t max_index = int64_t(1) << 31;  // below it a 32-bit index, stepped once, does not wrap
+    static const Entry kernel_32 = find<T>(wide ? "outer_wide_32" : "outer_narrow_32");
+    static const Entry kernel_64 = find<T>(wide ? "outer_wide_64" : "outer_narrow_64");
     const int64_t packs = outer.count * outer.n * outer.n / (wide ? pack<T> : 1);
     const int64_t blocks = blocks_for(packs, tile_threads);
     const auto packs_32 = uint32_t(packs);
@@ -111,7 +103,7 @@ struct Cuda {
 
   template <int group, int columns, bool product, class T>
   static void run_small(const QuadraticForms<T>& forms, int device) {
-    static Entry kernel =
+    static const Entry kernel =
         find<T>("small_" + std::to_string(group) + "_" + std::to_string(columns) + (product ? "_product" : "_value"));
     const int64_t blocks = blocks_for(forms.count, small_threads / group);
     kernel.launch("quadratic_form", device, blocks, small_threads, {&forms});
@@ -119,10 +111,10 @@ struct Cuda {
 
   template <bool wide, bool product, class T>
   static void run_tiles(const QuadraticForms<T>& forms, const Tensor& x) {
-    static Entry tiles_kernel =
+    static const Entry tiles_kernel =
         find<T>(std::string(wide ? "tiles_wide" : "tiles_narrow") + (product ? "_product" : "_value"));
-    static Entry products_kernel = find<T>("products");
-    static Entry values_kernel = find<T>("values");
+    static const Entry products_kernel = find<T>("products");
+    static const Entry values_kernel = find<T>("values");
     const int device = x.get_device_index();
     const Tiles tiles = cut(forms.n, wide ? pack<T> : 1);
     const Tensor Ax_memory = scratch(x, forms.count * tiles.across * forms.n);

@@ -6,8 +6,6 @@ using uint16_t = unsigned short;
 using int32_t = int;
 using uint32_t = unsigned;
 using int64_t = long;
-using uint64_t = unsigned long;
-using uintptr_t = unsigned long;
 
 namespace std {
 

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <barrier>
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -22,6 +23,8 @@
 #define __shared__ static
 
 using std::min;
+inline float __uint_as_float(uint32_t bits) { return std::bit_cast<float>(bits); }
+inline uint32_t __float_as_uint(float x) { return std::bit_cast<uint32_t>(x); }
 
 struct Index {
   int x;

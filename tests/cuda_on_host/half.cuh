@@ -6,19 +6,7 @@
 
 namespace torchad_ext {
 
-struct Half {
-  uint16_t bits;
-};
-struct BFloat16 {
-  uint16_t bits;
-};
-
-inline float to_number(Half x) { return std::bit_cast<_Float16>(x); }
-inline float to_number(BFloat16 x) { return std::bit_cast<float>(uint32_t(x.bits) << 16); }
-inline void assign(Half& to, float x) { to = std::bit_cast<Half>(_Float16(x)); }
-inline void assign(BFloat16& to, float x) {
-  const auto bits = std::bit_cast<uint32_t>(x);
-  to.bits = x != x ? uint16_t(0x7fff) : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
+inline float float_of_half(uint16_t bits) { return std::bit_cast<_Float16>(bits); }
+inline uint16_t half_of_float(float x) { return std::bit_cast<uint16_t>(_Float16(x)); }
 
 }  // namespace torchad_ext

@@ -19,23 +19,23 @@ from .expr import LOGICAL, Expr, Program, make, mul, pow_, reciprocal, rsqrt, sq
 DTYPES = {"float16": 5, "float32": 6, "float64": 7, "bfloat16": 15}  # of kernels, and their numbers in C++
 _WIDTH = 100  # characters of an expression before it is given a name
 _INFIX = {
-    # operation: (symbol, precedence)
-    "mul": ("*", 5),
-    "div": ("/", 5),
-    "add": ("+", 4),
-    "sub": ("-", 4),
-    "lt": ("<", 3),
-    "le": ("<=", 3),
-    "gt": (">", 3),
-    "ge": (">=", 3),
-    "eq": ("==", 2),
-    "ne": ("!=", 2),
-    "and": ("&", 1),
+    # operation: (symbol, precedence as in C++)
+    "mul": ("*", 6),
+    "div": ("/", 6),
+    "add": ("+", 5),
+    "sub": ("-", 5),
+    "lt": ("<", 4),
+    "le": ("<=", 4),
+    "gt": (">", 4),
+    "ge": (">=", 4),
+    "eq": ("==", 3),
+    "ne": ("!=", 3),
+    "and": ("&", 2),
     "or": ("|", 1),
 }
 _PREFIX = {"neg": "-", "not": "!"}
 _FUNCTIONS = {"clamp_min": "maximum", "clamp_max": "minimum"}
-_TOP, _UNARY = 7, 6
+_TOP, _UNARY = 8, 7
 # What the constructor of a functor can compute in double.
 _UNIFORM = {"pow": "std::pow", "log": "std::log", "sqrt": "std::sqrt", "abs": "std::abs"}
 _KEYWORDS = """

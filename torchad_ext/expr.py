@@ -296,14 +296,14 @@ SIMPLIFY: dict[str, Callable[..., Expr | None]] = {
 
 
 def _pow_rule(g: Expr, y: Expr, a: Expr, b: Expr) -> Gradients:
-    """PyTorch's: a^0 has no slope, not even at a = 0, and 0^b none in b."""
-    slope = g * (b * pow_(a, b - 1))
+    """b a^(b-1) and a^b log a; the slope of a^0 is 0 also where a is 0 or nan, that of 0^b in b for b >= 0."""
     if b.is_constant:
-        return slope, None
+        return g * (b * pow_(a, b - 1)), None
+    slope = g * (b * pow_(where(and_(eq(b, 0), not_(abs_(a) > 0)), 1, a), b - 1))
     if a.is_constant and a.value:
-        return where(eq(b, 0), 0, slope), g * (y * log(a))
+        return slope, g * (y * log(a))
     # log(1) = 0 in place of log(0), which would make the next derivatives nan.
-    return where(eq(b, 0), 0, slope), g * (y * log(where(and_(eq(a, 0), b >= 0), 1, a)))
+    return slope, g * (y * log(where(and_(eq(a, 0), b >= 0), 1, a)))
 
 
 def _atan2_rule(g: Expr, y: Expr, a: Expr, b: Expr) -> Gradients:

@@ -473,7 +473,7 @@ class TestBuild:
     ) -> None:
         monkeypatch.setenv("TORCHAD_EXT_STRICT", "0")
         broken = ad.pointwise(lambda x: x * 3.25)
-        monkeypatch.setattr(Elementwise, "functor", ("Broken", "struct Broken { nonsense };"))
+        monkeypatch.setattr(Elementwise, "functor", lambda *_: ("Broken", "struct Broken { nonsense };"))
         x = normal(3).requires_grad_()
         with pytest.warns(UserWarning, match=r"no native kernel of .*; its output is in (.*\.log)") as caught:
             y = broken(x)
@@ -495,7 +495,7 @@ class TestBuild:
         op = ad.pointwise(lambda x: torch.sin(x) * 3.5)
         x = normal(3).requires_grad_()
         y = op(x)
-        monkeypatch.setattr(Elementwise, "functor", ("Broken", "struct Broken { nonsense };"))
+        monkeypatch.setattr(Elementwise, "functor", lambda *_: ("Broken", "struct Broken { nonsense };"))
         with pytest.warns(UserWarning, match="no native kernel") as caught:
             (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
         assert len(caught) == 1
@@ -508,7 +508,7 @@ class TestBuild:
     def test_it_is_an_error_when_strict(self, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         op = ad.pointwise(lambda x: x * 3.75)
         monkeypatch.setenv("TORCHAD_EXT_STRICT", "1")
-        monkeypatch.setattr(Elementwise, "functor", ("Broken", "struct Broken { nonsense };"))
+        monkeypatch.setattr(Elementwise, "functor", lambda *_: ("Broken", "struct Broken { nonsense };"))
         for _ in range(2):
             with pytest.raises(BuildError, match="no native kernel"):
                 op(normal(3))

@@ -71,6 +71,12 @@ class _Symbol(torch.Tensor):
     stored: Expr
     is_in_use: bool
 
+    def __round__(self, digits: int | None = None) -> Any:  # tensors have none; numbers do
+        return round(float(self), digits)
+
+    def __divmod__(self, other: Any) -> Any:
+        return divmod(float(self), other)
+
 
 # No tensor of a function has it, so that a dtype which the function asks its tensors for differs from all it names.
 _DTYPE = torch.float8_e5m2
@@ -126,6 +132,8 @@ def _traced(
         stack.enter_context(_disable_current_modes())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        if "torch._dynamo" in sys.modules:  # what torch.compile made is run as it was written
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         symbols = [
             _symbol(x, "number" if x.op == "scalar" else "tensor", is_in_use=True) if isinstance(x, Expr) else x
             for x in arguments
@@ -251,7 +259,7 @@ class _Tracing(TorchFunctionMode):
 
         stored = apply(_stored_number if base in _ROUNDS_NUMBERS else _stored)
         value = stored if base in _STEPS else apply(_value)
-        if not torch.is_grad_enabled():  # PyTorch records nothing under no_grad
+        if not torch.is_grad_enabled() and not value.is_mask:  # PyTorch records nothing under no_grad
             value, stored = expr.detach(value), expr.detach(stored)
         kind = "tensor" if name in _OF_NOTHING and "dtype" in kwargs else _kind_of(name, value, args, kwargs)
         if kind in FLOATS:
@@ -361,7 +369,7 @@ def _may_change(x: Any, seen: set[Any]) -> bool:
         module = getattr(x, "__module__", None) or "builtins"
         known = hasattr(x, "define") or (callable(x) and not hasattr(x, "__self__")) or inspect.isbuiltin(x)
         return not (known and module.partition(".")[0] in _IMMUTABLE)
-    if x in seen or x.__module__.partition(".")[0] == "torch":
+    if x in seen or (x.__module__ or "").partition(".")[0] == "torch":
         return False
     seen.add(x)
     cells = [cell.cell_contents for cell in x.__closure__ or ()]
@@ -522,14 +530,17 @@ _CONSTANTS = frozenset("zeros_like ones_like full_like new_tensor new_full new_z
 _OF_NOTHING = frozenset("tensor as_tensor scalar_tensor".split())
 _OF_TENSORS = frozenset("atan2 arctan2 hypot maximum minimum max min".split())
 _OF_NUMBERS = frozenset("floordiv rfloordiv floor_divide remainder rmod fmod floor ceil round trunc".split())
-# Functions that jump or bend where they compare: half types compute with more bits than PyTorch compares with.
+# PyTorch rounds the numbers that it gives these to the dtype; those of a product or a quotient it does not.
 _ROUNDS_NUMBERS = frozenset(
-    "lt le gt ge eq ne less less_equal greater greater_equal not_equal clamp clip clamp_min clamp_max hardtanh "
-    "hardshrink fmod remainder rmod".split()
+    "lt le gt ge eq ne less less_equal greater greater_equal not_equal clamp clip clamp_min clamp_max hardshrink fmod "
+    "remainder rmod add sub subtract rsub pow rpow xlogy".split()
 )
-_STEPS = _ROUNDS_NUMBERS | frozenset(
-    "isinf isfinite isclose maximum minimum max min sign sgn floor ceil round trunc fix frac floordiv rfloordiv "
-    "floor_divide relu6 hardsigmoid hardswish softshrink threshold _threshold heaviside nan_to_num".split()
+# Functions that jump or bend where they compare: half types compute with more bits than PyTorch compares.
+_STEPS = frozenset(
+    "lt le gt ge eq ne less less_equal greater greater_equal not_equal clamp clip clamp_min clamp_max hardshrink fmod "
+    "remainder rmod isinf isfinite isclose maximum minimum max min sign sgn floor ceil round trunc fix frac floordiv "
+    "rfloordiv floor_divide relu6 hardtanh hardsigmoid hardswish softshrink threshold _threshold heaviside "
+    "nan_to_num".split()
 )
 _CONTROL = "needs the value of an element, but the function is traced once for all; write torch.where(condition, a, b)"
 _NUMBER = "asks for the value of a symbol; use the functions of torch for a tensor"

@@ -1,0 +1,464 @@
+"""What people write in a declaration: each form is a kernel that gives the value, the dtype and the derivatives of the
+plain PyTorch function, in every dtype, or is refused in words that help."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import torchad_ext as ad
+from torchad_ext import trace
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def writes_to_intermediates(x: torch.Tensor) -> torch.Tensor:
+    y = 2 * x
+    y += x
+    y *= x > 0
+    y -= 0.5
+    y /= 4
+    y.mul_(3).add_(x, alpha=2)
+    y.sin_()
+    y **= 2
+    z = torch.zeros_like(x)
+    z += y
+    return F.silu(z, inplace=True)
+
+
+def narrows_a_mask(x: torch.Tensor) -> torch.Tensor:
+    mask = x > -1
+    mask &= x < 1
+    mask |= x > 2
+    return mask * x
+
+
+def without_grad(x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        scale = torch.exp(-x * x)
+    return scale * x
+
+
+@torch.no_grad()
+def frozen_gate(x: torch.Tensor) -> torch.Tensor:
+    return torch.sigmoid(x)
+
+
+def choose_without_grad(x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        positive = x > 0
+        chosen = torch.where(positive & (x < 1), x, 2 * x)
+    return chosen * x * positive
+
+
+def sums_a_series(x: torch.Tensor) -> torch.Tensor:
+    total, term = torch.zeros_like(x), torch.ones_like(x)
+    for k in range(1, 5):
+        term = term * x / k
+        total += term
+    return total
+
+
+WRITTEN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "mask.float()": lambda x: (x > 0.3).float() * x,
+    "mask.double()": lambda x: (x > 0.3).double() * x,
+    "mask.half()": lambda x: (x > 0.3).half() * x,
+    "mask.to(torch.bfloat16)": lambda x: (x > 0.3).to(torch.bfloat16) * x,
+    "mask.long()": lambda x: (x > 0.3).long() * x * 3,
+    "mask.to(x.dtype)": lambda x: (x > 0.3).to(x.dtype) * x,
+    "mask.to(device, dtype)": lambda x: (x > 0.3).to(x.device, x.dtype) * x,
+    "mask.to(dtype=)": lambda x: (x > 0.3).to(dtype=x.dtype) * x,
+    "mask.type(x.dtype)": lambda x: (x > 0.3).type(x.dtype) * x,
+    "mask.type_as(x)": lambda x: (x > 0.3).type_as(x) * x,
+    "mask.to(x)": lambda x: (x > 0.3).to(x) * x,
+    "x.to(x.dtype)": lambda x: torch.sin(x).to(x.dtype) * x,
+    "number * mask": lambda x: 0.5 * (x < 1.0) * (1 - x),
+    "mask / number": lambda x: (x > 0) / 3 * x,
+    "mask * integer": lambda x: (x > 0) * 3 * x,
+    "mask + mask": lambda x: ((x > 0) + (x > 1)) * x,
+    "mask + 1": lambda x: ((x > 0) + 1) * x,
+    "mask + 0.1": lambda x: ((x > 0) + 0.1) * x,
+    "where of masks": lambda x: torch.where(x > 0, x > 1, x > -1) * x,
+    "where of ones and zeros": lambda x: torch.where(x > 0.3, torch.ones_like(x), torch.zeros_like(x)) * x,
+    "where of numbers": lambda x: torch.where(x > 0.3, 1.0, 0.1) * x,
+    "where of integers": lambda x: torch.where(x > 0.3, 1, -1) * x,
+    "zeros_like(dtype=)": lambda x: torch.zeros_like(x, dtype=x.dtype) + x,
+    "full_like(dtype=)": lambda x: torch.full_like(x, 0.1, dtype=x.dtype, device=x.device) * x,
+    "torch.tensor(0.1)": lambda x: torch.tensor(0.1) * x,
+    "torch.tensor(0.1, dtype=)": lambda x: torch.tensor(0.1, dtype=x.dtype) * x,
+    "x.new_tensor(0.1)": lambda x: x.new_tensor(0.1) * x,
+    "writes to intermediates": writes_to_intermediates,
+    "writes to a mask": narrows_a_mask,
+    "a sum by +=": sums_a_series,
+    "no_grad": without_grad,
+    "no_grad as decorator": lambda x: frozen_gate(x) * x,
+    "torch.is_floating_point": lambda x: x * 2 if torch.is_floating_point(x) else x,
+    "masks under no_grad": choose_without_grad,
+}
+
+
+@torch.compile
+def compiled(x: torch.Tensor) -> torch.Tensor:
+    return 2 * torch.sin(x)
+
+
+def together(functions: Sequence[Callable[[torch.Tensor], torch.Tensor]]) -> ad.Pointwise:
+    """One op for all functions, so that there is one kernel an order."""
+    return ad.pointwise(lambda x: tuple(f(x) for f in functions))
+
+
+def orders(f: Callable[[torch.Tensor], Any], x: torch.Tensor) -> list[list[torch.Tensor]]:
+    """Value, gradient and second derivative of each result."""
+    x = x.clone().requires_grad_()
+    found = []
+    for y in f(x):
+        found.append([y.detach()])
+        for _ in range(2):
+            if y.requires_grad:
+                (y,) = torch.autograd.grad(y.sum(), x, create_graph=True, materialize_grads=True)
+            else:
+                y = torch.zeros_like(x)
+            found[-1].append(y.detach())
+    return found
+
+
+def has_kernel(function: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype) -> bool:
+    return not any(torch.promote_types(dtype, own) != dtype for own in ad.pointwise(function)._usual._own_dtypes)
+
+
+@dtypes
+def test_value_dtype_and_derivatives_are_those_of_the_function(dtype: torch.dtype) -> None:
+    x = torch.linspace(-2.9, 2.9, 41, dtype=torch.float64).to(dtype)
+    half = torch.finfo(dtype).bits == 16
+    tolerance = {"rtol": 16 * torch.finfo(dtype).eps, "atol": (16 if half else 4) * torch.finfo(dtype).eps}
+    forms = [form for form in WRITTEN if has_kernel(WRITTEN[form], dtype)]
+    op = together([WRITTEN[form] for form in forms])
+    assert op._usual.kernel("cpu", dtype) is not None
+    native = orders(lambda x: [f(x) for f in map(WRITTEN.__getitem__, forms)], x)
+    for form, ours, expected in zip(forms, orders(op, x), native, strict=True):
+        torch.testing.assert_close(ours, expected, **tolerance, msg=lambda text, form=form: f"{form}: {text}")
+
+
+@dtypes
+def test_what_pytorch_gives_another_dtype_has_it(dtype: torch.dtype) -> None:
+    x = torch.linspace(-2.9, 2.9, 41).to(dtype)
+    for form, function in WRITTEN.items():
+        op, expected = ad.pointwise(function), function(x)
+        assert has_kernel(function, dtype) == (expected.dtype == dtype), form
+        if expected.dtype != dtype:
+            assert op._usual.kernel("cpu", dtype) is None
+            torch.testing.assert_close(op(x), expected, rtol=0, atol=0)
+
+
+# Functions whose results jump, or bend, where numbers are compared, and are exact but for that.
+COMPARED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "x >= 0.7": lambda x: torch.where(x >= 0.7, 2 * x, x),
+    "0.7 < x": lambda x: torch.where(0.7 < x, 2 * x, x),  # noqa: SIM300
+    "x == 0.7": lambda x: torch.where(x == 0.7, 2 * x, x),
+    "x != 0.7": lambda x: torch.where(x != 0.7, 2 * x, x),
+    "x <= tensor": lambda x: torch.where(x <= torch.tensor(0.7), 2 * x, x),
+    "x < new_tensor": lambda x: torch.where(x < x.new_tensor(0.7), 2 * x, x),
+    "3 x > 2.1": lambda x: torch.where(3 * x > 2.1, 2 * x, x),
+    "x + 0.1 > 0.8": lambda x: torch.where(x + 0.1 > 0.8, 2 * x, x),
+    "x / 3 + 0.1 >= 0.3": lambda x: torch.where(x / 3 + 0.1 >= 0.3, 2 * x, x),
+    "x * x < 0.5 x": lambda x: torch.where(x * x < 0.5 * x, 2 * x, x),
+    "floor(10 x)": lambda x: torch.floor(10 * x),
+    "round(x / 0.3)": lambda x: torch.round(x / 0.3),
+    "x % 0.3": lambda x: torch.remainder(x, 0.3),
+    "fmod(x, 0.3)": lambda x: torch.fmod(x, 0.3),
+    "sign(x - 0.7)": lambda x: torch.sign(x - 0.7),
+    "clamp": lambda x: torch.clamp(x, -0.7, 0.3),
+    "clamp of 3 x": lambda x: torch.clamp(3 * x, max=2.1),
+    "hardtanh": lambda x: F.hardtanh(x, -0.7, 0.7),
+    "hardshrink": lambda x: F.hardshrink(x, 0.7),
+    "threshold": lambda x: F.threshold(x, 0.7, 2.0),
+    "maximum": lambda x: torch.maximum(x, torch.full_like(x, 0.7)),
+}
+
+
+@dtypes
+def test_numbers_are_compared_as_pytorch_rounds_them(dtype: torch.dtype) -> None:
+    around = torch.tensor([0.7, 0.3, 0.1, 2.1 / 3], dtype=torch.float64).to(dtype)
+    neighbours = [torch.nextafter(around, torch.full_like(around, to)) for to in (-math.inf, math.inf)]
+    x = torch.cat([around, *neighbours, -around, torch.linspace(-2, 2, 2001).to(dtype)])
+    ours, native = (
+        orders(f, x) for f in (together(list(COMPARED.values())), lambda x: [f(x) for f in COMPARED.values()])
+    )
+    for name, result, expected in zip(COMPARED, ours, native, strict=True):
+        assert torch.equal(result[0], expected[0]), name
+        assert torch.equal(result[1], expected[1]), name
+
+
+class Swish(nn.Module):
+    """Declares an op of its own method."""
+
+    def __init__(self, beta: float) -> None:
+        super().__init__()
+        self.beta = beta
+        self.options = {"scale": 1.0}
+        self.activation = ad.pointwise(self.function)
+
+    def function(self, x: torch.Tensor) -> torch.Tensor:
+        return self.options["scale"] * x * torch.sigmoid(self.beta * x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.activation(x)
+        return result
+
+
+FACTOR = 2.0
+
+
+def scale_by_a_global(x: torch.Tensor) -> torch.Tensor:
+    return FACTOR * x
+
+
+def scale_in_a_helper(x: torch.Tensor) -> torch.Tensor:
+    return sum(scale_by_a_global(x) for _ in range(2))  # type: ignore[return-value]
+
+
+ROUTES: dict[str, Callable[[Callable[..., torch.Tensor], torch.Tensor], torch.Tensor]] = {
+    "complex numbers": lambda op, x: op(x.to(torch.complex64)),
+    "integers": lambda op, x: op(x.to(torch.int64)),
+    "torch.compile": lambda op, x: torch.compile(lambda x: op(x), fullgraph=True)(x),
+    "torch.jit.trace": lambda op, x: torch.jit.trace(lambda x: op(x), (x,))(x),
+    "autocast": lambda op, x: run_in_autocast(op, x),
+}
+
+
+def run_in_autocast(op: Callable[..., torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return op(x)
+
+
+class TestWhatIsCaptured:
+    """An op reads what its function captures once; where the function itself would read it again, a change raises."""
+
+    @pytest.mark.parametrize("route", ROUTES)
+    @pytest.mark.parametrize("what", ["attribute", "item", "global", "helper's global", "cell"])
+    def test_no_route_has_another_answer(self, what: str, route: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        torch._dynamo.reset()
+        x = torch.tensor([1.0, 2.0])
+        factor = 2.0
+
+        def change() -> None:
+            nonlocal factor
+            if what == "attribute":
+                module.beta = 3.0
+            elif what == "item":
+                module.options["scale"] = 3.0
+            elif what == "cell":
+                factor = 3.0
+            else:
+                monkeypatch.setitem(globals(), "FACTOR", 3.0)
+
+        module = Swish(1.0)
+        functions = {"global": scale_by_a_global, "helper's global": scale_in_a_helper, "cell": lambda x: factor * x}
+        op = ad.pointwise(functions[what]) if what in functions else module.activation
+        before = op(x)
+        ROUTES[route](op, x)
+        change()
+        assert torch.equal(op(x), before)
+        with pytest.raises(Exception, match="captures has changed since it was declared"):
+            ROUTES[route](op, x)
+
+    def test_functions_that_capture_nothing_are_not_checked(self) -> None:
+        assert not any(op._captures for op in ad.ops.CATALOGUE.values())
+        for function in (lambda x: math.pi * torch.sin(x), lambda x: ad.sin(x) + F.silu(x), torch.sin, F.gelu):
+            assert not trace.captures(function)
+        for function in (
+            scale_by_a_global,
+            scale_in_a_helper,
+            Swish(1.0).function,
+            lambda x: x * sum([FACTOR for _ in "a"]),
+        ):
+            assert trace.captures(function)
+
+    def test_a_deep_copy_of_a_module_has_its_own_op(self) -> None:
+        x = torch.linspace(-2, 2, 9)
+        module = Swish(1.0)
+        twin = copy.deepcopy(module)
+        twin.beta = 3.0
+        assert twin.activation is not module.activation
+        torch.testing.assert_close(twin(x), x * torch.sigmoid(3.0 * x))
+        torch.testing.assert_close(module(x), x * torch.sigmoid(x))
+        assert copy.deepcopy(ad.silu) is ad.silu
+
+    def test_a_module_with_an_op_of_its_method_pickles(self) -> None:
+        x = torch.linspace(-2, 2, 9)
+        module = Swish(2.0)
+        torch.testing.assert_close(pickle.loads(pickle.dumps(module))(x), module(x))
+
+
+class TestRunTimeNumbers:
+    """The value of a number may be asked for; it is fixed then, as an option is."""
+
+    @pytest.mark.parametrize(
+        ("function", "values"),
+        [
+            (lambda x, a=4.0: x * math.sqrt(a), (4.0, 2.0)),
+            (lambda x, a=4.0: x * min(a, 1) + max(0.5, a), (4.0, 0.25)),
+            (lambda x, a=4.0: x * (a // 2) + a % 3 + 7 // a, (4.0, 5.5, 3)),
+            (lambda x, a=1.0: x if a > 0 else -x, (1.0, -1.0)),
+            (lambda x, n=3: sum(x**k for k in range(n)) + 0 * x, (3, 1)),
+            (lambda x, n=3: x * [1.0, 2.0, 4.0, 8.0][n], (3, 0)),
+            (lambda x, a=2.5: x * round(a) + int(a) + float(a), (2.5, 3.5)),
+            (lambda x, a=0.0: x * math.copysign(1, a), (0.0, -0.0)),
+            (lambda x, a=2.0, b=3.0: x * math.hypot(a, 1) * b, (2.0, 1.0)),
+        ],
+    )
+    def test_values(self, function: Callable[..., torch.Tensor], values: tuple[float, ...]) -> None:
+        op = ad.pointwise(function)
+        x = torch.linspace(-1, 1, 5, dtype=torch.float64)
+        for value in (*values, *values):
+            leaf = x.clone().requires_grad_()
+            y, expected = op(leaf, value), function(x, value)
+            torch.testing.assert_close(y.detach(), expected)
+            torch.autograd.grad(y.sum(), leaf)
+
+    def test_other_numbers_stay_free(self) -> None:
+        op = ad.pointwise(lambda x, a=2.0, b=3.0: x * math.sqrt(a) * b)
+        x = torch.ones(3)
+        for b in (1.0, 2.0, 5.0):
+            torch.testing.assert_close(op(x, 4.0, b), 2 * b * x)
+        assert op._fixed == {"a"} and len(op._members) == 2
+
+    def test_a_tensor_has_no_value_to_ask_for(self) -> None:
+        op = ad.pointwise(lambda x, a=4.0: x * math.sqrt(a))
+        with pytest.raises(TypeError, match=r"float\(x\) or a function of math asks for the value of a symbol"):
+            op(torch.ones(3), torch.ones(3))
+
+    def test_many_values_are_warned_of_once(self) -> None:
+        op = ad.pointwise(lambda x, n=0: x if n else -x)
+        with warnings.catch_warnings(record=True) as caught:
+            for n in range(40):
+                op.resolve([torch.ones(2), n])
+        (warning,) = caught
+        assert "asks for the values of n, so a kernel is compiled for each" in str(warning.message)
+
+
+class TestArguments:
+    x = torch.linspace(-1, 1, 5)
+
+    @pytest.mark.parametrize(
+        ("function", "option", "expected"),
+        [
+            (lambda x, c=[1.0, 2.0]: c[0] + c[1] * x, [3.0, 4.0], lambda x: 3 + 4 * x),
+            (lambda x, c={"scale": 2.0}: c["scale"] * x, {"scale": 5.0}, lambda x: 5 * x),
+            (lambda x, c=(1.0, [2.0]): c[1][0] * x, (1.0, [7.0]), lambda x: 7 * x),
+            (lambda x, mode="a": x if mode == "a" else -x, "b", lambda x: -x),
+            (lambda x, mode=None: x if mode is None else -x, True, lambda x: -x),
+        ],
+    )
+    def test_options_of_any_kind(self, function: Any, option: Any, expected: Any) -> None:
+        op = ad.pointwise(function)
+        assert torch.equal(op(self.x), function(self.x))
+        assert torch.equal(op(self.x, option), expected(self.x))
+        assert torch.equal(op(self.x), function(self.x))
+
+    def test_a_truth_value_is_no_number(self) -> None:
+        with pytest.raises(TypeError, match="takes a number for a, got True"):
+            ad.pointwise(lambda x, a=1.0: a * x)(self.x, True)
+
+    def test_what_cannot_be_an_option(self) -> None:
+        with pytest.raises(TypeError, match="or a number for c, got set"):
+            ad.pointwise(lambda x, c=None: x)(self.x, {1, 2})
+
+
+class TestWhatIsDeclared:
+    x = torch.linspace(-1, 1, 5)
+
+    @pytest.mark.parametrize(
+        ("given", "native"),
+        [
+            (nn.SiLU(), F.silu),
+            (nn.ELU(alpha=2.0), lambda x: F.elu(x, 2.0)),
+            (nn.Sequential(nn.Tanh(), nn.Softplus()), lambda x: F.softplus(x.tanh())),
+            (torch.sin, torch.sin),
+            (torch.Tensor.sin, torch.sin),
+            (F.gelu, F.gelu),
+            (torch.special.erf, torch.erf),
+            (F.softplus, F.softplus),
+            (ad.silu, F.silu),
+            (compiled, lambda x: 2 * torch.sin(x)),
+            (staticmethod(lambda x: 2 * x), lambda x: 2 * x),
+        ],
+    )
+    def test_anything_that_is_called_with_a_tensor(self, given: Any, native: Callable[..., torch.Tensor]) -> None:
+        torch.testing.assert_close(ad.pointwise(given)(self.x), native(self.x))
+
+    def test_a_compiled_function_inside(self) -> None:
+        torch.testing.assert_close(ad.pointwise(lambda x: compiled(x) * x)(self.x), 2 * torch.sin(self.x) * self.x)
+
+    def test_functions_in_c_take_their_options_by_name(self) -> None:
+        op = ad.pointwise(F.gelu)
+        torch.testing.assert_close(op(self.x, approximate="tanh"), F.gelu(self.x, approximate="tanh"))
+        torch.testing.assert_close(ad.pointwise(torch.atan2)(self.x, self.x**2), torch.atan2(self.x, self.x**2))
+
+    @pytest.mark.parametrize(
+        ("given", "problem"),
+        [
+            (3.0, "takes a function of tensors, got 3.0"),
+            (nn.SiLU, "takes a function of tensors, got <class 'torch.nn.modules.activation.SiLU'>"),
+            (torch.jit.trace(torch.sin, torch.ones(1)), "torch.jit"),
+            (torch.sum, "does not know the arguments of <built-in method sum"),
+            (lambda self, x: x, "takes self, which would be a tensor; declare it outside of the class"),
+        ],
+    )
+    def test_anything_else(self, given: Any, problem: str) -> None:
+        with pytest.raises(TypeError, match=problem):
+            ad.pointwise(given)
+
+    def test_in_the_body_of_a_class(self) -> None:
+        class Physics:
+            @ad.pointwise
+            def energy(x: torch.Tensor) -> torch.Tensor:
+                return x**2
+
+        assert torch.equal(Physics().energy(self.x), self.x**2)
+
+    def test_without_data(self) -> None:
+        function = lambda x, a=2.0: torch.tanh(a * x) * torch.tensor(0.5)  # noqa: E731
+        for mode in (FakeTensorMode(), torch.device("meta"), torch.inference_mode(), torch.no_grad()):
+            with mode:
+                op = ad.pointwise(function)
+            leaf = self.x.clone().requires_grad_()
+            torch.testing.assert_close(op(leaf), function(leaf))
+            torch.testing.assert_close(*(torch.autograd.grad(f(leaf).sum(), leaf) for f in (op, function)))
+
+    def test_kinds_of_arguments_that_are_first_seen_without_grad(self) -> None:
+        op = ad.pointwise(lambda x, a=2.0: torch.tanh(a * x))
+        a = torch.full_like(self.x, 3.0).requires_grad_()
+        with torch.no_grad():
+            op(self.x, a)
+        torch.testing.assert_close(
+            *(torch.autograd.grad(f(self.x, a).sum(), a) for f in (op, lambda x, a: torch.tanh(a * x)))
+        )
+
+    def test_pickle(self) -> None:
+        assert torch.equal(pickle.loads(pickle.dumps(ad.pointwise(scale_by_a_global)))(self.x), 2 * self.x)
+        torch.testing.assert_close(pickle.loads(pickle.dumps(ad.pointwise(torch.sin)))(self.x), self.x.sin())
+        with pytest.raises(pickle.PicklingError, match="declared in a function, where pickle"):
+            pickle.dumps(ad.pointwise(lambda x: 2 * x))
+
+    @pytest.mark.parametrize("function", [lambda x: x / x.sum(), lambda x: x if x > 0 else -x, lambda x: x[0]])
+    def test_the_message_stands_alone(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        late = ad.pointwise(lambda x, a=1.0, f=None: x if f is None else f(x))
+        for declare in (lambda: ad.pointwise(function), lambda: late(self.x, 1.0, function)):
+            with pytest.raises(TypeError) as caught:
+                declare()
+            text = "".join(traceback.format_exception(caught.value))
+            assert "During handling" not in text and "KeyError" not in text
+            assert text.count("torchad_ext/") <= 2 and "trace.py" not in text

@@ -134,9 +134,9 @@ def test_a_missing_second_derivative_is_caught() -> None:
 
 
 def test_wrong_strides_and_dtype_are_caught() -> None:
-    with pytest.raises(ad.VerificationError, match=r"Got shape \[2, 3\].*strides \[1, 2\], expected"):
+    with pytest.raises(ad.VerificationError, match=r"has strides \[1, 2\], expected \[3, 1\]"):
         ad.verify(lambda x: x.t().contiguous().t() ** 3, cube, inputs=[torch.randn(2, 3).double()], quiet=True)
-    with pytest.raises(ad.VerificationError, match=r"Got .*float64.*expected .*float32"):
+    with pytest.raises(ad.VerificationError, match=r"has dtype torch.float64, expected torch.float32"):
         ad.verify(lambda x: x.double() ** 3, cube, inputs=X, dtypes=[torch.float32], quiet=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _verify(ops: Iterable[Callable[..., torch.Tensor]], device: str) -> None:
+    """Verifies every op, and raises in the end for all that are wrong."""
+    wrong = []
+    for op in ops:
+        try:
+            torchad_ext.verify(op, devices=(device,))
+        except torchad_ext.VerificationError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise AssertionError("\n\n".join(wrong))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command; exits with 1 and a sentence if a derivative is wrong or a file is missing."""
     parser = _parser()
@@ -68,8 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
             os.environ.setdefault("TORCHAD_EXT_EAGER", "wait")  # its compiler would disturb what is timed
             demo.run(**options)
         else:
-            for op in OPS.values() if options["all"] else options["ops"] or OPS.values():
-                torchad_ext.verify(op, devices=(device,))
+            _verify(OPS.values() if options["all"] else options["ops"] or OPS.values(), device)
     except (AssertionError, OSError) as error:
         parser.exit(1, f"torchad_ext {command}: {error}\n")
 

@@ -101,7 +101,7 @@ class Comparison:
         """Compares value, gradient and double backward; gives False where there is no value to differentiate."""
         leaves = [like(x, str(x.device), x.dtype) for x in self.inputs]
         results = _orders(self.op, leaves, self.grad_outputs, self.grad_grads)
-        constant = False
+        remark = ""
         for order, (derivative, references) in enumerate(self.references):
             try:
                 _, tensors = next(results)
@@ -118,13 +118,15 @@ class Comparison:
                 self.check(derivative, _layout(tensors, [_copied(y, self.inputs) for y in self.native]))
                 # What is not of floating point depends on the dtype of the inputs.
                 references = [e if is_differentiated(e) else y for e, y in zip(references, self.native, strict=True)]
-                constant = not any(y.requires_grad for y in tensors)
-            remark = "; its result does not require grad, so autograd did not see it" if order and constant else ""
             known = {name: x for each in self.known[: order + 1] for name, x in each.items()}
             labels = [f"{'with respect to ' if order else ''}{name} " if name else "" for name in self.names[order]]
             sizes = self._sizes(order, self.grad_outputs, self.grad_grads)
             compared = zip(labels, tensors, references, sizes, strict=True)
             self._check_largest(derivative, compared, functools.partial(_at, known), remark)
+            seen = any(y.requires_grad for y in tensors)
+            remark = (
+                "" if seen else f"; the {derivative} does not require grad, so autograd did not see how it was made"
+            )
         return True
 
     def _sizes(self, order: int, *cotangents: Sequence[torch.Tensor]) -> Sequence[torch.Tensor | None]:
@@ -154,7 +156,7 @@ class Comparison:
         self.check(derivative, "" if right else detail, error=largest, bound=self.bound, relative_error=relative)
 
     def finite_differences(self) -> list[str]:
-        """Compares with finite differences, in float64; names the checks left out, where the definition fails as well."""
+        """Compares with finite differences, in float64; names the checks that the definition itself does not pass."""
         leaves = tuple(x.detach().clone().requires_grad_() for x in self.inputs)
         seeds = tuple(c.detach().clone().requires_grad_() for c in self.grad_outputs)
         if not seeds:
@@ -181,7 +183,8 @@ class Comparison:
         outputs: list[str],
         forward: bool,
         batched: bool,
-    ) -> list[str]:
+    ) -> bool:
+        """Makes the check; gives False, and makes none, where the definition itself does not pass it."""
         modes = {"check_forward_ad": forward, "check_batched_forward_grad": batched, "check_batched_grad": True}
         try:
             mine, kept = _differentiable(f, inputs)

@@ -210,8 +210,8 @@ def verify(
     if left_out:
         warnings.warn(
             f"torchad_ext.verify: {name}: {' and '.join(dict.fromkeys(left_out))} left out, because native autograd of "
-            "the definition differs from finite differences too at these inputs. A kink, a jump, a point outside of the "
-            "domain, a detach? Sample elsewhere, by domain= where the op is declared or by inputs= here",
+            "the definition differs from finite differences as well. Is there a kink, a jump, a detach, a point "
+            "outside of the domain? Sample elsewhere, by domain= where the op is declared or by inputs= here",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -346,7 +346,8 @@ def _hint(op: Any, verification: Verification) -> str:
         return ""
     return (
         "\nThe first derivative is right, the second is not. The usual reason: backward uses a tensor that forward "
-        "computed, or leaves autograd. Save inputs alone, ctx.save_for_backward(x), and compute the rest in backward."
+        "computed, leaves autograd, or is once_differentiable. Save inputs alone, ctx.save_for_backward(x), and "
+        "compute the rest in backward."
     )
 
 

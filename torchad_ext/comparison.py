@@ -253,6 +253,8 @@ class _RunningErrors:
     def of(self, order: int, *cotangents: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
         """For each result: the sum of abs(d result / d node) abs(node) over all nodes computed; None where it is zero.
 
+        In units of the inputs' dtype, however precise it is computed.
+
         Args:
             order: 0 for the values, 1 for the gradients, 2 for the gradients of these in inputs and cotangents.
             cotangents: of the values, and of the gradients.
@@ -270,17 +272,23 @@ class _RunningErrors:
             taken = [places[i] for i in derivative.arguments]
             scalars = [scalars[i] for i in derivative.scalars]
             program = derivative.program
+        limits = torch.finfo(self._inputs[0].dtype)
+        # float16 and bfloat16 are computed in float32.
+        precision = min(limits.eps, torch.finfo(torch.float32).eps) / limits.eps
         sizes = iter(self._sizes(program, [everything[i] for i in taken], scalars))
-        targets = shapes if order else shapes[len(self._inputs) :]
-        return [
-            next(sizes).expand(shapes[-1]).sum_to_size(s) if i in present else None
-            for i, s in enumerate(targets[:count])
-        ]
+        results: list[torch.Tensor | None] = [None] * count
+        for i in present:
+            value, rounded = (x.expand(shapes[-1]) for x in next(sizes))
+            target = shapes[i if order else i + len(self._inputs)]
+            # The gradient of an input that was expanded is a sum of elements that were rounded each.
+            size = precision * rounded + value if target != shapes[-1] else precision * rounded
+            results[i] = size.sum_to_size(target)
+        return results
 
     @staticmethod
-    def _sizes(program: expr.Program, arguments: list[torch.Tensor], scalars: list[float]) -> Iterator[torch.Tensor]:
+    def _sizes(program: expr.Program, arguments: list[torch.Tensor], scalars: list[float]) -> Iterator[Tensors]:
         if not arguments:  # the outputs are numbers, or none
-            yield from (torch.zeros(()) for _ in program.outputs)
+            yield from ((torch.zeros(()), torch.zeros(())) for _ in program.outputs)
             return
         program = dataclasses.replace(program, outputs=lower(program))
         leaves = [x.detach().double().requires_grad_() for x in arguments]
@@ -295,7 +303,7 @@ class _RunningErrors:
                 for slope, node in zip(slopes, rounded, strict=True):
                     if slope is not None:
                         total = total + (slope * node).detach().abs()
-            yield total.nan_to_num(0.0)
+            yield output.detach().abs().nan_to_num(0.0), total.nan_to_num(0.0)
 
 
 def _of_some(f: Callable[..., Any], arguments: Sequence[Any], places: list[int]) -> Function:
@@ -396,8 +404,7 @@ def _ulps(
     if sizes is None or dtype == torch.float64:  # a float64 reference has rounding errors of its own
         size = size[finite].max().expand_as(size) if finite.any() else size
     if sizes is not None:
-        # float16 and bfloat16 are computed in float32.
-        size = torch.maximum(size, sizes.cpu() * (min(limits.eps, torch.finfo(torch.float32).eps) / limits.eps))
+        size = torch.maximum(size, sizes.cpu())
     infinity = float("inf")
     distance = (result - reference).abs() / (0.0 if exact else limits.eps * size.clamp_min(limits.tiny))
     return torch.where(_same(result, reference), 0.0, distance.nan_to_num(infinity, posinf=infinity))

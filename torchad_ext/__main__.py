@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _verify(ops: Iterable[Callable[..., torch.Tensor]], device: str) -> Iterator[str]:
+    """Verifies every op, and says of each that is wrong what is wrong."""
+    for op in ops:
+        try:
+            torchad_ext.verify(op, devices=(device,))
+        except torchad_ext.VerificationError as error:
+            yield f"{error}\n"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command; exits with 1 and a sentence if a derivative is wrong or a file is missing."""
     parser = _parser()
@@ -68,8 +77,9 @@ def main(arguments: list[str] | None = None) -> None:
             os.environ.setdefault("TORCHAD_EXT_EAGER", "wait")  # its compiler would disturb what is timed
             demo.run(**options)
         else:
-            for op in OPS.values() if options["all"] else options["ops"] or OPS.values():
-                torchad_ext.verify(op, devices=(device,))
+            ops = OPS.values() if options["all"] else options["ops"] or OPS.values()
+            if wrong := list(_verify(ops, device)):
+                parser.exit(1, "\n".join(wrong))
     except (AssertionError, OSError) as error:
         parser.exit(1, f"torchad_ext {command}: {error}\n")
 

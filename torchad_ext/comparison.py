@@ -1,0 +1,543 @@
+"""Comparison of an op with its definition at given inputs: how large the errors are, and where they are largest."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad, gradcheck
+from torch.autograd.functional import hessian, jacobian
+from torch.autograd.gradcheck import GradcheckError
+
+from . import expr
+from .codegen import lower
+from .pointwise import Pointwise, _kind
+from .trace import evaluate_nodes
+
+Tensors = tuple[torch.Tensor, ...]
+Function = Callable[..., Tensors]
+Index = tuple[int, ...]
+
+
+def is_differentiated(x: Any) -> bool:
+    """Is x a tensor of floating point?"""
+    return isinstance(x, torch.Tensor) and x.is_floating_point()
+
+
+def like(x: Any, device: str, dtype: torch.dtype) -> Any:
+    """A copy of x elsewhere, with its sizes and strides; what is not of floating point keeps its dtype."""
+    if not isinstance(x, torch.Tensor):
+        return x
+    x = x.detach()
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
+    memory = torch.empty(extent, device=device, dtype=dtype if is_differentiated(x) else x.dtype)
+    result = memory.as_strided(x.shape, x.stride())
+    if x.numel():
+        memory.copy_(x.as_strided((extent,), (1,)))
+    return result
+
+
+class Comparison:
+    """An op and its definition at some arguments, as functions of those that are differentiated.
+
+    Args:
+        check: called with the derivative, what is wrong with it (nothing if it is right), and its errors.
+    """
+
+    def __init__(
+        self,
+        op: Callable[..., Any],
+        definition: Callable[..., Any],
+        name: str,
+        arguments: Sequence[Any],
+        bound: float,
+        check: Callable[..., None],
+    ) -> None:
+        places = [i for i, x in enumerate(arguments) if is_differentiated(x)]
+        self.op, self.definition = (_of_some(f, arguments, places) for f in (op, definition))
+        self.inputs: Tensors = tuple(arguments[i] for i in places)
+        self.bound, self.check = bound, check
+        parameters = _parameters(op, definition, len(arguments))
+        names = [parameters[i] for i in places]
+        generator = torch.Generator().manual_seed(1)
+
+        def normal(x: torch.Tensor) -> torch.Tensor:
+            return torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device, x.dtype)
+
+        try:
+            self.native = self.definition(*self.inputs)
+            smooth = [y for y in self.native if is_differentiated(y)]
+            self.grad_outputs, self.grad_grads = [*map(normal, smooth)], [*map(normal, self.inputs)]
+            double = [[x.double() for x in xs] for xs in (self.inputs, self.grad_outputs, self.grad_grads)]
+            self.references = list(_orders(self.definition, *double))
+        except Exception as failure:
+            given = ", ".join(f"{n} {list(x.shape)} {x.dtype}" for n, x in zip(names, self.inputs, strict=True))
+            raise ValueError(
+                f"torchad_ext.verify: the definition of {name} {_raised(failure)}; it was called with {given}"
+            ) from failure
+        several = len(self.native) > 1
+        outputs = [f"output {i}" if several else "" for i in range(len(self.native))]
+        seeds = [f"grad_output{i if several else ''}" for i, y in enumerate(self.native) if is_differentiated(y)]
+        self.names = [outputs, names, [*names, *seeds]]
+        self.known = [
+            dict(zip(names, self.inputs, strict=True)),
+            dict(zip(seeds, self.grad_outputs, strict=True)),
+            dict(zip((f"grad_grad_{name}" for name in names), self.grad_grads, strict=True)),
+        ]
+        alike = (
+            isinstance(op, Pointwise)
+            and len(places) == len(arguments)
+            and {y.shape for y in self.native} == {torch.broadcast_shapes(*(x.shape for x in self.inputs))}
+        )
+        self.running_errors = _RunningErrors(op, self.inputs) if isinstance(op, Pointwise) and alike else None
+
+    def orders(self) -> bool:
+        """Compares value, gradient and double backward; gives False where there is no value to differentiate."""
+        leaves = [like(x, str(x.device), x.dtype) for x in self.inputs]
+        results = _orders(self.op, leaves, self.grad_outputs, self.grad_grads)
+        remark = ""
+        for order, (derivative, references) in enumerate(self.references):
+            try:
+                _, tensors = next(results)
+            except Exception as failure:
+                self.check(derivative, _raised(failure))
+                return order > 0
+            if order == 0:
+                wrong = _structure(tensors, self.native)
+                if not all(bool(_same(x, leaf).all()) for x, leaf in zip(leaves, self.inputs, strict=True)):
+                    wrong = "is computed by changing the inputs in place; leave them as they are"
+                if wrong:
+                    self.check(derivative, wrong)
+                    return False
+                self.check(derivative, _layout(tensors, [_copied(y, self.inputs) for y in self.native]))
+                # What is not of floating point depends on the dtype of the inputs.
+                references = [e if is_differentiated(e) else y for e, y in zip(references, self.native, strict=True)]
+            known = {name: x for each in self.known[: order + 1] for name, x in each.items()}
+            labels = [f"{'with respect to ' if order else ''}{name} " if name else "" for name in self.names[order]]
+            sizes = self._sizes(order, self.grad_outputs, self.grad_grads)
+            compared = zip(labels, tensors, references, sizes, strict=True)
+            self._check_largest(derivative, compared, functools.partial(_at, known), remark)
+            seen = any(y.requires_grad for y in tensors)
+            remark = (
+                "" if seen else f"; the {derivative} does not require grad, so autograd did not see how it was made"
+            )
+        return True
+
+    def _sizes(self, order: int, *cotangents: Sequence[torch.Tensor]) -> Sequence[torch.Tensor | None]:
+        if self.running_errors is None:
+            return [None] * len(self.references[order][1])
+        return self.running_errors.of(order, *cotangents)
+
+    def _check_largest(
+        self,
+        derivative: str,
+        compared: Iterable[tuple[str, torch.Tensor, torch.Tensor, torch.Tensor | None]],
+        where: Callable[[Index, torch.Size], str],
+        remark: str = "",
+    ) -> None:
+        """Checks (label, result, reference, sizes), and describes the element with the largest error."""
+        largest, relative, detail = 0.0, 0.0, ""
+        for label, result, reference, sizes in compared:
+            errors = _ulps(result, reference, self.inputs[0].dtype, sizes)
+            if errors.numel() and float(errors.max()) > largest:
+                largest = float(errors.max())
+                index = _index(int(errors.argmax()), reference.shape)
+                relative, text = _got(result[index], reference[index])
+                ulps = f" ({largest:.3g} ulp, at most {self.bound:.3g} allowed)" if largest < float("inf") else ""
+                at = where(index, reference.shape)
+                detail = f"differs from that of the definition: {label}{at}: {text}{ulps}{remark}"
+        right = largest <= self.bound
+        self.check(derivative, "" if right else detail, error=largest, bound=self.bound, relative_error=relative)
+
+    def finite_differences(self) -> list[str]:
+        """Compares with finite differences, in float64; names the checks that the definition itself does not pass."""
+        leaves = tuple(x.detach().clone().requires_grad_() for x in self.inputs)
+        seeds = tuple(c.detach().clone().requires_grad_() for c in self.grad_outputs)
+        if not seeds:
+            return []
+        op, native = _smooth(self.op), _smooth(self.definition)
+        outputs = [y or "output" for y, e in zip(self.names[0], self.native, strict=True) if is_differentiated(e)]
+        forward = _has_forward_mode(self.op, leaves)
+        gradient, native_gradient = (functools.partial(_gradient, f, len(leaves)) for f in (op, native))
+        gradients = [f"grad_{name}" for name in self.names[1]]
+        made = {
+            "gradcheck": self._gradcheck("gradcheck", op, native, leaves, outputs, forward, forward),
+            "gradgradcheck": self._gradcheck(
+                "gradgradcheck", gradient, native_gradient, (*leaves, *seeds), gradients, forward, False
+            ),
+        }
+        return [name for name, was_made in made.items() if not was_made]
+
+    def _gradcheck(
+        self,
+        name: str,
+        f: Function,
+        native: Function,
+        inputs: Tensors,
+        outputs: list[str],
+        forward: bool,
+        batched: bool,
+    ) -> bool:
+        """Makes the check; gives False, and makes none, where the definition itself does not pass it."""
+        modes = {"check_forward_ad": forward, "check_batched_forward_grad": batched, "check_batched_grad": True}
+        try:
+            mine, kept = _differentiable(f, inputs)
+            if not kept:
+                return True
+            gradcheck(mine, inputs, **modes)
+            self.check(name)
+        except GradcheckError as failure:
+            if not gradcheck(native, inputs, raise_exception=False):
+                return False
+            labels = self.names[-1][: len(inputs)], [outputs[i] for i in kept]
+            where = _largest_difference(mine, inputs, *labels, forward)
+            self.check(name, where or _mode(failure))
+        except Exception as failure:
+            self.check(name, _raised(failure))
+        return True
+
+    def hessians(self) -> None:
+        """Compares the Hessians, in float64, of the sum of the elements with weights between 0.5 and 1.5."""
+        shapes = [y.shape for y in self.native if y.is_floating_point()]
+        weights = [torch.linspace(0.5, 1.5, s.numel()).to(self.inputs[0]).reshape(s) for s in shapes]
+        if not weights or not all(x.numel() for x in self.inputs):  # jacobian of PyTorch fails for no elements
+            return
+
+        def of(f: Function) -> torch.Tensor:
+            def weighted(*xs: torch.Tensor) -> torch.Tensor:
+                return torch.stack([(y * w).sum() for y, w in zip(_smooth(f)(*xs), weights, strict=True)]).sum()
+
+            blocks = hessian(weighted, self.inputs)
+            counts = [x.numel() for x in self.inputs]
+            rows = [
+                torch.cat([block.reshape(m, n) for block, n in zip(row, counts, strict=True)], dim=1)
+                for row, m in zip(blocks, counts, strict=True)
+            ]
+            return torch.cat(rows)
+
+        reference = of(self.definition)
+        try:
+            result = of(self.op)
+        except Exception as failure:
+            self.check("Hessian", _raised(failure))
+            return
+        sizes = self._sizes(2, weights, [torch.ones_like(x) for x in self.inputs])
+        rounded = [size.max() for size in sizes if size is not None and size.numel()]
+        common = torch.stack(rounded).max().expand_as(reference) if rounded else None
+        elements = [
+            _element(name, x, i) for name, x in zip(self.names[1], self.inputs, strict=True) for i in range(x.numel())
+        ]
+
+        def where(index: Index, _shape: torch.Size) -> str:
+            (x, _), (y, _) = pair = [elements[i] for i in index]
+            return f"entry ({x}, {y}) at {', '.join(dict.fromkeys(map(' = '.join, pair)))}"
+
+        self._check_largest("Hessian", [("", result, reference, common)], where)
+
+
+class _RunningErrors:
+    """How large the numbers are that a pointwise op rounds on its way to each element of its derivatives."""
+
+    def __init__(self, op: Pointwise, inputs: Tensors) -> None:
+        arguments = op._bound(inputs, {})
+        member, scalars = op._member(tuple(map(_kind, arguments)))
+        self._program, self._inputs = member.program, inputs
+        self._scalars = [float(arguments[i]) for i in scalars]
+
+    def of(self, order: int, *cotangents: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
+        """For each result: the sum of abs(d result / d node) abs(node) over all nodes computed; None where it is zero.
+
+        In units of the inputs' dtype, however precise it is computed.
+
+        Args:
+            order: 0 for the values, 1 for the gradients, 2 for the gradients of these in inputs and cotangents.
+            cotangents: of the values, and of the gradients.
+        """
+        program, scalars = self._program, self._scalars
+        shapes = [x.shape for x in (*self._inputs, *cotangents[0])]
+        everything = [x.expand(shapes[-1]) for x in self._inputs]
+        taken, present = list(range(len(everything))), list(range(len(program.outputs)))
+        count = len(present)
+        for seeds in cotangents[:order]:
+            derivative = program.vjp([True] * len(program.inputs), [True] * len(program.outputs))
+            places = taken + [len(everything) + i for i in present]
+            count, present = len(everything), [taken[i] for i in derivative.results]
+            everything += [x.expand(shapes[-1]) for x in seeds]
+            taken = [places[i] for i in derivative.arguments]
+            scalars = [scalars[i] for i in derivative.scalars]
+            program = derivative.program
+        limits = torch.finfo(self._inputs[0].dtype)
+        # float16 and bfloat16 are computed in float32.
+        precision = min(limits.eps, torch.finfo(torch.float32).eps) / limits.eps
+        sizes = iter(self._sizes(program, [everything[i] for i in taken], scalars))
+        results: list[torch.Tensor | None] = [None] * count
+        for i in present:
+            value, rounded = (x.expand(shapes[-1]) for x in next(sizes))
+            target = shapes[i if order else i + len(self._inputs)]
+            # The gradient of an input that was expanded is a sum of elements that were rounded each.
+            size = precision * rounded + value if target != shapes[-1] else precision * rounded
+            results[i] = size.sum_to_size(target)
+        return results
+
+    @staticmethod
+    def _sizes(program: expr.Program, arguments: list[torch.Tensor], scalars: list[float]) -> Iterator[Tensors]:
+        if not arguments:  # the outputs are numbers, or none
+            yield from ((torch.zeros(()), torch.zeros(())) for _ in program.outputs)
+            return
+        program = dataclasses.replace(program, outputs=lower(program))
+        leaves = [x.detach().double().requires_grad_() for x in arguments]
+        with torch.enable_grad():
+            known = evaluate_nodes(program, *leaves, *scalars)
+        nodes = [known[n] for n in expr.topological(program.outputs) if n.args and not n.is_mask]
+        rounded = [x for x in nodes if x.requires_grad]
+        for output in (torch.as_tensor(known[y], dtype=torch.float64) for y in program.outputs):
+            total = output.detach().abs()
+            if output.requires_grad and rounded:
+                slopes = torch.autograd.grad(output.sum(), rounded, allow_unused=True, retain_graph=True)
+                for slope, node in zip(slopes, rounded, strict=True):
+                    if slope is not None:
+                        total = total + (slope * node).detach().abs()
+            yield output.detach().abs().nan_to_num(0.0), total.nan_to_num(0.0)
+
+
+def _of_some(f: Callable[..., Any], arguments: Sequence[Any], places: list[int]) -> Function:
+    """f as a function of the arguments at some places, the others fixed, that gives a tuple."""
+
+    def function(*inputs: torch.Tensor) -> Tensors:
+        values = list(arguments)
+        for i, x in zip(places, inputs, strict=True):
+            values[i] = x
+        result = f(*values)
+        results = tuple(result) if isinstance(result, (tuple, list)) else (result,)
+        for x in results:
+            if not isinstance(x, torch.Tensor):
+                given = f"a {type(result).__name__} with {type(x).__name__}" if x is not result else type(x).__name__
+                raise TypeError(f"it returned {given}, expected a tensor or a tuple of tensors")
+        return results
+
+    return function
+
+
+def _smooth(f: Function) -> Function:
+    """f without its results that are not of floating point."""
+    return lambda *xs: tuple(y for y in f(*xs) if y.is_floating_point())
+
+
+def _differentiable(f: Function, inputs: Tensors) -> tuple[Function, list[int]]:
+    """f without its results that do not require grad at some inputs, and which it keeps."""
+    kept = [i for i, y in enumerate(f(*inputs)) if y.requires_grad]
+
+    def function(*xs: torch.Tensor) -> Tensors:
+        results = f(*xs)
+        return tuple(results[i] for i in kept)
+
+    return function, kept
+
+
+def _parameters(op: Callable[..., Any], definition: Callable[..., Any], count: int) -> list[str]:
+    """The names of the first arguments, by the signature of the definition, else of the op."""
+    for f in (definition, op):
+        try:
+            parameters = inspect.signature(f).parameters.values()
+        except (TypeError, ValueError):
+            continue
+        names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        if len(names) >= count:
+            return names[:count]
+    return ["x"] if count == 1 else [f"x{i}" for i in range(count)]
+
+
+def _pullback(
+    outputs: Iterable[torch.Tensor], inputs: Sequence[torch.Tensor], cotangents: Iterable[torch.Tensor]
+) -> list[torch.Tensor]:
+    """The vector-Jacobian product, zero where an output does not depend on an input."""
+    given = [(y, c.to(y.dtype)) for y, c in zip(outputs, cotangents, strict=True) if y.requires_grad]
+    if not given:
+        return [torch.zeros_like(x) for x in inputs]
+    ys, cs = zip(*given, strict=True)
+    return list(torch.autograd.grad(ys, inputs, cs, create_graph=True, allow_unused=True, materialize_grads=True))
+
+
+def _orders(
+    f: Function,
+    inputs: Sequence[torch.Tensor],
+    grad_outputs: Sequence[torch.Tensor],
+    grad_grads: Sequence[torch.Tensor],
+) -> Iterator[tuple[str, Sequence[torch.Tensor]]]:
+    """The value, the gradient and the double backward of f, with given cotangents for the two backward passes."""
+    leaves = [x.requires_grad_() for x in inputs]
+    value = f(*leaves)
+    yield "value", value
+    seeds = [c.detach().requires_grad_() for c in grad_outputs]
+    gradient = _pullback([y for y in value if y.is_floating_point()], leaves, seeds)
+    yield "gradient", gradient
+    yield "double backward", _pullback(gradient, [*leaves, *seeds], grad_grads)
+
+
+def _gradient(f: Function, count: int, *arguments: torch.Tensor) -> Tensors:
+    """The gradient of f in its arguments, which are followed by the cotangents."""
+    xs = [x if x.requires_grad else x.requires_grad_() for x in arguments]
+    return tuple(_pullback(f(*xs[:count]), xs[:count], xs[count:]))
+
+
+def _same(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return (x == y) | (x.isnan() & y.isnan())
+
+
+def _ulps(
+    result: torch.Tensor, reference: torch.Tensor, dtype: torch.dtype, sizes: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The differences in units in the last place of ``dtype``; infinite where one of the two is not finite.
+
+    The units are those of ``sizes`` or of the element itself, whichever is larger; by default of the largest element.
+    """
+    limits = torch.finfo(dtype)
+    exact = not reference.is_floating_point()
+    result, reference = result.detach().double().cpu(), reference.detach().double().cpu()
+    size, finite = reference.abs(), reference.isfinite()
+    if sizes is None or dtype == torch.float64:  # a float64 reference has rounding errors of its own
+        size = size[finite].max().expand_as(size) if finite.any() else size
+    if sizes is not None:
+        size = torch.maximum(size, sizes.cpu())
+    infinity = float("inf")
+    distance = (result - reference).abs() / (0.0 if exact else limits.eps * size.clamp_min(limits.tiny))
+    return torch.where(_same(result, reference), 0.0, distance.nan_to_num(infinity, posinf=infinity))
+
+
+def _structure(results: Sequence[torch.Tensor], native: Sequence[torch.Tensor]) -> str:
+    """What is wrong with the number of results or their shapes."""
+    if len(results) != len(native):
+        return f"has {len(results)} tensors, expected {len(native)}"
+    return _difference("shape", [list(x.shape) for x in results], [list(x.shape) for x in native])
+
+
+def _layout(results: Sequence[torch.Tensor], native: Sequence[torch.Tensor]) -> str:
+    """What is wrong with the dtypes, devices or strides of the results."""
+    return (
+        _difference("dtype", [x.dtype for x in results], [x.dtype for x in native])
+        or _difference("device", [x.device for x in results], [x.device for x in native])
+        or _difference("strides", [list(x.stride()) for x in results], [list(x.stride()) for x in native])
+    )
+
+
+def _copied(x: torch.Tensor, inputs: Tensors) -> torch.Tensor:
+    """A copy of x if it is a view of an input."""
+    memory = {y.untyped_storage().data_ptr() for y in inputs}
+    return x.clone() if x.untyped_storage().data_ptr() in memory else x
+
+
+def _difference(what: str, got: list[Any], expected: list[Any]) -> str:
+    for i, (mine, native) in enumerate(zip(got, expected, strict=True)):
+        if mine != native:
+            of = f"output {i} " if len(expected) > 1 else ""
+            return f"differs from that of the definition: {of}has {what} {mine}, expected {native}"
+    return ""
+
+
+def _has_forward_mode(f: Function, inputs: Tensors) -> bool:
+    try:
+        with forward_ad.dual_level():
+            f(*(forward_ad.make_dual(x.detach(), torch.zeros_like(x)) for x in inputs))
+    except NotImplementedError:
+        return False
+    except Exception:
+        return True  # gradcheck says what is wrong
+    return True
+
+
+def _largest_difference(
+    f: Function, inputs: Tensors, names: Sequence[str], outputs: Sequence[str], forward: bool, step: float = 1e-6
+) -> str:
+    """Where the Jacobian of f is farthest from central differences, beyond the tolerance of ``gradcheck``."""
+    blocks = jacobian(f, inputs)
+    largest, detail = 1.0, ""
+    for k, (name, x) in enumerate(zip(names, inputs, strict=True)):
+        others = [y.detach() for y in inputs]
+        for i in range(x.numel()):
+            direction = torch.zeros_like(x, requires_grad=False)
+            direction[_index(i, x.shape)] = 1.0
+            behind, ahead = (f(*others[:k], others[k] + t * direction, *others[k + 1 :]) for t in (-step, step))
+            modes = {"": [block[k].reshape(-1, x.numel())[:, i] for block in blocks]}
+            if forward:
+                with forward_ad.dual_level():
+                    ys = f(*others[:k], forward_ad.make_dual(others[k].clone(), direction), *others[k + 1 :])
+                    modes["in forward mode "] = [_tangent(y) for y in ys]
+            for mode, columns in modes.items():
+                for output, column, low, high in zip(outputs, columns, behind, ahead, strict=True):
+                    numerical = ((high - low) / (2 * step)).detach().flatten()
+                    excess = (column - numerical).abs() / (1e-5 + 1e-3 * numerical.abs())
+                    excess = excess.nan_to_num(float("inf"), posinf=float("inf"))
+                    if excess.numel() and float(excess.max()) > largest:
+                        largest, row = float(excess.max()), int(excess.argmax())
+                        (y, _), (at, value) = _element(output, high, row), _element(name, x, i)
+                        text = _got(column[row], numerical[row])[1]
+                        detail = f"differs from finite differences: d {y} / d {at} {mode}at {at} = {value}: {text}"
+    return detail
+
+
+def _mode(failure: GradcheckError) -> str:
+    """What gradcheck found wrong though the Jacobian is right."""
+    if failure.__cause__:
+        reason = f"{type(failure.__cause__).__name__}: {first_line(failure.__cause__)}"
+        return f"fails for batched gradients (is_grads_batched=True), as torch.func takes them: {reason}"
+    return f"fails: {first_line(failure)}"
+
+
+def _tangent(x: torch.Tensor) -> torch.Tensor:
+    primal, tangent = forward_ad.unpack_dual(x)
+    return (torch.zeros_like(primal) if tangent is None else tangent).detach().flatten()
+
+
+def _index(position: int, shape: torch.Size) -> Index:
+    return tuple(int(i) for i in torch.unravel_index(torch.tensor(position), shape)) if shape else ()
+
+
+def _element(name: str, x: torch.Tensor, position: int) -> tuple[str, str]:
+    """The name and the value of an element of x."""
+    index = _index(position, x.shape)
+    return name + (str(list(index)) if index else ""), _number(x[index])
+
+
+def _at(known: dict[str, torch.Tensor], index: Index, shape: torch.Size) -> str:
+    """Where an element of a result is: its index, and those inputs that broadcast to the shape of the result."""
+    fitting = {n: x.expand(shape)[index] for n, x in known.items() if _broadcasts(x.shape, shape)}
+    values = ", ".join(f"{name} = {_number(x)}" for name, x in fitting.items())
+    place = f"at element {list(index)}" if index else "at"
+    if not values and sum(x.numel() for x in known.values()) <= 8:
+        values = ", ".join(f"{name} = {x.tolist()}" for name, x in known.items())
+    return f"{place}, {values}" if index and values else f"{place} {values}" if values else place if index else "in all"
+
+
+def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
+    return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False))
+
+
+def _number(x: torch.Tensor) -> str:
+    return repr(x.item()) if x.dtype == torch.float64 or not x.is_floating_point() else f"{x.item():.9g}"
+
+
+def _got(got: torch.Tensor, expected: torch.Tensor) -> tuple[float, str]:
+    """The relative error, and a phrase that says what was got and what was expected."""
+    text = f"got {_number(got)}, expected {_number(expected.to(got.dtype))}"
+    error, size = abs(got.item() - expected.item()), abs(expected.item())
+    relative = error / size if size else float("inf")
+    return relative, text + (f", relative error {relative:.2g}" if relative < float("inf") else "")
+
+
+def first_line(failure: BaseException) -> str:
+    """The first line of what an exception says."""
+    return next(iter(str(failure).strip().splitlines()), "").rstrip(", ")
+
+
+def _raised(failure: BaseException) -> str:
+    """What was raised and by which line outside of PyTorch and of this package."""
+    own = (str(Path(__file__).parent), str(Path(torch.__file__).parent))
+    frames = [f for f in traceback.extract_tb(failure.__traceback__) if not f.filename.startswith(own)]
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if len(frames) else ""
+    return f"raised {type(failure).__name__}: {first_line(failure)}{where}"

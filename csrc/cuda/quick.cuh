@@ -117,6 +117,10 @@ TORCHAD_EXT_BINARY(minimum)
 TORCHAD_EXT_BINARY(fmod)
 TORCHAD_EXT_BINARY(remainder)
 
+template <class Number>
+__device__ __forceinline__ Quick rounded(Quick x) {
+  return {rounded<Number>(x.value), x.certain};
+}
 template <int n>
 TORCHAD_EXT_FUNCTION Quick spherical_bessel(Quick x) {
   return {spherical_bessel<n>(x.value), x.certain};

@@ -50,7 +50,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from test_trace import DOMAINS, POSITIVE, SPELLINGS, WITH_NUMBERS, gradients, listed  # noqa: E402
 
 import torchad_ext as ad  # noqa: E402
-from torchad_ext import _build, expr, trace  # noqa: E402
+from torchad_ext import _build, expr  # noqa: E402
 from torchad_ext.trace import TraceError, evaluate  # noqa: E402
 
 Tensors = tuple[torch.Tensor, ...]
@@ -156,9 +156,14 @@ def shrunk(program: Program, fails: Callable[[Program], bool], seconds: float = 
 PRELUDE = "import math\n\nimport torch\nimport torch.nn.functional as F\n\nimport torchad_ext as ad\n"
 
 
-def function_of(source: str, prelude: str = PRELUDE) -> Callable[..., Any]:
+def namespace(prelude: str) -> dict[str, Any]:
     space: dict[str, Any] = {"__name__": "fuzz"}
     exec(prelude, space)
+    return space
+
+
+def function_of(source: str, prelude: str = PRELUDE) -> Callable[..., Any]:
+    space = namespace(prelude)
     exec(compile(source, "<program>", "exec"), space)
     function: Callable[..., Any] = space["f"]
     function.__name__ = f"fuzz{os.getpid()}"  # of its kernels, which are deleted after use
@@ -216,10 +221,8 @@ def accepted(text: str) -> bool:
 
 
 def declared_or_error(program: Program) -> str | None:
-    function = function_of(program.source)
-    symbols = [*map(expr.tensor, "xyz"), *map(expr.scalar, "ab")]
     try:
-        trace.trace(lambda arguments: function(*arguments), symbols, "f")
+        ad.pointwise(function_of(program.source))
     except (TypeError, ValueError, RuntimeError) as error:
         return str(error).splitlines()[-1].strip()
     return None
@@ -363,9 +366,28 @@ class Reference(TorchFunctionMode):
                 return FORMULAS[name](*args, **(kwargs or {}))
         if self.dtype != torch.float64:
             operands = args
+            if self.dtype.itemsize < 4:
+                self._mark(name, [x for x in operands if isinstance(x, (torch.Tensor, float))])
             args = self._rounded(name, operands, args)
             kwargs = dict(zip(kwargs, self._rounded(name, operands, kwargs.values()), strict=True)) if kwargs else None
         return func(*args, **(kwargs or {}))
+
+    def _mark(self, name: str, operands: Sequence[Any]) -> None:
+        """Marks where a decision depends on the rounding of what was computed to a half type."""
+        eps = 2 * torch.finfo(self.dtype).eps
+        computed = any(isinstance(x, torch.Tensor) and id(x) not in self.leaves for x in operands)
+        if not computed:
+            return
+        with torch.no_grad():
+            if name in COMPARED and len(operands) > 1:
+                first, *others = operands
+                for other in others:
+                    size = torch.maximum(*(torch.as_tensor(x, dtype=torch.float64).abs() for x in (first, other)))
+                    self.unsure |= (first - other).abs() <= eps * size
+            elif name in STEPS:
+                steps = operands[0] / operands[1] if len(operands) > 1 else operands[0]
+                twice = 2 * steps
+                self.unsure |= (twice - twice.round()).abs() <= 2 * eps * twice.abs()
 
     def _rounded(self, name: str, operands: Sequence[Any], given: Any) -> tuple[Any, ...]:
         """The arguments with numbers as PyTorch has them: in float32 for half types, in the dtype where it compares."""
@@ -385,8 +407,10 @@ class Reference(TorchFunctionMode):
 
 
 COMPARED = frozenset(
-    "lt le gt ge eq ne less greater less_equal greater_equal not_equal clamp clip clamp_min clamp_max".split()
+    "lt le gt ge eq ne less greater less_equal greater_equal not_equal clamp clip clamp_min clamp_max "
+    "maximum minimum max min".split()
 )
+STEPS = frozenset("floor ceil round trunc fix frac fmod remainder mod floor_divide floordiv div".split())
 ROUNDED = COMPARED | frozenset(
     "hardtanh hardshrink softshrink threshold relu6 floor_divide floordiv remainder fmod mod isclose softplus "
     "div".split()
@@ -513,6 +537,7 @@ def check_declared(case: Declared) -> None:
         tuple((torch.rand(shape, generator=generator, dtype=torch.float64) + 0.5).to(dtype) for _ in range(5))
         for _ in range(case.orders)
     ]
+    function.__defaults__ = tuple(numbers)  # the usual call of the op
     try:
         op = ad.pointwise(function)
     except TraceError as error:
@@ -755,21 +780,32 @@ u.unsqueeze(0).conj().real.square()
 """
 
 
-def shape_of(statement: Statement) -> str:
-    """The template of a statement, as far as its names do not matter."""
-    return re.sub(r"\b[stuvwx]\d*\b(?:\.shape\[-1\])?|\bn\b", "_", re.sub(r"^\w+ = ", "", statement.text))
-
-
 class ToolsComposer:
     """Draws programs of tensor operations."""
 
     def __init__(self) -> None:
         rows, whole = ([text.replace("|", "\n") for text in listed(texts)] for texts in (ROWS, WHOLE))
         self.rows, self.any = rows, rows + whole
-        self.space: dict[str, Any] = {}
-        exec(TOOLS_PRELUDE, self.space)
+        self.space = namespace(TOOLS_PRELUDE)
         self.missing: list[str] = []
         self.refused: Counter[str] = Counter()
+
+    def statement(self, text: str, name: str, operands: Sequence[str], space: dict[str, Any]) -> Statement | None:
+        """The statement of a template, which is run; None if its value does not fit or there is none."""
+        u, v, w = operands
+        chosen = {"u": u, "v": v, "w": w, "t": name, "n": f"{u}.shape[-1]", "s": f"{name}_scale"}
+        text = re.sub(r"(?<![\w.\"'])[uvwnts](?![\w(\"'])", lambda match: chosen[match[0]], text)
+        if not re.search(rf"^\s*{name}\b.* = ", text, re.MULTILINE):
+            text = f"{name} = {text}"
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                exec(text, space)
+        except (RuntimeError, IndexError, ValueError, TypeError):
+            return None
+        y = space[name]
+        fits = y.is_floating_point() and 0 < y.numel() <= 2000 and y.requires_grad
+        return Statement(name, text) if fits and y.isfinite().all() and y.abs().max() < 100 else None
 
     def case(self, draw: random.Random) -> tuple[Program, tuple[int, ...], str]:
         """A program, the shape of x, and what it is: to a ``scalar``, to a number for each of the ``rows`` of x, or
@@ -791,25 +827,11 @@ class ToolsComposer:
             if len(statements) == wanted:
                 break
             text = draw.choice(self.rows if kind == "rows" else self.any)
-            name = f"t{len(statements)}"
-            chosen = {letter: draw.choice([*names[-2:], *names]) for letter in "uvw"}
-            chosen |= {"t": name, "n": f"{chosen['u']}.shape[-1]", "s": f"s{len(statements)}"}
-            filled = re.sub(r"(?<![\w.\"'])[uvwnts](?![\w(\"'])", lambda m, chosen=chosen: chosen[m[0]], text)
-            if not re.search(rf"^\s*{name}\b.* = ", filled, re.MULTILINE):
-                filled = f"{name} = {filled}"
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    exec(filled, space)
-                value = space[name]
-                fits = value.is_floating_point() and 0 < value.numel() <= 2000 and value.requires_grad
-                fits = fits and value.isfinite().all() and value.abs().max() < 100
-                fits = fits and (kind != "rows" or (value.dim() > 1 and len(value) == shape[0]))
-            except (RuntimeError, IndexError, ValueError, TypeError):
-                fits = False
-            if fits:
-                statements.append(Statement(name, filled))
-                names.append(name)
+            operands = [draw.choice([*names[-2:], *names]) for _ in "uvw"]
+            statement = self.statement(text, f"t{len(statements)}", operands, space)
+            if statement and (kind != "rows" or space[statement.name].shape[:-1] == shape[:1]):
+                statements.append(statement)
+                names.append(statement.name)
         outputs = tuple(dict.fromkeys([names[-1], *draw.sample(names, min(len(names), draw.randint(0, 2)))]))
         outputs = outputs if kind != "map" else outputs[:2]
         program = Program("x", tuple(statements), outputs, results[kind], joined[kind]).needed()
@@ -955,9 +977,7 @@ def tools_of(case: Tools, f: Callable[..., Any], right: Callable[..., Any], x: t
 def check_tools(case: Tools, tools: Sequence[str] | None = None) -> None:
     """Raises Failure where a tool gives something else than a loop of ``torch.autograd.grad``."""
     f, right = function_of(case.source, TOOLS_PRELUDE), function_of(case.source, TOOLS_PRELUDE + RIGHT)
-    space: dict[str, Any] = {}
-    exec(TOOLS_PRELUDE, space)
-    x = eval(case.x, space)
+    x = eval(case.x, namespace(TOOLS_PRELUDE))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

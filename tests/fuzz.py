@@ -51,7 +51,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from test_trace import DOMAINS, POSITIVE, SPELLINGS, WITH_NUMBERS, gradients, listed  # noqa: E402
 
 import torchad_ext as ad  # noqa: E402
-from torchad_ext import _build, expr  # noqa: E402
+from torchad_ext import _build, expr, trace  # noqa: E402
 from torchad_ext.trace import TraceError, evaluate  # noqa: E402
 
 Tensors = tuple[torch.Tensor, ...]

@@ -454,19 +454,22 @@ class Noise(TorchDispatchMode):
     """Perturbs the results of all operations, those of autograd included, by up to a relative size.
 
     Attributes:
-        extreme: the points at which a result lies outside the range of the dtype.
+        extreme: the points at which a result lies outside the range of what computes.
     """
 
     def __init__(self, size: float, seed: int, points: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.size, self.generator, self.limits = size, torch.Generator().manual_seed(seed), torch.finfo(dtype)
+        self.size, self.generator, self.dtype = size, torch.Generator().manual_seed(seed), dtype
+        self.limits = torch.finfo(torch.promote_types(dtype, torch.float32))  # half types are computed in float32
         self.extreme = torch.zeros(points, dtype=torch.bool)
 
     def rounded(self, x: torch.Tensor) -> torch.Tensor:
         """x where an op rounds it to the dtype."""
-        if self.limits.bits > 16:
+        if self.dtype.itemsize > 2:
             return x
-        return x * (1 + self.limits.eps * (2 * torch.rand(x.shape, generator=self.generator, dtype=x.dtype) - 1))
+        return x * (
+            1 + torch.finfo(self.dtype).eps * (2 * torch.rand(x.shape, generator=self.generator, dtype=x.dtype) - 1)
+        )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

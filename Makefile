@@ -6,7 +6,7 @@ CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh')
 ASAN_CACHE := build/asan
 INSTALLED := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/installed)
 
-.PHONY: help demo test table notebooks bench bench-check gpu ulp lint format asan clean
+.PHONY: help demo test fuzz table notebooks bench bench-check gpu ulp lint format asan clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -21,6 +21,10 @@ demo: $(INSTALLED)  ## Show what the library does
 
 test: $(INSTALLED)  ## Run the tests
 	$(PYTHON) -m pytest -n 2 --dist loadfile
+
+SECONDS := 600
+fuzz: $(INSTALLED)  ## Hold random programs against plain PyTorch; make fuzz SECONDS=3600 takes an hour
+	$(PYTHON) tests/fuzz.py --seconds $(SECONDS)
 
 table: $(INSTALLED)  ## Run the tests of what drop-in means, and write their table into the README
 	$(PYTHON) -m pytest -n 2 --dist loadfile -m drop_in --drop-in-table=README.md

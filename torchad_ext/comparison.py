@@ -17,7 +17,7 @@ from torch.autograd.gradcheck import GradcheckError
 
 from . import expr
 from .codegen import lower
-from .pointwise import Pointwise, _kind
+from .pointwise import Pointwise
 from .trace import evaluate_nodes
 
 Tensors = tuple[torch.Tensor, ...]
@@ -246,7 +246,7 @@ class _RunningErrors:
 
     def __init__(self, op: Pointwise, inputs: Tensors) -> None:
         arguments = op._bound(inputs, {})
-        member, scalars = op._member(tuple(map(_kind, arguments)))
+        _, member, scalars = op.resolve(arguments)
         self._program, self._inputs = member.program, inputs
         self._scalars = [float(arguments[i]) for i in scalars]
 

@@ -457,16 +457,20 @@ def pointwise(*, domain: Interval | Mapping[str, Interval] = ...) -> Callable[[C
 def pointwise(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     r"""Makes an op of a plain PyTorch function of elements: one fused kernel for every order of derivative.
 
-    The function is traced once, when it is declared: what it captures from outside is read then. Calling the op runs
-    C++ or CUDA kernels that are made from it, for the value and, on demand, for each derivative, and compiled on their
+    The function is traced once, when it is declared: what it captures from outside (a global number, an attribute of
+    ``self``) is read then. Where PyTorch has to run the function itself, a change of that raises. A deep copy of a
+    module that declares an op of its own method has an op of its own. Calling the op runs C++ or CUDA kernels that are
+    made from it, for the value and, on demand, for each derivative, and compiled on their
     first use. It works under autograd, ``torch.func``, ``vmap`` and forward mode; ``torch.compile`` and
     ``torch.export`` trace the function itself.
 
     Args:
         function: tensors and Python numbers to a tensor or a tuple of tensors, computed element by element with
-            PyTorch's functions, methods and operators. An argument with a number as its default is a number that may
-            change from call to call at no cost and has no gradient; an argument may be given a tensor or a number in
-            any call. An argument with another default (a string, a bool, None) is fixed when the kernel is made.
+            PyTorch's functions, methods and operators; a module, or a function of PyTorch, will do. An argument with a
+            number as its default is a number that may change from call to call at no cost and has no gradient; an
+            argument may be given a tensor or a number in any call. An argument with another default (a string, a bool,
+            None, a list) is fixed when the kernel is made, and so is a number whose value the function asks for, as
+            ``math.sqrt(a)`` and ``if a > 0`` do: each value has a kernel of its own then.
         domain: the interval from which :func:`verify` samples the tensors, or one for each argument by name.
 
     Returns:
@@ -475,7 +479,9 @@ def pointwise(function: Callable[..., Any] | None = None, /, **options: Any) -> 
 
     Raises:
         TypeError: at declaration, if the function is not elementwise (it reduces, indexes, branches on a value, writes
-            in place, draws random numbers, ...); the message names the line and what to do instead.
+            to its arguments, draws random numbers, ...), calls a custom ``autograd.Function``, whose backward would be
+            lost, or has more than 20,000 operations; the message names the line and what to do instead.
+        RuntimeError: at a call that runs the function itself, if it computes something else than when it was declared.
 
     Example:
         >>> import torch, torchad_ext

@@ -190,6 +190,7 @@ _NUMBER = "asks for the value of a symbol; use the functions of torch for a tens
 _OUTSIDE = "compute it outside and pass the result as an argument"
 _OF_A_NUMBER = f"is given a Python number; {_OUTSIDE}"
 _CONSTANT = "is given a constant; compute it with the math module"
+_NO_MASK = "is given what is no truth value; compare it, as in x != 0"
 _UNKNOWN = f"is not elementwise, or not known to be; {_OUTSIDE}"
 _REDUCTION = "combines elements; reduce the result outside, as in op(x).sum()"
 _INDEX = "picks elements; pass the part as an argument, as in op(x[..., 0])"
@@ -306,7 +307,7 @@ def _extremum(op: str) -> Callable[..., Expr]:
 def _logical(op: str) -> Callable[..., Expr]:
     def logical(*operands: Any) -> Expr:
         if not _masks(*operands):
-            raise _Problem("is given what is no truth value; compare it, as in x != 0")
+            raise _Problem(_NO_MASK)
         return expr.make(op, *operands)
 
     return logical
@@ -389,6 +390,49 @@ def _xlogy(input: Expr, other: Expr) -> Expr:
     return expr.mul(input, expr.log(where(expr.and_(expr.eq(input, 0), singular), 1, other)))
 
 
+def _xlog1py(input: Operand, other: Expr) -> Expr:
+    singular = expr.or_(expr.make("le", other, -1), expr.eq(other, math.inf))
+    return expr.mul(input, expr.log1p(where(expr.and_(expr.eq(input, 0), singular), 0, other)))
+
+
+def _polygamma(n: Any, input: Any) -> Expr:
+    if isinstance(n, Expr):  # the method
+        n, input = input, n
+    if not isinstance(n, int) or n < 0:
+        raise _Problem(f"has the order {n!r}; it is 0 or a positive integer")
+    return expr.polygamma(n, input)
+
+
+def _logit(input: Expr, eps: float | None = None) -> Expr:
+    if eps is None:
+        return expr.logit(input)
+    low, high = eps, expr.sub(1, eps)
+    return expr.logit(where(expr.make("lt", input, low), low, where(expr.make("gt", input, high), high, input)))
+
+
+def _xor(input: Any, other: Any) -> Expr:
+    if not _masks(input, other):
+        raise _Problem(_NO_MASK)
+    return expr.ne(input, other)
+
+
+def _masked_fill(input: Operand, mask: Expr, value: Operand) -> Expr:
+    if not _masks(mask) or _varies(value):
+        raise _Problem("takes a truth value and a number; write torch.where(condition, value, x)")
+    return where(mask, value, _number(input))
+
+
+def _isclose(input: Expr, other: Expr, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Expr:
+    distance = expr.abs_(input - other)
+    near = expr.and_(distance < math.inf, expr.make("le", distance, expr.add(atol, expr.abs_(expr.mul(rtol, other)))))
+    close = expr.or_(expr.eq(input, other), near)
+    return expr.or_(close, expr.and_(expr.ne(input, input), expr.ne(other, other))) if equal_nan else close
+
+
+def _heaviside(input: Expr, values: Operand) -> Expr:
+    return expr.detach(where(expr.eq(input, 0), values, where(input > 0, 1, 0)))
+
+
 def _floor_divide(input: Operand, other: Operand) -> Expr:
     return _div(input, other, rounding_mode="floor")
 
@@ -408,13 +452,15 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{
         name: _unary(name)
         for name in "neg abs sign sqrt rsqrt reciprocal exp expm1 exp2 log log1p log2 log10 sin cos tan asin acos atan "
-        "sinh cosh tanh asinh acosh atanh sigmoid erf erfc floor ceil round trunc detach".split()
+        "sinh cosh tanh asinh acosh atanh sigmoid erf erfc erfinv lgamma log_ndtr entr floor ceil round trunc "
+        "detach".split()
     },
-    **{name: _binary(name) for name in "atan2 hypot fmod remainder lt le gt ge eq ne".split()},
+    **{name: _binary(name) for name in "atan2 hypot fmod remainder logaddexp logaddexp2 copysign lt le gt ge eq ne".split()},
     **{name: _mirrored(function) for name, function in _MIRRORED.items()},
     **{name: _logical("and") for name in ("and", "logical_and", "bitwise_and")},
     **{name: _logical("or") for name in ("or", "logical_or", "bitwise_or")},
     **{name: _logical("not") for name in ("invert", "logical_not", "bitwise_not")},
+    **dict.fromkeys(("xor", "rxor", "logical_xor", "bitwise_xor"), _xor),
     "add": _add,
     "sub": _sub,
     "mul": _mul,
@@ -440,6 +486,15 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "lerp": lambda input, end, weight: expr.lerp(input, end, weight),
     "sinc": _sinc,
     "xlogy": _xlogy,
+    "xlog1py": _xlog1py,
+    "logit": _logit,
+    "digamma": lambda input: expr.polygamma(0, input),
+    "polygamma": _polygamma,
+    "erfcx": lambda input: expr.erfcx(0, input),
+    "heaviside": _heaviside,
+    "signbit": lambda input: expr.make("lt", expr.copysign(1, input), 0),
+    "masked_fill": _masked_fill,
+    "isclose": _isclose,
     "deg2rad": lambda input: input * (math.pi / 180),
     "rad2deg": lambda input: input * (180 / math.pi),
     "frac": lambda input: input - expr.trunc(input),
@@ -476,7 +531,7 @@ for _alias, _of in {
     "subtract": "sub", "multiply": "mul", "divide": "div", "true_divide": "div", "negative": "neg", "absolute": "abs",
     "arcsin": "asin", "arccos": "acos", "arctan": "atan", "arctan2": "atan2", "arcsinh": "asinh", "arccosh": "acosh",
     "arctanh": "atanh", "expit": "sigmoid", "greater": "gt", "greater_equal": "ge", "less": "lt", "less_equal": "le",
-    "not_equal": "ne", "sgn": "sign", "fix": "trunc", "clip": "clamp",
+    "not_equal": "ne", "sgn": "sign", "fix": "trunc", "clip": "clamp", "gammaln": "lgamma", "psi": "digamma",
     "_threshold": "threshold",
 }.items():  # fmt: skip
     FUNCTIONS[_alias] = FUNCTIONS[_of]
@@ -497,6 +552,20 @@ def _bessel(n: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return torch.where(x.abs() < order + 2, series, value)
 
 
+def _erfcx(n: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """(-1)^n times the n-th derivative of erfcx: the recurrence of ``csrc/scalar/special.h``."""
+    order, last = int(n), int(n) + 36
+    before, value = torch.full_like(x, 2 / math.sqrt(math.pi)), torch.special.erfcx(x)
+    large = x.clamp_min(2)
+    downwards, ratio = value, (large * large + 2 * last).sqrt() - large
+    for k in range(last - 1, 0, -1):
+        ratio = 2 * k / (2 * large + ratio)
+        downwards = downwards * ratio if k <= order else downwards
+    for k in range(order):
+        before, value = value, (2 * k or 1) * before - 2 * x * value
+    return torch.where(x > 2, downwards, value)
+
+
 _EVALUATE: dict[str, Callable[..., torch.Tensor]] = {
     "add": operator.add,
     "sub": operator.sub,
@@ -509,6 +578,10 @@ _EVALUATE: dict[str, Callable[..., torch.Tensor]] = {
     "log1pexp": lambda x: torch.logaddexp(x, torch.zeros_like(x)),
     "exp_minus_square": lambda x: torch.exp(-x * x),
     "spherical_bessel": _bessel,
+    "polygamma": lambda n, x: torch.polygamma(int(n), x),
+    "erfcx": _erfcx,
+    "log_ndtr": torch.special.log_ndtr,
+    "entr": torch.special.entr,
 }
 
 

@@ -29,16 +29,18 @@ T copysign(T x, T sign) {
   return keep_sign(abs(x), sign);
 }
 
-// log |Gamma(x)|: Stirling's formula with a polynomial in 1 / x^2 for x > 3; (x - 1) (x - 2) times a polynomial between
-// 1 and 3, where the zeros are; lgamma(x + 1) - log(x) below 1. Error below 3 ulp. The C library has the numbers below
-// 0; its lgamma writes a global variable, its lgamma_r does not.
-inline Double lgamma(Double x) {
-  if (!__builtin_expect(all_within(-x, -0x1p-1022), 1)) {
-    return each_lane(x, [](double lane) {
-      int sign;
-      return ::lgamma_r(lane, &sign);
-    });
-  }
+// The lgamma of the C library writes a global variable, its lgamma_r does not.
+inline double lgamma_of_libm(double x) {
+  int sign;
+  return ::lgamma_r(x, &sign);
+}
+
+// log |Gamma(x)|. With z = |x|: (z - 1/2) (log(z) - 1) + (log(2 pi) - 1) / 2 and a polynomial in 1 / z for z > 3
+// (Stirling); (z - 1) (z - 2) times a polynomial between 1 and 3, where the zeros are; lgamma(z + 1) - log(z) below 1.
+// For x < 0 by the reflection Gamma(z) Gamma(-z) = -pi / (z sin(pi z)), with the absolute error of its terms.
+inline Double lgamma_by_reflection(Double x) {
+  const Double z = abs(x);
+  if (!__builtin_expect(all_ordinary(z), 1)) return each_lane(x, lgamma_of_libm);
   constexpr double near[] = {
       0x1.b0ee6072093cep-2,  -0x1.9ae6509ea109ep-4,  0x1.0e0c9df29353p-5,    -0x1.95ce223a9d24ap-7,
       0x1.47974853aa7eap-8,  -0x1.145121f959a87p-9,  0x1.dfebcf8e001b7p-11,  -0x1.a96a403976f3ap-12,
@@ -52,14 +54,30 @@ inline Double lgamma(Double x) {
                             -0x1.3813174192ecdp-11, 0x1.b9326a92f5e65p-11, -0x1.f3dd1d895f8ddp-10,
                             0x1.8f44ea0ec1548p-8,   -0x1.7937174913bd7p-6, 0x1.4d2171357754ap-4,
                             -0x1.a820884cf6c52p-3,  0x1.0c1788f27869cp-2};
-  const Double logarithm = log(x);
-  const Double stirling = fma(x - 0.5, logarithm - 1.0, polynomial(far, 1.0 / (x * x)) / x + 0x1.acfe390c97d69p-2);
-  const Double t = x < 1.0 ? x - 1.0 : x - 2.0;
-  const Double between = t * (x < 1.0 ? x : x - 1.0) * polynomial(near, t);
-  return x > 3.0 ? stirling : x < 1.0 ? between - logarithm : between;
+  const Long<Double> log2 = long_log2(split_log(z));
+  const Double logarithm = log2.head * 0x1.62e42fefa39efp-1;
+  const Double rest = fma(log2.head, broadcast(0x1.62e42fefa39efp-1), -logarithm) +
+                      fma(log2.head, broadcast(0x1.abc9e3b39803fp-56), log2.tail * 0x1.62e42fefa39efp-1);
+  const Double less = logarithm - 1.0;
+  const Double correction = polynomial(far, 1.0 / (z * z)) / z + 0x1.acfe390c97d69p-2;
+  const Double stirling = fma(z - 0.5, less, fma(z - 0.5, ((logarithm - less) - 1.0) + rest, correction));
+  const Double t = z < 1.0 ? z - 1.0 : z - 2.0;
+  const Double between = t * (z < 1.0 ? z : z - 1.0) * polynomial(near, t);
+  const Double y = z > 3.0 ? stirling : z < 1.0 ? between - (logarithm + rest) : between;
+  if (all_within(-x, 0)) return y;
+  const Double pi = broadcast(3.14159265358979323846);
+  return x < 0.0 ? log(pi / abs(sin(pi * (x - round(x))))) - (logarithm + rest) - y : y;
 }
-inline Float lgamma(Float x) {
-  return by_double(x, [](Double v) { return lgamma(v); });
+inline Float lgamma(Float x) { return by_double(x, lgamma_by_reflection); }
+
+// Error below 1.9 ulp, for x < 0 below 4 ulp: the C library computes the small numbers, near zeros of the negative axis.
+inline Double lgamma(Double x) {
+  Double y = lgamma_by_reflection(x);
+  if (__builtin_expect(all_within(x < 0.0 ? -abs(y) : broadcast(-0.5), -0.5), 1)) return y;
+  for (int i = 0; i < lanes<double>; ++i) {
+    if (x[i] < 0 && !(std::abs(y[i]) > 0.5)) y[i] = lgamma_of_libm(x[i]);
+  }
+  return y;
 }
 
 // exp(x^2) erfc(x): the polynomials under erfc, beyond them the asymptotic series (Abramowitz and Stegun, 7.1.23);
@@ -87,22 +105,25 @@ T erfcx(T x) {
   return x < number<T>(0) ? exact + (exact - positive) : positive;
 }
 
-// The y with erf(y) = x: Winitzki's formula (A handy approximation for the error function and its inverse, 2008), right
-// to 0.2 per cent, and steps of Halley, each of which triples the digits: y - u / (1 + y u), u = (erf(y) - x) /
-// erf'(y). Error below 3 ulp.
+// The y with erf(y) = x: x times a polynomial in w = -log(1 - x^2) or its root, right to 1e-6 (after Giles,
+// Approximating the erfinv function, 2012), and a step of Halley, which triples the digits: y - u / (1 + y u) with u =
+// (erf(y) - x) / erf'(y). Error below 1.8 ulp.
 template <class T>
 T erfinv(T x) {
+  constexpr double near[] = {1.62354239,    0.241630689,   -0.00573952978, -0.000837193318,
+                             0.00019596176, -1.215359e-05, -1.96678e-06,   3.49815929e-07};
+  constexpr double far[] = {4.11721626,     1.01001251,      0.000658810943,  -0.000588109923, 0.000228995119,
+                            -6.0174657e-05, -2.99870511e-06, -8.46429589e-06, 1.46495218e-05,  -4.1901713e-06};
   const T one = number<T>(1);
   const T a = abs(x);
-  const T l = number<T>(0.5) * log((one - a) * (one + a));
-  const T half = number<T>(2 / (3.14159265358979323846 * 0.147)) + l;
-  const T product = number<T>(-2 / 0.147) * l;
-  T y = sqrt(product / (sqrt(fma(half, half, product)) + half));
-  for (int step = 0; step < 2; ++step) {
-    const T error = a > number<T>(0.5) ? (one - a) - erfc(y) : erf(y) - a;
-    const T u = error * (number<T>(0x1.c5bf891b4ef6bp-1) * exp(y * y));  // sqrt(pi) / 2
-    y = y - u / fma(y, u, one);
-  }
+  const T w = -log1p(-(a * a));
+  const T slope =
+      w < number<T>(6) ? polynomial(near, w - number<T>(3)) : polynomial(far, sqrt(w) - number<T>(4.27474487139));
+  T y = a * slope;
+  const T inverse = exp(y * y);
+  const T error = a > number<T>(0.5) ? fma(one - a, inverse, -erfcx(y)) : (erf(y) - a) * inverse;
+  const T u = number<T>(0x1.c5bf891b4ef6bp-1) * error;  // sqrt(pi) / 2
+  y = y - u / fma(y, u, one);
   const T end = a == one ? number<T>(INFINITY) : number<T>(NAN);
   return keep_sign(a < one ? y : end, x);
 }
@@ -210,8 +231,8 @@ TORCHAD_EXT_FUNCTION T polygamma(T x) {
 template <int n, class T>
 TORCHAD_EXT_FUNCTION T erfcx(T x) {
   if constexpr (n == 0) return erfcx(x);
-  constexpr double threshold = 2;
-  constexpr int last = n + (is_single<T> ? 14 : 36);
+  constexpr double threshold = 1.5;
+  constexpr int last = n + (is_single<T> ? 18 : 60);
   const T twice = x + x;
   T before = number<T>(0x1.20dd750429b6dp0);  // 2 / sqrt(pi)
   T upwards = erfcx(x);
@@ -222,7 +243,8 @@ TORCHAD_EXT_FUNCTION T erfcx(T x) {
     upwards = next;
   }
   const T large = x > number<T>(threshold) ? x : number<T>(threshold);
-  T ratio = sqrt(fma(large, large, number<T>(2 * last))) - large;
+  const T root = sqrt(fma(large, large, number<T>(2 * last)));
+  T ratio = sqrt(fma(large, large, number<T>(2 * last - 1)) + large / root) - large;
   for (int k = last - 1; k > 0; --k) {
     ratio = number<T>(2 * k) / (large + large + ratio);
     if (k <= n) downwards = downwards * ratio;
@@ -242,14 +264,16 @@ Float erfcx(Float x) {
 }
 #endif
 
-// log(erfc(-x / sqrt(2)) / 2), the logarithm of the normal distribution. Error below 3 ulp.
+// The logarithm of the normal distribution, log(erfc(-x / sqrt(2)) / 2), by erfcx, which does not amplify the rounding
+// error of x / sqrt(2). Error below 3 ulp.
 template <class T>
 TORCHAD_EXT_FUNCTION T log_ndtr(T x) {
   const T half = number<T>(0.5);
-  const T z = number<T>(0x1.6a09e667f3bcdp-1) * x;
-  const auto left = x < number<T>(-1);
-  const T tail = log(half * erfcx(left ? -z : number<T>(1))) - half * (x * x);
-  return left ? tail : log1p(-half * erfc(z));
+  const T square = x * x;
+  const T tail = half * erfcx(number<T>(0x1.6a09e667f3bcdp-1) * abs(x));  // exp(x^2 / 2) times the smaller part
+  const T y = exp(-half * square);
+  const T gaussian = y > number<T>(0) ? y - y * (half * fma(x, x, -square)) : y;
+  return x < number<T>(0) ? log(tail) - half * square : log1p(-(tail * gaussian));
 }
 
 // log(x / (1 - x)), near 1 / 2 by log1p. Error below 3 ulp.
@@ -265,7 +289,7 @@ TORCHAD_EXT_FUNCTION T logit(T x) {
 template <class T>
 TORCHAD_EXT_FUNCTION T logaddexp(T a, T b) {
   const T distance = a == b ? number<T>(0) : abs(a - b);
-  return maximum(a, b) + log1p(exp(-distance));
+  return maximum(a, b) + log1pexp(-distance);
 }
 template <class T>
 TORCHAD_EXT_FUNCTION T logaddexp2(T a, T b) {

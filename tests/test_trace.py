@@ -233,6 +233,20 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "erfc": ("torch.erfc(x)", "torch.special.erfc(x)"),
     "sigmoid": ("torch.sigmoid(x)", "F.sigmoid(x)"),
     "expit": ("torch.special.expit(x)",),
+    "erfinv": ("torch.erfinv(x)", "x.erfinv()", "torch.special.erfinv(x)"),
+    "erfcx": ("torch.special.erfcx(x)",),
+    "log_ndtr": ("torch.special.log_ndtr(x)",),
+    "logit": ("torch.logit(x)", "x.logit()", "torch.special.logit(x, eps=0.3)", "torch.logit(x, 0.1)"),
+    "logaddexp": ("torch.logaddexp(x, y)", "x.logaddexp(y)"),
+    "logaddexp2": ("torch.logaddexp2(x, y)",),
+    "entr": ("torch.special.entr(x)",),
+    "xlog1py": ("torch.special.xlog1py(x, y)", "torch.special.xlog1py(2.0, x)", "torch.special.xlog1py(x, 2.0)"),
+    # gamma function
+    "lgamma": ("torch.lgamma(x)", "x.lgamma()"),
+    "gammaln": ("torch.special.gammaln(x)",),
+    "digamma": ("torch.digamma(x)", "x.digamma()", "torch.special.digamma(x)"),
+    "psi": ("torch.special.psi(x)",),
+    "polygamma": ("torch.polygamma(0, x)", "torch.special.polygamma(1, x)", "x.polygamma(2)"),
     # rounding
     "floor": ("x * torch.floor(y)",),
     "ceil": ("x * torch.ceil(y)",),
@@ -263,6 +277,15 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "bitwise_and": ("torch.where(torch.bitwise_and(x > 0.2, x < y), x, y**2)",),
     "bitwise_or": ("torch.where(torch.bitwise_or(x < 0.2, x > y), x, y**2)",),
     "bitwise_not": ("torch.where(torch.bitwise_not(x > y), x, y**2)",),
+    "xor": ("torch.where((x > 0.2) ^ (x > y), x, y**2)",),
+    "rxor": ("torch.where((x > 0.2).__rxor__(x > y), x, y**2)",),
+    "logical_xor": ("torch.where(torch.logical_xor(x > 0.2, x > y), x, y**2)",),
+    "bitwise_xor": ("torch.where(torch.bitwise_xor(x > 0.2, x > y), x, y**2)",),
+    "isclose": ("torch.where(torch.isclose(x, y, rtol=0.5, atol=0.2), x, y**2)", "torch.where(x.isclose(y), x, y**2)"),
+    "signbit": ("torch.where(torch.signbit(x), y, x**2)",),
+    "copysign": ("torch.copysign(x, y)", "x.copysign(-2.0) * y"),
+    "heaviside": ("x * torch.heaviside(y, x)",),
+    "masked_fill": ("x.masked_fill(x > y, 0.7) * x", "torch.masked_fill(x * y, x > y, -1.5)"),
     "isnan": ("torch.where(torch.isnan(x), y, x**2)",),
     "isfinite": ("torch.where(torch.isfinite(x), x**2, y)",),
     "isinf": ("torch.where(torch.isinf(x), y, x**2)",),
@@ -319,9 +342,30 @@ DOMAINS: dict[str, tuple[float, float]] = {
         "log2 log10 xlogy atan2 arctan2 ".split(),
         POSITIVE,
     ),
-    **dict.fromkeys("asin acos atanh arcsin arccos arctanh".split(), (-0.9, 0.8)),
+    **dict.fromkeys("lgamma gammaln digamma psi polygamma entr xlog1py".split(), POSITIVE),
+    "logit": (0.05, 0.95),
+    **dict.fromkeys("erfinv asin acos atanh arcsin arccos arctanh".split(), (-0.9, 0.8)),
     **dict.fromkeys("acosh arccosh".split(), (1.2, 3.0)),
 }
+
+
+class Polygamma(torch.autograd.Function):
+    """The polygamma function by PyTorch's zeta; of order -1, the logarithm of the gamma function."""
+
+    @staticmethod
+    def forward(ctx: Any, n: int, x: torch.Tensor) -> torch.Tensor:
+        ctx.n = n
+        ctx.save_for_backward(x)
+        if n < 1:
+            return torch.digamma(x) if n == 0 else torch.lgamma(x)
+        return (-1) ** (n + 1) * math.factorial(n) * torch.special.zeta(n + 1.0, x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, torch.Tensor]:
+        (x,) = ctx.saved_tensors
+        return None, grad * Polygamma.apply(ctx.n + 1, x)
+
+
 NATIVE: dict[str, Function] = {
     # PyTorch computes these with a float 1/6, and has no second derivative.
     "F.hardsigmoid(3 * x)": lambda x: F.relu6(3 * x + 3) / 6,
@@ -332,6 +376,26 @@ NATIVE: dict[str, Function] = {
     "x * (2 // y)": lambda x, y: x * (2 // y.detach()),
     "x * torch.floor_divide(y, 0.3)": lambda x, y: x * (y.detach() // 0.3),
     "2 % x": lambda x: torch.remainder(torch.full_like(x, 2), x),
+    "x * torch.heaviside(y, x)": lambda x, y: x * torch.heaviside(y.detach(), x.detach()),
+    # Its trigamma is wrong in the tenth digit.
+    **{
+        text: lambda x, n=n: Polygamma.apply(n, x)
+        for n, texts in enumerate(
+            (
+                ("torch.lgamma(x)", "x.lgamma()", "torch.special.gammaln(x)"),
+                (
+                    "torch.digamma(x)",
+                    "x.digamma()",
+                    "torch.special.digamma(x)",
+                    "torch.special.psi(x)",
+                    "torch.polygamma(0, x)",
+                ),
+                ("torch.special.polygamma(1, x)",),
+            ),
+            -1,
+        )
+        for text in texts
+    },
 }
 
 
@@ -597,6 +661,8 @@ THROUGH = {
     "spherical_bessel": "torch.sinc(x)",
     "sign": "torch.sign(x) * x",
     "exp_minus_square": "torch.erf(x)",
+    "erfcx": "torch.special.erfcx(x)",
+    "copysign": "torch.copysign(x, y) * x",
 }
 
 
@@ -812,8 +878,12 @@ REFUSED: list[tuple[Function, str]] = [
     (lambda x: x / x.shape[0], f"shape {WHOLE}"),
     (lambda x: x / len(x), f"len {WHOLE}"),
     (lambda x: x / x.numel(), f"numel {WHOLE}"),
-    (lambda x: torch.lgamma(x), f"lgamma {UNKNOWN}"),
-    (lambda x: torch.special.digamma(x), f"digamma {UNKNOWN}"),
+    (lambda x: torch.special.i0(x), f"i0 {UNKNOWN}"),
+    (lambda x: F.prelu(x, x), "prelu has weights along dimension 1"),
+    (lambda x: torch.float_power(x, 2), "float_power gives float64"),
+    (lambda x: torch.polygamma(-1, x), "polygamma has the order -1; it is 0 or a positive integer"),
+    (lambda x: x.masked_fill(x > 0, x), "masked_fill takes a truth value and a number; write torch.where"),
+    (lambda x: torch.logical_xor(x, x) * x, "logical_xor is given what is no truth value; compare it, as in x != 0"),
     (lambda x: F.glu(x), f"glu {UNKNOWN}"),
     (lambda x: torch.round(x, decimals=2), "round has no kernel for these arguments (got an unexpected keyword"),
     (lambda x: torch.exp(torch.zeros_like(x)), "exp is given a constant; compute it with the math module"),

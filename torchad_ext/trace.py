@@ -215,6 +215,9 @@ _REFUSED = {
         "is_cuda": _TYPE,
         "zeros ones full empty empty_like arange linspace as_tensor from_numpy eye new_tensor new_zeros new_ones "
         "new_full": _CREATES,
+        "prelu _prelu_kernel": "has weights along dimension 1; write torch.where(x > 0, x, weight * x), with the weight's shape "
+        "as it broadcasts",
+        "float_power": "gives float64, but a pointwise function keeps the dtype of its tensors; write x ** p",
         "__setitem__": "changes a tensor in place; write torch.where(condition, a, b)",
     }.items()
     for name in names.split()
@@ -455,7 +458,10 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         "sinh cosh tanh asinh acosh atanh sigmoid erf erfc erfinv lgamma log_ndtr entr floor ceil round trunc "
         "detach".split()
     },
-    **{name: _binary(name) for name in "atan2 hypot fmod remainder logaddexp logaddexp2 copysign lt le gt ge eq ne".split()},
+    **{
+        name: _binary(name)
+        for name in "atan2 hypot fmod remainder logaddexp logaddexp2 copysign lt le gt ge eq ne".split()
+    },
     **{name: _mirrored(function) for name, function in _MIRRORED.items()},
     **{name: _logical("and") for name in ("and", "logical_and", "bitwise_and")},
     **{name: _logical("or") for name in ("or", "logical_or", "bitwise_or")},
@@ -553,17 +559,19 @@ def _bessel(n: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def _erfcx(n: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """(-1)^n times the n-th derivative of erfcx: the recurrence of ``csrc/scalar/special.h``."""
-    order, last = int(n), int(n) + 36
-    before, value = torch.full_like(x, 2 / math.sqrt(math.pi)), torch.special.erfcx(x)
-    large = x.clamp_min(2)
-    downwards, ratio = value, (large * large + 2 * last).sqrt() - large
+    """(-1)^n times the n-th derivative of erfcx, by the recurrences in ``csrc/scalar/special.h``."""
+    if n == 0:
+        return torch.special.erfcx(x)
+    order, last, wide = int(n), int(n) + 60, x.double()
+    before, upwards = torch.full_like(wide, 2 / math.sqrt(math.pi)), torch.special.erfcx(wide)
+    downwards, large = upwards, wide.clamp_min(1.5)
+    ratio = (large * large + 2 * last - 1 + large / (large * large + 2 * last).sqrt()).sqrt() - large
     for k in range(last - 1, 0, -1):
         ratio = 2 * k / (2 * large + ratio)
         downwards = downwards * ratio if k <= order else downwards
     for k in range(order):
-        before, value = value, (2 * k or 1) * before - 2 * x * value
-    return torch.where(x > 2, downwards, value)
+        before, upwards = upwards, (2 * k or 1) * before - 2 * wide * upwards
+    return torch.where(wide > 1.5, downwards, upwards).to(x.dtype)
 
 
 _EVALUATE: dict[str, Callable[..., torch.Tensor]] = {

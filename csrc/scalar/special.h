@@ -181,7 +181,6 @@ TORCHAD_EXT_FUNCTION T polygamma(T x) {
   T value;
   if constexpr (n == 0) {
     T sum = number<T>(0.5) * inverse + series;
-    TORCHAD_EXT_UNROLL
     for (int k = shifts - 1; k >= 0; --k) sum = sum + one / (z + number<T>(k));
     constexpr double near[] = {
         0x1.9213d46736ba4p-1,   -0x1.0aff270ca07a7p-2,  0x1.be76b26db8065p-4,  -0x1.95ec0c3ba92eap-5,
@@ -205,7 +204,6 @@ TORCHAD_EXT_FUNCTION T polygamma(T x) {
     T power = number<T>(1);
     for (int k = 0; k < n; ++k) power = power * inverse;
     value = power * fma(number<T>(0.5 * n * factorial), inverse, series);
-    TORCHAD_EXT_UNROLL
     for (int k = shifts - 1; k >= 0; --k) {
       const T each = one / (z + number<T>(k));
       power = number<T>(n * factorial) * each;

@@ -26,6 +26,17 @@ using std::min;
 inline float __uint_as_float(uint32_t bits) { return std::bit_cast<float>(bits); }
 inline uint32_t __float_as_uint(float x) { return std::bit_cast<uint32_t>(x); }
 
+// Functions that C++ lacks, by their definitions.
+inline double erfcx(double x) { return x < 26 ? exp(x * x) * erfc(x) : 1 / (x * sqrt(M_PI)) * (1 - 1 / (2 * x * x)); }
+inline float erfcx(float x) { return float(erfcx(double(x))); }
+inline double erfinv(double x) {
+  if (!(abs(x) < 1)) return x / (abs(x) == 1 ? 0.0 : NAN);
+  double y = 0;
+  for (int i = 0; i < 200; ++i) y -= (erf(y) - x) / (2 / sqrt(M_PI) * exp(-y * y)) / (1 + abs(y));
+  return y;
+}
+inline float erfinv(float x) { return float(erfinv(double(x))); }
+
 struct Index {
   int x;
 };

@@ -278,7 +278,6 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "bitwise_or": ("torch.where(torch.bitwise_or(x < 0.2, x > y), x, y**2)",),
     "bitwise_not": ("torch.where(torch.bitwise_not(x > y), x, y**2)",),
     "xor": ("torch.where((x > 0.2) ^ (x > y), x, y**2)",),
-    "rxor": ("torch.where((x > 0.2).__rxor__(x > y), x, y**2)",),
     "logical_xor": ("torch.where(torch.logical_xor(x > 0.2, x > y), x, y**2)",),
     "bitwise_xor": ("torch.where(torch.bitwise_xor(x > 0.2, x > y), x, y**2)",),
     "isclose": ("torch.where(torch.isclose(x, y, rtol=0.5, atol=0.2), x, y**2)", "torch.where(x.isclose(y), x, y**2)"),
@@ -377,6 +376,10 @@ NATIVE: dict[str, Function] = {
     "x * torch.floor_divide(y, 0.3)": lambda x, y: x * (y.detach() // 0.3),
     "2 % x": lambda x: torch.remainder(torch.full_like(x, 2), x),
     "x * torch.heaviside(y, x)": lambda x, y: x * torch.heaviside(y.detach(), x.detach()),
+    # The derivative of its quotient result / x is not quite 0.
+    "torch.copysign(x, y)": lambda x, y: torch.where(torch.signbit(y), -abs(x), abs(x)),
+    "x.copysign(-2.0) * y": lambda x, y: -abs(x) * y,
+    "torch.copysign(x, y) * x": lambda x, y: torch.where(torch.signbit(y), -abs(x), abs(x)) * x,
     # Its trigamma is wrong in the tenth digit.
     **{
         text: lambda x, n=n: Polygamma.apply(n, x)

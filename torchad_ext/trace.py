@@ -215,8 +215,7 @@ _REFUSED = {
         "is_cuda": _TYPE,
         "zeros ones full empty empty_like arange linspace as_tensor from_numpy eye new_tensor new_zeros new_ones "
         "new_full": _CREATES,
-        "prelu _prelu_kernel": "has weights along dimension 1; write torch.where(x > 0, x, weight * x), with the weight's shape "
-        "as it broadcasts",
+        "prelu": "has weights along dimension 1, but arguments broadcast from the last; write torch.where(x > 0, x, w * x)",
         "float_power": "gives float64, but a pointwise function keeps the dtype of its tensors; write x ** p",
         "__setitem__": "changes a tensor in place; write torch.where(condition, a, b)",
     }.items()
@@ -466,7 +465,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{name: _logical("and") for name in ("and", "logical_and", "bitwise_and")},
     **{name: _logical("or") for name in ("or", "logical_or", "bitwise_or")},
     **{name: _logical("not") for name in ("invert", "logical_not", "bitwise_not")},
-    **dict.fromkeys(("xor", "rxor", "logical_xor", "bitwise_xor"), _xor),
+    **dict.fromkeys(("xor", "logical_xor", "bitwise_xor"), _xor),
     "add": _add,
     "sub": _sub,
     "mul": _mul,

@@ -263,6 +263,22 @@ inline void store(Half* to, Float v) {
 #endif
 }
 
+// Numbers as memory of a type has them: a kernel computes with more bits where PyTorch compares rounded numbers.
+template <class Number>
+Float rounded(Float x) {
+  Number memory[lanes<float>];
+  store(memory, x);
+  return load(memory);
+}
+template <class Number>
+Double rounded(Double x) {
+  return Doubles(rounded<Number>(Float(Doubles(x, x)))).half[0];
+}
+template <class Number>
+double rounded(double x) {
+  return rounded<Number>(broadcast((float)x))[0];
+}
+
 // Do the floats within two units in the last place of v round to the same half as v, in every lane? They do not beside
 // the middle of two halves, and may not where halves have fewer bits, below 2^-14.
 inline bool rounds_as_neighbours(Float v) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -147,6 +148,22 @@ def test_options_are_those_of_pytorch(
     x = torch.linspace(-3, 3, 61, dtype=torch.float64, device=device) + 0.01
     for ours, expected in zip(orders(call, (x,), 3), orders(native, (x,), 3), strict=True):
         assert_close(ours, expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 1.0, 2.0, 3.0])
+def test_powers_of_zero_have_the_derivatives_of_polynomials(exponent: float, device: str) -> None:
+    zero = torch.zeros(3, dtype=torch.float64, device=device)
+    for power in (lambda x: ad.pow(x, exponent), lambda x: ad.pow(x, torch.full_like(x, exponent))):
+        found = [each[0].item() for each in orders(power, (zero,), 4)]
+        assert found == [math.factorial(order) if order == exponent else 0 for order in range(5)]
+
+
+def test_the_hessian_of_a_power_whose_exponent_is_zero(device: str) -> None:
+    at = torch.tensor([2.0, 0.0], dtype=torch.float64, device=device)
+    log2 = math.log(2)
+    exact = torch.tensor([[0.0, 0.5], [0.5, log2**2]], dtype=torch.float64, device=device)  # PyTorch gives 0 for 1/2
+    assert_close(hessian(lambda v: ad.pow(v[0], v[1]))(at), exact)
+    assert_close(ad.hessian(lambda v: ad.pow(v[0], v[1]), at), exact)
 
 
 def test_the_schnet_activation_is_zero_at_zero(device: str) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import inspect
+import itertools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -50,11 +53,42 @@ NUMBERS = {
 NUMBERS |= {"log n": expr.log(n) * x, "n < 2": expr.where(n < 2, x, y), "1 / 0": x * (expr.constant(1) / 0)}
 NUMBERS |= {"infinity": expr.where(x < math.inf, x, -math.inf), "nan": expr.where(x < y, math.nan, x)}
 EVERYTHING = {**OPERATIONS, **POWERS, **NUMBERS}
-PROGRAM = Program((x, y, z), (n,), tuple(EVERYTHING.values()), tuple(f"output{i}" for i in range(len(EVERYTHING))))
 
 
-def kernel(device: str, dtype: str) -> codegen.Kernel:
-    return codegen.kernel(codegen.functor(PROGRAM, "Everything"), "Everything", PROGRAM, device, dtype)
+def nested() -> Iterator[Expr]:
+    """Every pair of operators, each in both places of the other. No two share an operation, which would get a name."""
+    numbers = (expr.constant(1 + i / 64) for i in itertools.count())
+    arithmetic, comparisons, logic = ("mul", "div", "add", "sub"), sorted(COMPARISONS), ("and", "or")
+
+    def leaf(of: str, symbol: Expr) -> Expr:
+        return expr.make(of, symbol, next(numbers))
+
+    for outer, inner in itertools.product((*arithmetic, *comparisons), arithmetic):
+        yield expr.make(outer, leaf(inner, x), z)
+        yield expr.make(outer, z, leaf(inner, y))
+        yield expr.make(outer, leaf(inner, n), x)
+        yield expr.make(outer, expr.neg(leaf(inner, x)), expr.neg(z))
+    for outer, inner in itertools.product(logic, logic):
+        for of in itertools.product((x, y, n), (y, n, z), (z, x)):
+            p, q, r = (leaf("lt", symbol) for symbol in of)
+            yield expr.make(outer, p, expr.make(inner, q, r))
+            p, q, r = (leaf("ge", symbol) for symbol in of)
+            yield expr.make(outer, expr.not_(expr.make(inner, p, q)), r)
+    for outer, inner in itertools.product(logic, comparisons):
+        yield expr.make(outer, leaf(inner, x), leaf("lt", z))
+        yield expr.make(outer, leaf(inner, n), expr.not_(leaf(inner, y)))
+
+
+NESTED = {repr(e): expr.where(e, 1, 0) if e.is_mask else e for e in nested()}
+
+
+def program(expressions: dict[str, Expr]) -> Program:
+    return Program((x, y, z), (n,), tuple(expressions.values()), tuple(f"output{i}" for i in range(len(expressions))))
+
+
+def kernel(expressions: dict[str, Expr], device: str, dtype: str) -> codegen.Kernel:
+    functor = codegen.functor(program(expressions), "Everything")
+    return codegen.kernel(functor, "Everything", program(expressions), device, dtype)
 
 
 def awkward(dtype: torch.dtype) -> list[torch.Tensor]:
@@ -66,19 +100,24 @@ def awkward(dtype: torch.dtype) -> list[torch.Tensor]:
 class TestCpu:
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
     @pytest.mark.parametrize("level", ["x86-64", "x86-64-v3", "x86-64-v4"])
-    def test_every_operation_is_that_of_pytorch(self, level: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("expressions", [EVERYTHING, NESTED], ids=["operations", "pairs of operators"])
+    def test_every_operation_is_that_of_pytorch(
+        self, expressions: dict[str, Expr], level: str, dtype: torch.dtype, tmp_path: Path
+    ) -> None:
         if sorted(_build._CPU_LEVELS.values()).index(level) > sorted(_build._CPU_LEVELS.values()).index(
             _build.cpu_level()
         ):
             pytest.skip(f"this CPU has no {level}")
         run = _kernels._load("pointwise", "cpu")
         assert run is not None
-        source = kernel("cpu", str(dtype).removeprefix("torch."))
+        source = kernel(expressions, "cpu", str(dtype).removeprefix("torch."))
         _build.compile_library("cpu", _build.cpu_toolchain(level), tmp_path / "kernel.so", [source])
         library = ctypes.CDLL(str(tmp_path / "kernel.so"))
         inputs = awkward(dtype)
         results = run(ctypes.addressof(ctypes.c_char.in_dll(library, source.symbol)), inputs, [1.75])
-        for name, result, expected in zip(EVERYTHING, results, evaluate(PROGRAM, *inputs, 1.75), strict=True):
+        for name, result, expected in zip(
+            expressions, results, evaluate(program(expressions), *inputs, 1.75), strict=True
+        ):
             limits = torch.finfo(dtype)
             same = (result == expected) | (result.isnan() & expected.isnan())
             close = (result - expected).abs() <= 8 * limits.eps * expected.abs() + limits.tiny
@@ -99,7 +138,8 @@ class TestCpu:
 @pytest.mark.skipif(not _nvrtc.is_there(), reason="no NVRTC: the CUDA sources are not compiled")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_every_operation_compiles_for_cuda(dtype: str, tmp_path: Path) -> None:
-    _build.compile_image([kernel("cuda", dtype).text], "90", tmp_path / "image.cubin")
+    pairs = functools.reduce(expr.add, NESTED.values())
+    _build.compile_image([kernel({**EVERYTHING, "pairs": pairs}, "cuda", dtype).text], "90", tmp_path / "image.cubin")
     assert (tmp_path / "image.cubin").exists()
 
 

@@ -173,6 +173,11 @@ SIMPLER: dict[str, list[tuple[Expr, Expr]]] = {
     ],
     "pow": [(raw("pow", x, 1.0), x), (raw("pow", x, 0.0), constant(1)), (raw("pow", x, -0.0), constant(1))],
     "abs": [(raw("abs", raw("neg", x)), expr.abs_(x))],
+    "rounded": [
+        (raw("rounded", x), x),
+        (raw("rounded", raw("rounded", x + y)), raw("rounded", x + y)),
+        (raw("rounded", 0.5), constant(0.5)),
+    ],
     "maximum": [(raw("maximum", x, x), x)],
     "minimum": [(raw("minimum", x, x), x)],
     "not": [(raw("where", raw("not", raw("not", x < y)), x, z), where(x < y, x, z))],

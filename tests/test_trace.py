@@ -321,12 +321,16 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "detach": ("x * torch.sin(x).detach()",),
     "clone": ("torch.clone(x) * x",),
     "contiguous": ("x.contiguous() * x",),
-    "type_as": ("torch.sin(x).type_as(y) * y", "(x > 0).type_as(x) * x"),
-    "to": ("torch.sin(x).to(y) * y",),
     "zeros_like": ("x**2 + torch.zeros_like(x)",),
     "ones_like": ("x**2 + torch.ones_like(x)",),
     "full_like": ("x**2 * torch.full_like(x, 1.5)", "x**2 * torch.full_like(x, fill_value=2)"),
-    "tensor": ("x * torch.tensor(0.1)",),
+    "new_tensor": ("x * x.new_tensor(2.5)",),
+    "new_full": ("x * x.new_full((), 2.5)",),
+    "new_zeros": ("x + x.new_zeros(())",),
+    "new_ones": ("x * x.new_ones([])",),
+    "tensor": ("x * torch.tensor(0.5)", "x * torch.tensor(0.1, dtype=x.dtype, device=x.device)"),
+    "as_tensor": ("x * torch.as_tensor(0.5)",),
+    "scalar_tensor": ("x * torch.scalar_tensor(0.5)",),
 }  # fmt: skip
 ALIASES = {
     "absolute": "abs", "negative": "neg", "subtract": "sub", "multiply": "mul", "divide": "div", "sgn": "sign",
@@ -580,6 +584,8 @@ def test_awkward_points_are_native_to_the_second_order(text: str) -> None:
     if text == "torch.xlogy(x, y)":  # at the edge of where it is defined, and the slope log(inf) of 0 log(inf) = 0
         exempt = (xs[0] == 0) & ((xs[1] <= 0) | (xs[1] == INF))
     for order, (program, arguments, native) in enumerate(derivatives(function, function, xs, 2)):
+        if "x**y" in text and order == 2:  # PyTorch's derivatives of x^0 in x and y are 0, right are 1/x, nan for x < 0
+            exempt = xs[1] == 0
         results = tensors(evaluate(program, *(x.detach() for x in arguments)))
         for name, result, reference in zip(program.names, results, native, strict=True):
             # Numbers near 1 are rounded on the way to those far below.
@@ -618,6 +624,10 @@ def slopes(text: str, at: Sequence[float], orders: int) -> list[float]:
         ("F.mish(x)", [1000.0], [1000, 1, 0]),
         ("0**x", [1.0], [0, 0, 0]),
         ("y**x", [2.0, 0.0], [0, 0, 0]),
+        ("x**y", [0.0, 0.0], [1, 0, 0, 0, 0]),
+        ("x**y", [0.0, 1.0], [0, 1, 0, 0, 0]),
+        ("x**y", [0.0, 2.0], [0, 0, 2, 0, 0]),
+        ("x**y", [0.0, 3.0], [0, 0, 0, 6, 0]),
         ("torch.atan2(x, y)", [0.0, 0.0], [0, 0, 0]),
         ("torch.xlogy(0.0, x)", [0.0], [0, 0, 0]),
         ("torch.xlogy(y, x)", [0.0, 0.0], [0, 0, 0]),
@@ -666,6 +676,7 @@ THROUGH = {
     "exp_minus_square": "torch.erf(x)",
     "erfcx": "torch.special.erfcx(x)",
     "copysign": "torch.copysign(x, y) * x",
+    "rounded": "torch.clamp(3 * x, max=0.9)",
 }
 
 
@@ -752,7 +763,7 @@ class TestNumbers:
 
     def test_a_tensor_of_a_number_has_the_default_dtype(self) -> None:
         (y,) = traced(lambda x: x * torch.tensor(0.1)).outputs
-        assert y.args[0] is expr.constant(float(np.float32(0.1)))
+        assert expr.rounded(float(np.float32(0.1))) in y.args
 
     def test_truth_values_are_combined_as_PyTorch_combines_them(self) -> None:
         for text in (
@@ -765,11 +776,6 @@ class TestNumbers:
             function, _ = function_of(text)
             assert torch.equal(evaluate(traced(function), self.x), function(self.x)), text
 
-    def test_two_numbers_make_no_choice(self) -> None:
-        for wrong in (lambda x, a: torch.where(x > 0, 1.0, 2.0), lambda x, a: torch.where(x > 0, a, 2.0)):
-            with pytest.raises(TraceError, match=r"default dtype, not that of x; write torch\.full_like"):
-                traced(wrong, a=None)
-
     def test_a_number_alone_is_no_result(self) -> None:
         for wrong in (lambda x, a: a, lambda x, a: 2 * a + 1, lambda x, a: 1.0):
             with pytest.raises(TraceError, match="f returns a Python number"):
@@ -780,6 +786,78 @@ class TestNumbers:
 
 
 OUTSIDE = torch.ones(2)
+OUTSIDE_TENSOR = "meets a tensor from outside the function; pass it as an argument"
+LIBRARY = torch.library.Library("mylib", "DEF")
+LIBRARY.define("softplus(Tensor x) -> Tensor")
+LIBRARY.impl("softplus", lambda x: 3 * x, "CompositeImplicitAutograd")
+
+
+def foreign_sin(x: Any) -> Any:
+    return torch.overrides.handle_torch_function(foreign_sin, (x,), x)
+
+
+foreign_sin.__name__, foreign_sin.__module__ = "sin", "elsewhere"
+
+
+@torch.jit.script
+def scripted(x: torch.Tensor) -> torch.Tensor:
+    return x + 1
+
+
+class Reversed(torch.autograd.Function):
+    """The gradient reversal of domain adaptation."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: torch.Tensor) -> torch.Tensor:
+        return -grad_output
+
+
+class Unchanged(Reversed):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+class Spike(torch.autograd.Function):
+    """A step with a surrogate gradient, in the form with setup_context."""
+
+    @staticmethod
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return (x > 0).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: torch.Tensor) -> torch.Tensor:
+        return grad_output / (1 + ctx.saved_tensors[0] ** 2)
+
+
+class Undifferentiable(Reversed):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        y = x**2
+        ctx.mark_non_differentiable(y)
+        return y
+
+
+def write_to_a_second_name(x: Any) -> Any:
+    y = 2 * x
+    z = y.detach()
+    y += 1
+    return y * z
+
+
+def write_without_grad(x: Any) -> Any:
+    y = 2 * x
+    with torch.no_grad():
+        y += 1
+    return y
 
 
 def add_in_place(x: Any) -> Any:
@@ -795,12 +873,6 @@ def multiply_in_place(x: Any) -> Any:
 def assign(x: Any) -> Any:
     x[0] = 1.0
     return x
-
-
-def narrow_a_mask(x: Any) -> Any:
-    mask = x > 0
-    mask &= x < 1
-    return mask * x
 
 
 def loop(x: Any) -> Any:
@@ -821,11 +893,13 @@ REDUCES = "combines elements; reduce the result outside, as in op(x).sum()"
 PICKS = "picks elements; pass the part as an argument"
 VALUE = "needs the value of an element, but the function is traced once for all; write torch.where(condition, a, b)"
 NUMBER = "asks for the value of a symbol; use the functions of torch for a tensor"
-IN_PLACE = "changes a tensor in place; give the result a new name"
+IN_PLACE = "changes a tensor in place that is an argument or has a second name; give the result a new name"
+HAS_BACKWARD = "an autograd.Function, whose backward an elementwise op does not see; apply it outside, or write"
 RANDOM = "draws random numbers; draw them outside and pass them as an argument"
 CREATES = "makes a tensor; write a Python number, or torch.full_like(x, c)"
 DTYPE = (
-    "changes or asks for dtype or device, but a pointwise function keeps those of its tensors; convert the arguments"
+    "changes or asks for dtype or device, but a pointwise function keeps the dtype and the device of its tensors; "
+    "convert the arguments"
 )
 WHOLE = "looks at a whole tensor, but a pointwise function sees one element"
 UNKNOWN = "is not elementwise, or not known to be; compute it outside and pass the result as an argument"
@@ -858,7 +932,6 @@ REFUSED: list[tuple[Function, str]] = [
     (lambda x: x.add_(1), f"add_ {IN_PLACE}"),
     (add_in_place, f"add_ {IN_PLACE}"),
     (multiply_in_place, f"mul_ {IN_PLACE}"),
-    (narrow_a_mask, f"iand {IN_PLACE}"),
     (assign, "x[...] = y changes a tensor in place; write torch.where(condition, a, b)"),
     (lambda x: F.silu(x, inplace=True), f"silu {IN_PLACE}"),
     (lambda x: F.relu_(x), f"relu_ {IN_PLACE}"),
@@ -875,9 +948,23 @@ REFUSED: list[tuple[Function, str]] = [
     (lambda x: x * torch.tensor([1.0, 2.0]), "tensor has no kernel for these arguments"),
     (lambda x: x.double(), f"double {DTYPE}"),
     (lambda x: x.to(torch.float32), f"to {DTYPE}"),
-    (lambda x: x if x.dtype == torch.float32 else -x, f"dtype {DTYPE}"),
+    (lambda x: (x > 0).dtype, f"dtype {DTYPE}"),
+    (lambda x: x.type(), f"type {DTYPE}"),
+    (lambda x: x.type("torch.DoubleTensor"), f"type {DTYPE}"),
+    (lambda x: x.bool() * x, f"bool {DTYPE}"),
+    (lambda x: torch.exp(x > 0) * x, "exp is given a truth value; convert it to the dtype of a tensor, as in"),
+    (lambda x: (x > 0).float().exp() * x, "exp is given a truth value; convert it to the dtype of a tensor, as in"),
     (lambda x: x.cpu(), f"cpu {DTYPE}"),
-    (lambda x: torch.zeros_like(x, dtype=torch.float32), "zeros_like has no kernel for these arguments (got"),
+    (lambda x: torch.zeros_like(x, dtype=torch.float32), "zeros_like is given dtype=torch.float32, but a pointwise"),
+    (lambda x: x.new_zeros(3) + x, f"new_zeros {CREATES}"),
+    (lambda x: Reversed.apply(x) * 2, f"mul is given a result of Reversed, {HAS_BACKWARD}"),
+    (lambda x: Unchanged.apply(x) * 2, f"view_as is called by {HAS_BACKWARD}"),
+    (lambda x: torch.ops.mylib.softplus(x), "softplus is a function of torch.ops.mylib.softplus, not of PyTorch"),
+    (foreign_sin, "sin is a function of elsewhere, not of PyTorch"),
+    (lambda x: scripted(x) * x, f"mul {OUTSIDE_TENSOR}"),
+    (write_to_a_second_name, f"add_ {IN_PLACE}"),
+    (write_without_grad, "add_ changes a tensor in place under no_grad, which hides that from autograd; give the"),
+    (lambda x: (x > 0).mul_(2.0) * x, "mul_ changes a tensor in place and its dtype; give the result a new name"),
     (lambda x: x / x.shape[0], f"shape {WHOLE}"),
     (lambda x: x / len(x), f"len {WHOLE}"),
     (lambda x: x / x.numel(), f"numel {WHOLE}"),
@@ -942,11 +1029,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("text", "problem"),
         [
-            ("x if a > 0 else -x", "a condition needs the value"),
-            ("x * math.sqrt(a)", "a \\*\\* 0.5 for the root of a number"),
             ("x * torch.sin(a)", "sin is given a Python number; compute it outside"),
-            ("x * (a // 2)", "floordiv is given a Python number"),
-            ("x * (2 % a)", "rmod is given a Python number"),
             ("torch.where(a > 0, x, -x)", "has a condition that is no truth value of a tensor"),
             ("torch.maximum(x, a)", "maximum takes no number; write torch.full_like"),
             ("torch.hypot(x, a)", "hypot takes no number"),
@@ -955,6 +1038,28 @@ class TestRefusals:
     def test_run_time_numbers(self, text: str, problem: str) -> None:
         with pytest.raises(TraceError, match=problem):
             traced(eval(f"lambda x, a: {text}"), a=None)
+
+    def test_a_result_of_a_custom_function(self) -> None:
+        for function in (Reversed, Spike):
+            with pytest.raises(TraceError, match=f"^f returns a result of {function.__name__}, an autograd.Function"):
+                traced(lambda x, function=function: function.apply(x))
+
+    @pytest.mark.parametrize(
+        "function",
+        [
+            lambda x: x if x.dtype == torch.float64 else -x,
+            lambda x: x + torch.finfo(x.dtype).eps,
+            lambda x: x * (1e-3 if x.dtype in (torch.float16, torch.bfloat16) else 1e-6),
+        ],
+    )
+    def test_what_depends_on_the_dtype(self, function: Function) -> None:
+        with pytest.raises(TraceError, match=r"f computes something else in torch\.float.* pass what depends on it as"):
+            traced(function)
+
+    def test_results_of_another_dtype(self) -> None:
+        for function in (lambda x: torch.where(x > 0, 1.0, 2.0), lambda x: (x > 0) * 2, lambda x: (x > 0).double()):
+            with pytest.raises(TraceError, match=r"f returns a tensor of dtype .* made of truth values and numbers"):
+                traced(function)
 
     def test_arguments_without_names(self) -> None:
         from torchad_ext import pointwise

@@ -169,14 +169,13 @@ struct Wrong {{
 def test_a_wrong_kernel_of_the_library_is_caught(
     name: str, dtype: torch.dtype, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    find = Elementwise.functor.fget
-    assert find
+    find = Elementwise.functor
 
-    def corrupted(function: Elementwise) -> tuple[str, str]:
-        right, text = find(function)
+    def corrupted(function: Elementwise, dtype: str) -> tuple[str, str]:
+        right, text = find(function, dtype)
         return ("Wrong", f"{text}\n{WRONG.format(right=right)}") if function.name == name else (right, text)
 
-    monkeypatch.setattr(Elementwise, "functor", property(corrupted))
+    monkeypatch.setattr(Elementwise, "functor", corrupted)
     if way == "Python":
         monkeypatch.setattr(_eager, "module", lambda: None)
     op = Pointwise(ad.sin.definition, name="sin", written=ad.sin._written)

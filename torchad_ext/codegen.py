@@ -19,25 +19,26 @@ from .expr import FAMILIES, LOGICAL, Expr, Program, make, mul, pow_, reciprocal,
 DTYPES = {"float16": 5, "float32": 6, "float64": 7, "bfloat16": 15}  # of kernels, and their numbers in C++
 _WIDTH = 100  # characters of an expression before it is given a name
 _INFIX = {
-    # operation: (symbol, precedence)
-    "mul": ("*", 5),
-    "div": ("/", 5),
-    "add": ("+", 4),
-    "sub": ("-", 4),
-    "lt": ("<", 3),
-    "le": ("<=", 3),
-    "gt": (">", 3),
-    "ge": (">=", 3),
-    "eq": ("==", 2),
-    "ne": ("!=", 2),
-    "and": ("&", 1),
+    # operation: (symbol, precedence as in C++)
+    "mul": ("*", 6),
+    "div": ("/", 6),
+    "add": ("+", 5),
+    "sub": ("-", 5),
+    "lt": ("<", 4),
+    "le": ("<=", 4),
+    "gt": (">", 4),
+    "ge": (">=", 4),
+    "eq": ("==", 3),
+    "ne": ("!=", 3),
+    "and": ("&", 2),
     "or": ("|", 1),
 }
 _PREFIX = {"neg": "-", "not": "!"}
-_FUNCTIONS = {"clamp_min": "maximum", "clamp_max": "minimum"}
-_TOP, _UNARY = 7, 6
+_ROUNDINGS = {"float16": "rounded<Half>", "bfloat16": "rounded<BFloat16>", "float32": "rounded<float>"}
+_FUNCTIONS = {"clamp_min": "maximum", "clamp_max": "minimum", **_ROUNDINGS}
+_TOP, _UNARY = 8, 7
 # What the constructor of a functor can compute in double.
-_UNIFORM = {"pow": "std::pow", "log": "std::log", "sqrt": "std::sqrt", "abs": "std::abs"}
+_UNIFORM = {"pow": "std::pow", "log": "std::log", "sqrt": "std::sqrt", "abs": "std::abs", **_ROUNDINGS}
 _KEYWORDS = """
     alignas alignof asm auto bool break case catch char class const constexpr continue decltype default delete do double
     dynamic_cast else enum explicit export extern false float for friend goto if inline int long mutable namespace new
@@ -48,15 +49,18 @@ _KEYWORDS = """
 _OWN = """
     T Outputs number scalars std abs sign sqrt rsqrt reciprocal exp expm1 exp2 log log1p log2 log10 sin cos tan asin
     acos atan atan2 sinh cosh tanh asinh acosh atanh sigmoid log1pexp erf erfc hypot floor ceil round trunc maximum
-    minimum where fmod remainder lerp spherical_bessel exp_minus_square pow lgamma polygamma erfcx erfinv log_ndtr logit
-    logaddexp logaddexp2 entr copysign
+    minimum where rounded fmod remainder lerp spherical_bessel exp_minus_square pow lgamma polygamma erfcx erfinv
+    log_ndtr logit logaddexp logaddexp2 entr copysign
 """
 _TAKEN = frozenset((_KEYWORDS + _OWN).split())
 
 
-def functor(program: Program, name: str) -> str:
-    """The functor of a program as C++, a struct called ``name``."""
-    return _Functor(program).text(name)
+def functor(program: Program, name: str, dtype: str = "float64") -> str:
+    """The functor of a program as C++, a struct called ``name``, for tensors of a dtype of ``DTYPES``.
+
+    It depends on the dtype only where the program rounds to one.
+    """
+    return _Functor(program, dtype).text(name)
 
 
 @dataclass(frozen=True)
@@ -105,13 +109,18 @@ def struct_name(name: str) -> str:
     return f"Functor{joined}" if joined in ("", "T", "Outputs") or joined[0].isdigit() else joined
 
 
-def lower(program: Program) -> tuple[Expr, ...]:
-    """The outputs with powers as the few multiplications that PyTorch makes of them."""
+def lower(program: Program, dtype: str = "float64") -> tuple[Expr, ...]:
+    """The outputs as a kernel of a dtype computes them: powers as the few multiplications that PyTorch makes of them,
+    roundings where numbers are computed with more bits than the dtype has."""
     lowered: dict[Expr, Expr] = {}
     for node in topological(program.outputs):
         args = tuple(lowered[arg] for arg in node.args)
         if node.op == "pow":
             lowered[node] = _lower_power(*args)
+        elif node.op == "rounded":
+            lowered[node] = make(dtype, *args) if dtype in ("float16", "bfloat16") else args[0]
+        elif node.op == dtype and dtype in ("float32", "float64"):
+            lowered[node] = args[0]
         else:
             lowered[node] = node if args == node.args else make(node.op, *args)
     return tuple(lowered[y] for y in program.outputs)
@@ -159,9 +168,9 @@ def _literal(value: float, short: bool = True) -> str:
 class _Functor:
     """Prints a program."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, dtype: str) -> None:
         self.inputs, self.scalars = program.inputs, program.scalars
-        self.outputs = lower(program)
+        self.outputs = lower(program, dtype)
         self.order = topological(self.outputs)
         self.names = identifiers((*program.inputs, *program.scalars))
         self.uses = collections.Counter(arg for node in self.order for arg in node.args)

@@ -83,6 +83,12 @@ class Elementwise:
     _eager: Any = None  # this function in C++
 
     @functools.cached_property
+    def _own_dtypes(self) -> list[torch.dtype]:
+        """The dtypes that the function gives to results on the way."""
+        found = {node.op for node in expr.topological(self.program.outputs)}
+        return [getattr(torch, name) for name in expr.FLOATS if name in found]
+
+    @functools.cached_property
     def depends_on_all(self) -> bool:
         """Does every output depend on every input? Then each has the shape that all of them broadcast to."""
         nodes = (expr.topological([output]) for output in self.program.outputs)
@@ -92,13 +98,12 @@ class Elementwise:
     def _suffix(order: int) -> str:
         return _ORDERS[order] if order < len(_ORDERS) else f"_backward{order}"
 
-    @property
-    def functor(self) -> tuple[str, str]:
-        """The name of the functor, and the C++ that defines it."""
+    def functor(self, dtype: str = "float64") -> tuple[str, str]:
+        """The name of the functor for a dtype, and the C++ that defines it."""
         if self.written:
             return self.written.functors[0], f'#include "{self.written.header}"'
         name = codegen.struct_name(self.name)
-        return name, codegen.functor(self.program, name)
+        return name, codegen.functor(self.program, name, dtype)
 
     def kernel(self, device: str, dtype: torch.dtype) -> _kernels.PointwiseKernel | None:
         """The kernel, compiled on its first use; None if there is none. It gives a list of the outputs."""
@@ -111,10 +116,13 @@ class Elementwise:
 
     def source(self, device: str, dtype: torch.dtype) -> codegen.Kernel:
         """What is compiled."""
-        name, functor = self.functor
-        return codegen.kernel(functor, name, self.program, device, _kernels.dtype_name(dtype))
+        of = _kernels.dtype_name(dtype)
+        name, functor = self.functor(of)
+        return codegen.kernel(functor, name, self.program, device, of)
 
     def _compile(self, device: str, dtype: torch.dtype) -> _kernels.PointwiseKernel | None:
+        if any(torch.promote_types(dtype, own) != dtype for own in self._own_dtypes):
+            return None  # the results have another dtype than the tensors
         return _kernels.compile_pointwise(self.name, dtype, device, self.source(device, dtype))
 
     def run(self, xs: Tensors, scalars: Scalars) -> Any:

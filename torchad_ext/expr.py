@@ -15,6 +15,7 @@ import functools
 import hashlib
 import itertools
 import math
+import struct
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +25,7 @@ from typing import Any, Union
 Operand = Union["Expr", float]
 Gradients = tuple["Expr | None", ...]
 
+FLOATS = ("float16", "bfloat16", "float32", "float64")  # operations that round to a dtype
 COMPARISONS = frozenset(("eq", "ne", "lt", "le", "gt", "ge"))
 LOGICAL = frozenset(("and", "or", "not"))
 # Of zeros of both signs the larger and the smaller are either, as in PyTorch.
@@ -189,6 +191,19 @@ def _fold(op: str, values: Sequence[Any]) -> float | None:
     return None if isinstance(folded, complex) else folded
 
 
+def _to_float32(x: float) -> float:
+    return float(struct.unpack("f", struct.pack("f", x))[0])
+
+
+def _to_float16(x: float) -> float:
+    return float(struct.unpack("e", struct.pack("e", _to_float32(x)))[0])  # by way of float32, as PyTorch does
+
+
+def _to_bfloat16(x: float) -> float:
+    (bits,) = struct.unpack("I", struct.pack("f", x))
+    return float(struct.unpack("f", struct.pack("I", (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000))[0])
+
+
 FOLD: dict[str, Callable[..., float]] = {
     "neg": lambda x: -x,
     "add": lambda a, b: a + b,
@@ -204,6 +219,10 @@ FOLD: dict[str, Callable[..., float]] = {
     "sin": math.sin,
     "cos": math.cos,
     "tanh": math.tanh,
+    "float16": _to_float16,
+    "bfloat16": _to_bfloat16,
+    "float32": _to_float32,
+    "float64": float,
 }
 
 neg, abs_, sign = map(_function, ("neg", "abs", "sign"))
@@ -220,6 +239,7 @@ where, eq, ne, not_, and_, or_ = map(_function, ("where", "eq", "ne", "not", "an
 exp_minus_square, spherical_bessel = map(_function, ("exp_minus_square", "spherical_bessel"))
 lgamma, polygamma, erfcx, erfinv, log_ndtr = map(_function, ("lgamma", "polygamma", "erfcx", "erfinv", "log_ndtr"))
 logit, logaddexp, logaddexp2, entr, copysign = map(_function, ("logit", "logaddexp", "logaddexp2", "entr", "copysign"))
+rounded = _function("rounded")  # to the dtype of the tensors, as a result of PyTorch's is
 
 
 def _halves(a: Expr, b: Expr) -> Expr | None:
@@ -279,6 +299,12 @@ def _simplify_pow(a: Expr, b: Expr) -> Expr | None:
     return constant(1.0) if b.is_constant and b.value == 0 else None
 
 
+def _has_few_bits(value: float) -> bool:
+    """Is it a number of every floating dtype?"""
+    mantissa, exponent = math.frexp(value)
+    return (mantissa * 2**8).is_integer() and -13 <= exponent <= 15
+
+
 def _simplify_where(condition: Expr, a: Expr, b: Expr) -> Expr | None:
     if a is b:
         return a
@@ -297,18 +323,19 @@ SIMPLIFY: dict[str, Callable[..., Expr | None]] = {
     "minimum": lambda a, b: a if a is b else None,
     "not": lambda x: x.args[0] if x.op == "not" else None,
     "where": _simplify_where,
+    "rounded": lambda x: x if x.op in ("tensor", "rounded") or (x.is_constant and _has_few_bits(x.number)) else None,
 }
 
 
 def _pow_rule(g: Expr, y: Expr, a: Expr, b: Expr) -> Gradients:
-    """PyTorch's: a^0 has no slope, not even at a = 0, and 0^b none in b."""
-    slope = g * (b * pow_(a, b - 1))
+    """b a^(b-1) and a^b log a; the slope of a^0 is 0 also where a is 0 or nan, that of 0^b in b for b >= 0."""
     if b.is_constant:
-        return slope, None
+        return g * (b * pow_(a, b - 1)), None
+    slope = g * (b * pow_(where(and_(eq(b, 0), not_(abs_(a) > 0)), 1, a), b - 1))
     if a.is_constant and a.value:
-        return where(eq(b, 0), 0, slope), g * (y * log(a))
+        return slope, g * (y * log(a))
     # log(1) = 0 in place of log(0), which would make the next derivatives nan.
-    return where(eq(b, 0), 0, slope), g * (y * log(where(and_(eq(a, 0), b >= 0), 1, a)))
+    return slope, g * (y * log(where(and_(eq(a, 0), b >= 0), 1, a)))
 
 
 def _atan2_rule(g: Expr, y: Expr, a: Expr, b: Expr) -> Gradients:
@@ -400,6 +427,7 @@ RULES: dict[str, Callable[..., Gradients]] = {
     "clamp_min": lambda g, y, x, low: (where(x >= low, g, 0), where(x < low, g, 0)),
     "clamp_max": lambda g, y, x, high: (where(x <= high, g, 0), where(x > high, g, 0)),
     "where": lambda g, y, condition, a, b: (None, where(condition, g, 0), where(condition, 0, g)),
+    "rounded": lambda g, y, x: (g,),
     **dict.fromkeys(("sign", "floor", "ceil", "round", "trunc", "detach"), lambda g, y, x: (None,)),
 }
 

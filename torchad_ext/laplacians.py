@@ -389,8 +389,9 @@ def _member(func: Any, kinds: tuple[Any, ...], names: tuple[str, ...]) -> Elemen
 def _elementwise(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     arguments = (*args, *kwargs.values())
     kinds = tuple(map(_kind, arguments))
+    member: Elementwise | None
     if isinstance(func, Pointwise):
-        member: Elementwise | None = func._member(kinds)[0]
+        kinds, member, _ = func.resolve(arguments)
     elif any(isinstance(x, (list, tuple, dict)) for x in arguments):
         return NotImplemented
     else:

@@ -6,7 +6,7 @@ import collections
 import math
 import re
 
-from .expr import Expr, Program, topological
+from .expr import FLOATS, Expr, Program, topological
 
 _WIDTH = 24  # nodes of a repeated subexpression before it gets a name
 _GREEK = """
@@ -51,6 +51,7 @@ _AROUND = {
     "exp2": r"2^{%s}",
     "log1pexp": r"\log\left(1 + e^{%s}\right)",
     "detach": r"\left\lbrack %s\right\rbrack",
+    **{name: r"\left(%s\right)_{\mathrm{" + name + "}}" for name in FLOATS},
 }
 _RELATIONS = {
     "lt": "<",
@@ -140,6 +141,8 @@ class _Printer:
             return _constant(value), _SUM if value < 0 else _ATOM
         if not args:
             return symbol(str(node.value)), _ATOM
+        if op == "rounded":
+            return self._texts[args[0]]
         if op in ("add", "sub"):
             return f"{self.text(args[0])} {'+' if op == 'add' else '-'} {self.text(args[1], _PRODUCT)}", _SUM
         if op == "neg":

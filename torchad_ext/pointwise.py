@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import numbers
+import pickle
 import re
+import sys
+import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, overload
@@ -16,11 +21,13 @@ from torch.overrides import handle_torch_function, has_torch_function
 from . import _build, _eager, _kernels, expr
 from ._kernels import DTYPES
 from .elementwise import Elementwise, HandWritten
+from .expr import Program
 from .latex import latex
-from .trace import trace
+from .trace import TraceError, ValueNeeded, captures, plain, signature_of, trace
 
 Interval = tuple[float, float]
 
+_MANY = 32  # kernels of one op for different values of its numbers
 _TENSOR, _SCALAR = object(), object()  # what an argument is; anything else is fixed by its value
 
 
@@ -49,13 +56,13 @@ class Pointwise:
         written: HandWritten | None = None,
     ) -> None:
         self.definition = definition
-        self.__signature__ = inspect.signature(definition)
-        self.__name__: str = name or str(getattr(definition, "__name__", "pointwise"))
+        self.__signature__ = _signature(definition)
+        self.__name__: str = name or str(getattr(definition, "__name__", type(definition).__name__))
         self.__qualname__: str = self.__name__
         self._kernel_name = re.sub(r"[^0-9A-Za-z_]", "", self.__name__) or "pointwise"
         if name is None:
             self.__qualname__ = str(getattr(definition, "__qualname__", self.__name__))
-        self.__module__ = module or definition.__module__
+        self.__module__ = module or getattr(definition, "__module__", None) or "torch"
         self.__doc__ = definition.__doc__
         self._parameters = self.__signature__.parameters
         if not self._parameters:
@@ -64,19 +71,37 @@ class Pointwise:
         for parameter in self._parameters.values():
             if parameter.kind in refused:
                 raise TypeError(f"{self.__name__} takes {parameter}; name every argument")
+            if parameter.name in ("self", "cls"):
+                raise TypeError(
+                    f"{self.__qualname__} takes {parameter.name}, which would be a tensor; declare it outside of the "
+                    "class, or of a bound method, as in self.act = torchad_ext.pointwise(self.function)"
+                )
         self._defaults = {name: p.default for name, p in self._parameters.items() if p.default is not p.empty}
         self._written = written
         self._members: dict[tuple[Any, ...], tuple[Elementwise, list[int]]] = {}
+        self._fixed: frozenset[str] = frozenset()  # numbers whose values the definition asks for
         self._in_front: set[tuple[int, int]] = set()
         self._domain = domain
+        self._captures = captures(definition)
+        this = weakref.ref(self)  # no cycle: an op is freed with its last name
+
+        def check_captured() -> bool:
+            op = this()
+            return op is None or op._check()
+
+        check_captured._dynamo_marked_constant = True  # type: ignore[attr-defined]  # run while compiling, not compiled
+        self._check_captured = check_captured
 
     _front: Any = None  # in C++
 
     @functools.cached_property
     def _usual(self) -> Elementwise:
         """The function of a call with tensors for all arguments that have no default."""
-        kinds = [_kind(self._defaults[name]) if name in self._defaults else _TENSOR for name in self._parameters]
-        return self._member(tuple(kinds))[0]
+        return self.resolve(self._usual_arguments)[1]
+
+    @property
+    def _usual_arguments(self) -> list[Any]:
+        return [self._defaults.get(name, _TENSOR) for name in self._parameters]
 
     @property
     def intervals(self) -> dict[str, Interval]:
@@ -93,37 +118,55 @@ class Pointwise:
     def __repr__(self) -> str:
         return f"<{self.__module__}.{self.__qualname__}{self.__signature__}>"
 
-    def __reduce__(self) -> str:
-        return self.__qualname__
+    def __reduce__(self) -> Any:
+        found: Any = sys.modules.get(self.__module__)
+        for name in self.__qualname__.split("."):
+            found = getattr(found, name, None)
+        if found is self:
+            return self.__qualname__
+        if "<" in self.__qualname__ and not inspect.ismethod(self.definition):
+            raise pickle.PicklingError(
+                f"{self.__module__}.{self.__qualname__} is declared in a function, where pickle does not find it; "
+                "declare it at module level, or of a method: self.act = torchad_ext.pointwise(self.function)"
+            )
+        return _restored, (self.definition, self.__name__, self.__module__, self._domain)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pointwise:
+        """Of a method of an object that is copied, the op of the copy."""
+        definition = copy.deepcopy(self.definition, memo)
+        if definition is self.definition or self._written:
+            return self
+        return _restored(definition, self.__name__, self.__module__, self._domain)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
+            if self._captures:
+                self._check_captured()
             return self.definition(*args, **kwargs)
         if self._front and not kwargs:
             result = self._front.call(args)
             if result is not NotImplemented:
                 return result
         if torch._C._is_tracing():
-            return self.definition(*args, **kwargs)
+            return self._define(self._bound(args, kwargs))
         given = 0 if kwargs else len(args)
         if given != len(self._parameters):
             args = self._bound(args, kwargs)
-        kinds = tuple([_kind(x) for x in args])
-        xs = [x for x, kind in zip(args, kinds, strict=True) if kind is _TENSOR]
         if has_torch_function(args):
-            return self.define(args) if _kernels.traced_before_autograd() else handle_torch_function(self, args, *args)
-        member, scalars = self._member(kinds)
+            return self._define(args) if _kernels.traced_before_autograd() else handle_torch_function(self, args, *args)
+        kinds, member, scalars = self.resolve(args)
+        xs = [x for x, kind in zip(args, kinds, strict=True) if kind is _TENSOR]
         first = xs[0]
         if first.dtype not in DTYPES:
-            return self.define(args)
+            return self._define(args)
         for x in xs[1:]:
             if x.dtype is not first.dtype or x.device != first.device:
-                return self.define(args)  # a tensor without dimensions promotes as such
+                return self._define(args)  # a tensor without dimensions promotes as such
             if x.is_nested or first.is_nested:
-                return self.define(args)  # such a tensor has no shape
+                return self._define(args)  # such a tensor has no shape
         if any(x.shape != first.shape for x in xs[1:]):
             if not member.depends_on_all or _kernels.device_for(xs) is None:
-                return self.define(args)  # an output has the shape of what it depends on
+                return self._define(args)  # an output has the shape of what it depends on
             xs = list(torch.broadcast_tensors(*xs))
         numbers = tuple([float(args[i]) for i in scalars])
         result = member.apply(xs, numbers)
@@ -165,43 +208,113 @@ class Pointwise:
         enough = (n for n in range(positional + 1) if all(name in self._defaults for name in names[n:]))
         return {n: tuple(self._defaults[name] for name in names[n:]) for n in enough}
 
-    def _member(self, kinds: tuple[Any, ...]) -> tuple[Elementwise, list[int]]:
-        """The function for arguments of these kinds, and where its numbers stand among them."""
+    def resolve(self, args: Sequence[Any]) -> tuple[tuple[Any, ...], Elementwise, list[int]]:
+        """What each argument is, the function for such arguments, and where its numbers stand among them."""
+        kinds = tuple([_kind(x) for x in args])
+        if self._fixed:
+            kinds = tuple(
+                x if kind is _SCALAR and name in self._fixed else kind
+                for name, x, kind in zip(self._parameters, args, kinds, strict=True)
+            )
         try:
-            return self._members[kinds]
-        except (KeyError, TypeError):  # a new kind; one that cannot be hashed
-            return self._new_member(kinds)
+            found = None if self._fixed else self._members.get(kinds)
+            key = kinds
+        except TypeError:  # a list or a dict cannot be hashed
+            found = None
+        if found is None:
+            key = tuple(self._frozen(name, kind) for name, kind in zip(self._parameters, kinds, strict=True))
+            found = self._members.get(key)
+        if found is None:
+            try:
+                found = self._new_member(kinds)
+            except ValueNeeded as needed:
+                self._fixed |= needed.names
+                return self.resolve(args)
+            except TraceError as error:
+                raise error.with_traceback(None) from None
+            found = self._members.setdefault(key, found)
+            if self._fixed and len(self._members) == _MANY:
+                warnings.warn(
+                    f"{self.__module__}.{self.__name__} asks for the values of {', '.join(sorted(self._fixed))}, so a "
+                    f"kernel is compiled for each; this is number {_MANY}. Compute what needs the value outside",
+                    stacklevel=3,
+                )
+        return kinds, *found
+
+    def _frozen(self, name: str, kind: Any) -> Any:
+        """A key for what an argument is, of options equal in type and value."""
+        if isinstance(kind, (list, tuple)):
+            return type(kind), tuple(self._frozen(name, x) for x in kind)
+        if isinstance(kind, dict):
+            return dict, tuple((key, self._frozen(name, x)) for key, x in kind.items())
+        if isinstance(kind, numbers.Number):
+            return type(kind), repr(kind)
+        try:
+            hash(kind)
+        except TypeError:
+            raise TypeError(self._wrong(name, type(kind).__name__)) from None
+        return kind
 
     def _new_member(self, kinds: tuple[Any, ...]) -> tuple[Elementwise, list[int]]:
+        if self._captures and "_usual" in self.__dict__:
+            self._check_captured()
         for name, kind in zip(self._parameters, kinds, strict=True):
             is_number = _kind(self._defaults.get(name, 0)) is _SCALAR
-            if is_number and kind is not _TENSOR and kind is not _SCALAR:
+            if is_number and kind is not _TENSOR and kind is not _SCALAR and name not in self._fixed:
+                if isinstance(kind, bool):
+                    raise TypeError(f"{self.__module__}.{self.__name__} takes a number for {name}, got {kind}")
                 raise TypeError(self._wrong(name, type(kind).__name__))
         if not any(kind is _TENSOR for kind in kinds):
             first = next(iter(self._parameters))
             raise TypeError(self._wrong(first, "numbers alone" if len(kinds) > 1 else "a number"))
         tensors = [i for i, kind in enumerate(kinds) if kind is _TENSOR]
         scalars = [i for i, kind in enumerate(kinds) if kind is _SCALAR]
-        symbols = [
-            expr.tensor(name) if kind is _TENSOR else expr.scalar(name) if kind is _SCALAR else kind
-            for name, kind in zip(self._parameters, kinds, strict=True)
-        ]
 
         def definition(*values: Any) -> Any:
             arguments = list(kinds)
             for i, value in zip((*tensors, *scalars), values, strict=True):
                 arguments[i] = value
-            return self.define(arguments)
+            return self._define(arguments)
 
-        program = trace(self.define, symbols, self.__name__)
-        in_order = len(tensors) == len(kinds) and not self._keywords
+        program = self._trace(kinds)
+        in_order = len(tensors) == len(kinds) and not self._keywords and not self._captures
         written = self._written if not scalars else None
         member = Elementwise(program, self.definition if in_order else definition, self._kernel_name, written=written)
-        return self._members.setdefault(kinds, (member, scalars))
+        return member, scalars
 
     @functools.cached_property
     def _keywords(self) -> list[str]:
-        return [name for name, p in self._parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+        """The arguments that are given by name: of a function in C++ all that have a default."""
+        by_name = inspect.isbuiltin(self.definition)
+        return [
+            name
+            for name, p in self._parameters.items()
+            if p.kind is p.KEYWORD_ONLY or (by_name and p.default is not p.empty)
+        ]
+
+    def _check(self) -> bool:
+        """Raises if the definition computes something else than it did when it was declared."""
+        usual = self._usual.program
+        if self._trace(self.resolve(self._usual_arguments)[0]) == usual:
+            return True
+        raise RuntimeError(
+            f"what the function of {self.__module__}.{self.__qualname__} captures has changed since it was declared, "
+            "and an op reads it once: its kernels have the old values. Pass what changes as an argument, as in "
+            f"{self.__name__}(x, beta), or declare the op again"
+        )
+
+    def _trace(self, kinds: Sequence[Any]) -> Program:
+        symbols = [
+            expr.tensor(name) if kind is _TENSOR else expr.scalar(name) if kind is _SCALAR else kind
+            for name, kind in zip(self._parameters, kinds, strict=True)
+        ]
+        return trace(self.define, symbols, self.__name__)
+
+    def _define(self, arguments: Sequence[Any]) -> Any:
+        """Runs the definition in place of a kernel."""
+        if self._captures:
+            self._check_captured()
+        return self.define(arguments)
 
     def define(self, arguments: Sequence[Any]) -> Any:
         """Calls the definition with an argument for each parameter, keyword-only ones included."""
@@ -243,7 +356,7 @@ class Pointwise:
         """
         function = self._order(order)
         if function.written is None:
-            return function.functor[1].rstrip()
+            return function.functor()[1].rstrip()
         header = (_build.CSRC / function.written.header).read_text(encoding="utf-8")
         struct = re.search(rf"(^//.*\n)*struct {function.written.functors[0]} {{\n(.*\n)*?}};", header, re.MULTILINE)
         return struct[0] if struct else header
@@ -304,6 +417,27 @@ class Pointwise:
                 pass
 
 
+def _restored(definition: Callable[..., Any], name: str, module: str, domain: Any) -> Pointwise:
+    """An op that was copied; it is traced when it is first called, because what it captures may not be there yet."""
+    return Pointwise(definition, name=name, module=module, domain=domain)
+
+
+def _signature(definition: Any) -> inspect.Signature:
+    if isinstance(definition, torch.nn.Module):
+        definition = definition.forward
+    if not callable(definition) or inspect.isclass(definition) or isinstance(definition, torch.jit.ScriptFunction):
+        kind = " that torch.jit.script made; give the function in Python" if hasattr(definition, "graph") else ""
+        raise TypeError(f"torchad_ext.pointwise takes a function of tensors, got {definition!r}{kind}")
+    if (found := signature_of(definition)) is not None:
+        return found
+    try:
+        return inspect.signature(definition)
+    except ValueError:
+        raise TypeError(
+            f"torchad_ext.pointwise does not know the arguments of {definition!r}; write lambda x: ..."
+        ) from None
+
+
 def _kind(x: Any) -> Any:
     if isinstance(x, torch.Tensor):
         return _TENSOR
@@ -349,6 +483,9 @@ def pointwise(function: Callable[..., Any] | None = None, /, **options: Any) -> 
     """
     if function is None:
         return functools.partial(pointwise, **options)
-    op = Pointwise(function, **options)
-    op._usual  # noqa: B018, traces the function: an error belongs to its declaration
+    op = Pointwise(plain(function), **options)
+    try:
+        op._usual  # noqa: B018, traces the function: an error belongs to its declaration
+    except TraceError as error:
+        raise error.with_traceback(None) from None
     return op

@@ -6,23 +6,36 @@ them is looked up by its name in ``FUNCTIONS``, and what is not there raises wit
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import inspect
 import linecache
 import math
 import operator
 import re
 import sys
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
+from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from . import expr
-from .expr import Expr, Operand, Program, where
+from .expr import FLOATS, Expr, Operand, Program, where
 
-_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(numpy.__file__).parent), "<frozen", "<__array_function__")
+_IMMUTABLE = frozenset("torch torchad_ext math cmath numpy builtins typing functools itertools operator".split())
+_LIBRARIES = (
+    str(Path(torch.__file__).parent),
+    str(Path(numpy.__file__).parent),
+    functools.__file__,
+    "<frozen",
+    "<__array_function__",
+)
 _OWN = tuple(str(Path(__file__).with_name(name)) for name in ("trace.py", "expr.py", "pointwise.py", "elementwise.py"))
 
 
@@ -30,20 +43,44 @@ class TraceError(TypeError):
     """A function is not elementwise, or uses something that is not known to be. The message names the line."""
 
 
+class ValueNeeded(Exception):
+    """The function asks for the value of run-time numbers, whose names these are; trace it with the values."""
+
+    def __init__(self, names: frozenset[str]) -> None:
+        super().__init__(names)
+        self.names = names
+
+
 class _Problem(TypeError):
     """What is wrong with a call, in words that follow the name of the function."""
 
 
 class _Symbol(torch.Tensor):
-    """Stands for a tensor, or for a Python number, while a function is traced."""
+    """Stands for a tensor, or for a Python number, while a function is traced.
+
+    Attributes:
+        expr: its value.
+        kind: ``"tensor"``, of the dtype of the function's tensors; ``"number"``, a Python number; ``"mask"``, bool;
+            ``"integer"``, int64; or the name of a dtype that PyTorch gives it whatever the function's tensors have.
+        stored: its value as PyTorch has it in memory, where each result is rounded to the dtype.
+        is_in_use: is it an argument, or does another name stand for its memory?
+    """
 
     expr: Expr
-    is_number: bool
+    kind: str
+    stored: Expr
+    is_in_use: bool
 
 
-def _symbol(value: Expr, is_number: bool) -> _Symbol:
-    symbol = torch.zeros((), device="cpu").as_subclass(_Symbol)
-    symbol.expr, symbol.is_number = value, is_number
+# No tensor of a function has it, so that a dtype which the function asks its tensors for differs from all it names.
+_DTYPE = torch.float8_e5m2
+
+
+def _symbol(value: Expr, kind: str, stored: Expr | None = None, is_in_use: bool = False) -> _Symbol:
+    # A custom autograd.Function leaves its mark on what requires a gradient.
+    symbol = torch.Tensor._make_subclass(_Symbol, torch.zeros((), device="cpu"), kind == "tensor")
+    symbol.expr, symbol.kind, symbol.is_in_use = value, kind, is_in_use
+    symbol.stored = value if stored is None else stored
     return symbol
 
 
@@ -58,12 +95,48 @@ def trace(function: Callable[[list[Any]], Any], arguments: Sequence[Any], name: 
 
     Raises:
         TraceError: the function is not elementwise in its tensors.
+        ValueNeeded: it asks for the value of a run-time number.
     """
-    symbols = [_symbol(x, x.op == "scalar") if isinstance(x, Expr) else x for x in arguments]
-    with _Tracing() as tracing:
+    program, asked = _traced(function, arguments, name, _DTYPE)
+    for dtype in (getattr(torch, name) for name in (FLOATS if asked else ())):
+        other, _ = _traced(function, arguments, name, dtype)
+        if _without_dtypes(other) != _without_dtypes(program):
+            raise TraceError(
+                f"{name} computes something else in {dtype} than in other dtypes, because it asks for the dtype of a "
+                "tensor; pass what depends on it as an argument, as in f(x, eps=1e-6)"
+            )
+    return program
+
+
+def _without_dtypes(program: Program) -> Program:
+    """The program without roundings to a dtype."""
+    plain: dict[Expr, Expr] = {}
+    for node in expr.topological(program.outputs):
+        args = tuple(plain[arg] for arg in node.args)
+        rounds = node.op in FLOATS or node.op == "rounded"
+        plain[node] = args[0] if rounds else expr.make(node.op, *args) if args else node
+    return Program(program.inputs, program.scalars, tuple(plain[y] for y in program.outputs), program.names)
+
+
+def _traced(
+    function: Callable[[list[Any]], Any], arguments: Sequence[Any], name: str, dtype: torch.dtype
+) -> tuple[Program, bool]:
+    """The program for tensors of a dtype, and whether the function asks for it."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_disable_current_modes())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        symbols = [
+            _symbol(x, "number" if x.op == "scalar" else "tensor", is_in_use=True) if isinstance(x, Expr) else x
+            for x in arguments
+        ]
+        tracing = stack.enter_context(_Tracing(name, dtype))
         try:
             result = function(symbols)
         except TypeError:
+            if not tracing.error:
+                raise
+        except ValueNeeded:
             if not tracing.error:
                 raise
     if tracing.error:  # PyTorch's operators make NotImplemented of it, Python "unsupported operand type(s)"
@@ -73,24 +146,38 @@ def trace(function: Callable[[list[Any]], Any], arguments: Sequence[Any], name: 
         raise TraceError(f"{name} returns no tensor")
     outputs = []
     for output in results:
-        if not isinstance(output, _Symbol) or output.is_number:
+        if function_name := _function_of(output):
+            raise TraceError(f"{name} returns a result of {function_name}, {_HAS_BACKWARD}")
+        if not isinstance(output, _Symbol) or output.kind == "number":
             raise TraceError(
                 f"{name} returns {_described(output)}, not an elementwise function of its tensors; return a tensor, "
                 "torch.full_like(x, c) for a constant"
             )
-        if output.expr.is_mask:
+        if output.kind == "mask":
             raise TraceError(
                 f"{name} returns a truth value, which has no derivative; return torch.where(condition, a, b)"
+            )
+        if output.kind != "tensor":
+            raise TraceError(
+                f"{name} returns a tensor of dtype {_dtype_of(output)}, not of the dtype of its arguments, because it "
+                "is made of truth values and numbers alone; convert them, as in (x > 0).to(x.dtype)"
             )
         outputs.append(output.expr)
     inputs = tuple(x for x in arguments if isinstance(x, Expr) and x.op == "tensor")
     scalars = tuple(x for x in arguments if isinstance(x, Expr) and x.op == "scalar")
     names = ("output",) if len(outputs) == 1 else tuple(f"output{i}" for i in range(len(outputs)))
-    return Program(inputs, scalars, tuple(outputs), names)
+    return Program(inputs, scalars, tuple(outputs), names), tracing.asked
 
 
 class _Tracing(TorchFunctionMode):
+    """Computes with expressions what is called on symbols."""
+
     error: TraceError | None = None
+    asked = False
+
+    def __init__(self, name: str, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.name, self.dtype = name, dtype
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -104,35 +191,190 @@ class _Tracing(TorchFunctionMode):
             self.error = error
             raise
 
-    @staticmethod
-    def _call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = _name(func)
+        if name in _SWITCHES:
+            return func(*args, **kwargs)
+        if name in _QUESTIONS and len(args) == 1 and isinstance(args[0], _Symbol) and args[0].kind == "tensor":
+            self.asked = self.asked or name == "dtype"
+            return self.dtype if name == "dtype" else _QUESTIONS[name]
+        given = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
+        if function := next(filter(None, map(_function_of, given)), None):
+            raise _error(name, f"is given a result of {function}, {_HAS_BACKWARD}")
+        if name in _VALUES and len(given) == 1 and isinstance(given[0], _Symbol) and given[0].kind == "number":
+            return self._asked_for(name, given[0].expr)
+        if not is_of_torch(func):
+            raise _error(name, f"is a function of {_module(func)}, not of PyTorch; {_OUTSIDE}")
         kwargs = {key: x for key, x in kwargs.items() if not (key in _IDLE and (x is None or x is False))}
         if name == "_is_view":  # PyTorch asks before an assignment
             return False
-        if name in _IN_PLACE or (name.endswith("_") and not name.endswith("__")) or kwargs.keys() & {"inplace", "out"}:
-            raise _error(name, "changes a tensor in place; give the result a new name, as in y = x + 1")
+        place = _in_place(name, kwargs)
+        if place is not None:
+            return self._write(name, place, args, kwargs)
+        if "out" in kwargs:
+            raise _error(name, _IN_PLACE)
+        if name in _CONVERSIONS and isinstance(args[0], _Symbol) and args[0].kind != "number":
+            return self._converted(name, args, kwargs)
+        return self._result(name, args, kwargs)
+
+    def _result(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Symbol:
+        """A function of symbols."""
         if name in _REFUSED:
             raise _error(name, _REFUSED[name])
-        handler = FUNCTIONS.get(name.strip("_") if name.startswith("__") else name)
+        base = name.strip("_") if name.startswith("__") else name
+        handler = FUNCTIONS.get(base)
         if handler is None:
             raise _error(name, _UNKNOWN)
-        operands = [_operand(x, name) for x in args]
-        options = {key: _operand(x, name) for key, x in kwargs.items()}
+        kwargs = self._without_dtype(name, kwargs)
         given = [x for x in (*args, *kwargs.values()) if isinstance(x, _Symbol)]
-        symbols = [x.expr for x in given]
-        if name in _OF_TENSORS and any(x.is_number for x in given):
+        symbols, kinds = [x.expr for x in given], {x.kind for x in given}
+        if kinds == {"number"} and base in _OF_NUMBERS:
+            raise ValueNeeded(frozenset().union(*map(_numbers_in, symbols)))
+        if name in _OF_TENSORS and "number" in kinds:
             raise _error(name, "takes no number; write torch.full_like(x, c) for c")
         if symbols and not any(x.varies for x in symbols) and name not in _ARITHMETIC:
             raise _error(name, _CONSTANT if all(x.is_constant for x in symbols) else _OF_A_NUMBER)
-        try:
-            result = handler(*operands, **options)
-        except _Problem as problem:
-            raise _error(name, str(problem)) from None
-        except TypeError as error:
-            text = re.sub(r"^\S+\(\) ", "", str(error))  # without the name of the handler
-            raise _error(name, f"has no kernel for these arguments ({text}); {_OUTSIDE}") from error
-        return _symbol(result, bool(given) and all(x.is_number for x in given))
+
+        if any(isinstance(x, torch.Tensor) and not isinstance(x, _Symbol) for x in (*args, *kwargs.values())):
+            raise _error(name, _OUTSIDE_TENSOR)
+
+        def apply(of: Callable[[Any], Any]) -> Expr:
+            try:
+                applied = handler(*map(of, args), **{key: of(x) for key, x in kwargs.items()})
+            except _Problem as problem:
+                raise _error(name, str(problem)) from None
+            except TypeError as error:
+                text = re.sub(r"^\S+\(\) ", "", str(error))  # without the name of the handler
+                raise _error(name, f"has no kernel for these arguments ({text}); {_OUTSIDE}") from None
+            assert isinstance(applied, Expr)
+            return applied
+
+        stored = apply(_stored_number if base in _ROUNDS_NUMBERS else _stored)
+        value = stored if base in _STEPS else apply(_value)
+        if not torch.is_grad_enabled():  # PyTorch records nothing under no_grad
+            value, stored = expr.detach(value), expr.detach(stored)
+        kind = "tensor" if name in _OF_NOTHING and "dtype" in kwargs else _kind_of(name, value, args, kwargs)
+        if kind in FLOATS:
+            value = stored = expr.make(kind, value)
+        elif kind == "tensor":
+            if base in _CONSTANTS:
+                value = expr.rounded(value)
+            stored = expr.rounded(stored)
+        symbol = _symbol(value, kind, stored)
+        if base in _ALIASES:
+            for x in given:
+                x.is_in_use = True
+            symbol.is_in_use = True
+        return symbol
+
+    @staticmethod
+    def _asked_for(name: str, value: Expr) -> Any:
+        """The value of a number, where a Python number is wanted."""
+        if names := _numbers_in(value):
+            raise ValueNeeded(names)
+        if not value.is_constant:
+            raise _error(name, _NUMBER)
+        convert = {"__bool__": bool, "__int__": int, "__index__": int, "__complex__": complex}.get(name, float)
+        return convert(value.number)
+
+    def _without_dtype(self, name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The keywords without a dtype that is the tensors' own, and without what makes no difference."""
+        if name not in _CONSTANTS and name not in _OF_NOTHING:
+            return kwargs
+        if (dtype := kwargs.get("dtype", self.dtype)) is not self.dtype:
+            raise _error(name, f"is given dtype={dtype}, but {_KEEPS}; give x.dtype, or no dtype")
+        idle = ("device", "memory_format", "requires_grad", "layout", "pin_memory", *(["dtype"] * (name in _CONSTANTS)))
+        return {key: x for key, x in kwargs.items() if key not in idle}
+
+    def _write(self, name: str, base: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Symbol:
+        """y += x and the like, on an intermediate result."""
+        y = args[0] if args else next(iter(kwargs.values()))
+        if not isinstance(y, _Symbol):
+            raise _error(name, _OUTSIDE_TENSOR)
+        if y.is_in_use and y.kind != "number":
+            raise _error(name, _IN_PLACE)
+        if not torch.is_grad_enabled():
+            raise _error(name, "changes a tensor in place under no_grad, which hides that from autograd; " + _NEW_NAME)
+        result = self._result(base, args, {key: x for key, x in kwargs.items() if key != "inplace"})
+        if y.kind == "number":  # a Python number is not changed but replaced
+            return result
+        if result.kind != y.kind:
+            raise _error(name, f"changes a tensor in place and its dtype; {_NEW_NAME}")
+        y.expr, y.stored = result.expr, result.stored
+        return y
+
+    def _converted(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Symbol:
+        """x.to(dtype), x.float() and the like."""
+        x = args[0]
+        wanted = [*args[1:], *(value for key, value in kwargs.items() if key in ("dtype", "other", "tensor"))]
+        if name in _DTYPES_BY_NAME:
+            wanted.append(_DTYPES_BY_NAME[name])
+        elsewhere = (bool, torch.device) if name == "type" else (bool, torch.device, str)
+        wanted = [y for y in wanted if not isinstance(y, elsewhere)]
+        if len(wanted) > 1 or (name == "type" and not wanted):
+            raise _error(name, _TYPE)
+        kind = self._kind(wanted[0]) if wanted else x.kind
+        if kind == x.kind:
+            x.is_in_use = True
+            return _symbol(x.expr, x.kind, x.stored, is_in_use=True)
+        if kind in (None, "mask", "number") or x.kind == "tensor":
+            raise _error(name, _TYPE)
+        number = _number(x.expr)
+        assert isinstance(number, Expr) and kind
+        return _symbol(expr.make(kind, number) if kind in FLOATS else number, kind)
+
+    def _kind(self, target: Any) -> str | None:
+        """The kind that a conversion to a dtype, or to that of another tensor, gives; None if that is unknown."""
+        if isinstance(target, _Symbol):
+            return target.kind
+        return "tensor" if target is self.dtype else _KINDS.get(target)
+
+
+def signature_of(func: Any) -> inspect.Signature | None:
+    """The signature of a function of PyTorch that is written in C++; None of another."""
+    if isinstance(func, types.FunctionType) or not isinstance(getattr(func, "__name__", None), str):
+        return None
+    handler = FUNCTIONS.get(_name(func)) if is_of_torch(func) else None
+    if handler is None:
+        return None
+    signature = inspect.signature(handler)
+    parameters = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    return signature.replace(parameters=parameters, return_annotation=signature.empty)
+
+
+def plain(function: Any) -> Any:
+    """A function without what ``torch.compile`` or ``staticmethod`` put around it."""
+    if isinstance(function, staticmethod):
+        return function.__func__
+    return getattr(function, "_torchdynamo_orig_callable", getattr(function, "_orig_mod", function))
+
+
+def captures(function: Any) -> bool:
+    """Can a function read something from outside that may change after it was declared?"""
+    return _may_change(function, set())
+
+
+def _may_change(x: Any, seen: set[Any]) -> bool:
+    if isinstance(x, types.ModuleType):
+        return x.__name__.partition(".")[0] not in _IMMUTABLE
+    if isinstance(x, type) or not isinstance(x, types.FunctionType):
+        module = getattr(x, "__module__", None) or "builtins"
+        known = hasattr(x, "define") or (callable(x) and not hasattr(x, "__self__")) or inspect.isbuiltin(x)
+        return not (known and module.partition(".")[0] in _IMMUTABLE)
+    if x in seen or x.__module__.partition(".")[0] == "torch":
+        return False
+    seen.add(x)
+    cells = [cell.cell_contents for cell in x.__closure__ or ()]
+    used = {name for code in _codes(x.__code__) for name in code.co_names}
+    return any(_may_change(y, seen) for y in [*cells, *(x.__globals__[name] for name in used & x.__globals__.keys())])
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """The code of a function and of those that it defines."""
+    yield code
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            yield from _codes(inner)
 
 
 def _name(func: Any) -> str:
@@ -142,13 +384,79 @@ def _name(func: Any) -> str:
     return func.__self__.__name__ if name in ("__get__", "__set__") else name.removeprefix("special_")
 
 
-def _operand(x: Any, name: str) -> Any:
-    """An argument of a function as the expression, number or option that it is."""
-    if isinstance(x, _Symbol):
-        return x.expr
-    if isinstance(x, torch.Tensor):
-        raise _error(name, "meets a tensor from outside the function; pass it as an argument")
-    return x
+def _module(func: Any) -> str:
+    if isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        return f"torch.ops.{func}"
+    return str(getattr(func, "__module__", None) or "torch")
+
+
+def is_of_torch(func: Any) -> bool:
+    """Does its name say what it computes? Names of custom operators and of other libraries do not."""
+    module = _module(func)
+    return module.partition(".")[0] == "torch" and not module.startswith(("torch.ops", "torch._ops"))
+
+
+def _in_place(name: str, kwargs: dict[str, Any]) -> str | None:
+    """The function whose result a function writes into its first argument; None if it writes nothing."""
+    if name in _AUGMENTED:
+        return _AUGMENTED[name]
+    if kwargs.get("inplace"):
+        return name
+    if name.endswith("_") and not name.endswith("__") and name != "requires_grad_":
+        return _WRITES.get(name, name.removesuffix("_"))
+    return None
+
+
+def _value(x: Any) -> Any:
+    return x.expr if isinstance(x, _Symbol) else x
+
+
+def _stored(x: Any) -> Any:
+    return x.stored if isinstance(x, _Symbol) else x
+
+
+def _stored_number(x: Any) -> Any:
+    """PyTorch rounds the number that it compares a tensor with."""
+    if isinstance(x, _Symbol) and x.kind == "number":
+        return expr.rounded(x.expr)
+    return expr.rounded(x) if isinstance(x, float) else _stored(x)
+
+
+def _function_of(x: Any) -> str | None:
+    """The custom autograd.Function that gave x: what it computes is seen here, its backward is not."""
+    node = x.grad_fn if isinstance(x, torch.Tensor) else None
+    if node is None or not isinstance(node, BackwardCFunction):
+        return None
+    return str(node._forward_cls.__name__)
+
+
+def _numbers_in(value: Expr) -> frozenset[str]:
+    return frozenset(str(x.value) for x in expr.topological([value]) if x.op == "scalar")
+
+
+def _kind_of(name: str, value: Expr, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
+    """The kind of a result, by PyTorch's rules of type promotion."""
+    operands = [x for i, x in enumerate(args) if i != _CHOICES.get(name)]
+    operands += [x for key, x in kwargs.items() if key != "condition"]
+    kinds = {x.kind for x in operands if isinstance(x, _Symbol)}
+    if value.is_mask and kinds != {"number"}:
+        return "mask"
+    if kinds <= {"number"} and name not in _CHOICES:
+        return "number"
+    if "tensor" in kinds:
+        return "tensor"
+    floats = [kind for kind in kinds if kind in FLOATS]
+    has_floats = "number" in kinds or any(isinstance(x, float) for x in operands)
+    if not floats and not has_floats and name in _INTEGRAL:
+        return "integer"
+    if name not in _PROMOTED:
+        raise _error(name, "is given a truth value; convert it to the dtype of a tensor, as in (x > 0).to(x.dtype)")
+    dtypes = [getattr(torch, kind) for kind in floats] or [torch.get_default_dtype()]
+    return str(functools.reduce(torch.promote_types, dtypes)).removeprefix("torch.")
+
+
+def _dtype_of(x: _Symbol) -> str:
+    return {"mask": "bool", "integer": "int64"}.get(x.kind, x.kind)
 
 
 def _described(x: Any) -> str:
@@ -178,27 +486,74 @@ _SPOKEN = {
 
 
 _IDLE = ("inplace", "out", "training")  # arguments that do nothing while they are false
-_IN_PLACE = frozenset(
-    f"__i{op}__" for op in "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split()
-)
+_SWITCHES = frozenset(("_set_grad_enabled", "set_grad_enabled", "_enter_inference_mode", "_exit_inference_mode"))
+# What a tensor answers while it is a symbol; a device is only good for being passed on.
+_QUESTIONS: dict[str, Any] = {
+    "dtype": None, "device": torch.device("meta"), "is_floating_point": True, "is_complex": False,
+}  # fmt: skip
+_VALUES = frozenset("__bool__ __float__ __int__ __index__ __complex__ __array__ __round__ item".split())
+_AUGMENTED = {
+    "__iadd__": "add", "__isub__": "sub", "__imul__": "mul", "__itruediv__": "div", "__idiv__": "div",
+    "__ifloordiv__": "floor_divide", "__imod__": "remainder", "__ipow__": "pow", "__iand__": "and", "__ior__": "or",
+    "__ixor__": "logical_xor",
+}  # fmt: skip
+_WRITES = {"fill_": "full_like", "zero_": "zeros_like"}
+_ALIASES = frozenset("detach contiguous positive".split())
+_CONVERSIONS = frozenset("to type type_as float double half bfloat16 int long bool".split())
+_KINDS: dict[Any, str] = {
+    **{getattr(torch, name): name for name in FLOATS},
+    **dict.fromkeys((float, torch.DoubleTensor), "float64"),
+    **dict.fromkeys((int, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64), "integer"),
+    **dict.fromkeys((bool, torch.bool), "mask"),
+    torch.FloatTensor: "float32",
+}
+_DTYPES_BY_NAME = {
+    "float": torch.float32, "double": torch.float64, "half": torch.float16, "bfloat16": torch.bfloat16,
+    "int": torch.int32, "long": torch.int64, "bool": torch.bool,
+}  # fmt: skip
 _ARITHMETIC = frozenset(
     "add sub mul div true_divide pow neg abs positive gt ge lt le eq ne rsub __rsub__ __rpow__ __rdiv__".split()
 )
+# Of truth values: what gives integers where no number has a point, and what gives the default dtype.
+_INTEGRAL = frozenset("add sub mul rsub __rsub__ neg abs positive where Tensor.where maximum minimum".split())
+_PROMOTED = _INTEGRAL | frozenset("div true_divide __rdiv__".split())
+_CHOICES = {"where": 0, "Tensor.where": 1}  # the place of the condition
+_CONSTANTS = frozenset("zeros_like ones_like full_like new_tensor new_full new_zeros new_ones".split())
+_OF_NOTHING = frozenset("tensor as_tensor scalar_tensor".split())
 _OF_TENSORS = frozenset("atan2 arctan2 hypot maximum minimum max min".split())
+_OF_NUMBERS = frozenset("floordiv rfloordiv floor_divide remainder rmod fmod floor ceil round trunc".split())
+# Functions that jump or bend where they compare: half types compute with more bits than PyTorch compares with.
+_ROUNDS_NUMBERS = frozenset(
+    "lt le gt ge eq ne less less_equal greater greater_equal not_equal clamp clip clamp_min clamp_max hardtanh "
+    "hardshrink fmod remainder rmod".split()
+)
+_STEPS = _ROUNDS_NUMBERS | frozenset(
+    "isinf isfinite isclose maximum minimum max min sign sgn floor ceil round trunc fix frac floordiv rfloordiv "
+    "floor_divide relu6 hardsigmoid hardswish softshrink threshold _threshold heaviside nan_to_num".split()
+)
 _CONTROL = "needs the value of an element, but the function is traced once for all; write torch.where(condition, a, b)"
-_NUMBER = "asks for the value of a symbol; use the functions of torch for a tensor, a ** 0.5 for the root of a number"
+_NUMBER = "asks for the value of a symbol; use the functions of torch for a tensor"
 _OUTSIDE = "compute it outside and pass the result as an argument"
+_OUTSIDE_TENSOR = (
+    "meets a tensor from outside the function; pass it as an argument, or, where a function that torch.jit.script made "
+    "gives it, call that function in Python"
+)
 _OF_A_NUMBER = f"is given a Python number; {_OUTSIDE}"
 _CONSTANT = "is given a constant; compute it with the math module"
 _NO_MASK = "is given what is no truth value; compare it, as in x != 0"
 _UNKNOWN = f"is not elementwise, or not known to be; {_OUTSIDE}"
+_NEW_NAME = "give the result a new name, as in y = x + 1"
+_IN_PLACE = f"changes a tensor in place that is an argument or has a second name; {_NEW_NAME}"
+_HAS_BACKWARD = (
+    "an autograd.Function, whose backward an elementwise op does not see; apply it outside, or write a value v with "
+    "the slope of s as s + (v - s).detach()"
+)
 _REDUCTION = "combines elements; reduce the result outside, as in op(x).sum()"
 _INDEX = "picks elements; pass the part as an argument, as in op(x[..., 0])"
 _RANDOM = "draws random numbers; draw them outside and pass them as an argument"
 _SHAPE = "looks at a whole tensor, but a pointwise function sees one element; pass what it needs as an argument"
-_TYPE = (
-    "changes or asks for dtype or device, but a pointwise function keeps those of its tensors; convert the arguments"
-)
+_KEEPS = "a pointwise function keeps the dtype and the device of its tensors"
+_TYPE = f"changes or asks for dtype or device, but {_KEEPS}; convert the arguments"
 _CREATES = "makes a tensor; write a Python number, or torch.full_like(x, c)"
 _REFUSED = {
     name: reason
@@ -212,12 +567,12 @@ _REFUSED = {
         "rand randn randint rand_like randn_like bernoulli dropout normal rrelu feature_dropout alpha_dropout": _RANDOM,
         "shape size ndim dim numel nelement __len__ is_contiguous stride layout requires_grad grad": _SHAPE,
         "dtype type float double half bfloat16 int long bool is_floating_point is_complex device cpu cuda "
-        "is_cuda": _TYPE,
-        "zeros ones full empty empty_like arange linspace as_tensor from_numpy eye new_tensor new_zeros new_ones "
-        "new_full": _CREATES,
-        "prelu": "has weights along dimension 1, but arguments broadcast from the last; write torch.where(x > 0, x, w * x)",
+        "is_cuda to type_as": _TYPE,
+        "zeros ones full empty empty_like arange linspace from_numpy eye": _CREATES,
+        "prelu": "has weights along dimension 1, arguments broadcast from the last; write torch.where(x > 0, x, w * x)",
         "float_power": "gives float64, but a pointwise function keeps the dtype of its tensors; write x ** p",
         "__setitem__": "changes a tensor in place; write torch.where(condition, a, b)",
+        "view_as custom_function_call": f"is called by {_HAS_BACKWARD}",
     }.items()
     for name in names.split()
 }
@@ -278,8 +633,8 @@ def _div(input: Operand, other: Operand, *, rounding_mode: str | None = None) ->
 def _where(condition: Expr, input: Operand, other: Operand) -> Expr:
     if not (_masks(condition) and _varies(condition)):
         raise _Problem("has a condition that is no truth value of a tensor; compare one, as in x != 0")
-    if not _varies(input, other):
-        raise _Problem("of two numbers has PyTorch's default dtype, not that of x; write torch.full_like(x, c) for one")
+    if _masks(input, other):
+        return expr.or_(expr.and_(condition, input), expr.and_(expr.not_(condition), other))
     return where(condition, _number(input), _number(other))
 
 
@@ -315,10 +670,18 @@ def _logical(op: str) -> Callable[..., Expr]:
     return logical
 
 
-def _converted(input: Expr, other: Any) -> Operand:
-    if not isinstance(other, Expr):
-        raise _Problem(_TYPE)
-    return _number(input)
+def _tensor(data: Any, dtype: Any = None) -> Expr:
+    """A constant, rounded to the default dtype where no other is given."""
+    if isinstance(data, Expr):
+        raise _Problem("is given a symbol; write the number itself")
+    default = str(torch.get_default_dtype()).removeprefix("torch.")
+    return expr.constant(float(data)) if dtype else expr.rounded(expr.make(default, float(data)))
+
+
+def _new_full(input: Expr, size: Any, fill_value: Operand) -> Expr:
+    if not isinstance(size, (tuple, list)) or size:
+        raise _Problem(_CREATES)
+    return fill_value if isinstance(fill_value, Expr) else expr.constant(fill_value)
 
 
 def _elu(input: Expr, alpha: Operand = 1.0, scale: Operand = 1.0, input_scale: Operand = 1.0) -> Expr:
@@ -506,12 +869,16 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "zeros_like": lambda input: expr.constant(0),
     "ones_like": lambda input: expr.constant(1),
     "full_like": lambda input, fill_value: fill_value if isinstance(fill_value, Expr) else expr.constant(fill_value),
-    "tensor": lambda data: expr.constant(torch.tensor(float(data)).item()),  # rounded to the default dtype
+    "new_tensor": lambda input, data: expr.constant(float(data)),
+    "new_full": _new_full,
+    "new_zeros": lambda input, size: _new_full(input, size, 0),
+    "new_ones": lambda input, size: _new_full(input, size, 1),
+    "tensor": _tensor,
+    "as_tensor": _tensor,
+    "scalar_tensor": _tensor,
     "clone": lambda input: input,
     "contiguous": lambda input: input,
     "positive": lambda input: input,
-    "type_as": _converted,
-    "to": _converted,
     "relu": lambda input: where(input <= 0, 0, input),
     "relu6": lambda input: _hardtanh(input, 0.0, 6.0),
     "elu": _elu,
@@ -573,6 +940,10 @@ def _erfcx(n: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return torch.where(wide > 1.5, downwards, upwards).to(x.dtype)
 
 
+def _rounded_to(dtype: torch.dtype, x: torch.Tensor) -> torch.Tensor:
+    return x.to(dtype).to(x.dtype)
+
+
 _EVALUATE: dict[str, Callable[..., torch.Tensor]] = {
     "add": operator.add,
     "sub": operator.sub,
@@ -590,6 +961,8 @@ _EVALUATE: dict[str, Callable[..., torch.Tensor]] = {
     "erfcx": _erfcx,
     "log_ndtr": torch.special.log_ndtr,
     "entr": torch.special.entr,
+    "rounded": lambda x: x,
+    **{name: functools.partial(_rounded_to, getattr(torch, name)) for name in expr.FLOATS},
 }
 
 

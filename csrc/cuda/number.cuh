@@ -31,6 +31,18 @@ __device__ __forceinline__ void assign(BFloat16& to, float x) {
 __device__ __forceinline__ void assign(float& to, float x) { to = x; }
 __device__ __forceinline__ void assign(double& to, double x) { to = x; }
 
+// Numbers as memory of a type has them: a kernel computes with more bits where PyTorch compares rounded numbers.
+template <class Number>
+__device__ __forceinline__ float rounded(float x) {
+  Number memory;
+  assign(memory, x);
+  return to_number(memory);
+}
+template <class Number>
+__device__ __forceinline__ double rounded(double x) {
+  return rounded<Number>(float(x));
+}
+
 template <class T>
 using number_t = decltype(to_number(T{}));
 

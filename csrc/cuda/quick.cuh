@@ -128,6 +128,10 @@ TORCHAD_EXT_BINARY(copysign)
 TORCHAD_EXT_BINARY(logaddexp)
 TORCHAD_EXT_BINARY(logaddexp2)
 
+template <class Number>
+__device__ __forceinline__ Quick rounded(Quick x) {
+  return {rounded<Number>(x.value), x.certain};
+}
 template <int n>
 TORCHAD_EXT_FUNCTION Quick spherical_bessel(Quick x) {
   return {spherical_bessel<n>(x.value), x.certain};

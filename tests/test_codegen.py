@@ -52,6 +52,7 @@ NUMBERS = {
 }
 NUMBERS |= {"log n": expr.log(n) * x, "n < 2": expr.where(n < 2, x, y), "1 / 0": x * (expr.constant(1) / 0)}
 NUMBERS |= {"infinity": expr.where(x < math.inf, x, -math.inf), "nan": expr.where(x < y, math.nan, x)}
+NUMBERS["largest"] = expr.where(x < y, expr.finite(math.inf), expr.where(y < x, expr.finite(-math.inf), x))
 EVERYTHING = {**OPERATIONS, **POWERS, **NUMBERS}
 
 

@@ -11,12 +11,19 @@ import hashlib
 import itertools
 import math
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .expr import FAMILIES, LOGICAL, Expr, Program, make, mul, pow_, reciprocal, rsqrt, sqrt, topological
+from .expr import FAMILIES, LOGICAL, Expr, Program, constant, make, mul, pow_, reciprocal, rsqrt, sqrt, topological
 
 DTYPES = {"float16": 5, "float32": 6, "float64": 7, "bfloat16": 15}  # of kernels, and their numbers in C++
+_LARGEST = {
+    "float16": 65504.0,
+    "bfloat16": 2.0**128 - 2.0**120,
+    "float32": 2.0**128 - 2.0**104,
+    "float64": sys.float_info.max,
+}
 _WIDTH = 100  # characters of an expression before it is given a name
 _INFIX = {
     # operation: (symbol, precedence as in C++)
@@ -119,6 +126,8 @@ def lower(program: Program, dtype: str = "float64") -> tuple[Expr, ...]:
             lowered[node] = _lower_power(*args)
         elif node.op == "rounded":
             lowered[node] = make(dtype, *args) if dtype in ("float16", "bfloat16") else args[0]
+        elif node.op == "finite":
+            lowered[node] = constant(math.copysign(_LARGEST[dtype], args[0].number))
         elif node.op == dtype and dtype in ("float32", "float64"):
             lowered[node] = args[0]
         else:

@@ -240,6 +240,7 @@ exp_minus_square, spherical_bessel = map(_function, ("exp_minus_square", "spheri
 lgamma, polygamma, erfcx, erfinv, log_ndtr = map(_function, ("lgamma", "polygamma", "erfcx", "erfinv", "log_ndtr"))
 logit, logaddexp, logaddexp2, entr, copysign = map(_function, ("logit", "logaddexp", "logaddexp2", "entr", "copysign"))
 rounded = _function("rounded")  # to the dtype of the tensors, as a result of PyTorch's is
+finite = _function("finite")  # of an infinite constant: the largest number of that dtype, with its sign
 
 
 def _halves(a: Expr, b: Expr) -> Expr | None:

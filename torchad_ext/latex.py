@@ -170,10 +170,9 @@ class _Printer:
         if op == "polygamma":
             return rf"\psi^{{({args[0].number:g})}}\left({self.text(args[1])}\right)", _ATOM
         if op == "erfcx":
-            order = args[0].number
-            derivative = rf"^{{({order:g})}}" if order else ""
-            text = rf"\operatorname{{erfcx}}{derivative}\left({self.text(args[1])}\right)"
-            return (f"-{text}", _SUM) if order % 2 else (text, _ATOM)
+            times = int(args[0].number)
+            text = rf"\operatorname{{erfcx}}{f'^{{({times})}}' if times else ''}\left({self.text(args[1])}\right)"
+            return (f"-{text}", _SUM) if times % 2 else (text, _ATOM)
         if op == "expm1":
             return rf"e^{{{self.text(args[0])}}} - 1", _SUM
         if op == "log1p":

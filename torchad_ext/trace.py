@@ -133,8 +133,11 @@ def _traced(
         tracing = stack.enter_context(_Tracing(name, dtype))
         try:
             result = function(symbols)
-        except TypeError:
+        except TypeError as error:
             if not tracing.error:
+                numbers = [x for x in arguments if isinstance(x, Expr) and x.op == "scalar"]
+                if numbers and "_Symbol" in str(error):  # PyTorch takes a Python number there, nothing else
+                    raise ValueNeeded(frozenset(str(x.value) for x in numbers)) from None
                 raise
         except ValueNeeded:
             if not tracing.error:
@@ -741,8 +744,8 @@ def _softshrink(input: Expr, lambd: Operand = 0.5) -> Expr:
 
 
 def _hardshrink(input: Expr, lambd: Operand = 0.5) -> Expr:
-    inside = expr.and_(expr.make("ge", input, expr.mul(-1, lambd)), expr.make("le", input, lambd))
-    return where(inside, 0, input)
+    outside = expr.or_(expr.make("lt", input, expr.mul(-1, lambd)), expr.make("gt", input, lambd))
+    return where(outside, input, expr.detach(where(expr.eq(input, input), 0, input)))  # a nan has no slope
 
 
 def _sinc(input: Expr) -> Expr:
@@ -792,6 +795,15 @@ def _isclose(input: Expr, other: Expr, rtol: float = 1e-5, atol: float = 1e-8, e
     near = expr.and_(distance < math.inf, expr.make("le", distance, expr.add(atol, expr.abs_(expr.mul(rtol, other)))))
     close = expr.or_(expr.eq(input, other), near)
     return expr.or_(close, expr.and_(expr.ne(input, input), expr.ne(other, other))) if equal_nan else close
+
+
+def _nan_to_num(
+    input: Expr, nan: float | None = None, posinf: float | None = None, neginf: float | None = None
+) -> Expr:
+    high = expr.finite(math.inf) if posinf is None else posinf
+    low = expr.finite(-math.inf) if neginf is None else neginf
+    number = where(expr.eq(input, math.inf), high, where(expr.eq(input, -math.inf), low, input))
+    return where(expr.ne(input, input), nan or 0, number)
 
 
 def _heaviside(input: Expr, values: Operand) -> Expr:
@@ -862,6 +874,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "heaviside": _heaviside,
     "signbit": lambda input: expr.make("lt", expr.copysign(1, input), 0),
     "masked_fill": _masked_fill,
+    "nan_to_num": _nan_to_num,
     "isclose": _isclose,
     "deg2rad": lambda input: input * (math.pi / 180),
     "rad2deg": lambda input: input * (180 / math.pi),
@@ -924,6 +937,11 @@ def _bessel(n: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return torch.where(x.abs() < order + 2, series, value)
 
 
+def _finite(x: torch.Tensor) -> torch.Tensor:
+    limits = torch.finfo(x.dtype)
+    return torch.clamp(x, limits.min, limits.max)
+
+
 def _erfcx(n: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """(-1)^n times the n-th derivative of erfcx, by the recurrences in ``csrc/scalar/special.h``."""
     if n == 0:
@@ -959,6 +977,7 @@ _EVALUATE: dict[str, Callable[..., torch.Tensor]] = {
     # PyTorch's own trigamma is wrong in the tenth digit.
     "polygamma": lambda n, x: torch.special.zeta(2.0, x) if n == 1 else torch.polygamma(int(n), x),
     "erfcx": _erfcx,
+    "finite": _finite,
     "log_ndtr": torch.special.log_ndtr,
     "entr": torch.special.entr,
     "rounded": lambda x: x,

@@ -3,6 +3,7 @@ where there is no GPU."""
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ import torchad_ext as ad
 from torchad_ext import _build, _nvrtc, codegen
 from torchad_ext.elementwise import Elementwise
 from torchad_ext.ops import CATALOGUE
+from torchad_ext.trace import evaluate
 
 pytestmark = pytest.mark.skipif(_build.find_cxx() is None, reason="no C++ compiler")
 
@@ -117,6 +119,10 @@ def assert_like(results: list[torch.Tensor], exact: list[torch.Tensor]) -> None:
         torch.testing.assert_close(result, expected.to(result.dtype), rtol=8 * limits.eps, atol=8 * limits.eps)
 
 
+def as_tuple(x: Any) -> tuple[Any, ...]:
+    return x if isinstance(x, tuple) else (x,)
+
+
 def exact(*xs: torch.Tensor) -> list[torch.Tensor]:
     return list(DOUBLE_BACKWARD.definition(*(x.double() for x in xs)))
 
@@ -179,6 +185,28 @@ def test_what_depends_on_the_sine_of_a_huge_argument_is_computed_exactly(functio
     y = torch.linspace(-2, 3, 400)
     (result,) = torch.ops.torchad_ext_on_host.pointwise(address(op, torch.float32), [x, y], [])
     torch.testing.assert_close(result, function(x.double(), y.double()).float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_special_functions(dtype: torch.dtype) -> None:
+    def function(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (
+            *(torch.polygamma(n, x) for n in range(4)),
+            *(torch.special.erfcx(x), torch.special.log_ndtr(x), torch.special.entr(x), torch.lgamma(x)),
+            *(torch.erfinv(x / 50), torch.logit(x / 50), torch.logaddexp(x, x.sin()), torch.logaddexp2(x, -x)),
+            torch.nan_to_num(torch.copysign(x, x - 1) / (x - 1)),
+        )
+
+    op = ad.pointwise(function)
+    x = torch.tensor([0.3, 0.9, 1.0, 1.7, 2.5, 3.1, 11.0, 40.0, -0.3, -1.2, -2.6, -5.5, 0.0, math.inf], dtype=dtype)
+    for member in (op._usual, op._usual.vjp((True,), (True,) * len(function(x))).function):
+        (*inputs,) = [x, *[torch.ones_like(x)] * (len(member.program.inputs) - 1)]
+        results = torch.ops.torchad_ext_on_host.pointwise(address(member, dtype), inputs, [])
+        for i, (result, expected) in enumerate(zip(results, as_tuple(evaluate(member.program, *inputs)), strict=True)):
+            scale = 100 * torch.finfo(dtype).eps
+            finite = torch.isfinite(expected) & ((x > 0) | (dtype == torch.float64))
+            torch.testing.assert_close(result[finite], expected[finite], rtol=scale, atol=scale, msg=str(i))
+            assert torch.equal(result.isnan(), expected.isnan()) or i in (1, 2, 3), i
 
 
 @pytest.mark.parametrize("order", [1, 2])

@@ -606,13 +606,14 @@ AWKWARD_POINTS = {
 }
 # PyTorch gives nan at some points, mostly 0 times an infinity or a difference of infinities, where we give numbers.
 NAN_IN_PYTORCH = frozenset(
-    "pow addcdiv xlogy xlog1py atan2 arctan2 sinc log_ndtr logit logaddexp logaddexp2 celu mish gelu hardswish nan_to_num".split()
+    "pow addcdiv xlogy xlog1py atan2 arctan2 sinc log_ndtr logit logaddexp logaddexp2 celu mish gelu hardswish "
+    "nan_to_num".split()
 )
 # Where else we differ from it, and why.
 DIFFERENT: dict[str, Callable[..., torch.Tensor]] = {
     "remainder": lambda x, y=0.7, z=0: abs(x / y) == INF,  # a floor of the quotient, not of its rounding
     "hypot": lambda x, y: torch.maximum(abs(x), abs(y)) < 1e-200,  # a curvature beyond the largest number
-    "pow": lambda x, y=torch.tensor(1.0): y == 0,  # its mixed derivative is 1 / x
+    "pow": lambda x, y=1.0: torch.as_tensor(y) == 0,  # its mixed derivative is 1 / x
     "sinc": lambda x: abs(x) < 1e-8,  # its derivatives are differences of large numbers
     "erfcx": lambda x: abs(x) >= 1e3,
     "log_ndtr": lambda x: x <= -1e3,

@@ -944,8 +944,6 @@ def _finite(x: torch.Tensor) -> torch.Tensor:
 
 def _erfcx(n: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """(-1)^n times the n-th derivative of erfcx, by the recurrences in ``csrc/scalar/special.h``."""
-    if n == 0:
-        return torch.special.erfcx(x)
     order, last, wide = int(n), int(n) + 60, x.double()
     before, upwards = torch.full_like(wide, 2 / math.sqrt(math.pi)), torch.special.erfcx(wide)
     downwards, large = upwards, wide.clamp_min(1.5)

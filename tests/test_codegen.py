@@ -125,7 +125,7 @@ class TestCpu:
             # A quotient too large for PyTorch's own remainder.
             exempt = ((inputs[0] / inputs[1]).abs() > 1e6) & torch.tensor(name in ("fmod", "remainder"))
             exempt |= (inputs[0] > 1) & torch.tensor(name == "log_ndtr")  # where PyTorch's own loses digits
-            beyond = (inputs[0] < 0) | inputs[0].isinf()  # where its polygamma has poor digits or is nan
+            beyond = (inputs[0] < 0) | (inputs[0] > 1e30)  # where its polygamma has poor digits, is 0 or nan
             exempt |= beyond & torch.tensor(name.startswith("polygamma"))
             wrong = ~(same | close | exempt)
             where = [v[wrong][:3].tolist() for v in inputs]

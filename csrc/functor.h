@@ -31,6 +31,10 @@ struct Outputs {
 template <class T, class... Rest>
 Outputs(T, Rest...) -> Outputs<T, 1 + sizeof...(Rest)>;
 
+// What a comparison of two numbers gives.
+template <class T>
+using mask_t = decltype(std::declval<T>() < std::declval<T>());
+
 template <class Functor>
 TORCHAD_EXT_FUNCTION Functor make_functor(const double* scalars) {
   if constexpr (std::is_constructible_v<Functor, const double*>) {

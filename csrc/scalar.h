@@ -8,6 +8,7 @@
 
 #if defined(__CUDACC__)
 #define TORCHAD_EXT_FUNCTION __host__ __device__ __forceinline__
+#define TORCHAD_EXT_PART __host__ __device__
 #define TORCHAD_EXT_UNROLL _Pragma("unroll")
 
 #include "cuda/trigonometric.cuh"
@@ -88,6 +89,7 @@ TORCHAD_EXT_FUNCTION T log1pexp(T x) {
 
 #else
 #define TORCHAD_EXT_FUNCTION inline
+#define TORCHAD_EXT_PART __attribute__((noinline))  // compiled by itself
 #define TORCHAD_EXT_UNROLL _Pragma("GCC unroll 32")
 
 #include "scalar/basic.h"

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import torchad_ext as ad
-from torchad_ext import _build, _kernels, _nvrtc, codegen, expr
+from torchad_ext import Pointwise, _build, _kernels, _nvrtc, codegen, expr
 from torchad_ext.expr import COMPARISONS, LOGICAL, RULES, Expr, Program
 from torchad_ext.trace import evaluate
 
@@ -131,6 +131,15 @@ class TestCpu:
             where = [v[wrong][:3].tolist() for v in inputs]
             assert not wrong.any(), f"{name} of {where}: {result[wrong][:3]}, PyTorch {expected[wrong][:3]}"
 
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+    def test_long_functors_are_compiled_in_parts(
+        self, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(codegen, "_PART", 7)
+        assert "part1()" in kernel(EVERYTHING, "cpu", "float32").text
+        level = _build.cpu_level()
+        self.test_every_operation_is_that_of_pytorch(EVERYTHING, level, dtype, tmp_path)
+
     def test_signs_of_zero_are_kept(self) -> None:
         op = ad.pointwise(lambda x: torch.where(x > 0, x, -0.0))
         assert op(torch.tensor([-1.0, 2.0])).signbit().tolist() == [True, False]
@@ -142,6 +151,23 @@ def test_every_operation_compiles_for_cuda(dtype: str, tmp_path: Path) -> None:
     pairs = functools.reduce(expr.add, NESTED.values())
     _build.compile_image([kernel({**EVERYTHING, "pairs": pairs}, "cuda", dtype).text], "90", tmp_path / "image.cubin")
     assert (tmp_path / "image.cubin").exists()
+
+
+@pytest.mark.skipif(not _nvrtc.is_there(), reason="no NVRTC: the CUDA sources are not compiled")
+def test_long_functors_compile_for_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codegen, "_PART", 7)
+    _build.compile_image([kernel(EVERYTHING, "cuda", "float32").text], "90", tmp_path / "image.cubin")
+    assert (tmp_path / "image.cubin").exists()
+
+
+def test_the_source_grows_as_the_function_does() -> None:
+    def series(terms: int) -> Pointwise:
+        return ad.pointwise(lambda x: sum((torch.sin(k * x) / k for k in range(1, terms + 1)), torch.zeros_like(x)))
+
+    short, long = (len(series(terms).source(order=2)) for terms in (100, 1000))
+    assert long < 12 * short
+    with pytest.raises(TypeError, match=r"has 23,998 operations an element, and a kernel takes 20,000"):
+        series(6000)
 
 
 def test_subexpressions_are_named_once_and_single_uses_are_written_in_place() -> None:

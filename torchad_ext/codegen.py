@@ -25,6 +25,7 @@ _LARGEST = {
     "float64": sys.float_info.max,
 }
 _WIDTH = 100  # characters of an expression before it is given a name
+_PART = 200  # lines of a functor before it is compiled in parts
 _INFIX = {
     # operation: (symbol, precedence as in C++)
     "mul": ("*", 6),
@@ -54,10 +55,10 @@ _KEYWORDS = """
     unsigned using virtual void volatile wchar_t while
 """
 _OWN = """
-    T Outputs number scalars std abs sign sqrt rsqrt reciprocal exp expm1 exp2 log log1p log2 log10 sin cos tan asin
-    acos atan atan2 sinh cosh tanh asinh acosh atanh sigmoid log1pexp erf erfc hypot floor ceil round trunc maximum
-    minimum where rounded fmod remainder lerp spherical_bessel exp_minus_square pow lgamma polygamma erfcx erfinv
-    log_ndtr logit logaddexp logaddexp2 entr copysign
+    T Outputs Parts of parts outputs number scalars std abs sign sqrt rsqrt reciprocal exp expm1 exp2 log log1p log2
+    log10 sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh sigmoid log1pexp erf erfc hypot floor
+    ceil round trunc maximum minimum where rounded fmod remainder lerp spherical_bessel exp_minus_square pow
+    lgamma polygamma erfcx erfinv log_ndtr logit logaddexp logaddexp2 entr copysign
 """
 _TAKEN = frozenset((_KEYWORDS + _OWN).split())
 
@@ -186,7 +187,7 @@ class _Functor:
         self.uses.update(self.outputs)
         self.numbers: list[str] = []  # the constructor's lines
         self.members = [("double", self.names[x]) for x in self.scalars]
-        self.lines: list[str] = []  # of operator()
+        self.lines: list[tuple[str, str, str]] = []  # of operator(): type, name, value
         self._counter = itertools.count(1)
 
     def text(self, name: str) -> str:
@@ -213,18 +214,54 @@ class _Functor:
             yield from self.numbers
             yield "  }"
             yield ""
-        arguments = ", ".join(f"T {self.names[x]}" for x in self.inputs)
-        yield "  template <class T>"
-        yield f"  TORCHAD_EXT_FUNCTION auto operator()({arguments}) const {{"
-        yield from self.lines
+        if len(self.lines) > _PART:
+            yield from self._parts(name, outputs)
+        else:
+            yield "  template <class T>"
+            yield f"  TORCHAD_EXT_FUNCTION auto operator()({self._arguments()}) const {{"
+            yield from (f"    const {kind} {name} = {text};" for kind, name, text in self.lines)
+            yield from self._returned(outputs)
+            yield "  }"
+        yield "};"
+
+    def _arguments(self) -> str:
+        return ", ".join(f"T {self.names[x]}" for x in self.inputs)
+
+    @staticmethod
+    def _returned(outputs: list[str]) -> Iterator[str]:
         if sum(map(len, outputs)) <= _WIDTH:
             yield f"    return Outputs{{{', '.join(outputs)}}};"
         else:
             yield "    return Outputs{"
             yield from (f"        {output}," for output in outputs[:-1])
             yield f"        {outputs[-1]}}};"
+
+    def _parts(self, name: str, outputs: list[str]) -> Iterator[str]:
+        """A long functor in parts, for compilers that take the square of a function's length."""
+        inputs = [self.names[x] for x in self.inputs]
+        starts = range(0, len(self.lines), _PART)
+        yield "  template <class T>"
+        yield "  struct Parts {"
+        yield f"    T {', '.join(inputs)};"
+        yield from (f"    {kind} {member};" for kind, member in self.members)
+        yield from (f"    {'T' if kind == 'T' else 'mask_t<T>'} {member};" for kind, member, _ in self.lines)
+        given = [f"{x}({x})" for x in inputs] + [f"{member}(of.{member})" for _, member in self.members]
+        yield f"    TORCHAD_EXT_FUNCTION Parts(const {name}& of, {self._arguments()}) : {', '.join(given)} {{}}"
+        for start in starts:
+            yield f"    TORCHAD_EXT_PART void part{start // _PART}() {{"
+            yield from (f"      {member} = {text};" for _, member, text in self.lines[start : start + _PART])
+            yield "    }"
+        yield "    TORCHAD_EXT_FUNCTION auto outputs() const {"
+        yield from (f"  {line}" for line in self._returned(outputs))
+        yield "    }"
+        yield "  };"
+        yield ""
+        yield "  template <class T>"
+        yield f"  TORCHAD_EXT_FUNCTION auto operator()({self._arguments()}) const {{"
+        yield f"    Parts<T> parts(*this, {', '.join(inputs)});"
+        yield from (f"    parts.part{start // _PART}();" for start in starts)
+        yield "    return parts.outputs();"
         yield "  }"
-        yield "};"
 
     def _fresh(self, prefix: str) -> str:
         names = (f"{prefix}{i}" for i in self._counter)
@@ -232,7 +269,7 @@ class _Functor:
 
     def _named(self, node: Expr, text: str) -> str:
         name = self._fresh("t")
-        self.lines.append(f"    const {'auto' if node.is_mask else 'T'} {name} = {text};")
+        self.lines.append(("auto" if node.is_mask else "T", name, text))
         return name
 
     def _number(self, node: Expr, results: dict[Expr, tuple[str, int]]) -> str:

@@ -28,6 +28,7 @@ from .trace import TraceError, ValueNeeded, captures, plain, signature_of, trace
 Interval = tuple[float, float]
 
 _MANY = 32  # kernels of one op for different values of its numbers
+_LONGEST = 20_000  # operations of a declaration; its double backward has some three times as many
 _TENSOR, _SCALAR = object(), object()  # what an argument is; anything else is fixed by its value
 
 
@@ -277,6 +278,11 @@ class Pointwise:
             return self._define(arguments)
 
         program = self._trace(kinds)
+        if len(program) > _LONGEST:
+            raise TraceError(
+                f"{self.__name__} has {len(program):,} operations an element, and a kernel takes {_LONGEST:,} at the "
+                "most; declare parts of it"
+            )
         in_order = len(tensors) == len(kinds) and not self._keywords and not self._captures
         written = self._written if not scalars else None
         member = Elementwise(program, self.definition if in_order else definition, self._kernel_name, written=written)

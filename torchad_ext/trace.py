@@ -364,7 +364,7 @@ def _may_change(x: Any, seen: set[Any]) -> bool:
         module = getattr(x, "__module__", None) or "builtins"
         known = hasattr(x, "define") or (callable(x) and not hasattr(x, "__self__")) or inspect.isbuiltin(x)
         return not (known and module.partition(".")[0] in _IMMUTABLE)
-    if x in seen or x.__module__.partition(".")[0] == "torch":
+    if x in seen or (x.__module__ or "").partition(".")[0] == "torch":
         return False
     seen.add(x)
     cells = [cell.cell_contents for cell in x.__closure__ or ()]

@@ -25,6 +25,7 @@ struct QuickMask {
   bool value;
   bool certain;
 
+  QuickMask() = default;
   TORCHAD_EXT_FUNCTION QuickMask(bool value, bool certain = true) : value(value), certain(certain) {}
 };
 

@@ -88,7 +88,7 @@ def program(expressions: dict[str, Expr]) -> Program:
 
 
 def kernel(expressions: dict[str, Expr], device: str, dtype: str) -> codegen.Kernel:
-    functor = codegen.functor(program(expressions), "Everything")
+    functor = codegen.functor(program(expressions), "Everything", dtype)
     return codegen.kernel(functor, "Everything", program(expressions), device, dtype)
 
 

@@ -122,7 +122,7 @@ T erfinv(T x) {
       w < number<T>(6) ? polynomial(near, w - number<T>(3)) : polynomial(far, sqrt(w) - number<T>(4.27474487139));
   T y = a * slope;
   const T inverse = exp(y * y);
-  const T error = a > number<T>(0.5) ? fma(one - a, inverse, -erfcx(y)) : (erf(y) - a) * inverse;
+  const T error = a > number<T>(0.7) ? fma(one - a, inverse, -erfcx(y)) : (erf(y) - a) * inverse;
   const T u = number<T>(0x1.c5bf891b4ef6bp-1) * error;  // sqrt(pi) / 2
   y = y - u / fma(y, u, one);
   const T end = a == one ? number<T>(INFINITY) : number<T>(NAN);

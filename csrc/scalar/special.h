@@ -272,7 +272,7 @@ TORCHAD_EXT_FUNCTION T log_ndtr(T x) {
   const T tail = half * erfcx(number<T>(0x1.6a09e667f3bcdp-1) * abs(x));  // exp(x^2 / 2) times the smaller part
   const T y = exp(-half * square);
   const T gaussian = y > number<T>(0) ? y - y * (half * fma(x, x, -square)) : y;
-  return x < number<T>(0) ? log(tail) - half * square : log1p(-(tail * gaussian));
+  return x < number<T>(0) ? log(tail) - (half * x) * x : log1p(-(tail * gaussian));
 }
 
 // log(x / (1 - x)), near 1 / 2 by log1p. Error below 3 ulp.

@@ -24,9 +24,12 @@ using ::atan;
 using ::atan2;
 using ::atanh;
 using ::ceil;
+using ::copysign;
 using ::cosh;
 using ::erf;
 using ::erfc;
+using ::erfcx;
+using ::erfinv;
 using ::exp;
 using ::exp2;
 using ::expm1;
@@ -34,6 +37,7 @@ using ::floor;
 using ::fma;
 using ::fmod;
 using ::hypot;
+using ::lgamma;
 using ::log;
 using ::log10;
 using ::log1p;
@@ -169,3 +173,5 @@ TORCHAD_EXT_FUNCTION T spherical_bessel(T x) {
 }
 
 }  // namespace torchad_ext
+
+#include "scalar/special.h"

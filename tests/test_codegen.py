@@ -32,14 +32,16 @@ def operation(op: str, x: Expr, y: Expr, z: Expr) -> Expr:
         return expr.where(expr.make(op, x, y), 1, 0)
     if op == "where":
         return expr.where(mask, y, z)
-    if op == "spherical_bessel":
-        return expr.spherical_bessel(2, x)
+    if op in expr.FAMILIES:
+        return expr.make(op, 1, x)
     arity = len(inspect.signature(RULES[op]).parameters) - 2
     return expr.make(op, *(x, y, z)[:arity])
 
 
 x, y, z, n = expr.tensor("x"), expr.tensor("y"), expr.tensor("z"), expr.scalar("n")
 OPERATIONS = {op: operation(op, x, y, z) for op in sorted({*RULES, *COMPARISONS, *LOGICAL})}
+OPERATIONS |= {f"{op} of order {k}": expr.make(op, k, x) for op in sorted(expr.FAMILIES) for k in (0, 3)}
+OPERATIONS["exclusive or"] = expr.where(expr.ne(x < y, y < z), x, z)
 POWERS = {f"x^{p}": x**p for p in (-3, -2, -1, -0.5, 0.5, 2, 3, 4, 5, 6, 7, 8, 9, 1.5)}
 NUMBERS = {
     "n x": n * x,
@@ -49,6 +51,8 @@ NUMBERS = {
     "-0": expr.where(x < y, -0.0, x),
 }
 NUMBERS |= {"log n": expr.log(n) * x, "n < 2": expr.where(n < 2, x, y), "1 / 0": x * (expr.constant(1) / 0)}
+NUMBERS |= {"infinity": expr.where(x < math.inf, x, -math.inf), "nan": expr.where(x < y, math.nan, x)}
+NUMBERS["largest"] = expr.where(x < y, expr.finite(math.inf), expr.where(y < x, expr.finite(-math.inf), x))
 EVERYTHING = {**OPERATIONS, **POWERS, **NUMBERS}
 
 
@@ -84,7 +88,7 @@ def program(expressions: dict[str, Expr]) -> Program:
 
 
 def kernel(expressions: dict[str, Expr], device: str, dtype: str) -> codegen.Kernel:
-    functor = codegen.functor(program(expressions), "Everything")
+    functor = codegen.functor(program(expressions), "Everything", dtype)
     return codegen.kernel(functor, "Everything", program(expressions), device, dtype)
 
 
@@ -120,6 +124,9 @@ class TestCpu:
             close = (result - expected).abs() <= 8 * limits.eps * expected.abs() + limits.tiny
             # A quotient too large for PyTorch's own remainder.
             exempt = ((inputs[0] / inputs[1]).abs() > 1e6) & torch.tensor(name in ("fmod", "remainder"))
+            exempt |= (inputs[0] > 1) & torch.tensor(name == "log_ndtr")  # where PyTorch's own loses digits
+            beyond = (inputs[0] < 0) | (inputs[0] > 1e30)  # where its polygamma has poor digits, is 0 or nan
+            exempt |= beyond & torch.tensor(name.startswith("polygamma"))
             wrong = ~(same | close | exempt)
             where = [v[wrong][:3].tolist() for v in inputs]
             assert not wrong.any(), f"{name} of {where}: {result[wrong][:3]}, PyTorch {expected[wrong][:3]}"

@@ -3,6 +3,8 @@ where there is no GPU."""
 
 from __future__ import annotations
 
+import functools
+import math
 import re
 import shutil
 import subprocess
@@ -17,9 +19,10 @@ from hypothesis import given, settings
 from layouts import NAMED, sample, steps, strided
 
 import torchad_ext as ad
-from torchad_ext import _build, _nvrtc, codegen
+from torchad_ext import _build, _nvrtc, codegen, expr
 from torchad_ext.elementwise import Elementwise
 from torchad_ext.ops import CATALOGUE
+from torchad_ext.trace import evaluate
 
 pytestmark = pytest.mark.skipif(_build.find_cxx() is None, reason="no C++ compiler")
 
@@ -179,6 +182,25 @@ def test_what_depends_on_the_sine_of_a_huge_argument_is_computed_exactly(functio
     y = torch.linspace(-2, 3, 400)
     (result,) = torch.ops.torchad_ext_on_host.pointwise(address(op, torch.float32), [x, y], [])
     torch.testing.assert_close(result, function(x.double(), y.double()).float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_special_functions(dtype: torch.dtype) -> None:
+    x = expr.tensor("x")
+    outputs = [
+        *(expr.polygamma(0, x), expr.polygamma(1, x), expr.polygamma(3, x), expr.erfcx(0, x), expr.erfcx(2, x)),
+        *(expr.log_ndtr(x), expr.entr(x), expr.lgamma(x), expr.erfinv(x / 50), expr.logit(x / 50)),
+        *(expr.logaddexp(x, 1 - x), expr.logaddexp2(x, 1 - x), expr.copysign(x, x - 1), expr.finite(math.inf) - x),
+    ]
+    program = expr.Program((x,), (), tuple(outputs), tuple(f"output{i}" for i in range(len(outputs))))
+    at = torch.tensor([0.3, 0.9, 1.0, 1.7, 2.5, 3.1, 11.0, 40.0, -0.3, -1.2, -2.6, 0.0, math.nan], dtype=dtype)
+    member = Elementwise(program, functools.partial(evaluate, program), "special")
+    results = torch.ops.torchad_ext_on_host.pointwise(address(member, dtype), [at], [])
+    for output, result, expected in zip(outputs, results, evaluate(program, at.double()), strict=True):
+        if output.op == "sub":
+            expected = torch.finfo(dtype).max - at
+        rtol = 1e-5 if dtype == torch.float32 else 1e-13
+        torch.testing.assert_close(result, expected.to(dtype), rtol=rtol, atol=rtol, equal_nan=True, msg=str(output))
 
 
 @pytest.mark.parametrize("order", [1, 2])

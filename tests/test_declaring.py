@@ -102,6 +102,7 @@ WRITTEN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "writes to intermediates": writes_to_intermediates,
     "writes to a mask": narrows_a_mask,
     "a sum by +=": sums_a_series,
+    "float_power": lambda x: torch.float_power(x, 2) * x,
     "no_grad": without_grad,
     "no_grad as decorator": lambda x: frozen_gate(x) * x,
     "torch.is_floating_point": lambda x: x * 2 if torch.is_floating_point(x) else x,

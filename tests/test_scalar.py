@@ -21,6 +21,7 @@ UNARY = {
     "exp": 0.9, "exp2": 0.9, "expm1": 1.4, "sinh": 1.2, "cosh": 1.2, "tanh": 1.7, "sigmoid": 1.9,
     "log": 1.0, "log1p": 1.1, "log2": 1.3, "log10": 1.1, "asinh": 1.4, "acosh": 1.7, "atanh": 1.4,
     "sin": 1.5, "cos": 1.5, "tan": 1.3, "asin": 1.3, "acos": 1.2, "atan": 1.4,
+    "erfcx": 2.8, "erfinv": 1.8, "log_ndtr": 3.6, "logit": 2.6, "entr": 1.5, "lgamma": 4.0,
     "erf": 0.9, "erfc": 1.6, "sqrt": 0.5, "rsqrt": 1.5, "reciprocal": 0.5,
 }  # fmt: skip
 BINARY = {"pow": 1.0, "atan2": 1.8, "hypot": 1.0}
@@ -28,11 +29,35 @@ CUDA_BOUND = 4.0  # of CUDA's own functions, the largest in its Programming Guid
 MPMATH: dict[str, Callable[..., mpmath.mpf]] = {
     "exp2": lambda x: mpmath.mpf(2) ** x,
     "sigmoid": lambda x: 1 / (1 + mpmath.exp(-x)),
+    "erfcx": lambda x: mpmath.exp(x * x) * mpmath.erfc(x) if x < 100 else asymptotic_erfcx(x),
+    "log_ndtr": lambda x: log_ndtr(x),
+    "logit": lambda x: mpmath.log(x / (1 - x)),
+    "entr": lambda x: -x * mpmath.log(x),
+    "lgamma": lambda x: mpmath.re(mpmath.loggamma(x)),
     "log2": lambda x: mpmath.log(x, 2),
     "reciprocal": lambda x: 1 / x,
     "rsqrt": lambda x: 1 / mpmath.sqrt(x),
     "pow": lambda x, y: x**y,
 }
+
+
+def asymptotic_erfcx(x: mpmath.mpf) -> mpmath.mpf:
+    terms = (mpmath.fac2(2 * k - 1) / (-2 * x * x) ** k for k in range(12))
+    return sum(terms) / (x * mpmath.sqrt(mpmath.pi))
+
+
+def log_ndtr(x: mpmath.mpf) -> mpmath.mpf:
+    if x < -100:
+        return mpmath.log(asymptotic_erfcx(-x / mpmath.sqrt(2)) / 2) - x * x / 2
+    tail = mpmath.erfc(abs(x) / mpmath.sqrt(2)) / 2
+    return mpmath.log(tail) if x < 0 else mpmath.log1p(-tail)
+
+
+def native(name: str) -> Callable[..., torch.Tensor]:
+    """PyTorch's function of this name."""
+    return getattr(torch, name, None) or getattr(torch.special, name)  # type: ignore[no-any-return]
+
+
 SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0, 3.0, -3.0, 1e-45, -1e-45, 1e-40]
 SPECIAL += [1e38, -1e38, 88.7, 88.8, -87.4, -103.0, -104.5, 709.7, 709.9, -708.5, -745.0, -746.0, 9.2, 10.1, 26.6, 27.3]
 
@@ -44,7 +69,7 @@ def functions(names: list[str], arguments: str) -> Pointwise:
         return tuple(getattr(torch, name)(x, y) for name in names)
 
     def each(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(getattr(torch, name)(x) for name in names)
+        return tuple(native(name)(x) for name in names)
 
     return ad.pointwise(each if arguments == "x" else together)
 
@@ -82,7 +107,7 @@ class TestFloat32:
     def test_of_one_argument(self, device: str) -> None:
         x = sample(torch.float32, 300_000, seed=0)
         for (name, bound), result in zip(UNARY.items(), unary(x.to(device)), strict=True):
-            errors = ulps(result.cpu(), getattr(torch, name)(x.double()), torch.float32)
+            errors = ulps(result.cpu(), native(name)(x.double()), torch.float32)
             worst = errors.argmax()
             allowed = bound if device == "cpu" else CUDA_BOUND
             assert errors[worst] <= allowed + 1e-6, f"{name}({x[worst]:.9g}) is off by {errors[worst]:.3g} ulp"
@@ -193,6 +218,57 @@ class TestWithoutANameInPyTorch:
             errors = (abs(mpmath.mpf(r) - e) / scale for r, e in zip(y.tolist(), expected, strict=True))
             assert max(errors) <= 6 * torch.finfo(dtype).eps, order
             (y,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+
+    @pytest.mark.parametrize("order", range(6))
+    def test_polygamma(self, order: int, dtype: torch.dtype, device: str) -> None:
+        op = ad.pointwise(lambda x: torch.polygamma(order, x))
+        x = torch.cat([10 ** torch.linspace(-3, 3, 61), torch.linspace(0.9, 3.5, 53), torch.tensor([1.46163214])])
+        x = x.to(device, dtype)
+        bound = 4 + 2 * order if dtype == torch.float64 or device != "cpu" else 0.6
+        for v, result in zip(x.tolist(), op(x).tolist(), strict=True):
+            with mpmath.workdps(40):
+                assert relative_error(result, mpmath.polygamma(order, mpmath.mpf(v)), dtype) <= bound, v
+        x = -torch.linspace(0.03, 9.97, 80).to(device, dtype)
+        for v, result in zip(x.tolist(), op(x).tolist(), strict=True):
+            with mpmath.workdps(40):
+                expected = mpmath.polygamma(order, mpmath.mpf(v))
+                nearby = abs(mpmath.polygamma(order | 1, mpmath.mpf(v)))  # has no zero there
+                scale = max(abs(expected), nearby if order % 2 == 0 else 0)
+            assert abs(mpmath.mpf(result) - expected) <= bound * torch.finfo(dtype).eps * scale, v
+
+    def test_scaled_erfc_and_its_derivatives(self, dtype: torch.dtype, device: str) -> None:
+        op = ad.pointwise(lambda x: torch.special.erfcx(x))
+        x = torch.cat([torch.linspace(-3, 3, 61), 10 ** torch.linspace(0, 3, 31)]).to(device, dtype).requires_grad_()
+        y = op(x)
+        for order in range(4):
+            bound = 2.3 if order == 0 else 0.6 if dtype == torch.float32 and device == "cpu" else 4 * 5**order
+            for v, result in zip(x.tolist(), y.tolist(), strict=True):
+                expected = derivative_of_erfcx(mpmath.mpf(v), order)
+                assert relative_error(result, expected, dtype) <= bound, (order, v)
+            (y,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+
+    @pytest.mark.parametrize("base", [math.e, 2.0])
+    def test_logarithms_of_sums_of_exponentials(self, base: float, dtype: torch.dtype, device: str) -> None:
+        function = torch.logaddexp if base != 2 else torch.logaddexp2
+        op = ad.pointwise(lambda a, b: function(a, b))
+        values = torch.cat([torch.linspace(-40, 40, 81), torch.linspace(-1, 1, 41), torch.tensor([-math.log(2), 1e3])])
+        a, b = torch.cartesian_prod(values, values).to(device, dtype).T.contiguous()
+        with mpmath.workdps(40):
+            unit = mpmath.e if base != 2 else mpmath.mpf(2)
+            for u, v, result in zip(a.tolist(), b.tolist(), op(a, b).tolist(), strict=True):
+                expected = mpmath.log(unit**u + unit**v) / mpmath.log(unit)
+                scale = max(abs(expected), min(abs(u), abs(v)) if u * v > 0 else 0, abs(max(u, v)))
+                assert abs(result - expected) <= 2 * torch.finfo(dtype).eps * scale, (u, v)
+
+
+def derivative_of_erfcx(x: mpmath.mpf, order: int) -> mpmath.mpf:
+    """By f' = 2 x f - 2 / sqrt(pi) in so many digits that its cancellation does no harm."""
+    with mpmath.workdps(60):
+        before, value = mpmath.mpf(0), asymptotic_erfcx(x) if x > 200 else mpmath.exp(x * x) * mpmath.erfc(x)
+        for k in range(order):
+            rest = -2 / mpmath.sqrt(mpmath.pi) if k == 0 else 2 * k * before
+            before, value = value, 2 * x * value + rest
+        return value
 
 
 def derivative_of_sinc(x: mpmath.mpf, order: int) -> mpmath.mpf:

@@ -11,12 +11,19 @@ import hashlib
 import itertools
 import math
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .expr import LOGICAL, Expr, Program, make, mul, pow_, reciprocal, rsqrt, sqrt, topological
+from .expr import FAMILIES, LOGICAL, Expr, Program, constant, make, mul, pow_, reciprocal, rsqrt, sqrt, topological
 
 DTYPES = {"float16": 5, "float32": 6, "float64": 7, "bfloat16": 15}  # of kernels, and their numbers in C++
+_LARGEST = {
+    "float16": 65504.0,
+    "bfloat16": 2.0**128 - 2.0**120,
+    "float32": 2.0**128 - 2.0**104,
+    "float64": sys.float_info.max,
+}
 _WIDTH = 100  # characters of an expression before it is given a name
 _PART = 200  # lines of a functor before it is compiled in parts
 _INFIX = {
@@ -51,6 +58,7 @@ _OWN = """
     T Outputs Parts of parts outputs number scalars std abs sign sqrt rsqrt reciprocal exp expm1 exp2 log log1p log2
     log10 sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh sigmoid log1pexp erf erfc hypot floor
     ceil round trunc maximum minimum where rounded fmod remainder lerp spherical_bessel exp_minus_square pow
+    lgamma polygamma erfcx erfinv log_ndtr logit logaddexp logaddexp2 entr copysign
 """
 _TAKEN = frozenset((_KEYWORDS + _OWN).split())
 
@@ -119,6 +127,8 @@ def lower(program: Program, dtype: str = "float64") -> tuple[Expr, ...]:
             lowered[node] = _lower_power(*args)
         elif node.op == "rounded":
             lowered[node] = make(dtype, *args) if dtype in ("float16", "bfloat16") else args[0]
+        elif node.op == "finite":
+            lowered[node] = constant(math.copysign(_LARGEST[dtype], args[0].number))
         elif node.op == dtype and dtype in ("float32", "float64"):
             lowered[node] = args[0]
         else:
@@ -287,7 +297,7 @@ class _Functor:
     def _operand(self, node: Expr, arg: Expr, uniform: bool, results: dict[Expr, tuple[str, int]]) -> tuple[str, int]:
         if uniform and arg.is_constant:
             return _literal(arg.number, short=False), _TOP  # 1 / 0 is not to be a division of integers
-        if arg.varies or uniform or node.op == "spherical_bessel":
+        if arg.varies or uniform or node.op in FAMILIES:
             return results[arg]
         return self._number(arg, results), _TOP
 
@@ -305,7 +315,7 @@ class _Functor:
             return f"{wrapped(0, precedence)} {symbol} {right}", precedence
         if node.op == "detach":
             return operands[0]
-        if node.op == "spherical_bessel":
-            return f"spherical_bessel<{operands[0][0]}>({operands[1][0]})", _TOP
+        if node.op in FAMILIES:
+            return f"{node.op}<{operands[0][0]}>({operands[1][0]})", _TOP
         name = functions.get(node.op) or _FUNCTIONS.get(node.op, node.op)
         return f"{name}({', '.join(text for text, _ in operands)})", _TOP

@@ -29,7 +29,10 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")  # operations that round 
 COMPARISONS = frozenset(("eq", "ne", "lt", "le", "gt", "ge"))
 LOGICAL = frozenset(("and", "or", "not"))
 # Of zeros of both signs the larger and the smaller are either, as in PyTorch.
-COMMUTATIVE = frozenset(("add", "mul", "maximum", "minimum", "hypot", "eq", "ne", "and", "or"))
+COMMUTATIVE = frozenset(
+    ("add", "mul", "maximum", "minimum", "hypot", "logaddexp", "logaddexp2", "eq", "ne", "and", "or")
+)
+FAMILIES = frozenset(("spherical_bessel", "polygamma", "erfcx"))  # their first operand, a constant, is the order
 
 
 class Expr:
@@ -234,7 +237,10 @@ maximum, minimum, clamp_min, clamp_max = map(_function, ("maximum", "minimum", "
 fmod, remainder, lerp, detach = map(_function, ("fmod", "remainder", "lerp", "detach"))
 where, eq, ne, not_, and_, or_ = map(_function, ("where", "eq", "ne", "not", "and", "or"))
 exp_minus_square, spherical_bessel = map(_function, ("exp_minus_square", "spherical_bessel"))
+lgamma, polygamma, erfcx, erfinv, log_ndtr = map(_function, ("lgamma", "polygamma", "erfcx", "erfinv", "log_ndtr"))
+logit, logaddexp, logaddexp2, entr, copysign = map(_function, ("logit", "logaddexp", "logaddexp2", "entr", "copysign"))
 rounded = _function("rounded")  # to the dtype of the tensors, as a result of PyTorch's is
+finite = _function("finite")  # of an infinite constant: the largest number of that dtype, with its sign
 
 
 def _halves(a: Expr, b: Expr) -> Expr | None:
@@ -340,6 +346,14 @@ def _atan2_rule(g: Expr, y: Expr, a: Expr, b: Expr) -> Gradients:
     return g * (b / square), -(g * (a / square))
 
 
+def _mills(x: Expr) -> Expr:
+    """The derivative of log_ndtr, the density of the normal distribution over the distribution; neither underflows."""
+    left, right = where(x < 0, x, 0), where(x < 0, 0, x)
+    tail = math.sqrt(2 / math.pi) / erfcx(0, -math.sqrt(0.5) * left)
+    body = math.sqrt(2 / math.pi) * exp_minus_square(math.sqrt(0.5) * right) / erfc(-math.sqrt(0.5) * right)
+    return where(x < 0, tail, body)
+
+
 def floor_divide(a: Operand, b: Operand) -> Expr:
     """The floor of the exact quotient, as PyTorch has it; a / b may round up to the next integer. It has no slope."""
     rest = fmod(a, b)
@@ -388,7 +402,17 @@ RULES: dict[str, Callable[..., Gradients]] = {
     "exp_minus_square": lambda g, y, x: (-2 * (g * (x * y)),),
     "erf": lambda g, y, x: (g * (2 / math.sqrt(math.pi) * exp_minus_square(x)),),
     "erfc": lambda g, y, x: (-(g * (2 / math.sqrt(math.pi) * exp_minus_square(x))),),
+    "erfinv": lambda g, y, x: (g * (math.sqrt(math.pi) / 2 * exp(y * y)),),
+    "erfcx": lambda g, y, n, x: (None, -(g * erfcx(n + 1, x))),
+    "log_ndtr": lambda g, y, x: (g * _mills(x),),
     "spherical_bessel": lambda g, y, n, x: (None, -(g * (x * spherical_bessel(n + 1, x)))),
+    "lgamma": lambda g, y, x: (g * polygamma(0, x),),
+    "polygamma": lambda g, y, n, x: (None, g * polygamma(n + 1, x)),
+    "logit": lambda g, y, x: (where(and_(x >= 0, x <= 1), g / (x * (1 - x)), math.nan),),
+    "logaddexp": lambda g, y, a, b: (g * sigmoid(a - b), g * sigmoid(b - a)),
+    "logaddexp2": lambda g, y, a, b: (g * sigmoid(math.log(2) * (a - b)), g * sigmoid(math.log(2) * (b - a))),
+    "entr": lambda g, y, x: (-(g * (log(x) + 1)),),
+    "copysign": lambda g, y, a, b: (g * (sign(a) * copysign(1, b)), None),
     "hypot": lambda g, y, a, b: (g * (a / y), g * (b / y)),
     "lerp": lambda g, y, a, b, w: (g * (1 - w), g * w, g * (b - a)),
     "fmod": lambda g, y, a, b: (g, -(g * trunc(a / b))),
@@ -404,7 +428,7 @@ RULES: dict[str, Callable[..., Gradients]] = {
     "clamp_min": lambda g, y, x, low: (where(x >= low, g, 0), where(x < low, g, 0)),
     "clamp_max": lambda g, y, x, high: (where(x <= high, g, 0), where(x > high, g, 0)),
     "where": lambda g, y, condition, a, b: (None, where(condition, g, 0), where(condition, 0, g)),
-    "rounded": lambda g, y, x: (g,),
+    **dict.fromkeys(("rounded", "float64"), lambda g, y, x: (g,)),
     **dict.fromkeys(("sign", "floor", "ceil", "round", "trunc", "detach"), lambda g, y, x: (None,)),
 }
 

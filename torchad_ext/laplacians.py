@@ -395,7 +395,7 @@ def _elementwise(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     elif any(isinstance(x, (list, tuple, dict)) for x in arguments):
         return NotImplemented
     else:
-        if "pow" in _name(func):  # a constant power is a few products
+        if "pow" in _name(func) or "polygamma" in _name(func):  # a constant power is a few products
             kinds = tuple(x if kind is _SCALAR else kind for x, kind in zip(arguments, kinds, strict=True))
         member = _member(func, kinds, tuple(kwargs))
     xs = [x for x, kind in zip(arguments, kinds, strict=True) if kind is _TENSOR]

@@ -29,6 +29,9 @@ _FUNCTIONS = {
     **{name: rf"\{name}" for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh", "log")},
     **{name: rf"\arc{name[1:]}" for name in ("asin", "acos", "atan")},
     "sigmoid": r"\sigma",
+    "lgamma": r"\log\Gamma",
+    "erfinv": r"\operatorname{erf}^{-1}",
+    "log_ndtr": r"\log\Phi",
     "log2": r"\log_{2}",
     "log10": r"\log_{10}",
     "maximum": r"\max",
@@ -164,6 +167,12 @@ class _Printer:
             if order == "0":
                 numerator, power = rf"\sin\left({z}\right)", z
             return rf"\frac{{{numerator}}}{{{power}}}", _POWER
+        if op == "polygamma":
+            return rf"\psi^{{({args[0].number:g})}}\left({self.text(args[1])}\right)", _ATOM
+        if op == "erfcx":
+            times = int(args[0].number)
+            text = rf"\operatorname{{erfcx}}{f'^{{({times})}}' if times else ''}\left({self.text(args[1])}\right)"
+            return (f"-{text}", _SUM) if times % 2 else (text, _ATOM)
         if op == "expm1":
             return rf"e^{{{self.text(args[0])}}} - 1", _SUM
         if op == "log1p":
@@ -174,7 +183,7 @@ class _Printer:
 
     def _call(self, op: str, args: tuple[Expr, ...]) -> str:
         function = _FUNCTIONS.get(op, rf"\operatorname{{{op}}}")
-        if len(args) == 1 and not args[0].args and op != "sigmoid":
+        if len(args) == 1 and not args[0].args and op not in ("sigmoid", "lgamma", "log_ndtr"):
             return f"{function} {self.text(args[0], _ATOM)}"
         return rf"{function}\left({', '.join(map(self.text, args))}\right)"
 

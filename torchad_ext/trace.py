@@ -71,6 +71,9 @@ class _Symbol(torch.Tensor):
     stored: Expr
     is_in_use: bool
 
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"<{self.kind} {self.expr}>"
+
     def __round__(self, digits: int | None = None) -> Any:  # tensors have none; numbers do
         return round(float(self), digits)
 
@@ -141,8 +144,11 @@ def _traced(
         tracing = stack.enter_context(_Tracing(name, dtype))
         try:
             result = function(symbols)
-        except TypeError:
+        except TypeError as error:
             if not tracing.error:
+                numbers = [x for x in arguments if isinstance(x, Expr) and x.op == "scalar"]
+                if numbers and "_Symbol" in str(error):  # PyTorch takes a Python number there, nothing else
+                    raise ValueNeeded(frozenset(str(x.value) for x in numbers)) from None
                 raise
         except ValueNeeded:
             if not tracing.error:
@@ -499,14 +505,14 @@ _SWITCHES = frozenset(("_set_grad_enabled", "set_grad_enabled", "_enter_inferenc
 _QUESTIONS: dict[str, Any] = {
     "dtype": None, "device": torch.device("meta"), "is_floating_point": True, "is_complex": False,
 }  # fmt: skip
-_VALUES = frozenset("__bool__ __float__ __int__ __index__ __complex__ __array__ __round__ item".split())
+_VALUES = frozenset("__bool__ __float__ __int__ __index__ __complex__ __array__ __format__ item".split())
 _AUGMENTED = {
     "__iadd__": "add", "__isub__": "sub", "__imul__": "mul", "__itruediv__": "div", "__idiv__": "div",
     "__ifloordiv__": "floor_divide", "__imod__": "remainder", "__ipow__": "pow", "__iand__": "and", "__ior__": "or",
     "__ixor__": "logical_xor",
 }  # fmt: skip
 _WRITES = {"fill_": "full_like", "zero_": "zeros_like"}
-_ALIASES = frozenset("detach contiguous positive".split())
+_ALIASES = frozenset("detach data contiguous positive".split())
 _CONVERSIONS = frozenset("to type type_as float double half bfloat16 int long bool".split())
 _KINDS: dict[Any, str] = {
     **{getattr(torch, name): name for name in FLOATS},
@@ -551,6 +557,7 @@ _OUTSIDE_TENSOR = (
 )
 _OF_A_NUMBER = f"is given a Python number; {_OUTSIDE}"
 _CONSTANT = "is given a constant; compute it with the math module"
+_NO_MASK = "is given what is no truth value; compare it, as in x != 0"
 _UNKNOWN = f"is not elementwise, or not known to be; {_OUTSIDE}"
 _NEW_NAME = "give the result a new name, as in y = x + 1"
 _IN_PLACE = f"changes a tensor in place that is an argument or has a second name; {_NEW_NAME}"
@@ -579,6 +586,7 @@ _REFUSED = {
         "dtype type float double half bfloat16 int long bool is_floating_point is_complex device cpu cuda "
         "is_cuda to type_as": _TYPE,
         "zeros ones full empty empty_like arange linspace from_numpy eye": _CREATES,
+        "prelu": "has weights along dimension 1, arguments broadcast from the last; write torch.where(x > 0, x, w * x)",
         "__setitem__": "changes a tensor in place; write torch.where(condition, a, b)",
         "view_as custom_function_call": f"is called by {_HAS_BACKWARD}",
     }.items()
@@ -672,7 +680,7 @@ def _extremum(op: str) -> Callable[..., Expr]:
 def _logical(op: str) -> Callable[..., Expr]:
     def logical(*operands: Any) -> Expr:
         if not _masks(*operands):
-            raise _Problem("is given what is no truth value; compare it, as in x != 0")
+            raise _Problem(_NO_MASK)
         return expr.make(op, *operands)
 
     return logical
@@ -749,8 +757,8 @@ def _softshrink(input: Expr, lambd: Operand = 0.5) -> Expr:
 
 
 def _hardshrink(input: Expr, lambd: Operand = 0.5) -> Expr:
-    inside = expr.and_(expr.make("ge", input, expr.mul(-1, lambd)), expr.make("le", input, lambd))
-    return where(inside, 0, input)
+    outside = expr.or_(expr.make("lt", input, expr.mul(-1, lambd)), expr.make("gt", input, lambd))
+    return where(outside, input, expr.detach(where(expr.eq(input, input), 0, input)))  # a nan has no slope
 
 
 def _sinc(input: Expr) -> Expr:
@@ -761,6 +769,58 @@ def _xlogy(input: Expr, other: Expr) -> Expr:
     # 0 log y is 0 for every y but nan; the slope in x is log y where that is a number.
     singular = expr.or_(expr.make("le", other, 0), expr.eq(other, math.inf))
     return expr.mul(input, expr.log(where(expr.and_(expr.eq(input, 0), singular), 1, other)))
+
+
+def _xlog1py(input: Operand, other: Expr) -> Expr:
+    singular = expr.or_(expr.make("le", other, -1), expr.eq(other, math.inf))
+    return expr.mul(input, expr.log1p(where(expr.and_(expr.eq(input, 0), singular), 0, other)))
+
+
+def _polygamma(n: Any, input: Any) -> Expr:
+    if isinstance(n, Expr):  # the method
+        n, input = input, n
+    if not isinstance(n, int) or n < 0:
+        raise _Problem(f"has the order {n!r}; it is 0 or a positive integer")
+    return expr.polygamma(n, input)
+
+
+def _logit(input: Expr, eps: float | None = None) -> Expr:
+    if eps is None:
+        return expr.logit(input)
+    low, high = eps, expr.sub(1, eps)
+    return expr.logit(where(expr.make("lt", input, low), low, where(expr.make("gt", input, high), high, input)))
+
+
+def _xor(input: Any, other: Any) -> Expr:
+    if not _masks(input, other):
+        raise _Problem(_NO_MASK)
+    return expr.ne(input, other)
+
+
+def _masked_fill(input: Operand, mask: Expr, value: Operand) -> Expr:
+    if not _masks(mask) or _varies(value):
+        raise _Problem("takes a truth value and a number; write torch.where(condition, value, x)")
+    return where(mask, value, _number(input))
+
+
+def _isclose(input: Expr, other: Expr, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Expr:
+    distance = expr.abs_(input - other)
+    near = expr.and_(distance < math.inf, expr.make("le", distance, expr.add(atol, expr.abs_(expr.mul(rtol, other)))))
+    close = expr.or_(expr.eq(input, other), near)
+    return expr.or_(close, expr.and_(expr.ne(input, input), expr.ne(other, other))) if equal_nan else close
+
+
+def _nan_to_num(
+    input: Expr, nan: float | None = None, posinf: float | None = None, neginf: float | None = None
+) -> Expr:
+    high = expr.finite(math.inf) if posinf is None else posinf
+    low = expr.finite(-math.inf) if neginf is None else neginf
+    number = where(expr.eq(input, math.inf), high, where(expr.eq(input, -math.inf), low, input))
+    return where(expr.ne(input, input), nan or 0, number)
+
+
+def _heaviside(input: Expr, values: Operand) -> Expr:
+    return expr.detach(where(expr.eq(input, 0), values, where(input > 0, 1, 0)))
 
 
 def _floor_divide(input: Operand, other: Operand) -> Expr:
@@ -782,13 +842,18 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{
         name: _unary(name)
         for name in "neg abs sign sqrt rsqrt reciprocal exp expm1 exp2 log log1p log2 log10 sin cos tan asin acos atan "
-        "sinh cosh tanh asinh acosh atanh sigmoid erf erfc floor ceil round trunc detach".split()
+        "sinh cosh tanh asinh acosh atanh sigmoid erf erfc erfinv lgamma log_ndtr entr floor ceil round trunc "
+        "detach".split()
     },
-    **{name: _binary(name) for name in "atan2 hypot fmod remainder lt le gt ge eq ne".split()},
+    **{
+        name: _binary(name)
+        for name in "atan2 hypot fmod remainder logaddexp logaddexp2 copysign lt le gt ge eq ne".split()
+    },
     **{name: _mirrored(function) for name, function in _MIRRORED.items()},
     **{name: _logical("and") for name in ("and", "logical_and", "bitwise_and")},
     **{name: _logical("or") for name in ("or", "logical_or", "bitwise_or")},
     **{name: _logical("not") for name in ("invert", "logical_not", "bitwise_not")},
+    **dict.fromkeys(("xor", "logical_xor", "bitwise_xor"), _xor),
     "add": _add,
     "sub": _sub,
     "mul": _mul,
@@ -796,6 +861,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "div": _div,
     "floordiv": _floor_divide,
     "floor_divide": _floor_divide,
+    "float_power": lambda input, exponent: expr.make("float64", _pow(input, exponent)),
     "square": lambda input: input**2,
     "where": _where,
     "Tensor.where": lambda input, condition, other: _where(condition, input, other),
@@ -814,6 +880,16 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "lerp": lambda input, end, weight: expr.lerp(input, end, weight),
     "sinc": _sinc,
     "xlogy": _xlogy,
+    "xlog1py": _xlog1py,
+    "logit": _logit,
+    "digamma": lambda input: expr.polygamma(0, input),
+    "polygamma": _polygamma,
+    "erfcx": lambda input: expr.erfcx(0, input),
+    "heaviside": _heaviside,
+    "signbit": lambda input: expr.make("lt", expr.copysign(1, input), 0),
+    "masked_fill": _masked_fill,
+    "nan_to_num": _nan_to_num,
+    "isclose": _isclose,
     "deg2rad": lambda input: input * (math.pi / 180),
     "rad2deg": lambda input: input * (180 / math.pi),
     "frac": lambda input: input - expr.trunc(input),
@@ -829,6 +905,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "scalar_tensor": _tensor,
     "clone": lambda input: input,
     "contiguous": lambda input: input,
+    "data": lambda input: expr.detach(input),
     "positive": lambda input: input,
     "relu": lambda input: where(input <= 0, 0, input),
     "relu6": lambda input: _hardtanh(input, 0.0, 6.0),
@@ -854,7 +931,7 @@ for _alias, _of in {
     "subtract": "sub", "multiply": "mul", "divide": "div", "true_divide": "div", "negative": "neg", "absolute": "abs",
     "arcsin": "asin", "arccos": "acos", "arctan": "atan", "arctan2": "atan2", "arcsinh": "asinh", "arccosh": "acosh",
     "arctanh": "atanh", "expit": "sigmoid", "greater": "gt", "greater_equal": "ge", "less": "lt", "less_equal": "le",
-    "not_equal": "ne", "sgn": "sign", "fix": "trunc", "clip": "clamp",
+    "not_equal": "ne", "sgn": "sign", "fix": "trunc", "clip": "clamp", "gammaln": "lgamma", "psi": "digamma",
     "_threshold": "threshold",
 }.items():  # fmt: skip
     FUNCTIONS[_alias] = FUNCTIONS[_of]
@@ -875,6 +952,25 @@ def _bessel(n: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return torch.where(x.abs() < order + 2, series, value)
 
 
+def _finite(x: torch.Tensor) -> torch.Tensor:
+    limits = torch.finfo(x.dtype)
+    return torch.clamp(x, limits.min, limits.max)
+
+
+def _erfcx(n: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """(-1)^n times the n-th derivative of erfcx, by the recurrences in ``csrc/scalar/special.h``."""
+    order, last, wide = int(n), int(n) + 60, x.double()
+    before, upwards = torch.full_like(wide, 2 / math.sqrt(math.pi)), torch.special.erfcx(wide)
+    downwards, large = upwards, wide.clamp_min(1.5)
+    ratio = (large * large + 2 * last - 1 + large / (large * large + 2 * last).sqrt()).sqrt() - large
+    for k in range(last - 1, 0, -1):
+        ratio = 2 * k / (2 * large + ratio)
+        downwards = downwards * ratio if k <= order else downwards
+    for k in range(order):
+        before, upwards = upwards, (2 * k or 1) * before - 2 * wide * upwards
+    return torch.where(wide > 1.5, downwards, upwards).to(x.dtype)
+
+
 def _rounded_to(dtype: torch.dtype, x: torch.Tensor) -> torch.Tensor:
     return x.to(dtype).to(x.dtype)
 
@@ -891,6 +987,12 @@ _EVALUATE: dict[str, Callable[..., torch.Tensor]] = {
     "log1pexp": lambda x: torch.logaddexp(x, torch.zeros_like(x)),
     "exp_minus_square": lambda x: torch.exp(-x * x),
     "spherical_bessel": _bessel,
+    # PyTorch's own trigamma is wrong in the tenth digit.
+    "polygamma": lambda n, x: torch.special.zeta(2.0, x) if n == 1 else torch.polygamma(int(n), x),
+    "erfcx": _erfcx,
+    "finite": _finite,
+    "log_ndtr": torch.special.log_ndtr,
+    "entr": torch.special.entr,
     "rounded": lambda x: x,
     **{name: functools.partial(_rounded_to, getattr(torch, name)) for name in expr.FLOATS},
 }

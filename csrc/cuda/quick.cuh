@@ -75,6 +75,9 @@ TORCHAD_EXT_FUNCTION QuickMask operator&(QuickMask a, QuickMask b) {
 TORCHAD_EXT_FUNCTION QuickMask operator|(QuickMask a, QuickMask b) {
   return {a.value || b.value, a.certain && b.certain};
 }
+TORCHAD_EXT_FUNCTION QuickMask operator!=(QuickMask a, QuickMask b) {
+  return {a.value != b.value, a.certain && b.certain};
+}
 TORCHAD_EXT_FUNCTION Quick where(QuickMask chosen, Quick a, Quick b) {
   return {chosen.value ? a.value : b.value, chosen.certain && a.certain && b.certain};
 }
@@ -106,6 +109,11 @@ TORCHAD_EXT_UNARY(acosh)
 TORCHAD_EXT_UNARY(atanh)
 TORCHAD_EXT_UNARY(erf)
 TORCHAD_EXT_UNARY(erfc)
+TORCHAD_EXT_UNARY(erfinv)
+TORCHAD_EXT_UNARY(lgamma)
+TORCHAD_EXT_UNARY(log_ndtr)
+TORCHAD_EXT_UNARY(logit)
+TORCHAD_EXT_UNARY(entr)
 TORCHAD_EXT_UNARY(floor)
 TORCHAD_EXT_UNARY(ceil)
 TORCHAD_EXT_UNARY(round)
@@ -117,6 +125,9 @@ TORCHAD_EXT_BINARY(maximum)
 TORCHAD_EXT_BINARY(minimum)
 TORCHAD_EXT_BINARY(fmod)
 TORCHAD_EXT_BINARY(remainder)
+TORCHAD_EXT_BINARY(copysign)
+TORCHAD_EXT_BINARY(logaddexp)
+TORCHAD_EXT_BINARY(logaddexp2)
 
 template <class Number>
 __device__ __forceinline__ Quick rounded(Quick x) {
@@ -125,6 +136,14 @@ __device__ __forceinline__ Quick rounded(Quick x) {
 template <int n>
 TORCHAD_EXT_FUNCTION Quick spherical_bessel(Quick x) {
   return {spherical_bessel<n>(x.value), x.certain};
+}
+template <int n>
+TORCHAD_EXT_FUNCTION Quick polygamma(Quick x) {
+  return {polygamma<n>(x.value), x.certain};
+}
+template <int n>
+TORCHAD_EXT_FUNCTION Quick erfcx(Quick x) {
+  return {erfcx<n>(x.value), x.certain};
 }
 TORCHAD_EXT_FUNCTION Quick lerp(Quick a, Quick b, Quick weight) {
   return {lerp(a.value, b.value, weight.value), a.certain && b.certain && weight.certain};

@@ -2,6 +2,9 @@
 #ifndef TORCHAD_EXT_STD
 #define TORCHAD_EXT_STD
 
+#define INFINITY __int_as_float(0x7f800000)
+#define NAN __int_as_float(0x7fffffff)
+
 using uint16_t = unsigned short;
 using int32_t = int;
 using uint32_t = unsigned;

@@ -26,6 +26,20 @@ using std::min;
 inline float __uint_as_float(uint32_t bits) { return std::bit_cast<float>(bits); }
 inline uint32_t __float_as_uint(float x) { return std::bit_cast<uint32_t>(x); }
 
+// Functions that C++ lacks, by their definitions.
+inline double erfcx(double x) {
+  if (x < 100) return double(expl((long double)x * x) * erfcl(x));
+  return 1 / (x * sqrt(M_PI)) * (1 - 1 / (2 * x * x) * (1 - 3 / (2 * x * x)));
+}
+inline float erfcx(float x) { return float(erfcx(double(x))); }
+inline double erfinv(double x) {
+  if (!(abs(x) < 1)) return x / (abs(x) == 1 ? 0.0 : NAN);
+  double y = 0;
+  for (int i = 0; i < 200; ++i) y -= (erf(y) - x) / (2 / sqrt(M_PI) * exp(-y * y)) / (1 + abs(y));
+  return y;
+}
+inline float erfinv(float x) { return float(erfinv(double(x))); }
+
 struct Index {
   int x;
 };
@@ -83,10 +97,10 @@ void launch(void (*kernel)(Parameters...), int blocks, int threads, void** argum
 }
 
 // Exports a kernel to driver.cpp.
-#define ON_HOST(name)                                                             \
-  extern "C" void name##_on_host(int blocks, int threads, void** arguments) {     \
-    const auto count = []<class... Parameters>(void (*)(Parameters...)) {         \
-      return std::index_sequence_for<Parameters...>{};                            \
-    };                                                                            \
-    launch(name, blocks, threads, arguments, decltype(count(name)){});            \
+#define ON_HOST(name)                                                         \
+  extern "C" void name##_on_host(int blocks, int threads, void** arguments) { \
+    const auto count = []<class... Parameters>(void (*)(Parameters...)) {     \
+      return std::index_sequence_for<Parameters...>{};                        \
+    };                                                                        \
+    launch(name, blocks, threads, arguments, decltype(count(name)){});        \
   }

@@ -8,8 +8,10 @@ of forward mode and while compiling, the graph is that of ``torch.func.vjp``.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import operator
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -21,10 +23,12 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from . import sparsity as _sparsity
 from .curvature import Curvature, UnknownOperation
+from .random_product import FastPath, RandomProduct, fast_path, report
 from .unit_rows import UnitRows, dense_rows
 
 Tensors = Sequence[Tensor]
 Function = Callable[[Any], Any]
+Chunks = Iterable[tuple[int, Tensors]]  # the number of the first row of each, and for each leaf of x [rows, *leaf]
 Strategy = Literal["reverse-over-reverse", "forward-over-reverse"]
 
 _STRATEGIES = ("reverse-over-reverse", "forward-over-reverse")
@@ -32,6 +36,7 @@ _MODES = ("reverse", "forward")
 _ELEMENTS = 2**21  # of a batch of rows, where no chunk_size is given
 _SWEPT = 2**17  # of a batch of tangents, which stays in a cache
 _UNIT_ROWS = 256  # rows from which on they are worth a dispatch in Python
+_FEW = 3  # rows that are computed as quickly one by one
 
 
 def hvp(f: Function, x: Any, v: Any) -> Any:
@@ -87,7 +92,7 @@ def vhp(f: Function, x: Any, v: Any) -> Any:
 
 
 def _hessian_product(name: str, f: Function, x: Any, v: Any) -> Any:
-    at = _Point(name, x)
+    at = _Point(name, f, x)
     return at.unflatten(_gradient(f, at).pull(at.like(v, "v")))
 
 
@@ -119,15 +124,16 @@ def jacobian(
         tensor([[3., 2.],
                 [1., 1.]])
     """
-    at = _Point("jacobian", x)
+    at = _Point("jacobian", f, x)
     chunk_size = _checked_chunk(at, chunk_size)
     _check_choice(at, strategy, _MODES)
     if strategy == "forward":
-        return _by_columns(at, f, chunk_size, progress)
+        return _by_columns(at, f, lambda: _value(f, at), chunk_size, progress)
     value = _value(f, at)
-    if strategy is None and not _transformed() and value.size > 4 * at.size:
-        with contextlib.suppress(RuntimeError):  # of an operation without a formula, or of a gradient taken in f
-            return _by_columns(at, f, chunk_size, progress)
+    if strategy is None and chunk_size != 1 and value.size > 4 * at.size:
+        by_columns = value.by_columns(chunk_size, progress)
+        if by_columns is not None:
+            return by_columns
     return value.blocks(value.rows(chunk_size, progress))
 
 
@@ -189,7 +195,7 @@ def hessian(
         >>> hessian(lambda x: x.pow(3).sum(), x, sparsity="auto", layout=torch.sparse_coo).values()
         tensor([ 6., 12., 18.])
     """
-    at = _Point("hessian", x)
+    at = _Point("hessian", f, x)
     chunk_size = _checked_chunk(at, chunk_size)
     _check_choice(at, strategy, _STRATEGIES)
     if layout not in (torch.strided, torch.sparse_coo) or (layout is torch.sparse_coo and sparsity is None):
@@ -202,7 +208,7 @@ def hessian(
         if recovered is not None:
             return recovered
     if strategy == "forward-over-reverse":
-        H = _by_columns(at, _gradient_function(f, at), chunk_size, progress, as_outputs=True)
+        H = _by_columns(at, _gradient_function(f, at), lambda: _gradient(f, at), chunk_size, progress, as_outputs=True)
     else:
         gradient = _gradient(f, at)
         H = gradient.blocks(gradient.rows(chunk_size, progress), as_outputs=True)
@@ -248,16 +254,20 @@ def hessian_diagonal(
         tensor([[16., 12.],
                 [ 2.,  0.]])
     """
-    at = _Point("hessian_diagonal", x)
+    at = _Point("hessian_diagonal", f, x)
     chunk_size = _checked_chunk(at, chunk_size)
     if batched:
         return _diagonal_of_batch(at, f, chunk_size, progress)
     gradient = _gradient(f, at)
-    parts = [[leaf.new_zeros(0)] for leaf in at.leaves]
-    for start, rows in gradient.chunks(chunk_size, progress):
-        for part, row, leaf, offset in zip(parts, rows, at.leaves, at.offsets, strict=True):
-            part.append(row.reshape(len(row), leaf.numel()).diagonal(start - offset).clone())
-    return at.unflatten([torch.cat(part).view_as(leaf) for part, leaf in zip(parts, at.leaves, strict=True)])
+
+    def diagonal(chunks: Chunks) -> Any:
+        parts = [[leaf.new_zeros(0)] for leaf in at.leaves]
+        for start, rows in chunks:
+            for part, row, leaf, offset in zip(parts, rows, at.leaves, at.offsets, strict=True):
+                part.append(row.reshape(len(row), leaf.numel()).diagonal(start - offset).clone())
+        return at.unflatten([torch.cat(part).view_as(leaf) for part, leaf in zip(parts, at.leaves, strict=True)])
+
+    return gradient.gathered(diagonal, chunk_size, progress)
 
 
 def _diagonal_of_batch(at: _Point, f: Function, chunk_size: int | None, progress: bool) -> Tensor:
@@ -286,14 +296,19 @@ def _diagonal_of_batch(at: _Point, f: Function, chunk_size: int | None, progress
         diagonal = _by_sweeps(at, f, x, gradient, chunk_size, progress)
         if diagonal is not None:
             return diagonal
-    d = x[:1].numel()
-    parts = []
-    rows = chunk_size or max(1, _ELEMENTS // max(1, x.numel()))
-    for start in _track(range(0, d, rows), at, progress):
-        seeds = _coordinates(x, start, rows)
-        (products,) = gradient.pull_rows([seeds.expand(len(seeds), *x.shape)])
-        parts.append(products.reshape(-1, len(x), d).diagonal(start, 0, 2).clone())
-    return torch.cat(parts, -1).view_as(x) if parts else torch.zeros_like(x)
+
+    def products(chunk_size: int | None) -> Chunks:
+        rows = chunk_size or max(1, _ELEMENTS // max(1, x.numel()))
+        for start in _track(range(0, x[:1].numel(), rows), at, progress):
+            seeds = _coordinates(x, start, rows)
+            yield start, gradient.pull_rows([seeds.expand(len(seeds), *x.shape)])
+
+    def diagonal(chunks: Chunks) -> Tensor:
+        parts = [rows[0].reshape(-1, len(x), x[:1].numel()).diagonal(start, 0, 2).clone() for start, rows in chunks]
+        return torch.cat(parts, -1).view_as(x) if parts else torch.zeros_like(x)
+
+    result: Tensor = gradient.gathered(diagonal, chunk_size, progress, products, batch=len(x))
+    return result
 
 
 def _coordinates(x: Tensor, start: int, rows: int) -> Tensor:
@@ -310,15 +325,14 @@ def _by_sweeps(
     if not x.numel():
         return None
     generator = torch.Generator(x.device).manual_seed(0)
-    v = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+    v = torch.randn(1, *x.shape[1:], generator=generator, dtype=x.dtype, device=x.device)
     rows = chunk_size or max(1, _SWEPT // max(1, x.numel()))
     parts = []
     try:
         curvature = Curvature(f, x)
         (along_v,) = curvature.along(v.unsqueeze(0))
-        terms = v * gradient.pull([v])[0]
-        scale = torch.maximum(terms.abs().max(), along_v.abs().max())
-        if _differ(along_v, terms.reshape(len(x), -1).sum(1), torch.finfo(x.dtype).eps ** 0.5 * scale):
+        terms = (v * gradient.pull([v.expand_as(x)])[0]).reshape(len(x), -1)
+        if _differ(along_v, terms.sum(1), torch.finfo(x.dtype).eps ** 0.5 * terms.abs().sum(1)):
             return None
         for start in _track(range(0, x[:1].numel(), rows), at, progress):
             parts.append(curvature.along(_coordinates(x, start, rows)))
@@ -357,8 +371,8 @@ def _differ(result: Tensor, expected: Tensor, tolerance: Tensor) -> bool:
 class _Point:
     """Where a function is differentiated: the leaves of x, checked, and their places in one vector."""
 
-    def __init__(self, name: str, x: Any) -> None:
-        self.name = name
+    def __init__(self, name: str, f: Function, x: Any) -> None:
+        self.name, self.f = name, f
         self.leaves: list[Tensor]
         self.leaves, self.spec = tree_flatten(x)
         if not self.leaves:
@@ -434,8 +448,7 @@ class _Pullback:
 
     Attributes:
         outputs: the leaves of the function's value.
-        pull: a cotangent for each output to a gradient for each leaf of x.
-        pull_rows: the same for a batch, which is the first dimension of cotangents and gradients.
+        inputs: those of x in its graph; empty within a transform, which has a graph of its own.
         final: are the gradients without derivatives of their own?
     """
 
@@ -444,23 +457,31 @@ class _Pullback:
         at: _Point,
         spec: TreeSpec,
         outputs: Tensors,
+        inputs: Tensors,
         pull: Callable[[Tensors], Tensors],
-        pull_rows: Callable[[Tensors], Tensors],
         final: bool,
     ) -> None:
-        self.at, self.spec, self.outputs, self.final = at, spec, outputs, final
+        self.at, self.spec, self.outputs, self.inputs, self.final = at, spec, outputs, inputs, final
         self.size = sum(output.numel() for output in outputs)
-        self._pull, self._pull_rows = pull, pull_rows
+        self._pull = pull
 
     def pull(self, cotangents: Tensors) -> Tensors:
+        """A cotangent for each output to a gradient for each leaf of x."""
         with _explained(self.at.name):
             return self._pull(cotangents)
 
+    def pull_without_graph(self, cotangents: Tensors) -> Tensors:
+        with _explained(self.at.name):
+            return _grad(self.outputs, self.inputs, cotangents, create_graph=False)
+
     def pull_rows(self, cotangents: Tensors) -> Tensors:
+        """The same for a batch, which is the first dimension of cotangents and gradients."""
         with _explained(self.at.name, of_rows=len(cotangents[0]) > 1):
             if len(cotangents[0]) == 1:
                 return [row.unsqueeze(0) for row in self._pull([c[0] for c in cotangents])]
-            return self._pull_rows(cotangents)
+            # Not is_grads_batched, whose own rules for some operations are slow, or wrong (group_norm).
+            rows = torch.func.vmap(self._pull)(tuple(cotangents))
+            return [row if row.stride(0) else row.clone() for row in rows]  # of no dependence
 
     def chunks(self, chunk_size: int | None, progress: bool) -> Iterator[tuple[int, Tensors]]:
         """The rows of J in batches: the number of the first, and for each leaf of x ``[rows, *leaf]``."""
@@ -473,15 +494,87 @@ class _Pullback:
                     try:
                         rows = dense_rows(self._pull([units]), count)
                     except RuntimeError:  # of an operation that does not take them
-                        rows = self._pull_rows([units.dense_rows()])
+                        rows = self.pull_rows([units.dense_rows()])
                 yield start, rows
             return
         for start, seeds in _bases(self.outputs, self.at, chunk_size, progress):
             yield start, self.pull_rows(seeds)
 
+    def gathered(
+        self,
+        gather: Callable[[Chunks], Any],
+        chunk_size: int | None,
+        progress: bool,
+        chunks: Callable[[int | None], Chunks] | None = None,
+        batch: int = 1,
+    ) -> Any:
+        """What ``gather`` makes of the rows. One random product checks those of batches; where it differs, they are
+        computed one by one."""
+        chunks = chunks or functools.partial(self.chunks, progress=progress)
+        if _transformed() or not self.size or not self.at.size:
+            return gather(chunks(chunk_size))
+        path = self._path("in batches", chunk_size)
+        if chunk_size == 1 or self.size <= _FEW * batch or path.is_wrong:
+            return gather(chunks(1))
+        with path.running():
+            if not path.is_due:
+                return gather(chunks(chunk_size))
+            product = RandomProduct(self.outputs, self.at.leaves, batch)
+
+            def recorded(chunks: Chunks) -> Iterator[tuple[int, Tensors]]:
+                for start, rows in chunks:
+                    with path.checking():
+                        product.add(start, rows)
+                    yield start, rows
+
+            result = gather(recorded(chunks(chunk_size)))
+            with path.checking():
+                agrees = product.agrees(self.pull_without_graph)
+        if agrees:
+            return result
+        report(self.at.name, self.at.f, path, "in batches")
+        return gather(chunks(1))
+
+    def _path(self, *way: Any) -> FastPath:
+        shapes = tuple((x.shape, x.stride(), x.dtype, x.device) for x in (*self.outputs, *self.at.leaves))
+        names = tuple(node.name() for node in graph_nodes(self.outputs))
+        return fast_path((self.at.name, way, shapes, hash(names)))
+
     def rows(self, chunk_size: int | None, progress: bool) -> list[Tensor]:
         """J: for each leaf of x a tensor ``[size, *leaf]``."""
-        return _joined(self.chunks(chunk_size, progress), self.size, self.at.leaves)
+        rows: list[Tensor] = self.gathered(
+            lambda chunks: _joined(chunks, self.size, self.at.leaves), chunk_size, progress
+        )
+        return rows
+
+    def by_columns(self, chunk_size: int | None, progress: bool) -> Any:
+        """J by its columns, J u being the pullback of u through the graph of w -> J^T w; None where that has another
+        derivative, or none."""
+        at, dtypes = self.at, {x.dtype for x in (*self.outputs, *self.at.leaves)}
+        # The derivatives of a column would be of higher order than those of a row.
+        if not (self.inputs and self.final and at.size and len(dtypes) == 1) or any(foreign_nodes(self.outputs)):
+            return None
+        path = self._path("by columns", chunk_size)
+        if path.is_wrong:
+            return None
+        with path.running():
+            w = [torch.ones_like(y, requires_grad=True) for y in self.outputs]
+            try:
+                with torch.enable_grad():
+                    gradients = _grad(self.outputs, self.inputs, w, create_graph=True)
+                pull = functools.partial(_grad, gradients, w, create_graph=False)
+                transposed = _Pullback(_Point(at.name, at.f, w), self.spec, gradients, w, pull, True)
+                columns = _joined(transposed.chunks(1 if at.size <= _FEW else chunk_size, progress), at.size, w)
+            except RuntimeError:  # of an operation that has no second derivative
+                return None
+            agree = True
+            if path.is_due:
+                with path.checking():
+                    agree = _columns_agree(columns, self)
+        if agree:
+            return _blocks_of_columns(at, columns, self.spec)
+        report(at.name, at.f, path, "by columns")
+        return None
 
     def blocks(self, rows: Tensors, as_outputs: bool = False) -> Any:
         """J in the structure of the value, each leaf of it in that of x, in the dtype of x or that of the value."""
@@ -495,6 +588,33 @@ class _Pullback:
             ],
             self.spec,
         )
+
+
+def _columns_agree(columns: Tensors, value: _Pullback) -> bool:
+    """Are the columns of J, for each output ``[columns, *output]``, those of a pullback?"""
+    at = value.at
+    product = RandomProduct(value.outputs, at.leaves)
+    for start, column in zip(_offsets(value.outputs), columns, strict=True):
+        if column.numel():
+            product.add(start, column.reshape(at.size, -1).T.split([x.numel() for x in at.leaves], 1))
+    return product.agrees(value.pull_without_graph)
+
+
+def _blocks_of_columns(at: _Point, columns: Tensors, spec: TreeSpec, as_outputs: bool = False) -> Any:
+    """J in the structure of the value, each leaf of it in that of x, in the dtype of x or that of the value."""
+    return tree_unflatten(
+        [
+            at.unflatten(
+                column[o : o + x.numel()]
+                .movedim(0, -1)
+                .reshape((*column.shape[1:], *x.shape))
+                .to(column.dtype if as_outputs else x.dtype)
+                for o, x in zip(at.offsets, at.leaves, strict=True)
+            )
+            for column in columns
+        ],
+        spec,
+    )
 
 
 def _value(f: Function, at: _Point) -> _Pullback:
@@ -536,13 +656,13 @@ def _scalar(f: Function, at: _Point) -> Callable[..., Tensor]:
 
 def _linearized(
     function: Callable[..., Any], at: _Point, gradient: bool = False
-) -> tuple[Tensors, Callable[[Tensors], Tensors], Callable[[Tensors], Tensors], bool]:
+) -> tuple[Tensors, Tensors, Callable[[Tensors], Tensors], bool]:
     """The value of a function, or its gradient, and what else a _Pullback is made of."""
     if _transformed():
         if gradient:
             function = torch.func.grad(function, tuple(range(len(at.leaves))))
         outputs, vjp, *_ = torch.func.vjp(function, *at.leaves)
-        return outputs, lambda cotangents: vjp(tuple(cotangents)), lambda rows: torch.func.vmap(vjp)(tuple(rows)), False
+        return outputs, (), lambda cotangents: vjp(tuple(cotangents)), False
 
     wanted = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -559,28 +679,17 @@ def _linearized(
     def pull(cotangents: Tensors) -> Tensors:
         return _grad(outputs, inputs, cotangents, create_graph=create_graph)
 
-    def pull_rows(cotangents: Tensors) -> Tensors:
-        try:
-            return _grad(outputs, inputs, cotangents, create_graph=create_graph, is_grads_batched=True)
-        except RuntimeError:  # it batches less than torch.func.vmap, which is slower
-            return torch.func.vmap(pull)(cotangents)
-
-    return outputs, pull, pull_rows, not create_graph
+    return outputs, inputs, pull, not create_graph
 
 
-def _grad(
-    outputs: Tensors, inputs: Tensors, cotangents: Sequence[Tensor | None], create_graph: bool, **options: Any
-) -> Tensors:
+def _grad(outputs: Tensors, inputs: Tensors, cotangents: Tensors, create_graph: bool) -> Tensors:
     """``torch.autograd.grad`` with zeros where there is no dependence."""
     given = [(y, c) for y, c in zip(outputs, cotangents, strict=True) if y.requires_grad]
     gradients: Sequence[Tensor | None] = [None] * len(inputs)
     if given:
         ys, cs = zip(*given, strict=True)
-        gradients = torch.autograd.grad(
-            ys, inputs, cs, retain_graph=True, create_graph=create_graph, allow_unused=True, **options
-        )
-    batch = cotangents[0].shape[:1] if options and cotangents[0] is not None else ()
-    return [x.new_zeros((*batch, *x.shape)) if g is None else g for g, x in zip(gradients, inputs, strict=True)]
+        gradients = torch.autograd.grad(ys, inputs, cs, retain_graph=True, create_graph=create_graph, allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, inputs, strict=True)]
 
 
 def _checking_cotangent(name: str, y: Tensor) -> Tensor:
@@ -598,14 +707,17 @@ def _checking_cotangent(name: str, y: Tensor) -> Tensor:
                     "operations"
                 )
 
-    functions = [node for node in graph_nodes([y]) if isinstance(node, BackwardCFunction) and not _is_ours(node)]
+    functions = list(foreign_nodes([y]))
     for node in functions:
         node.register_hook(check)
     return torch.ones_like(y).requires_grad_(bool(functions))
 
 
-def _is_ours(node: Any) -> bool:
-    return bool(node._forward_cls.__module__.partition(".")[0] == __package__)
+def foreign_nodes(outputs: Tensors) -> Iterator[Any]:
+    """The nodes of each ``autograd.Function`` in a graph that is not one of this package."""
+    for node in graph_nodes(outputs):
+        if isinstance(node, BackwardCFunction) and node._forward_cls.__module__.partition(".")[0] != __package__:
+            yield node
 
 
 def graph_nodes(outputs: Tensors) -> Iterator[Any]:
@@ -679,9 +791,50 @@ def _gradient_function(f: Function, at: _Point) -> Function:
 
 
 def _by_columns(
-    at: _Point, function: Function, chunk_size: int | None, progress: bool, as_outputs: bool = False
+    at: _Point,
+    function: Function,
+    reverse: Callable[[], _Pullback],
+    chunk_size: int | None,
+    progress: bool,
+    as_outputs: bool = False,
 ) -> Any:
-    """The Jacobian of a function, in forward mode, in the dtype of x or that of the value."""
+    """The Jacobian of a function, in forward mode, in the dtype of x or that of the value. A random product by reverse
+    mode checks it, if there is one."""
+    draws = _Draws(at)
+    if _transformed() or not at.size:
+        return _blocks_of_columns(at, *_columns(at, function, draws, chunk_size, progress), as_outputs)
+    path = _forward_path(at)
+    if path.is_wrong:
+        value = reverse()
+        return value.blocks(value.rows(1, progress), as_outputs)
+    with path.running():
+        columns, spec = _columns(at, function, draws, chunk_size, progress)
+        agree = True
+        if path.is_due:
+            with (
+                path.checking(),
+                contextlib.suppress(RuntimeError),
+            ):  # of an operation with formulas of forward mode only
+                draws.again()
+                value = reverse()
+                agree = _columns_agree(columns, value)
+    if agree:
+        return _blocks_of_columns(at, columns, spec, as_outputs)
+    report(at.name, at.f, path, "in forward mode")
+    return value.blocks(value.rows(1, progress), as_outputs)
+
+
+def _forward_path(at: _Point) -> FastPath:
+    shapes = tuple((x.shape, x.dtype, x.device) for x in at.leaves)
+    with contextlib.suppress(TypeError):  # of functions without a weak reference, or a hash
+        return fast_path((at.name, "in forward mode", shapes, weakref.ref(at.f)))
+    return FastPath()
+
+
+def _columns(
+    at: _Point, function: Function, draws: _Draws, chunk_size: int | None, progress: bool
+) -> tuple[list[Tensor], TreeSpec]:
+    """Pushforwards of the unit vectors, for each output ``[columns, *output]``, and the structure of the outputs."""
     spec: TreeSpec | None = None
 
     def of_leaves(*leaves: Tensor) -> tuple[Tensor, ...]:
@@ -692,7 +845,6 @@ def _by_columns(
         return tuple(values)
 
     leaves = tuple(x.contiguous() for x in at.leaves)  # a tangent lies in memory as x does, whose elements may share it
-    draws = _Draws(at)
 
     def push(*tangents: Tensor) -> tuple[Tensor, ...]:
         return tuple(torch.func.jvp(of_leaves, leaves, tangents)[1])
@@ -708,19 +860,7 @@ def _by_columns(
 
     columns = _joined(chunks(), at.size, [] if at.size else of_leaves(*at.leaves))
     assert spec is not None
-    return tree_unflatten(
-        [
-            at.unflatten(
-                column[o : o + x.numel()]
-                .movedim(0, -1)
-                .reshape((*column.shape[1:], *x.shape))
-                .to(column.dtype if as_outputs else x.dtype)
-                for o, x in zip(at.offsets, at.leaves, strict=True)
-            )
-            for column in columns
-        ],
-        spec,
-    )
+    return columns, spec
 
 
 def _by_colours(
@@ -748,6 +888,9 @@ def _by_colours(
     v = torch.empty(x.numel(), dtype=x.dtype, device=x.device).uniform_(-1, 1, generator=generator)
     rows = chunk_size or max(1, _ELEMENTS // max(1, x.numel()))
 
+    draws = _Draws(at)
+    draws.again()
+    gradient = _gradient(f, at)
     if strategy == "forward-over-reverse":
         gradient_function = _gradient_function(f, at)
 
@@ -757,9 +900,9 @@ def _by_colours(
 
         def push_rows(v: Tensor) -> Tensor:
             with _explained(at.name):
-                return torch.func.vmap(push)(v)
+                draws.again()
+                return torch.func.vmap(push, randomness="same")(v)
     else:
-        gradient = _gradient(f, at)
 
         def push_rows(v: Tensor) -> Tensor:
             return gradient.pull_rows([v])[0]
@@ -769,9 +912,19 @@ def _by_colours(
         parts = [push_rows(seeds[start : start + rows].view(-1, *x.shape)) for start in batches]
         return torch.cat(parts).view(seeds.shape)
 
-    of_seeds = products(torch.cat([colouring.seeds(x.dtype), v.unsqueeze(0)]))
-    colouring.check(of_seeds, v, products, found)
-    return colouring.matrix(colouring.recover(of_seeds[:-1]), x.shape, layout)
+    def one_by_one(seeds: Tensor) -> Tensor:
+        return torch.stack([gradient.pull([seed.view_as(x)])[0] for seed in seeds]).view(seeds.shape)
+
+    seeds, way = colouring.seeds(x.dtype), "in forward mode" if strategy == "forward-over-reverse" else "in batches"
+    of_v = gradient.pull_without_graph([v.view_as(x)])[0].reshape(1, -1)
+    of_seeds = products(seeds)
+    try:
+        colouring.check(torch.cat([of_seeds, of_v]), v, products, found)
+    except _sparsity.SparsityError:
+        of_seeds = one_by_one(seeds)
+        colouring.check(torch.cat([of_seeds, of_v]), v, one_by_one, found)  # raises for a wrong pattern
+        report(at.name, f, FastPath(), way)
+    return colouring.matrix(colouring.recover(of_seeds), x.shape, layout)
 
 
 class _Draws:

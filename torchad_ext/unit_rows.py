@@ -56,8 +56,9 @@ class UnitRows(Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         rule = _RULES.get(func.overloadpacket)
-        result = rule(*args) if rule and not kwargs else None
-        return _batched(func, args, kwargs or {}) if result is None else result
+        with enable_reentrant_dispatch():  # what resolves conjugate and negative views may have run, and be left out
+            result = rule(*args) if rule and not kwargs else None
+            return _batched(func, args, kwargs or {}) if result is None else result
 
 
 def dense_rows(results: Sequence[Tensor], count: int) -> list[Tensor]:
@@ -79,8 +80,7 @@ def _batched(func: Any, args: Any, kwargs: Any) -> Any:
         results[:] = tree_flatten(func(*args, **kwargs))
         return [y for y in results[0] if isinstance(y, Tensor)]  # others may be None
 
-    with enable_reentrant_dispatch():
-        made = iter(torch.func.vmap(apply)(*(x.dense_rows() for x in batches)))
+    made = iter(torch.func.vmap(apply)(*(x.dense_rows() for x in batches)))
     values, structure = results
     return tree_unflatten([_of_rows(next(made)) if isinstance(y, Tensor) else y for y in values], structure)
 

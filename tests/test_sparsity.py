@@ -31,13 +31,19 @@ class Products:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        original = ad.derivatives._Pullback.pull_rows
+        pull_rows = ad.derivatives._Pullback.pull_rows
+        pull_without_graph = ad.derivatives._Pullback.pull_without_graph
 
-        def counting(pullback: Any, cotangents: Any) -> Any:
+        def of_rows(pullback: Any, cotangents: Any) -> Any:
             self.count += len(cotangents[0])
-            return original(pullback, cotangents)
+            return pull_rows(pullback, cotangents)
 
-        monkeypatch.setattr(ad.derivatives._Pullback, "pull_rows", counting)
+        def of_one(pullback: Any, cotangents: Any) -> Any:
+            self.count += 1
+            return pull_without_graph(pullback, cotangents)
+
+        monkeypatch.setattr(ad.derivatives._Pullback, "pull_rows", of_rows)
+        monkeypatch.setattr(ad.derivatives._Pullback, "pull_without_graph", of_one)
 
 
 # The patterns that are exact.

@@ -36,6 +36,7 @@ _MODES = ("reverse", "forward")
 _ELEMENTS = 2**21  # of a batch of rows, where no chunk_size is given
 _SWEPT = 2**17  # of a batch of tangents, which stays in a cache
 _UNIT_ROWS = 256  # rows from which on they are worth a dispatch in Python
+_COMPILED = "CompiledFunctionBackward"  # the node of what torch.compile made
 _FEW = 3  # rows that are computed as quickly one by one
 
 
@@ -489,12 +490,11 @@ class _Pullback:
             (y,) = self.outputs
             for start, count in _batches(self.size, self.at, chunk_size, progress):
                 units = UnitRows(y.shape, y.new_ones(count), start)
-                with _explained(self.at.name, of_rows=True):
-                    rows: Tensors
-                    try:
-                        rows = dense_rows(self._pull([units]), count)
-                    except RuntimeError:  # of an operation that does not take them
-                        rows = self.pull_rows([units.dense_rows()])
+                rows: Tensors
+                try:
+                    rows = dense_rows(self._pull([units]), count)
+                except RuntimeError:  # of an operation that does not take them
+                    rows = self.pull_rows([units.dense_rows()])
                 yield start, rows
             return
         for start, seeds in _bases(self.outputs, self.at, chunk_size, progress):
@@ -513,8 +513,10 @@ class _Pullback:
         chunks = chunks or functools.partial(self.chunks, progress=progress)
         if _transformed() or not self.size or not self.at.size:
             return gather(chunks(chunk_size))
+        if chunk_size == 1 or self.size <= _FEW * batch or _COMPILED in self._names:
+            return gather(chunks(1))  # a compiled backward runs for one row at a time
         path = self._path("in batches", chunk_size)
-        if chunk_size == 1 or self.size <= _FEW * batch or path.is_wrong:
+        if path.is_wrong:
             return gather(chunks(1))
         with path.running():
             if not path.is_due:
@@ -537,8 +539,12 @@ class _Pullback:
 
     def _path(self, *way: Any) -> FastPath:
         shapes = tuple((x.shape, x.stride(), x.dtype, x.device) for x in (*self.outputs, *self.at.leaves))
-        names = tuple(node.name() for node in graph_nodes(self.outputs))
-        return fast_path((self.at.name, way, shapes, hash(names)))
+        return fast_path((self.at.name, way, shapes, hash(self._names)))
+
+    @functools.cached_property
+    def _names(self) -> tuple[str, ...]:
+        """Those of the nodes of the graph."""
+        return tuple(node.name() for node in graph_nodes(self.outputs))
 
     def rows(self, chunk_size: int | None, progress: bool) -> list[Tensor]:
         """J: for each leaf of x a tensor ``[size, *leaf]``."""
@@ -708,6 +714,8 @@ def _checking_cotangent(name: str, y: Tensor) -> Tensor:
                 )
 
     functions = list(foreign_nodes([y]))
+    if any(node.name() == _COMPILED for node in functions):
+        functions = []  # it copies the cotangent in place, and raises where it is differentiated twice
     for node in functions:
         node.register_hook(check)
     return torch.ones_like(y).requires_grad_(bool(functions))
@@ -954,6 +962,12 @@ def _explained(name: str, of_rows: bool = False) -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = str(error)
+        if "not currently support double backward" in text:
+            raise RuntimeError(
+                f"torchad_ext.{name}: f calls a function that torch.compile made, and PyTorch does not differentiate it "
+                f"twice ({text}); give the function that was compiled, or compile all of it: "
+                f"torch.compile(lambda x: torchad_ext.{name}(f, x))"
+            ) from error
         if "once_differentiable" in text or ("derivative for" in text and "not implemented" in text):
             remedy = ""
             if "scaled_dot_product" in text:

@@ -23,6 +23,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from . import sparsity as _sparsity
 from .curvature import Curvature, UnknownOperation
+from .foreign_functions import check_functions
 from .random_product import FastPath, RandomProduct, fast_path, report
 from .unit_rows import UnitRows, dense_rows
 
@@ -677,9 +678,11 @@ def _linearized(
         outputs = function(*inputs)
         own = list(inputs)
         if gradient:
-            own.append(_checking_cotangent(at.name, outputs))
+            functions = list(foreign_nodes([outputs]))
+            own.append(_checking_cotangent(at.name, outputs, functions))
             with _explained(at.name):
                 outputs = _grad([outputs], inputs, own[-1:], create_graph=True)
+                check_functions(functions, lambda: function(*inputs))
     create_graph = wanted and _depends_on_others(outputs, own)
 
     def pull(cotangents: Tensors) -> Tensors:
@@ -698,7 +701,7 @@ def _grad(outputs: Tensors, inputs: Tensors, cotangents: Tensors, create_graph: 
     return [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, inputs, strict=True)]
 
 
-def _checking_cotangent(name: str, y: Tensor) -> Tensor:
+def _checking_cotangent(name: str, y: Tensor, functions: Sequence[Any]) -> Tensor:
     """The cotangent 1 of y. Where f has an ``autograd.Function`` of others it requires a gradient, and so does what a
     backward makes of it that is differentiable: of another one the Hessian would silently lack terms."""
 
@@ -713,9 +716,8 @@ def _checking_cotangent(name: str, y: Tensor) -> Tensor:
                     "operations"
                 )
 
-    functions = list(foreign_nodes([y]))
     if any(node.name() == _COMPILED for node in functions):
-        functions = []  # it copies the cotangent in place, and raises where it is differentiated twice
+        functions = ()  # it copies the cotangent in place, and raises where it is differentiated twice
     for node in functions:
         node.register_hook(check)
     return torch.ones_like(y).requires_grad_(bool(functions))
@@ -964,10 +966,11 @@ def _explained(name: str, of_rows: bool = False) -> Iterator[None]:
         text = str(error)
         if "not currently support double backward" in text:
             raise RuntimeError(
-                f"torchad_ext.{name}: f calls a function that torch.compile made, and PyTorch does not differentiate it "
-                f"twice ({text}); give the function that was compiled, or compile all of it: "
-                f"torch.compile(lambda x: torchad_ext.{name}(f, x))"
+                f"torchad_ext.{name}: f calls a function that torch.compile made, which PyTorch does not differentiate "
+                f"twice ({text}); give f without torch.compile, or compile the call of torchad_ext.{name} too"
             ) from error
+        if text.startswith("f is not differentiable"):
+            raise RuntimeError(f"torchad_ext.{name}: {text}") from error
         if "once_differentiable" in text or ("derivative for" in text and "not implemented" in text):
             remedy = ""
             if "scaled_dot_product" in text:

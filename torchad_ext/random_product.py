@@ -12,7 +12,7 @@ import contextlib
 import os
 import time
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,16 +26,21 @@ _KEPT = 1024
 
 
 class FastPath:
-    """What is known of a fast path for one kind of graph: was it wrong, and is it time to check it?"""
+    """What is known of a fast path for one kind of graph.
+
+    Attributes:
+        is_wrong: does it give wrong numbers?
+        is_rounded: do even the rows of plain reverse mode differ from their products, so that these show nothing?
+    """
 
     def __init__(self) -> None:
-        self.is_wrong = False
+        self.is_wrong = self.is_rounded = False
         self._total = self._checking = 0.0
 
     @property
     def is_due(self) -> bool:
         """Always at first, and from then on as often as a small share of the time allows."""
-        return self._checking <= _SHARE * self._total
+        return not self.is_rounded and self._checking <= _SHARE * self._total
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -106,6 +111,13 @@ class RandomProduct:
         u = torch.rand(shape, dtype=self._dtype, device=self._device, generator=self._generator) - 0.5
         return u + u.sign()
 
+    def recorded(self, chunks: Iterable[tuple[int, Tensors]], path: FastPath) -> Iterator[tuple[int, Tensors]]:
+        """Chunks of rows, each of which is added."""
+        for start, rows in chunks:
+            with path.checking():
+                self.add(start, rows)
+            yield start, rows
+
     def add(self, start: int, rows: Tensors) -> None:
         """Rows from number ``start`` on, for each leaf ``[rows, *leaf]``; those with inf or nan are left out."""
         with torch.no_grad():
@@ -149,9 +161,7 @@ class RandomProduct:
         for samples in (0, 1, 4, 16):
             for _ in range(samples):
                 # A pullback is linear but for its rounding.
-                part = self._v * torch.rand(
-                    self._v.shape, dtype=self._dtype, device=self._device, generator=self._generator
-                )
+                part = self._v * 2 * self._signed(*self._v.shape)
                 of_parts = zip(product(part), product(self._v - part), strict=True)
                 for level, (a, b), whole in zip(noise, of_parts, expected, strict=True):
                     torch.maximum(level, (a + b - whole).abs().nan_to_num(0.0, 0.0), out=level)

@@ -203,6 +203,15 @@ def _mv(a: Any, x: Any) -> UnitRows | None:
     return None if product is None else _squeeze(product, 1)
 
 
+def _index_fill(x: Any, dim: int, index: Any, value: Any) -> UnitRows | None:
+    """For vmap fills all rows with the last number where only the numbers are batched (torch 2.13)."""
+    if isinstance(x, UnitRows) or not isinstance(value, UnitRows):
+        return None
+    batch = x.expand(len(value.dense_rows()), *x.shape).clone()
+    filled: UnitRows = _batched(aten.index_fill.int_Tensor, (UnitRows(x.shape, dense=batch), dim, index, value), {})
+    return filled
+
+
 _RULES: dict[Any, Callable[..., UnitRows | None]] = {
     **dict.fromkeys((aten.view, aten._unsafe_view, aten.reshape), _view),
     **dict.fromkeys((aten.detach, aten.alias), _same),
@@ -216,4 +225,5 @@ _RULES: dict[Any, Callable[..., UnitRows | None]] = {
     aten.add: _add,
     aten.mm: _mm,
     aten.mv: _mv,
+    aten.index_fill: _index_fill,
 }

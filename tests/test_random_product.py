@@ -128,7 +128,7 @@ class TestFaults:
             result = ad.hessian(coupled, x)
         assert_close(result, ad.hessian(coupled, x, chunk_size=1))
 
-    @pytest.mark.parametrize("scale", [1e-12, 1e12])
+    @pytest.mark.parametrize("scale", [1e-9, 1e9])
     def test_of_a_row_that_is_small_or_large_beside_the_others(
         self, scale: float, monkeypatch: pytest.MonkeyPatch
     ) -> None:

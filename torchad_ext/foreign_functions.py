@@ -19,7 +19,7 @@ from torch.autograd.function import _SingleLevelFunction
 from torch.utils._pytree import tree_leaves
 
 _MOVED = 0.2  # of the size of an input, to be off the places where derivatives vanish
-_DIRECTIONS = (None, None, 32, 32, 4, 4)  # elements that change at once; a kink is met by few of a few
+_DIRECTIONS = (None, 10**9, 32, 32, 4, 4)  # elements that change at once, away from 0 or at random; few meet a kink
 _SMOOTH = 0.02  # by how much two finite differences may differ
 _MISSING = 0.2  # of a derivative
 
@@ -121,8 +121,9 @@ def _is_complete(cls: Any, args: tuple[Any, ...]) -> bool:
         cotangents = [random_like(y) for y in apply(points)]
         if not cotangents:
             return True
-        weights = [random_like(x) for x in points]
         gradients = backward(points, create_graph=True)
+        # Of the signs of the gradients, so that the terms of their sum do not cancel.
+        weights = [(1.5 + random_like(g)) * g.detach().sgn() for g in gradients]
         total = _dot(weights, gradients)
         slopes = (
             list(torch.autograd.grad(total, points, allow_unused=True, materialize_grads=True))
@@ -131,10 +132,10 @@ def _is_complete(cls: Any, args: tuple[Any, ...]) -> bool:
         )
         step = max(torch.finfo(x.dtype).eps for x in points) ** (1 / 3)
 
+        gradients = [g.detach() for g in gradients]
         for count in _DIRECTIONS:
-            direction = [
-                _sparse(size * random_like(x), count, generator) for size, x in zip(sizes, points, strict=True)
-            ]
+            ways = [random_like(x) if count else (1.5 + random_like(x)) * x.detach().sgn() / 2 for x in points]
+            direction = [_sparse(size * u, count, generator) for size, u in zip(sizes, ways, strict=True)]
             coarse, fine = (_difference(backward, points, direction, weights, h) for h in (step, step / 2))
             if fine is None or coarse is None or not (abs(coarse - fine) <= _SMOOTH * abs(fine)):
                 continue

@@ -21,6 +21,7 @@ from torch import Tensor
 Tensors = Sequence[Tensor]
 
 _ROUNDINGS = 64  # by how much two ways may differ, in measured roundings
+_SMALLEST = 1e-3  # of the largest row, up to which rows weigh alike
 _SHARE = 0.04  # of the time of a fast path, which its checks may take from the second call on
 _KEPT = 1024
 
@@ -133,8 +134,8 @@ class RandomProduct:
                 sizes = sizes.masked_fill(~finite, 0)
                 v.masked_fill_(~finite, 0)
             self._largest = torch.maximum(self._largest, sizes.max())
-            # Rows that are zero but for their rounding stay small.
-            scales = self._largest / sizes.clamp_min(self._eps**0.5 * self._largest)
+            # Rows that are zero but for their rounding stay small, and the others are not lost in their sum.
+            scales = self._largest / torch.maximum(sizes, max(_SMALLEST, self._eps**0.5) * self._largest)
             v.mul_(torch.where(self._largest > 0, scales, 1.0))
             v.copy_(v.to(self._lowest))
             for total, part in zip(self._result, parts, strict=True):
@@ -152,6 +153,7 @@ class RandomProduct:
 
         expected = product(self._v)
         least = 2 * self._v.numel() * torch.finfo(self._lowest).tiny * float(self._v.abs().max())
+        least += 16 * self._eps * max(float(q.nan_to_num(0.0, 0.0, 0.0).abs().max()) for q in self._result if q.numel())
         errors = [
             torch.where(p.isfinite() & q.isfinite(), (p - q).abs(), 0.0)
             for p, q in zip(expected, self._result, strict=True)

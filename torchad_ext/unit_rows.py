@@ -154,7 +154,9 @@ def _mul(x: Any, y: Any) -> UnitRows | None:
 
 
 def _div(x: Any, y: Any) -> UnitRows | None:
-    return _mul(x, 1 / y) if isinstance(x, UnitRows) and not isinstance(y, UnitRows) else None
+    if not isinstance(x, UnitRows) or isinstance(y, UnitRows) or (isinstance(y, Tensor) and y.dtype != x.dtype):
+        return None
+    return _mul(x, 1 / y)
 
 
 def _broadcast(op: Callable[[Tensor, Any], Tensor], x: UnitRows, y: Any) -> UnitRows | None:

@@ -1,8 +1,14 @@
 """Second derivatives as tools: Hessian-vector products, Jacobians, Hessians and their diagonals of any function.
 
 Everything here is a number of pullbacks v -> v^T J through one graph, which is built once: that of f for its Jacobian,
-that of its gradient for its Hessian. Rows are pulled back in batches. Inside a transform of ``torch.func``, at a level
-of forward mode and while compiling, the graph is that of ``torch.func.vjp``.
+that of its gradient for its Hessian. Rows are pulled back in batches. One random product by plain reverse mode checks
+them (:mod:`torchad_ext.random_product`): the first time that a graph is met, and from then on as often as 4 % of the
+time allow. Where it differs, rows are pulled back one by one, with a warning, or with ``TORCHAD_EXT_STRICT=1`` an error.
+Inside a transform of ``torch.func``, at a level of forward mode and while compiling, the graph is that of
+``torch.func.vjp``, and nothing is checked.
+
+A ``torch.autograd.Function`` of others may have a backward whose own derivative PyTorch silently takes for zero; its
+first call is compared with finite differences, for which f is run once more (:mod:`torchad_ext.foreign_functions`).
 """
 
 from __future__ import annotations
@@ -59,7 +65,7 @@ def hvp(f: Function, x: Any, v: Any) -> Any:
     Raises:
         TypeError: ``x`` or the value of f holds something else than floating-point tensors.
         ValueError: f has a value with dimensions, or ``v`` does not fit ``x``.
-        RuntimeError: f is not twice differentiable.
+        RuntimeError: f is not twice differentiable, or the backward of a ``torch.autograd.Function`` in it is not.
 
     Example:
         >>> x, v = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0])
@@ -83,7 +89,7 @@ def vhp(f: Function, x: Any, v: Any) -> Any:
     Raises:
         TypeError: ``x`` or the value of f holds something else than floating-point tensors.
         ValueError: f has a value with dimensions, or ``v`` does not fit ``x``.
-        RuntimeError: f is not twice differentiable.
+        RuntimeError: f is not twice differentiable, or the backward of a ``torch.autograd.Function`` in it is not.
 
     Example:
         >>> x, v = torch.tensor([1.0, 2.0]), torch.tensor([0.0, 1.0])
@@ -108,8 +114,9 @@ def jacobian(
         x: a floating-point tensor, or a pytree of them, which f takes as a whole.
         chunk_size: how many rows (columns, in forward mode) are computed at once. That many times the memory of one
             backward pass is needed. By default some millions of elements; 1 computes them one by one without ``vmap``.
-        strategy: ``"reverse"``, a pullback a row, or ``"forward"``, a pushforward a column. By default reverse mode,
-            and forward mode where f has more than four times as many values as ``x`` and no transform is at work.
+        strategy: ``"reverse"``, a pullback a row, or ``"forward"``, a pushforward a column, for which PyTorch has other
+            formulas. By default reverse mode; where f has more than four times as many values as ``x``, columns by
+            reverse mode of the pullback, which is linear in its cotangent.
         progress: show a progress bar.
 
     Returns:
@@ -183,7 +190,7 @@ def hessian(
     Raises:
         TypeError: ``x`` or the value of f holds something else than floating-point tensors.
         ValueError: f has a value with dimensions, or an option is not one of the above.
-        RuntimeError: f is not twice differentiable.
+        RuntimeError: f is not twice differentiable, or the backward of a ``torch.autograd.Function`` in it is not.
         SparsityError: the pattern lacks entries, as one random Hessian-vector product shows. It differs from that of
             the entries by more than rounding errors do, which are measured where in doubt; rows with inf or nan are
             not checked.
@@ -246,7 +253,7 @@ def hessian_diagonal(
         TypeError: ``x`` or the value of f holds something else than floating-point tensors.
         ValueError: f has a value of another shape, ``chunk_size`` is not positive, or with ``batched`` a value of f
             depends on other rows than its own, as one random pullback shows.
-        RuntimeError: f is not twice differentiable.
+        RuntimeError: f is not twice differentiable, or the backward of a ``torch.autograd.Function`` in it is not.
 
     Example:
         >>> hessian_diagonal(lambda x: x[0] ** 2 * x[1] ** 3, torch.tensor([1.0, 2.0]))

@@ -146,7 +146,8 @@ class RandomProduct:
 
         def product(v: Tensor) -> list[Tensor]:
             parts = v.split([y.numel() // self._batch for y in self._outputs], 1)
-            given = [part.reshape(y.shape).to(y.dtype) for part, y in zip(parts, self._outputs, strict=True)]
+            # Each in memory of its own: a complex view takes no odd offset.
+            given = [part.to(y.dtype, copy=True).view(y.shape) for part, y in zip(parts, self._outputs, strict=True)]
             with torch.no_grad():
                 pulled = pull(given)
             return [p.detach().reshape(self._batch, -1).to(self._dtype) for p in pulled]

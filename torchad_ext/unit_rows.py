@@ -165,7 +165,7 @@ def _broadcast(op: Callable[[Tensor, Any], Tensor], x: UnitRows, y: Any) -> Unit
         if y.shape != x.shape:
             return None
         y = y.dense_rows()
-    elif isinstance(y, Tensor) and torch.broadcast_shapes(x.shape, y.shape) != x.shape:
+    elif isinstance(y, Tensor) and (torch.broadcast_shapes(x.shape, y.shape) != x.shape or y.dtype != x.dtype):
         return None
     return UnitRows(x.shape, dense=op(x.dense_rows(), y))
 

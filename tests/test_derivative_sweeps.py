@@ -74,7 +74,7 @@ COMPLEX: dict[str, Callable[[Tensor], Tensor]] = {
     "view_as_real": lambda x: torch.view_as_real((1j * x).exp() * x).sum(1),
     "view_as_complex": lambda x: torch.view_as_complex(x.view(-1, 2)).pow(3).real.repeat_interleave(2),
     "polar": lambda x: torch.polar(x.square() + 1, x).imag,
-    "matrix": lambda x: ((torch.eye(len(x)) * (2 + 1j)).to(torch.complex128) @ (x + 1j * x.sin()).conj()).abs(),
+    "matrix": lambda x: ((torch.eye(len(x)) * (2 + 1j))[:8].to(torch.complex128) @ (x + 1j * x.sin()).conj()).abs(),
     "solve": lambda x: (
         torch.linalg.solve(torch.eye(2) * (3 + 1j) + torch.outer(x[:2], 1j * x[:2]), x[:2] + 0j).abs() * x.sum()
     ),
@@ -183,7 +183,7 @@ class TestCompiledFunctions:
         compiled = torch.compile(network, backend="aot_eager")
         for f in (lambda x: compiled(x).sum(), torch.compile(lambda x: x.sin().prod(), backend="aot_eager")):
             with pytest.raises(
-                RuntimeError, match="torch.compile made.* double backward.*give f without torch.compile"
+                RuntimeError, match=r"torch\.compile made.* double backward.*give f without torch\.compile"
             ):
                 call(f, sample(4))
 
@@ -193,7 +193,7 @@ class TestCompiledFunctions:
 
 
 NAMES = (
-    "cov trace index_fill linalg.svd linalg.lu linalg.cholesky nn.functional.group_norm nn.functional.batch_norm "
+    "cov trace index_fill linalg.svd linalg.cholesky nn.functional.group_norm nn.functional.batch_norm "
     "nn.functional.conv2d nn.functional.max_pool2d fft.hfft view_as_complex angle cumprod norm sort masked_fill "
     "index_put scatter_add take var_mean logsumexp pow std dist nn.functional.grid_sample"
 ).split()

@@ -3,8 +3,8 @@
 Everything here is a number of pullbacks v -> v^T J through one graph, which is built once: that of f for its Jacobian,
 that of its gradient for its Hessian. Rows are pulled back in batches. One random product by plain reverse mode checks
 them (:mod:`torchad_ext.random_product`): the first time that a graph is met, and from then on as often as 4 % of the
-time allow. Where it differs, rows are pulled back one by one, with a warning, or with ``TORCHAD_EXT_STRICT=1`` an error.
-Inside a transform of ``torch.func``, at a level of forward mode and while compiling, the graph is that of
+time allow. Where it differs, rows are pulled back one by one, with a warning; with ``TORCHAD_EXT_STRICT=1`` it is an
+error. Inside a transform of ``torch.func``, at a level of forward mode and while compiling, the graph is that of
 ``torch.func.vjp``, and nothing is checked.
 
 A ``torch.autograd.Function`` of others may have a backward whose own derivative PyTorch silently takes for zero; its
@@ -29,7 +29,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from . import sparsity as _sparsity
 from .curvature import Curvature, UnknownOperation
-from .foreign_functions import check_functions
+from .foreign_functions import COMPILED, check_functions
 from .random_product import FastPath, RandomProduct, fast_path, report
 from .unit_rows import UnitRows, dense_rows
 
@@ -43,7 +43,6 @@ _MODES = ("reverse", "forward")
 _ELEMENTS = 2**21  # of a batch of rows, where no chunk_size is given
 _SWEPT = 2**17  # of a batch of tangents, which stays in a cache
 _UNIT_ROWS = 256  # rows from which on they are worth a dispatch in Python
-_COMPILED = "CompiledFunctionBackward"  # the node of what torch.compile made
 _FEW = 3  # rows that are computed as quickly one by one
 
 
@@ -521,7 +520,7 @@ class _Pullback:
         chunks = chunks or functools.partial(self.chunks, progress=progress)
         if _transformed() or not self.size or not self.at.size:
             return gather(chunks(chunk_size))
-        if chunk_size == 1 or self.size <= _FEW * batch or _COMPILED in self._names:
+        if chunk_size == 1 or self.size <= _FEW * batch or COMPILED in self._names:
             return gather(chunks(1))  # a compiled backward runs for one row at a time
         path = self._path("in batches", chunk_size)
         if path.is_wrong:
@@ -728,8 +727,8 @@ def _checking_cotangent(name: str, y: Tensor, functions: Sequence[Any]) -> Tenso
                     "operations"
                 )
 
-    if any(node.name() == _COMPILED for node in functions):
-        functions = ()  # it copies the cotangent in place, and raises where it is differentiated twice
+    if any(node.name() == COMPILED for node in functions):
+        functions = ()  # it copies the cotangent in place, which a leaf forbids
     for node in functions:
         node.register_hook(check)
     return torch.ones_like(y).requires_grad_(bool(functions))

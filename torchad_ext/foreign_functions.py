@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import _SingleLevelFunction
 from torch.utils._pytree import tree_leaves
 
+COMPILED = "CompiledFunctionBackward"  # the node of what torch.compile made
 _MOVED = 0.2  # of the size of an input, to be off the places where derivatives vanish
 _DIRECTIONS = (None, 10**9, 32, 32, 4, 4)  # elements that change at once, away from 0 or at random; few meet a kink
 _SMOOTH = 0.02  # by how much two finite differences may differ
@@ -37,8 +38,11 @@ def check_functions(nodes: Iterable[Any], again: Callable[[], Any]) -> None:
         again: runs f again, to see the inputs of Functions that are not known yet.
 
     Raises:
-        RuntimeError: it names the Function and says how to write it.
+        RuntimeError: it names the Function and says how to write it, or torch.compile made it.
     """
+    nodes = list(nodes)
+    if any(node.name() == COMPILED for node in nodes):  # some raise this themselves, others give zeros
+        raise RuntimeError("torch.compile with aot_autograd does not currently support double backward")
     unknown = {node._forward_cls for node in nodes} - set(_checked)
     unknown = {cls for cls in unknown if not f"{cls.__module__}.".startswith(_OF_TORCH)}
     if not unknown:

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext import random_product
-from torchad_ext import SparsityError, hessian_sparsity
+from torchad_ext import SparsityError, hessian_sparsity, random_product
 from torchad_ext.sparsity import colour
 
 Function = Callable[[Tensor], Tensor]

@@ -1,15 +1,23 @@
 """Second derivatives as tools: Hessian-vector products, Jacobians, Hessians and their diagonals of any function.
 
 Everything here is a number of pullbacks v -> v^T J through one graph, which is built once: that of f for its Jacobian,
-that of its gradient for its Hessian. Rows are pulled back in batches. Inside a transform of ``torch.func``, at a level
-of forward mode and while compiling, the graph is that of ``torch.func.vjp``.
+that of its gradient for its Hessian. Rows are pulled back in batches. One random product by plain reverse mode checks
+them (:mod:`torchad_ext.random_product`): the first time that a graph is met, and from then on as often as 4 % of the
+time allow. Where it differs, rows are pulled back one by one, with a warning; with ``TORCHAD_EXT_STRICT=1`` it is an
+error. Inside a transform of ``torch.func``, at a level of forward mode and while compiling, the graph is that of
+``torch.func.vjp``, and nothing is checked.
+
+A ``torch.autograd.Function`` of others may have a backward whose own derivative PyTorch silently takes for zero; its
+first call is compared with finite differences, for which f is run once more (:mod:`torchad_ext.foreign_functions`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import operator
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -21,10 +29,13 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from . import sparsity as _sparsity
 from .curvature import Curvature, UnknownOperation
+from .foreign_functions import COMPILED, check_functions
+from .random_product import FastPath, RandomProduct, fast_path, report
 from .unit_rows import UnitRows, dense_rows
 
 Tensors = Sequence[Tensor]
 Function = Callable[[Any], Any]
+Chunks = Iterable[tuple[int, Tensors]]  # the number of the first row of each, and for each leaf of x [rows, *leaf]
 Strategy = Literal["reverse-over-reverse", "forward-over-reverse"]
 
 _STRATEGIES = ("reverse-over-reverse", "forward-over-reverse")
@@ -32,6 +43,7 @@ _MODES = ("reverse", "forward")
 _ELEMENTS = 2**21  # of a batch of rows, where no chunk_size is given
 _SWEPT = 2**17  # of a batch of tangents, which stays in a cache
 _UNIT_ROWS = 256  # rows from which on they are worth a dispatch in Python
+_FEW = 3  # rows that are computed as quickly one by one
 
 
 def hvp(f: Function, x: Any, v: Any) -> Any:
@@ -52,7 +64,7 @@ def hvp(f: Function, x: Any, v: Any) -> Any:
     Raises:
         TypeError: ``x`` or the value of f holds something else than floating-point tensors.
         ValueError: f has a value with dimensions, or ``v`` does not fit ``x``.
-        RuntimeError: f is not twice differentiable.
+        RuntimeError: f is not twice differentiable, or the backward of a ``torch.autograd.Function`` in it is not.
 
     Example:
         >>> x, v = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0])
@@ -76,7 +88,7 @@ def vhp(f: Function, x: Any, v: Any) -> Any:
     Raises:
         TypeError: ``x`` or the value of f holds something else than floating-point tensors.
         ValueError: f has a value with dimensions, or ``v`` does not fit ``x``.
-        RuntimeError: f is not twice differentiable.
+        RuntimeError: f is not twice differentiable, or the backward of a ``torch.autograd.Function`` in it is not.
 
     Example:
         >>> x, v = torch.tensor([1.0, 2.0]), torch.tensor([0.0, 1.0])
@@ -87,7 +99,7 @@ def vhp(f: Function, x: Any, v: Any) -> Any:
 
 
 def _hessian_product(name: str, f: Function, x: Any, v: Any) -> Any:
-    at = _Point(name, x)
+    at = _Point(name, f, x)
     return at.unflatten(_gradient(f, at).pull(at.like(v, "v")))
 
 
@@ -101,8 +113,9 @@ def jacobian(
         x: a floating-point tensor, or a pytree of them, which f takes as a whole.
         chunk_size: how many rows (columns, in forward mode) are computed at once. That many times the memory of one
             backward pass is needed. By default some millions of elements; 1 computes them one by one without ``vmap``.
-        strategy: ``"reverse"``, a pullback a row, or ``"forward"``, a pushforward a column. By default reverse mode,
-            and forward mode where f has more than four times as many values as ``x`` and no transform is at work.
+        strategy: ``"reverse"``, a pullback a row, or ``"forward"``, a pushforward a column, for which PyTorch has other
+            formulas. By default reverse mode; where f has more than four times as many values as ``x``, columns by
+            reverse mode of the pullback, which is linear in its cotangent.
         progress: show a progress bar.
 
     Returns:
@@ -119,15 +132,16 @@ def jacobian(
         tensor([[3., 2.],
                 [1., 1.]])
     """
-    at = _Point("jacobian", x)
+    at = _Point("jacobian", f, x)
     chunk_size = _checked_chunk(at, chunk_size)
     _check_choice(at, strategy, _MODES)
     if strategy == "forward":
-        return _by_columns(at, f, chunk_size, progress)
+        return _by_columns(at, f, lambda: _value(f, at), chunk_size, progress)
     value = _value(f, at)
-    if strategy is None and not _transformed() and value.size > 4 * at.size:
-        with contextlib.suppress(RuntimeError):  # of an operation without a formula, or of a gradient taken in f
-            return _by_columns(at, f, chunk_size, progress)
+    if strategy is None and chunk_size != 1 and value.size > 4 * at.size:
+        by_columns = value.by_columns(chunk_size, progress)
+        if by_columns is not None:
+            return by_columns
     return value.blocks(value.rows(chunk_size, progress))
 
 
@@ -175,7 +189,7 @@ def hessian(
     Raises:
         TypeError: ``x`` or the value of f holds something else than floating-point tensors.
         ValueError: f has a value with dimensions, or an option is not one of the above.
-        RuntimeError: f is not twice differentiable.
+        RuntimeError: f is not twice differentiable, or the backward of a ``torch.autograd.Function`` in it is not.
         SparsityError: the pattern lacks entries, as one random Hessian-vector product shows. It differs from that of
             the entries by more than rounding errors do, which are measured where in doubt; rows with inf or nan are
             not checked.
@@ -189,7 +203,7 @@ def hessian(
         >>> hessian(lambda x: x.pow(3).sum(), x, sparsity="auto", layout=torch.sparse_coo).values()
         tensor([ 6., 12., 18.])
     """
-    at = _Point("hessian", x)
+    at = _Point("hessian", f, x)
     chunk_size = _checked_chunk(at, chunk_size)
     _check_choice(at, strategy, _STRATEGIES)
     if layout not in (torch.strided, torch.sparse_coo) or (layout is torch.sparse_coo and sparsity is None):
@@ -202,7 +216,7 @@ def hessian(
         if recovered is not None:
             return recovered
     if strategy == "forward-over-reverse":
-        H = _by_columns(at, _gradient_function(f, at), chunk_size, progress, as_outputs=True)
+        H = _by_columns(at, _gradient_function(f, at), lambda: _gradient(f, at), chunk_size, progress, as_outputs=True)
     else:
         gradient = _gradient(f, at)
         H = gradient.blocks(gradient.rows(chunk_size, progress), as_outputs=True)
@@ -238,7 +252,7 @@ def hessian_diagonal(
         TypeError: ``x`` or the value of f holds something else than floating-point tensors.
         ValueError: f has a value of another shape, ``chunk_size`` is not positive, or with ``batched`` a value of f
             depends on other rows than its own, as one random pullback shows.
-        RuntimeError: f is not twice differentiable.
+        RuntimeError: f is not twice differentiable, or the backward of a ``torch.autograd.Function`` in it is not.
 
     Example:
         >>> hessian_diagonal(lambda x: x[0] ** 2 * x[1] ** 3, torch.tensor([1.0, 2.0]))
@@ -248,16 +262,20 @@ def hessian_diagonal(
         tensor([[16., 12.],
                 [ 2.,  0.]])
     """
-    at = _Point("hessian_diagonal", x)
+    at = _Point("hessian_diagonal", f, x)
     chunk_size = _checked_chunk(at, chunk_size)
     if batched:
         return _diagonal_of_batch(at, f, chunk_size, progress)
     gradient = _gradient(f, at)
-    parts = [[leaf.new_zeros(0)] for leaf in at.leaves]
-    for start, rows in gradient.chunks(chunk_size, progress):
-        for part, row, leaf, offset in zip(parts, rows, at.leaves, at.offsets, strict=True):
-            part.append(row.reshape(len(row), leaf.numel()).diagonal(start - offset).clone())
-    return at.unflatten([torch.cat(part).view_as(leaf) for part, leaf in zip(parts, at.leaves, strict=True)])
+
+    def diagonal(chunks: Chunks) -> Any:
+        parts = [[leaf.new_zeros(0)] for leaf in at.leaves]
+        for start, rows in chunks:
+            for part, row, leaf, offset in zip(parts, rows, at.leaves, at.offsets, strict=True):
+                part.append(row.reshape(len(row), leaf.numel()).diagonal(start - offset).clone())
+        return at.unflatten([torch.cat(part).view_as(leaf) for part, leaf in zip(parts, at.leaves, strict=True)])
+
+    return gradient.gathered(diagonal, chunk_size, progress)
 
 
 def _diagonal_of_batch(at: _Point, f: Function, chunk_size: int | None, progress: bool) -> Tensor:
@@ -283,17 +301,22 @@ def _diagonal_of_batch(at: _Point, f: Function, chunk_size: int | None, progress
         points, y = seen
         _check_rows(points, y, gradient.outputs[0])
     if gradient.final:
-        diagonal = _by_sweeps(at, f, x, gradient, chunk_size, progress)
-        if diagonal is not None:
-            return diagonal
-    d = x[:1].numel()
-    parts = []
-    rows = chunk_size or max(1, _ELEMENTS // max(1, x.numel()))
-    for start in _track(range(0, d, rows), at, progress):
-        seeds = _coordinates(x, start, rows)
-        (products,) = gradient.pull_rows([seeds.expand(len(seeds), *x.shape)])
-        parts.append(products.reshape(-1, len(x), d).diagonal(start, 0, 2).clone())
-    return torch.cat(parts, -1).view_as(x) if parts else torch.zeros_like(x)
+        by_sweeps = _by_sweeps(at, f, x, gradient, chunk_size, progress)
+        if by_sweeps is not None:
+            return by_sweeps
+
+    def products(chunk_size: int | None) -> Chunks:
+        rows = chunk_size or max(1, _ELEMENTS // max(1, x.numel()))
+        for start in _track(range(0, x[:1].numel(), rows), at, progress):
+            seeds = _coordinates(x, start, rows)
+            yield start, gradient.pull_rows([seeds.expand(len(seeds), *x.shape)])
+
+    def diagonal(chunks: Chunks) -> Tensor:
+        parts = [rows[0].reshape(-1, len(x), x[:1].numel()).diagonal(start, 0, 2).clone() for start, rows in chunks]
+        return torch.cat(parts, -1).view_as(x) if parts else torch.zeros_like(x)
+
+    result: Tensor = gradient.gathered(diagonal, chunk_size, progress, products, batch=len(x))
+    return result
 
 
 def _coordinates(x: Tensor, start: int, rows: int) -> Tensor:
@@ -310,15 +333,14 @@ def _by_sweeps(
     if not x.numel():
         return None
     generator = torch.Generator(x.device).manual_seed(0)
-    v = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+    v = torch.randn(1, *x.shape[1:], generator=generator, dtype=x.dtype, device=x.device)
     rows = chunk_size or max(1, _SWEPT // max(1, x.numel()))
     parts = []
     try:
         curvature = Curvature(f, x)
         (along_v,) = curvature.along(v.unsqueeze(0))
-        terms = v * gradient.pull([v])[0]
-        scale = torch.maximum(terms.abs().max(), along_v.abs().max())
-        if _differ(along_v, terms.reshape(len(x), -1).sum(1), torch.finfo(x.dtype).eps ** 0.5 * scale):
+        terms = (v * gradient.pull([v.expand_as(x)])[0]).reshape(len(x), -1)
+        if _differ(along_v, terms.sum(1), torch.finfo(x.dtype).eps ** 0.5 * terms.abs().sum(1)):
             return None
         for start in _track(range(0, x[:1].numel(), rows), at, progress):
             parts.append(curvature.along(_coordinates(x, start, rows)))
@@ -357,8 +379,8 @@ def _differ(result: Tensor, expected: Tensor, tolerance: Tensor) -> bool:
 class _Point:
     """Where a function is differentiated: the leaves of x, checked, and their places in one vector."""
 
-    def __init__(self, name: str, x: Any) -> None:
-        self.name = name
+    def __init__(self, name: str, f: Function, x: Any) -> None:
+        self.name, self.f = name, f
         self.leaves: list[Tensor]
         self.leaves, self.spec = tree_flatten(x)
         if not self.leaves:
@@ -434,8 +456,7 @@ class _Pullback:
 
     Attributes:
         outputs: the leaves of the function's value.
-        pull: a cotangent for each output to a gradient for each leaf of x.
-        pull_rows: the same for a batch, which is the first dimension of cotangents and gradients.
+        inputs: those of x in its graph; empty within a transform, which has a graph of its own.
         final: are the gradients without derivatives of their own?
     """
 
@@ -444,23 +465,31 @@ class _Pullback:
         at: _Point,
         spec: TreeSpec,
         outputs: Tensors,
+        inputs: Tensors,
         pull: Callable[[Tensors], Tensors],
-        pull_rows: Callable[[Tensors], Tensors],
         final: bool,
     ) -> None:
-        self.at, self.spec, self.outputs, self.final = at, spec, outputs, final
+        self.at, self.spec, self.outputs, self.inputs, self.final = at, spec, outputs, inputs, final
         self.size = sum(output.numel() for output in outputs)
-        self._pull, self._pull_rows = pull, pull_rows
+        self._pull = pull
 
     def pull(self, cotangents: Tensors) -> Tensors:
+        """A cotangent for each output to a gradient for each leaf of x."""
         with _explained(self.at.name):
             return self._pull(cotangents)
 
+    def pull_without_graph(self, cotangents: Tensors) -> Tensors:
+        with _explained(self.at.name):
+            return _grad(self.outputs, self.inputs, cotangents, create_graph=False)
+
     def pull_rows(self, cotangents: Tensors) -> Tensors:
+        """The same for a batch, which is the first dimension of cotangents and gradients."""
         with _explained(self.at.name, of_rows=len(cotangents[0]) > 1):
             if len(cotangents[0]) == 1:
                 return [row.unsqueeze(0) for row in self._pull([c[0] for c in cotangents])]
-            return self._pull_rows(cotangents)
+            # Not is_grads_batched, whose own rules for some operations are slow, or wrong (group_norm).
+            rows = torch.func.vmap(self._pull)(tuple(cotangents))
+            return [row if row.stride(0) else row.clone() for row in rows]  # of no dependence
 
     def chunks(self, chunk_size: int | None, progress: bool) -> Iterator[tuple[int, Tensors]]:
         """The rows of J in batches: the number of the first, and for each leaf of x ``[rows, *leaf]``."""
@@ -468,20 +497,102 @@ class _Pullback:
             (y,) = self.outputs
             for start, count in _batches(self.size, self.at, chunk_size, progress):
                 units = UnitRows(y.shape, y.new_ones(count), start)
-                with _explained(self.at.name, of_rows=True):
-                    rows: Tensors
-                    try:
-                        rows = dense_rows(self._pull([units]), count)
-                    except RuntimeError:  # of an operation that does not take them
-                        rows = self._pull_rows([units.dense_rows()])
+                rows: Tensors
+                try:
+                    rows = dense_rows(self._pull([units]), count)
+                except RuntimeError:  # of an operation that does not take them
+                    rows = self.pull_rows([units.dense_rows()])
                 yield start, rows
             return
         for start, seeds in _bases(self.outputs, self.at, chunk_size, progress):
             yield start, self.pull_rows(seeds)
 
+    def gathered(
+        self,
+        gather: Callable[[Chunks], Any],
+        chunk_size: int | None,
+        progress: bool,
+        chunks: Callable[[int | None], Chunks] | None = None,
+        batch: int = 1,
+    ) -> Any:
+        """What ``gather`` makes of the rows. One random product checks those of batches; where it differs, they are
+        computed one by one."""
+        chunks = chunks or functools.partial(self.chunks, progress=progress)
+        if _transformed() or not self.size or not self.at.size:
+            return gather(chunks(chunk_size))
+        if chunk_size == 1 or self.size <= _FEW * batch or COMPILED in self._names:
+            return gather(chunks(1))  # a compiled backward runs for one row at a time
+        path = self._path("in batches", chunk_size)
+        if path.is_wrong:
+            return gather(chunks(1))
+        with path.running():
+            if not path.is_due:
+                return gather(chunks(chunk_size))
+            product = RandomProduct(self.outputs, self.at.leaves, batch)
+            result = gather(product.recorded(chunks(chunk_size), path))
+            with path.checking():
+                agrees = product.agrees(self.pull_without_graph)
+        return result if agrees else self._one_by_one(gather, chunks(1), path, "in batches", batch)
+
+    def _one_by_one(self, gather: Callable[[Chunks], Any], chunks: Chunks, path: FastPath, way: str, batch: int) -> Any:
+        """What ``gather`` makes of rows of plain reverse mode, in place of those that differ from a random product.
+        Where plain rows differ from it too, rounding is to blame."""
+        product = RandomProduct(self.outputs, self.at.leaves, batch)
+        result = gather(product.recorded(chunks, path))
+        if product.agrees(self.pull_without_graph):
+            report(self.at.name, self.at.f, path, way)
+        else:
+            path.is_rounded = True
+        return result
+
+    def blocks_again(self, path: FastPath, way: str, progress: bool, as_outputs: bool = False) -> Any:
+        """J by plain reverse mode, where that by columns differs from a random product."""
+        gather = functools.partial(_joined, size=self.size, leaves=self.at.leaves)
+        return self.blocks(self._one_by_one(gather, self.chunks(1, progress), path, way, 1), as_outputs)
+
+    def _path(self, *way: Any) -> FastPath:
+        shapes = tuple((x.shape, x.stride(), x.dtype, x.device) for x in (*self.outputs, *self.at.leaves))
+        return fast_path((self.at.name, way, shapes, hash(self._names)))
+
+    @functools.cached_property
+    def _names(self) -> tuple[str, ...]:
+        """Those of the nodes of the graph."""
+        return tuple(node.name() for node in graph_nodes(self.outputs))
+
     def rows(self, chunk_size: int | None, progress: bool) -> list[Tensor]:
         """J: for each leaf of x a tensor ``[size, *leaf]``."""
-        return _joined(self.chunks(chunk_size, progress), self.size, self.at.leaves)
+        rows: list[Tensor] = self.gathered(
+            lambda chunks: _joined(chunks, self.size, self.at.leaves), chunk_size, progress
+        )
+        return rows
+
+    def by_columns(self, chunk_size: int | None, progress: bool) -> Any:
+        """J by its columns, J u being the pullback of u through the graph of w -> J^T w; None where that has another
+        derivative, or none."""
+        at, dtypes = self.at, {x.dtype for x in (*self.outputs, *self.at.leaves)}
+        # The derivatives of a column would be of higher order than those of a row.
+        if not (self.inputs and self.final and at.size and len(dtypes) == 1) or any(foreign_nodes(self.outputs)):
+            return None
+        path = self._path("by columns", chunk_size)
+        if path.is_wrong:
+            return self.blocks(self.rows(1, progress))
+        with path.running():
+            w = [torch.ones_like(y, requires_grad=True) for y in self.outputs]
+            try:
+                with torch.enable_grad():
+                    gradients = _grad(self.outputs, self.inputs, w, create_graph=True)
+                pull = functools.partial(_grad, gradients, w, create_graph=False)
+                transposed = _Pullback(_Point(at.name, at.f, w), self.spec, gradients, w, pull, True)
+                columns = _joined(transposed.chunks(1 if at.size <= _FEW else chunk_size, progress), at.size, w)
+            except RuntimeError:  # of an operation that has no second derivative
+                return None
+            agree = True
+            if path.is_due:
+                with path.checking():
+                    agree = _columns_agree(columns, self)
+        if agree:
+            return _blocks_of_columns(at, columns, self.spec)
+        return self.blocks_again(path, "by columns", progress)
 
     def blocks(self, rows: Tensors, as_outputs: bool = False) -> Any:
         """J in the structure of the value, each leaf of it in that of x, in the dtype of x or that of the value."""
@@ -495,6 +606,33 @@ class _Pullback:
             ],
             self.spec,
         )
+
+
+def _columns_agree(columns: Tensors, value: _Pullback) -> bool:
+    """Are the columns of J, for each output ``[columns, *output]``, those of a pullback?"""
+    at = value.at
+    product = RandomProduct(value.outputs, at.leaves)
+    for start, column in zip(_offsets(value.outputs), columns, strict=True):
+        if column.numel():
+            product.add(start, column.reshape(at.size, -1).T.split([x.numel() for x in at.leaves], 1))
+    return product.agrees(value.pull_without_graph)
+
+
+def _blocks_of_columns(at: _Point, columns: Tensors, spec: TreeSpec, as_outputs: bool = False) -> Any:
+    """J in the structure of the value, each leaf of it in that of x, in the dtype of x or that of the value."""
+    return tree_unflatten(
+        [
+            at.unflatten(
+                column[o : o + x.numel()]
+                .movedim(0, -1)
+                .reshape((*column.shape[1:], *x.shape))
+                .to(column.dtype if as_outputs else x.dtype)
+                for o, x in zip(at.offsets, at.leaves, strict=True)
+            )
+            for column in columns
+        ],
+        spec,
+    )
 
 
 def _value(f: Function, at: _Point) -> _Pullback:
@@ -536,13 +674,13 @@ def _scalar(f: Function, at: _Point) -> Callable[..., Tensor]:
 
 def _linearized(
     function: Callable[..., Any], at: _Point, gradient: bool = False
-) -> tuple[Tensors, Callable[[Tensors], Tensors], Callable[[Tensors], Tensors], bool]:
+) -> tuple[Tensors, Tensors, Callable[[Tensors], Tensors], bool]:
     """The value of a function, or its gradient, and what else a _Pullback is made of."""
     if _transformed():
         if gradient:
             function = torch.func.grad(function, tuple(range(len(at.leaves))))
         outputs, vjp, *_ = torch.func.vjp(function, *at.leaves)
-        return outputs, lambda cotangents: vjp(tuple(cotangents)), lambda rows: torch.func.vmap(vjp)(tuple(rows)), False
+        return outputs, (), lambda cotangents: vjp(tuple(cotangents)), False
 
     wanted = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -551,39 +689,30 @@ def _linearized(
         outputs = function(*inputs)
         own = list(inputs)
         if gradient:
-            own.append(_checking_cotangent(at.name, outputs))
+            functions = list(foreign_nodes([outputs]))
+            own.append(_checking_cotangent(at.name, outputs, functions))
             with _explained(at.name):
                 outputs = _grad([outputs], inputs, own[-1:], create_graph=True)
+                check_functions(functions, lambda: function(*inputs))
     create_graph = wanted and _depends_on_others(outputs, own)
 
     def pull(cotangents: Tensors) -> Tensors:
         return _grad(outputs, inputs, cotangents, create_graph=create_graph)
 
-    def pull_rows(cotangents: Tensors) -> Tensors:
-        try:
-            return _grad(outputs, inputs, cotangents, create_graph=create_graph, is_grads_batched=True)
-        except RuntimeError:  # it batches less than torch.func.vmap, which is slower
-            return torch.func.vmap(pull)(cotangents)
-
-    return outputs, pull, pull_rows, not create_graph
+    return outputs, inputs, pull, not create_graph
 
 
-def _grad(
-    outputs: Tensors, inputs: Tensors, cotangents: Sequence[Tensor | None], create_graph: bool, **options: Any
-) -> Tensors:
+def _grad(outputs: Tensors, inputs: Tensors, cotangents: Tensors, create_graph: bool) -> Tensors:
     """``torch.autograd.grad`` with zeros where there is no dependence."""
     given = [(y, c) for y, c in zip(outputs, cotangents, strict=True) if y.requires_grad]
     gradients: Sequence[Tensor | None] = [None] * len(inputs)
     if given:
         ys, cs = zip(*given, strict=True)
-        gradients = torch.autograd.grad(
-            ys, inputs, cs, retain_graph=True, create_graph=create_graph, allow_unused=True, **options
-        )
-    batch = cotangents[0].shape[:1] if options and cotangents[0] is not None else ()
-    return [x.new_zeros((*batch, *x.shape)) if g is None else g for g, x in zip(gradients, inputs, strict=True)]
+        gradients = torch.autograd.grad(ys, inputs, cs, retain_graph=True, create_graph=create_graph, allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, inputs, strict=True)]
 
 
-def _checking_cotangent(name: str, y: Tensor) -> Tensor:
+def _checking_cotangent(name: str, y: Tensor, functions: Sequence[Any]) -> Tensor:
     """The cotangent 1 of y. Where f has an ``autograd.Function`` of others it requires a gradient, and so does what a
     backward makes of it that is differentiable: of another one the Hessian would silently lack terms."""
 
@@ -598,26 +727,33 @@ def _checking_cotangent(name: str, y: Tensor) -> Tensor:
                     "operations"
                 )
 
-    functions = [node for node in graph_nodes([y]) if isinstance(node, BackwardCFunction) and not _is_ours(node)]
+    if any(node.name() == COMPILED for node in functions):
+        functions = ()  # it copies the cotangent in place, which a leaf forbids
     for node in functions:
         node.register_hook(check)
     return torch.ones_like(y).requires_grad_(bool(functions))
 
 
-def _is_ours(node: Any) -> bool:
-    return bool(node._forward_cls.__module__.partition(".")[0] == __package__)
+def foreign_nodes(outputs: Tensors) -> Iterator[Any]:
+    """The nodes of each ``autograd.Function`` in a graph that is not one of this package."""
+    for node in graph_nodes(outputs):
+        if isinstance(node, BackwardCFunction):
+            function: type = node._forward_cls  # type: ignore[attr-defined]
+            if function.__module__.partition(".")[0] != __package__:
+                yield node
 
 
 def graph_nodes(outputs: Tensors) -> Iterator[Any]:
-    """The nodes of a graph."""
-    found: set[Any] = {y.grad_fn for y in outputs if y.grad_fn is not None}
-    waiting = list(found)
+    """The nodes of a graph, in an order that depends on the graph alone."""
+    waiting = list(dict.fromkeys(y.grad_fn for y in outputs if y.grad_fn is not None))
+    found = set(waiting)
     while waiting:
         node = waiting.pop()
         yield node
-        new = {child for child, _ in node.next_functions if child is not None} - found
-        found |= new
-        waiting.extend(new)
+        for child, _ in node.next_functions:
+            if child is not None and child not in found:
+                found.add(child)
+                waiting.append(child)
 
 
 def _depends_on_others(outputs: Tensors, inputs: Tensors) -> bool:
@@ -679,9 +815,49 @@ def _gradient_function(f: Function, at: _Point) -> Function:
 
 
 def _by_columns(
-    at: _Point, function: Function, chunk_size: int | None, progress: bool, as_outputs: bool = False
+    at: _Point,
+    function: Function,
+    reverse: Callable[[], _Pullback],
+    chunk_size: int | None,
+    progress: bool,
+    as_outputs: bool = False,
 ) -> Any:
-    """The Jacobian of a function, in forward mode, in the dtype of x or that of the value."""
+    """The Jacobian of a function, in forward mode, in the dtype of x or that of the value. A random product by reverse
+    mode checks it, if there is one."""
+    draws = _Draws(at)
+    if _transformed() or not at.size:
+        return _blocks_of_columns(at, *_columns(at, function, draws, chunk_size, progress), as_outputs)
+    path = _forward_path(at)
+    if path.is_wrong:
+        value = reverse()
+        return value.blocks(value.rows(1, progress), as_outputs)
+    with path.running():
+        columns, spec = _columns(at, function, draws, chunk_size, progress)
+        agree = True
+        if path.is_due:
+            with (
+                path.checking(),
+                contextlib.suppress(RuntimeError),
+            ):  # of an operation with formulas of forward mode only
+                draws.again()
+                value = reverse()
+                agree = _columns_agree(columns, value)
+    if agree:
+        return _blocks_of_columns(at, columns, spec, as_outputs)
+    return value.blocks_again(path, "in forward mode", progress, as_outputs)
+
+
+def _forward_path(at: _Point) -> FastPath:
+    shapes = tuple((x.shape, x.dtype, x.device) for x in at.leaves)
+    with contextlib.suppress(TypeError):  # of functions without a weak reference, or a hash
+        return fast_path((at.name, "in forward mode", shapes, weakref.ref(at.f)))
+    return FastPath()
+
+
+def _columns(
+    at: _Point, function: Function, draws: _Draws, chunk_size: int | None, progress: bool
+) -> tuple[list[Tensor], TreeSpec]:
+    """Pushforwards of the unit vectors, for each output ``[columns, *output]``, and the structure of the outputs."""
     spec: TreeSpec | None = None
 
     def of_leaves(*leaves: Tensor) -> tuple[Tensor, ...]:
@@ -692,7 +868,6 @@ def _by_columns(
         return tuple(values)
 
     leaves = tuple(x.contiguous() for x in at.leaves)  # a tangent lies in memory as x does, whose elements may share it
-    draws = _Draws(at)
 
     def push(*tangents: Tensor) -> tuple[Tensor, ...]:
         return tuple(torch.func.jvp(of_leaves, leaves, tangents)[1])
@@ -708,19 +883,7 @@ def _by_columns(
 
     columns = _joined(chunks(), at.size, [] if at.size else of_leaves(*at.leaves))
     assert spec is not None
-    return tree_unflatten(
-        [
-            at.unflatten(
-                column[o : o + x.numel()]
-                .movedim(0, -1)
-                .reshape((*column.shape[1:], *x.shape))
-                .to(column.dtype if as_outputs else x.dtype)
-                for o, x in zip(at.offsets, at.leaves, strict=True)
-            )
-            for column in columns
-        ],
-        spec,
-    )
+    return columns, spec
 
 
 def _by_colours(
@@ -748,6 +911,9 @@ def _by_colours(
     v = torch.empty(x.numel(), dtype=x.dtype, device=x.device).uniform_(-1, 1, generator=generator)
     rows = chunk_size or max(1, _ELEMENTS // max(1, x.numel()))
 
+    draws = _Draws(at)
+    draws.again()
+    gradient = _gradient(f, at)
     if strategy == "forward-over-reverse":
         gradient_function = _gradient_function(f, at)
 
@@ -757,9 +923,9 @@ def _by_colours(
 
         def push_rows(v: Tensor) -> Tensor:
             with _explained(at.name):
-                return torch.func.vmap(push)(v)
+                draws.again()
+                return torch.func.vmap(push, randomness="same")(v)
     else:
-        gradient = _gradient(f, at)
 
         def push_rows(v: Tensor) -> Tensor:
             return gradient.pull_rows([v])[0]
@@ -769,9 +935,19 @@ def _by_colours(
         parts = [push_rows(seeds[start : start + rows].view(-1, *x.shape)) for start in batches]
         return torch.cat(parts).view(seeds.shape)
 
-    of_seeds = products(torch.cat([colouring.seeds(x.dtype), v.unsqueeze(0)]))
-    colouring.check(of_seeds, v, products, found)
-    return colouring.matrix(colouring.recover(of_seeds[:-1]), x.shape, layout)
+    def one_by_one(seeds: Tensor) -> Tensor:
+        return torch.stack([gradient.pull([seed.view_as(x)])[0] for seed in seeds]).view(seeds.shape)
+
+    seeds, way = colouring.seeds(x.dtype), "in forward mode" if strategy == "forward-over-reverse" else "in batches"
+    of_v = gradient.pull_without_graph([v.view_as(x)])[0].reshape(1, -1)
+    of_seeds = products(seeds)
+    try:
+        colouring.check(torch.cat([of_seeds, of_v]), v, one_by_one, found)
+    except _sparsity.SparsityError:
+        of_seeds = one_by_one(seeds)
+        colouring.check(torch.cat([of_seeds, of_v]), v, one_by_one, found)  # raises for a wrong pattern
+        report(at.name, f, FastPath(), way)
+    return colouring.matrix(colouring.recover(of_seeds), x.shape, layout)
 
 
 class _Draws:
@@ -801,6 +977,13 @@ def _explained(name: str, of_rows: bool = False) -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = str(error)
+        if "not currently support double backward" in text:
+            raise RuntimeError(
+                f"torchad_ext.{name}: f calls a function that torch.compile made, which PyTorch does not differentiate "
+                f"twice ({text}); give f without torch.compile, or compile the call of torchad_ext.{name} too"
+            ) from error
+        if text.startswith("f is not differentiable"):
+            raise RuntimeError(f"torchad_ext.{name}: {text}") from error
         if "once_differentiable" in text or ("derivative for" in text and "not implemented" in text):
             remedy = ""
             if "scaled_dot_product" in text:

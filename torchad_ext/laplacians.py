@@ -30,8 +30,9 @@ import torch.nn.functional as F
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from . import expr
-from .derivatives import _depends_on_others, graph_nodes
+from .derivatives import _depends_on_others, foreign_nodes, graph_nodes
 from .elementwise import Elementwise
+from .foreign_functions import check_functions
 from .pointwise import _SCALAR, _TENSOR, Pointwise, _kind
 from .quadratic_form import _sum
 from .quadratic_form import definition as _quadratic_form
@@ -300,6 +301,7 @@ def _twice(
         gs = tuple(torch.ones_like(y, requires_grad=True) for y in ys)  # not zeros: some operations take its logarithm
         gradients = _gradients(ys, xs, gs)
         _check_twice(gradients)
+        check_functions(foreign_nodes(ys), lambda: f(*xs))
         rows = []
         for us in directions:
             curved = _gradients(gradients, xs, us)
@@ -1020,6 +1022,7 @@ def _by_reverse_mode(
         try:
             slopes = [gradient(y) for y in results]
             _check_twice(slopes)
+            check_functions(foreign_nodes([value]), lambda: f(x))
             tangents = [torch.stack([(g * u).sum(-1) for g in slopes], -1) for u in directions]
             parts = [
                 sign * torch.stack([(gradient(y) * u).sum(-1) for y in tangent.unbind(-1)], -1)

@@ -440,8 +440,8 @@ class Colouring:
 
     def check(self, products: Tensor, v: Tensor, again: Callable[[Tensor], Tensor], found: bool) -> None:
         """Raises unless the last of the products, H v, is that of the entries, but for rounding. What rounding does is
-        seen where products are not linear: ``again`` takes some of random sums of the seeds. A row whose entries are
-        inf or nan is not checked."""
+        seen where products are not linear: ``again`` takes the seeds and random sums of them, by plain reverse mode. A
+        row whose entries are inf or nan is not checked."""
         n, eps = len(v), torch.finfo(v.dtype).eps
         i, j = self.keys // n, self.keys % n
         products, product = products.detach()[:-1], products.detach()[-1]
@@ -456,7 +456,8 @@ class Colouring:
             return
         generator = torch.Generator(v.device).manual_seed(0)
         sums = torch.randn(8, self.count, generator=generator, dtype=v.dtype, device=v.device)
-        lost = (again(sums @ self.seeds(v.dtype)).detach() - sums @ products).abs()
+        seeds = self.seeds(v.dtype)
+        lost = (again(sums @ seeds) - sums @ again(seeds)).detach().abs()
         if fits(_ROUNDINGS * torch.where(lost.isfinite(), lost, 0.0).max()):
             return
         source, remedy = "given", "Give a larger pattern, or sparsity=None"

@@ -56,8 +56,9 @@ class UnitRows(Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         rule = _RULES.get(func.overloadpacket)
-        result = rule(*args) if rule and not kwargs else None
-        return _batched(func, args, kwargs or {}) if result is None else result
+        with enable_reentrant_dispatch():  # what resolves conjugate and negative views may have run, and be left out
+            result = rule(*args) if rule and not kwargs else None
+            return _batched(func, args, kwargs or {}) if result is None else result
 
 
 def dense_rows(results: Sequence[Tensor], count: int) -> list[Tensor]:
@@ -79,8 +80,7 @@ def _batched(func: Any, args: Any, kwargs: Any) -> Any:
         results[:] = tree_flatten(func(*args, **kwargs))
         return [y for y in results[0] if isinstance(y, Tensor)]  # others may be None
 
-    with enable_reentrant_dispatch():
-        made = iter(torch.func.vmap(apply)(*(x.dense_rows() for x in batches)))
+    made = iter(torch.func.vmap(apply)(*(x.dense_rows() for x in batches)))
     values, structure = results
     return tree_unflatten([_of_rows(next(made)) if isinstance(y, Tensor) else y for y in values], structure)
 
@@ -154,7 +154,9 @@ def _mul(x: Any, y: Any) -> UnitRows | None:
 
 
 def _div(x: Any, y: Any) -> UnitRows | None:
-    return _mul(x, 1 / y) if isinstance(x, UnitRows) and not isinstance(y, UnitRows) else None
+    if not isinstance(x, UnitRows) or isinstance(y, UnitRows) or (isinstance(y, Tensor) and y.dtype != x.dtype):
+        return None
+    return _mul(x, 1 / y)
 
 
 def _broadcast(op: Callable[[Tensor, Any], Tensor], x: UnitRows, y: Any) -> UnitRows | None:
@@ -163,7 +165,7 @@ def _broadcast(op: Callable[[Tensor, Any], Tensor], x: UnitRows, y: Any) -> Unit
         if y.shape != x.shape:
             return None
         y = y.dense_rows()
-    elif isinstance(y, Tensor) and torch.broadcast_shapes(x.shape, y.shape) != x.shape:
+    elif isinstance(y, Tensor) and (torch.broadcast_shapes(x.shape, y.shape) != x.shape or y.dtype != x.dtype):
         return None
     return UnitRows(x.shape, dense=op(x.dense_rows(), y))
 
@@ -203,6 +205,15 @@ def _mv(a: Any, x: Any) -> UnitRows | None:
     return None if product is None else _squeeze(product, 1)
 
 
+def _index_fill(x: Any, dim: int, index: Any, value: Any) -> UnitRows | None:
+    """For vmap fills all rows with the last number where only the numbers are batched (torch 2.13)."""
+    if isinstance(x, UnitRows) or not isinstance(value, UnitRows):
+        return None
+    batch = x.expand(len(value.dense_rows()), *x.shape).clone()
+    filled: UnitRows = _batched(aten.index_fill.int_Tensor, (UnitRows(x.shape, dense=batch), dim, index, value), {})
+    return filled
+
+
 _RULES: dict[Any, Callable[..., UnitRows | None]] = {
     **dict.fromkeys((aten.view, aten._unsafe_view, aten.reshape), _view),
     **dict.fromkeys((aten.detach, aten.alias), _same),
@@ -216,4 +227,5 @@ _RULES: dict[Any, Callable[..., UnitRows | None]] = {
     aten.add: _add,
     aten.mm: _mm,
     aten.mv: _mv,
+    aten.index_fill: _index_fill,
 }

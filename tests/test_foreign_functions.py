@@ -1,0 +1,220 @@
+"""An autograd.Function whose second derivative PyTorch takes for zero, or for too little, is refused by name."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+import torchad_ext as ad
+from torchad_ext import foreign_functions
+
+pytestmark = pytest.mark.filterwarnings("ignore:torchad_ext.laplacian")
+
+
+def function(forward: Callable[..., Any], backward: Callable[..., Any], **more: Any) -> Any:
+    members = {"forward": forward, "backward": backward, **more}
+    return type("Given", (torch.autograd.Function,), {name: staticmethod(f) for name, f in members.items()})
+
+
+def keep(ctx: Any, result: Any, *saved: Tensor, **attributes: Any) -> Any:
+    ctx.save_for_backward(*saved)
+    vars(ctx).update(attributes)
+    return result
+
+
+def without_grad(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return torch.no_grad()(f)
+
+
+cube_slope = lambda x: 3 * x**2  # noqa: E731
+surrogate = lambda x: 1 / (1 + (math.pi * x) ** 2)  # noqa: E731
+layer = lambda ctx, x, d: keep(ctx, (x * 2).tanh(), x, d)  # noqa: E731
+
+INCOMPLETE: dict[str, Any] = {
+    "an attribute": function(lambda ctx, x: keep(ctx, x**3, d=3 * x**2), lambda ctx, g: g * ctx.d),
+    "in a list": function(lambda ctx, x: keep(ctx, x**3, d=[3 * x**2]), lambda ctx, g: g * ctx.d[0]),
+    "saved": function(lambda ctx, x: keep(ctx, x**3, 3 * x**2), lambda ctx, g: g * ctx.saved_tensors[0]),
+    "in setup_context": function(
+        lambda x: x**3, lambda ctx, g: g * ctx.d, setup_context=lambda ctx, xs, y: keep(ctx, None, d=3 * xs[0] ** 2)
+    ),
+    "detached in backward": function(
+        lambda ctx, x: keep(ctx, x**3, x), lambda ctx, g: g * cube_slope(ctx.saved_tensors[0].detach())
+    ),
+    "under no_grad in backward": function(
+        lambda ctx, x: keep(ctx, x**3, x), lambda ctx, g: g * without_grad(cube_slope)(ctx.saved_tensors[0])
+    ),
+    "of NumPy": function(
+        lambda ctx, x: keep(ctx, x**3, d=3 * np.square(x.detach().numpy())),
+        lambda ctx, g: g * torch.from_numpy(ctx.d),
+    ),
+    "a Python number": function(
+        lambda ctx, x: keep(ctx, x.norm() * x, x, n=x.norm().item()),
+        lambda ctx, g: g * ctx.n + ctx.saved_tensors[0] * (g * ctx.saved_tensors[0]).sum() / ctx.n,
+    ),
+    "one term of two": function(
+        lambda ctx, x: keep(ctx, x**3 * x.exp(), x, d=3 * x**2),
+        lambda ctx, g: g * (ctx.d + ctx.saved_tensors[0] ** 3) * ctx.saved_tensors[0].exp(),
+    ),
+    "of two outputs": function(
+        lambda ctx, x: (keep(ctx, x.sin(), d=x.cos()), x.round().long())[:1], lambda ctx, g: g * ctx.d
+    ),
+    "a surrogate": function(lambda ctx, x: keep(ctx, (x > 0).to(x), d=surrogate(x)), lambda ctx, g: g * ctx.d),
+}
+COMPLETE: dict[str, Any] = {
+    "an input": function(lambda ctx, x: keep(ctx, x**3, x), lambda ctx, g: g * cube_slope(ctx.saved_tensors[0])),
+    "an output": function(lambda ctx, x: (y := x.exp(), keep(ctx, y, y))[1], lambda ctx, g: g * ctx.saved_tensors[0]),
+    "setup_context": function(
+        lambda x: x**3,
+        lambda ctx, g: g * cube_slope(ctx.saved_tensors[0]),
+        setup_context=lambda ctx, xs, y: keep(ctx, None, xs[0]),
+    ),
+    "straight-through": function(lambda ctx, x: x.round(), lambda ctx, g: g),
+    "flipped": function(lambda ctx, x: x.clone(), lambda ctx, g: -g),
+    "a mask": function(lambda ctx, x: keep(ctx, x.clamp(-1, 1), m=(x.abs() < 1).to(x)), lambda ctx, g: g * ctx.m),
+    "relu": function(lambda ctx, x: keep(ctx, x.relu(), x), lambda ctx, g: g * (ctx.saved_tensors[0] > 0)),
+    "a surrogate": function(
+        lambda ctx, x: keep(ctx, (x > 0).to(x), x), lambda ctx, g: g * surrogate(*ctx.saved_tensors)
+    ),
+    "a triangle": function(
+        lambda ctx, x: keep(ctx, (x > 0).to(x), x), lambda ctx, g: g * (1 - ctx.saved_tensors[0].abs()).clamp_min(0)
+    ),
+    "half of an output's": function(
+        lambda ctx, x: (y := x.exp(), keep(ctx, y, y))[1], lambda ctx, g: 0.5 * g * ctx.saved_tensors[0]
+    ),
+    "dropout": function(
+        lambda ctx, x: (m := (torch.rand_like(x) > 0.5).to(x), keep(ctx, m * x**2, x, m=m))[1],
+        lambda ctx, g: 2 * g * ctx.saved_tensors[0] * ctx.m,
+    ),
+    "written in place": function(
+        lambda ctx, x: (keep(ctx, None), ctx.mark_dirty(x), x.mul_(2))[2], lambda ctx, g: 2 * g
+    ),
+}
+# Of f and x.
+TOOLS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "hvp": lambda f, x: ad.hvp(f, x, torch.ones_like(x)),
+    "vhp": lambda f, x: ad.vhp(f, x, torch.ones_like(x)),
+    "hessian": ad.hessian,
+    "hessian one by one": lambda f, x: ad.hessian(f, x, chunk_size=1),
+    "sparse hessian": lambda f, x: ad.hessian(f, x, sparsity=torch.eye(x.numel(), dtype=torch.bool)),
+    "diagonal": ad.hessian_diagonal,
+    "diagonal of a batch": lambda f, x: ad.hessian_diagonal(
+        lambda x: torch.stack([f(row) for row in x]), x.view(1, -1), batched=True
+    ),
+    "laplacian": ad.laplacian,
+}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_known() -> Iterator[None]:
+    foreign_functions._checked.clear()
+    yield
+    gc.collect()
+
+
+def sample(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def of(Given: Any) -> Callable[[Tensor], Tensor]:
+    def f(x: Tensor) -> Tensor:
+        y = Given.apply(1.5 * x.sin())
+        return ((y[0] if isinstance(y, tuple) else y) * x).sum()
+
+    return f
+
+
+@pytest.mark.parametrize("name", INCOMPLETE)
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_backward_that_autograd_does_not_see_through(name: str, tool: str) -> None:
+    with pytest.raises(
+        RuntimeError, match=r"torchad_ext\.\w+: f .*backward of the autograd.Function Given .*save_for_b"
+    ):
+        TOOLS[tool](of(INCOMPLETE[name]), sample(5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("n", [4, 1000])
+def test_every_function_at_every_size(n: int, dtype: torch.dtype) -> None:
+    x = sample(n, dtype)
+    for Given in INCOMPLETE.values():
+        with pytest.raises(RuntimeError, match=r"autograd\.Function Given"):
+            ad.hvp(of(Given), x, x)
+    for Given in COMPLETE.values():
+        ad.hvp(of(Given), x, x)
+
+
+@pytest.mark.parametrize("name", COMPLETE)
+def test_a_backward_that_is_complete(name: str) -> None:
+    x, f = sample(5), of(COMPLETE[name])
+    leaf = x.clone().requires_grad_()
+    state = torch.get_rng_state()
+    (gradient,) = torch.autograd.grad(f(leaf), leaf, create_graph=True)
+    expected = torch.stack([torch.autograd.grad(g, leaf, retain_graph=True)[0] for g in gradient])
+    for tool in TOOLS.values():
+        torch.set_rng_state(state)
+        result = tool(f, x)
+        whole = expected.reshape(result.shape) if result.numel() == 25 else None
+        diagonal = expected.diagonal().reshape(result.shape) if tool in _DIAGONAL else None
+        wanted = whole if whole is not None else diagonal if diagonal is not None else expected.sum(1)
+        assert_close(result, wanted.sum() if result.dim() == 0 and wanted is not diagonal else wanted)
+
+
+_DIAGONAL = [TOOLS["diagonal"], TOOLS["diagonal of a batch"]]
+
+
+def test_f_is_run_again_once_a_function() -> None:
+    calls = []
+    f = of(COMPLETE["an input"])
+    counted = lambda x: (calls.append(1), f(x))[1]  # noqa: E731
+    state = torch.get_rng_state()
+    for expected in (2, 3, 4):
+        ad.hvp(counted, sample(3), sample(3))
+        assert len(calls) == expected
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_layer_with_a_weight() -> None:
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        h = (x @ w).tanh()
+        return keep(ctx, h, x, w, 1 - h * h)
+
+    def forward_of_output(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        h = (x @ w).tanh()
+        return keep(ctx, h, x, w, h)
+
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+        x, w, slope = ctx.saved_tensors
+        return (g * slope) @ w.T, x.T @ (g * slope)
+
+    def backward_of_output(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+        x, w, h = ctx.saved_tensors
+        return (g * (1 - h * h)) @ w.T, x.T @ (g * (1 - h * h))
+
+    x, w = sample(6).view(2, 3), sample(12).view(3, 4)
+    bad, good = function(forward, backward), function(forward_of_output, backward_of_output)
+    loss = lambda Given: lambda w: Given.apply(x, w).square().sum()  # noqa: E731
+    with pytest.raises(RuntimeError, match=r"autograd\.Function Given"):
+        ad.hvp(loss(bad), w, w)
+    assert_close(ad.hessian(loss(good), w), torch.func.hessian(lambda w: (x @ w).tanh().square().sum())(w))
+
+
+def test_a_custom_operator_that_saves_an_intermediate() -> None:
+    @torch.library.custom_op("torchad_ext_tests::cube", mutates_args=())
+    def cube(x: Tensor) -> Tensor:
+        return x**3
+
+    cube.register_autograd(
+        lambda ctx, g: g * ctx.d, setup_context=lambda ctx, inputs, output: keep(ctx, None, d=3 * inputs[0] ** 2)
+    )
+    with pytest.raises(RuntimeError, match=r"autograd\.Function GeneratedBackwardFor_torchad_ext_tests_cube"):
+        ad.hvp(lambda x: cube(x).sum(), sample(3), sample(3))
+    with pytest.raises(RuntimeError, match=r"autograd\.Function GeneratedBackwardFor_torchad_ext_tests_cube"):
+        ad.laplacian(lambda x: cube(x).sum(), sample(3))

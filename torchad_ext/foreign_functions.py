@@ -1,0 +1,196 @@
+"""The check of an ``autograd.Function`` that somebody else wrote: does autograd see all that its backward depends on?
+
+A backward that uses a number made in forward, or outside of autograd, has a derivative that lacks this number's part,
+and PyTorch does not notice. So the derivative of the backward is compared with finite differences, once a Function,
+near the inputs of one of its calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import _SingleLevelFunction
+from torch.utils._pytree import tree_leaves
+
+COMPILED = "CompiledFunctionBackward"  # the node of what torch.compile made
+_MOVED = 0.2  # of the size of an input, to be off the places where derivatives vanish
+_DIRECTIONS = (None, 10**9, 32, 32, 4, 4)  # elements that change at once, away from 0 or at random; few meet a kink
+_SMOOTH = 0.02  # by how much two finite differences may differ
+_MISSING = 0.2  # of a derivative
+
+_OF_TORCH = ("torch.utils.", "torch._functorch.", "torch._dynamo.", "torch.distributed.", "torch.nn.")
+
+_checked: weakref.WeakSet[type] = weakref.WeakSet()
+_lock = threading.RLock()
+
+
+def check_functions(nodes: Iterable[Any], again: Callable[[], Any]) -> None:
+    """Raises where the derivative of a backward lacks terms.
+
+    Args:
+        nodes: those of the Functions in the graph of f.
+        again: runs f again, to see the inputs of Functions that are not known yet.
+
+    Raises:
+        RuntimeError: it names the Function and says how to write it, or torch.compile made it.
+    """
+    nodes = list(nodes)
+    if any(node.name() == COMPILED for node in nodes):  # some raise this themselves, others give zeros
+        raise RuntimeError("torch.compile with aot_autograd does not currently support double backward")
+    unknown = {node._forward_cls for node in nodes} - set(_checked)
+    unknown = {cls for cls in unknown if not f"{cls.__module__}.".startswith(_OF_TORCH)}
+    if not unknown:
+        return
+    with _lock, torch.random.fork_rng():
+        with _recorded(unknown) as calls:
+            again()
+        for cls, args in calls.items():
+            if not _is_complete(cls, args):
+                raise RuntimeError(
+                    f"f is not differentiable often enough: the backward of the autograd.Function {cls.__qualname__} "
+                    "depends on its inputs through a number that autograd takes for a constant, such as an "
+                    "intermediate result of forward that was saved, so that the second derivative would lack terms "
+                    "(finite differences of its gradient show them); save the inputs by ctx.save_for_backward, and "
+                    "compute from them in backward, in differentiable operations"
+                )
+            _checked.add(cls)
+
+
+@contextlib.contextmanager
+def _recorded(classes: Iterable[type]) -> Iterator[dict[type, tuple[Any, ...]]]:
+    """The arguments of the first call of each Function."""
+    calls: dict[type, tuple[Any, ...]] = {}
+    originals = {cls: vars(cls).get("forward") for cls in classes}
+
+    def recording(cls: Any) -> Callable[..., Any]:
+        forward = cls.forward
+        with_context = cls.setup_context is _SingleLevelFunction.setup_context
+
+        def record(*args: Any, **kwargs: Any) -> Any:
+            given = args[with_context:]
+            if cls not in calls and not kwargs:
+                calls[cls] = tuple(
+                    x.detach().clone().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in given
+                )
+            return forward(*args, **kwargs)
+
+        return record
+
+    try:
+        for cls in originals:
+            cls.forward = staticmethod(recording(cls))  # type: ignore[attr-defined]
+        yield calls
+    finally:
+        for cls, original in originals.items():
+            if original is None:
+                del cls.forward  # type: ignore[attr-defined]
+            else:
+                cls.forward = original  # type: ignore[attr-defined]
+
+
+def _is_complete(cls: Any, args: tuple[Any, ...]) -> bool:
+    """Does the derivative of the backward have all terms? True where finite differences do not tell."""
+    places = [i for i, x in enumerate(args) if isinstance(x, Tensor) and x.requires_grad]
+    generator = torch.Generator().manual_seed(0)
+
+    def random_like(x: Tensor) -> Tensor:
+        return (2 * torch.rand(x.shape, dtype=torch.float64, generator=generator) - 1).to(x)
+
+    def apply(points: list[Tensor]) -> list[Tensor]:
+        given = dict(zip(places, points, strict=True))
+        torch.manual_seed(0)
+        # A copy, into which forward may write.
+        outputs = cls.apply(*(given[i].clone() if i in given else x for i, x in enumerate(args)))
+        return [y for y in tree_leaves(outputs) if isinstance(y, Tensor) and y.requires_grad]
+
+    def backward(points: list[Tensor], create_graph: bool = False) -> list[Tensor]:
+        outputs = apply(points)
+        gradients = torch.autograd.grad(
+            outputs, points, cotangents, create_graph=create_graph, allow_unused=True, materialize_grads=True
+        )
+        return list(gradients)
+
+    with torch.enable_grad(), contextlib.suppress(RuntimeError):  # of a backward that runs on the usual way only
+        sizes = [_sizes(args[i]) for i in places]
+        points = [
+            (args[i].detach() + _MOVED * size * random_like(args[i])).requires_grad_()
+            for i, size in zip(places, sizes, strict=True)
+        ]
+        cotangents = [random_like(y) for y in apply(points)]
+        if not cotangents:
+            return True
+        gradients = backward(points, create_graph=True)
+        # Of the signs of the gradients, so that the terms of their sum do not cancel.
+        weights = [(1.5 + random_like(g)) * g.detach().sgn() for g in gradients]
+        total = _dot(weights, gradients)
+        slopes = (
+            list(torch.autograd.grad(total, points, allow_unused=True, materialize_grads=True))
+            if total.requires_grad
+            else [torch.zeros_like(x) for x in points]
+        )
+        step = max(torch.finfo(x.dtype).eps for x in points) ** (1 / 3)
+
+        gradients = [g.detach() for g in gradients]
+        for count in _DIRECTIONS:
+            ways = [random_like(x) if count else (1.5 + random_like(x)) * x.detach().sgn() / 2 for x in points]
+            direction = [_sparse(size * u, count, generator) for size, u in zip(sizes, ways, strict=True)]
+            coarse, fine = (_difference(backward, points, direction, weights, h) for h in (step, step / 2))
+            if fine is None or coarse is None or not (abs(coarse - fine) <= _SMOOTH * abs(fine)):
+                continue
+            along = float(_dot(slopes, direction))
+            values = _difference(apply, points, direction, cotangents, step / 2)
+            first = float(_dot(gradients, direction))
+            # A backward that is no derivative of forward (a straight-through estimator) may mean what it says.
+            honest = values is not None and abs(values - first) <= _SMOOTH * abs(first)
+            if abs(along - fine) > (_MISSING if honest else 1 - _SMOOTH) * abs(fine):
+                return False
+    return True
+
+
+def _sizes(x: Tensor) -> Tensor:
+    size = x.detach().abs()
+    mean = size[size > 0].mean() if bool((size > 0).any()) else torch.ones_like(size).mean()
+    return torch.where(size > 0, size, mean / 10)
+
+
+def _dot(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
+    """The real inner product, in double precision."""
+    terms = [(x.conj() * y.to(x.dtype)).real.double().sum() for x, y in zip(xs, ys, strict=True)]
+    return torch.stack(terms).sum()
+
+
+def _sparse(x: Tensor, count: int | None, generator: torch.Generator) -> Tensor:
+    if count is None or count >= x.numel():
+        return x
+    kept = torch.zeros(x.numel(), dtype=torch.bool)
+    kept[torch.randperm(x.numel(), generator=generator)[:count]] = True
+    return torch.where(kept.view(x.shape).to(x.device), x, torch.zeros_like(x))
+
+
+def _difference(
+    function: Callable[[list[Tensor]], list[Tensor]],
+    points: list[Tensor],
+    direction: list[Tensor],
+    weights: list[Tensor],
+    step: float,
+) -> float | None:
+    """The central difference of a function along a direction, weighted; None if rounding hides it."""
+    ends = [
+        [(x.detach() + h * u).requires_grad_() for x, u in zip(points, direction, strict=True)] for h in (step, -step)
+    ]
+    plus, minus = ([y.detach() for y in function(end)] for end in ends)
+    if [y.shape for y in plus] != [y.shape for y in minus]:
+        return None
+    changes = [a - b for a, b in zip(plus, minus, strict=True)]
+    rounding = [torch.finfo(a.dtype).eps * a.abs() * (c != 0) for a, c in zip(plus, changes, strict=True)]
+    change = float(_dot(weights, changes))
+    noise = float(_dot([w.abs() for w in weights], rounding))
+    if not abs(change) > 50 * noise:
+        return None
+    return change / (2 * step)

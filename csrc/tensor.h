@@ -13,8 +13,8 @@ using torch::stable::Tensor;
 // An uninitialised tensor with the dtype and device of another.
 inline Tensor empty_strided(const Tensor& like, int64_t dims, const int64_t* sizes, const int64_t* strides) {
   int32_t dtype, device_type;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle result;
   if (aoti_torch_empty_strided(dims, sizes, strides, dtype, device_type, like.get_device_index(), &result)) {
     int64_t elements = 1;

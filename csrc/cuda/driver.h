@@ -136,7 +136,7 @@ class Entry {
       found_[device].store(function, std::memory_order_release);
     }
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
     const auto pointers = const_cast<void**>(const_cast<const void* const*>(arguments.begin()));
     check(Driver::get().cuLaunchKernel(function, unsigned(blocks), 1, 1, unsigned(threads), 1, 1, 0, stream, pointers,
                                        nullptr),

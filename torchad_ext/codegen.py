@@ -48,7 +48,8 @@ _KEYWORDS = """
 _OWN = """
     T Outputs number scalars std abs sign sqrt rsqrt reciprocal exp expm1 exp2 log log1p log2 log10 sin cos tan asin
     acos atan atan2 sinh cosh tanh asinh acosh atanh sigmoid log1pexp erf erfc hypot floor ceil round trunc maximum
-    minimum where fmod remainder lerp spherical_bessel exp_minus_square pow
+    minimum where fmod remainder lerp spherical_bessel exp_minus_square logistic_density tanh_half one_minus_square ndtr
+    normal_density softsign tanhshrink pow
 """
 _TAKEN = frozenset((_KEYWORDS + _OWN).split())
 

@@ -29,6 +29,9 @@ _FUNCTIONS = {
     **{name: rf"\{name}" for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh", "log")},
     **{name: rf"\arc{name[1:]}" for name in ("asin", "acos", "atan")},
     "sigmoid": r"\sigma",
+    "logistic_density": r"\sigma'",
+    "ndtr": r"\Phi",
+    "normal_density": r"\varphi",
     "log2": r"\log_{2}",
     "log10": r"\log_{10}",
     "maximum": r"\max",
@@ -44,6 +47,7 @@ _AROUND = {
     "rsqrt": r"\frac{1}{\sqrt{%s}}",
     "reciprocal": r"\frac{1}{%s}",
     "exp": r"e^{%s}",
+    "tanh_half": r"\tanh\left(\tfrac{1}{2} \left(%s\right)\right)",
     "exp_minus_square": r"e^{-\left(%s\right)^{2}}",
     "exp2": r"2^{%s}",
     "log1pexp": r"\log\left(1 + e^{%s}\right)",
@@ -59,6 +63,7 @@ _RELATIONS = {
     "and": r"\wedge",
     "or": r"\vee",
 }
+_OF_BRACKETS = frozenset(("sigmoid", "logistic_density", "ndtr", "normal_density"))
 _SUM, _PRODUCT, _POWER, _ATOM = 1, 2, 3, 4
 _SELF_DELIMITED = frozenset(("abs", "floor", "ceil", "sqrt", "rsqrt", "reciprocal", "detach"))
 
@@ -156,13 +161,15 @@ class _Printer:
             condition, first, second = map(self.text, args)
             return rf"\begin{{cases}}{first} & {condition} \\ {second} & \text{{otherwise}}\end{{cases}}", 0
         if op == "spherical_bessel":
-            order, z = _constant(args[0].number), self.text(args[1])
+            order, z = _constant(args[0].number), rf"\pi \, {self.text(args[1], _PRODUCT)}"
             numerator, power = rf"j_{{{order}}}\left({z}\right)", rf"\left({z}\right)^{{{order}}}"
             if order == "0":
                 numerator, power = rf"\sin\left({z}\right)", z
             return rf"\frac{{{numerator}}}{{{power}}}", _POWER
         if op == "expm1":
             return rf"e^{{{self.text(args[0])}}} - 1", _SUM
+        if op == "one_minus_square":
+            return rf"1 - {self.text(args[0], _ATOM)}^{{2}}", _SUM
         if op == "log1p":
             return rf"\log\left(1 + {self.text(args[0])}\right)", _ATOM
         if op in _AROUND:
@@ -171,7 +178,7 @@ class _Printer:
 
     def _call(self, op: str, args: tuple[Expr, ...]) -> str:
         function = _FUNCTIONS.get(op, rf"\operatorname{{{op}}}")
-        if len(args) == 1 and not args[0].args and op != "sigmoid":
+        if len(args) == 1 and not args[0].args and op not in _OF_BRACKETS:
             return f"{function} {self.text(args[0], _ATOM)}"
         return rf"{function}\left({', '.join(map(self.text, args))}\right)"
 

@@ -31,7 +31,6 @@ README = HERE / "README.md"
 BEGIN, END = "<!-- errors over the whole range -->", "<!-- end of errors over the whole range -->"
 DTYPES = (torch.float32, torch.float64)
 Op = Callable[[Tensor], Tensor]
-DIGITS = 700  # of the exact results: 1 - tanh(x) has its first digit at the 300th, its third derivative has more terms
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,9 @@ class Subject:
         native: what it replaces.
         exact: its formula on power series.
         bounds: where it is sampled in float64, and in float32.
-        centres: numbers near which it is sampled densely, 0 among them if the bounds enclose it.
+        centres: numbers near which it is sampled densely.
+        digits: of the exact results, more where their formula cancels: 1 - tanh has its first at the 300th.
+        reach: what is next to a point besides 1 % of it, where a derivative crosses zero near 0 but not at 0.
     """
 
     name: str
@@ -53,6 +54,14 @@ class Subject:
     exact: Callable[[Series], Series]
     bounds: dict[torch.dtype, tuple[float, float]]
     centres: tuple[float, ...] = (0.0,)
+    digits: int = 120
+    reach: float = 0.0
+
+
+_CANCELLING = (
+    "tanh", "sigmoid", "silu", "gelu, tanh form", "softplus", "mish", "shifted_softplus", "F.logsigmoid", "F.softsign",
+    "F.tanhshrink",
+)  # fmt: skip
 
 
 def _subject(
@@ -64,11 +73,13 @@ def _subject(
     ours: Op | None = None,
     native: Op | None = None,
     centres: tuple[float, ...] = (0.0,),
+    reach: float = 0.0,
 ) -> Subject:
     op = ours or CATALOGUE[name]
     plain = native or (CATALOGUE[name].definition if name in CATALOGUE else ours)
     assert plain is not None
-    return Subject(name, op, plain, exact, {torch.float64: double, torch.float32: single or double}, centres)
+    bounds = {torch.float64: double, torch.float32: single or double}
+    return Subject(name, op, plain, exact, bounds, centres, 700 if name in _CANCELLING else 120, reach)
 
 
 def _softplus(u: Series) -> Series:
@@ -135,7 +146,7 @@ SUBJECTS = [
         native=lambda x: F.gelu(x, approximate="tanh"),
     ),
     _subject("softplus", _softplus, (-744, 744), (-103, 103)),
-    _subject("mish", lambda u: u * tanh(log(1 + exp(u))), (-744, 354), (-103, 43.5)),
+    _subject("mish", lambda u: u * tanh(log(1 + exp(u))), (-744, 354), (-103, 43.5), reach=0.01),
     _subject("elu", _elu, (-744, 1e30), (-103, 1e30)),
     _subject("celu", _elu, (-744, 1e30), (-103, 1e30)),
     _subject("snake", lambda u: u + taylor.sin(u) ** 2, (-1e5, 1e5)),
@@ -195,11 +206,11 @@ def points(subject: Subject, dtype: torch.dtype, count: int) -> Tensor:
     steps = torch.linspace(low, high, count, dtype=torch.float64) + (high - low) / count * 0.37
     near = [steps]
     for centre in subject.centres:
+        least = max(torch.finfo(dtype).eps * abs(centre), low) if low >= 0 else torch.finfo(dtype).eps * abs(centre)
         for side in (low - centre, high - centre):
             if side:
-                least = min(abs(side), max(abs(low), abs(high)) * 1e-12 if centre == 0 and 0 < low else 1e-12)
-                least = low if centre == 0 and low > 0 else max(least, torch.finfo(dtype).eps if centre else 1e-12)
-                distances = torch.logspace(math.log10(least), math.log10(abs(side)), count, dtype=torch.float64)
+                from_, to = math.log10(least or 1e-12), math.log10(abs(side))
+                distances = torch.logspace(min(from_, to), to, count, dtype=torch.float64)
                 near.append(centre + math.copysign(1, side) * distances * 0.997)
     x = torch.cat(near).to(dtype).unique()
     return x[(x > low) & (x < high) & (x != 0)]
@@ -207,15 +218,12 @@ def points(subject: Subject, dtype: torch.dtype, count: int) -> Tensor:
 
 def exact(subject: Subject, x: float) -> tuple[list[mpf], list[mpf]]:
     """The exact results of all orders at a point, and the largest ones near it."""
-    with mpmath.workdps(DIGITS):
-        middle = subject.exact(taylor.variable(x)).derivatives
-        around = [subject.exact(taylor.variable(mpf(x) * mpf(s))).derivatives for s in _AROUND(subject, x)]
-        return middle, [max(map(abs, each)) for each in zip(middle, *around, strict=True)]
-
-
-def _AROUND(subject: Subject, x: float) -> list[float]:
     low, high = subject.bounds[torch.float64]
-    return [s for s in (0.99, 0.995, 1.005, 1.01) if low < s * x < high]
+    reach = 0.01 * abs(x) + subject.reach
+    near = [v for v in (x - reach, x - reach / 2, x + reach / 2, x + reach) if low < v < high]
+    with mpmath.workdps(subject.digits):
+        middle, *around = (subject.exact(taylor.variable(v)).derivatives for v in (x, *near))
+        return middle, [max(map(abs, each)) for each in zip(middle, *around, strict=True)]
 
 
 def derivatives(op: Op, x: Tensor) -> Iterator[Tensor]:

@@ -363,7 +363,7 @@ RULES: dict[str, Callable[..., Gradients]] = {
     "tanh": lambda g, y, x: (4 * (g * logistic_density(2 * x)),),
     "tanhshrink": lambda g, y, x: (g * tanh(x) ** 2,),
     "asinh": lambda g, y, x: (g * rsqrt(x * x + 1),),
-    "acosh": lambda g, y, x: (g * rsqrt(-one_minus_square(x)),),
+    "acosh": lambda g, y, x: (g * rsqrt(0 - one_minus_square(x)),),
     "atanh": lambda g, y, x: (g / one_minus_square(x),),
     "exp_minus_square": lambda g, y, x: (-2 * (g * (x * y)),),
     "erf": lambda g, y, x: (g * (2 / math.sqrt(math.pi) * exp_minus_square(x)),),

@@ -47,7 +47,6 @@ _AROUND = {
     "rsqrt": r"\frac{1}{\sqrt{%s}}",
     "reciprocal": r"\frac{1}{%s}",
     "exp": r"e^{%s}",
-    "tanh_half": r"\tanh\left(\tfrac{1}{2} \left(%s\right)\right)",
     "exp_minus_square": r"e^{-\left(%s\right)^{2}}",
     "exp2": r"2^{%s}",
     "log1pexp": r"\log\left(1 + e^{%s}\right)",
@@ -168,6 +167,10 @@ class _Printer:
             return rf"\frac{{{numerator}}}{{{power}}}", _POWER
         if op == "expm1":
             return rf"e^{{{self.text(args[0])}}} - 1", _SUM
+        if op == "tanh_half":
+            twice = args[0].op == "mul" and args[0].args[0].is_constant and args[0].args[0].number == 2
+            argument = self.text(args[0].args[1]) if twice else rf"\tfrac{{1}}{{2}} \, {self.text(args[0], _PRODUCT)}"
+            return rf"\tanh\left({argument}\right)", _ATOM
         if op == "one_minus_square":
             return rf"1 - {self.text(args[0], _ATOM)}^{{2}}", _SUM
         if op == "log1p":

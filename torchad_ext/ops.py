@@ -235,8 +235,7 @@ gaussian_basis = _op(
 
 
 def _polynomial_cutoff(distance: torch.Tensor, cutoff: float) -> torch.Tensor:
-    inside = torch.where(distance < cutoff, distance, 0.0)
-    u, v = inside / cutoff, (cutoff - inside) / cutoff
+    u, v = distance / cutoff, (cutoff - distance) / cutoff
     near = 1 - u**6 * (28 - u * (48 - 21 * u))
     far = v**3 * (1 + u * (3 + u * (6 + u * (10 + u * (15 + 21 * u)))))  # keeps the digits of the triple root at 1
     return torch.where(distance < cutoff, torch.where(u < 0.5, near, far), 0.0)

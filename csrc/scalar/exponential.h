@@ -282,7 +282,7 @@ struct Logistic {
 // hence sigmoid(-a) = 2^n up / sum and tanh(a / 2) = (down - 2^n up) / sum with sum = down + 2^n up. That numerator is
 // -2 r for n = 0.
 template <class T>
-__attribute__((always_inline)) inline Logistic<T> logistic(T x) {
+inline Logistic<T> logistic(T x) {
   const T one = number<T>(1);
   const T minus_a = at_least(exp_range<T>.zero, -abs(x));
   const auto e = reduce_by_log2(minus_a);
@@ -291,10 +291,13 @@ __attribute__((always_inline)) inline Logistic<T> logistic(T x) {
   const T up = coth_polynomial(e.r) + e.r;
   const T down = up - twice;
   const T down_tail = (up - down) - twice;
-  const T sum = down + fma(power, up, down_tail);
+  const T raised = fma(power, up, down_tail);
+  const T sum = down + raised;
+  const T sum_tail = (down - sum) + raised;
   const T inverse = one / sum;
+  const T lost = fma(-inverse, sum_tail, fma(-inverse, sum, one));
   const T approximate = up * inverse;
-  const T quotient = fma(approximate, fma(-inverse, sum, one), approximate);
+  const T quotient = fma(approximate, lost, approximate);
   const T difference = e.n == number<T>(0) ? -twice : fma(-power, up, down);
   return {raise_or_scale(quotient, e, minus_a), difference * inverse};
 }

@@ -149,10 +149,6 @@ def test_options_are_those_of_pytorch(
         assert_close(ours, expected, rtol=1e-11, atol=1e-11)
 
 
-def test_the_schnet_activation_is_zero_at_zero(device: str) -> None:
-    assert ad.shifted_softplus(torch.zeros(1, dtype=torch.float64, device=device)).abs() < 2e-16
-
-
 def test_the_cutoff_envelope_is_smooth_where_it_ends(device: str) -> None:
     x = torch.tensor([5.0 - 1e-9, 5.0, 7.0], dtype=torch.float64, device=device)
     for order in orders(ad.polynomial_cutoff, (x,), 2):

@@ -11,7 +11,6 @@ import tails
 import taylor
 import torch
 from tails import SUBJECTS, Subject
-from torch import Tensor
 
 import torchad_ext as ad
 from torchad_ext.ops import CATALOGUE
@@ -61,8 +60,8 @@ def test_the_schnet_activation_is_exactly_zero_at_zero(dtype: torch.dtype, devic
 
 
 def test_definitions_are_as_good_as_the_kernels_of_their_values() -> None:
-    def error(op: Tensor, exact: list[float]) -> float:
-        return max(abs(a - b) / abs(b) for a, b in zip(op.tolist(), exact, strict=True))
+    def error(result: torch.Tensor, exact: list[float]) -> float:
+        return max(abs(a - b) / abs(b) for a, b in zip(result.tolist(), exact, strict=True))
 
     x = torch.tensor([-30.0, -1e-9, 1e-14, 1e-5, 0.9, 1.1, 25.0, 800.0], dtype=torch.float64)
     with mpmath.workdps(400):

@@ -194,7 +194,6 @@ def assert_native(
 ) -> None:
     """Value and derivatives are those of PyTorch: reverse mode to the given order, forward mode of the first two."""
 
-
     def reference(*arguments: torch.Tensor) -> Any:
         with _WithoutCancellation():
             return (native or function)(*arguments)

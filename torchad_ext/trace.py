@@ -410,7 +410,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{
         name: _unary(name)
         for name in "neg abs sign sqrt rsqrt reciprocal exp expm1 exp2 log log1p log2 log10 sin cos tan asin acos atan "
-        "sinh cosh tanh asinh acosh atanh sigmoid erf erfc ndtr softsign tanhshrink floor ceil round trunc detach".split()
+        "sinh cosh tanh asinh acosh atanh sigmoid erf erfc ndtr softsign tanhshrink floor ceil round trunc "
+        "detach".split()
     },
     **{name: _binary(name) for name in "atan2 hypot fmod remainder lt le gt ge eq ne".split()},
     **{name: _mirrored(function) for name, function in _MIRRORED.items()},

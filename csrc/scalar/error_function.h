@@ -320,9 +320,8 @@ V erfc(V x) {
 template <class V>
 V ndtr(V x) {
   const V half = number<V>(0.5);
-  const V y = by_gaussian(x, 0.5f, normal_range<V>, [half](V z, V p) {
-    return half * scaled_erfc(number<V>(0x1.6a09e667f3bcdp-1) * z, p);
-  });
+  const V y = by_gaussian(x, 0.5f, normal_range<V>,
+                          [half](V z, V p) { return half * scaled_erfc(number<V>(0x1.6a09e667f3bcdp-1) * z, p); });
   return x > V{} ? number<V>(1) - y : y;
 }
 

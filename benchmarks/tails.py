@@ -83,16 +83,16 @@ def _subject(
 
 
 def _softplus(u: Series) -> Series:
-    return taylor.where(u.terms[0] > 20, lambda: u, lambda: log(1 + exp(u)))
+    return u if u.terms[0] > 20 else log(1 + exp(u))
 
 
 def _cutoff(u: Series) -> Series:
     z = u / 5
-    return taylor.where(u.terms[0] >= 5, lambda: series(0), lambda: 1 - 28 * z**6 + 48 * z**7 - 21 * z**8)
+    return series(0) if u.terms[0] >= 5 else 1 - 28 * z**6 + 48 * z**7 - 21 * z**8
 
 
 def _elu(u: Series) -> Series:
-    return taylor.where(u.terms[0] > 0, lambda: u, lambda: exp(u) - 1)
+    return u if u.terms[0] > 0 else exp(u) - 1
 
 
 def _tan(u: Series) -> Series:
@@ -100,11 +100,11 @@ def _tan(u: Series) -> Series:
 
 
 def _sinc(u: Series) -> Series:
-    return taylor.sin(mpmath.pi * u) / (mpmath.pi * u)
+    return taylor.sin(u * mpmath.pi) / (u * mpmath.pi)
 
 
 def _gelu_tanh(u: Series) -> Series:
-    return u * sigmoid(2 * mpmath.sqrt(2 / mpmath.pi) * (u + mpf("0.044715") * u**3))
+    return u * sigmoid((u + u**3 * mpf("0.044715")) * (2 * mpmath.sqrt(2 / mpmath.pi)))
 
 
 def _through(function: Op) -> Op:
@@ -213,7 +213,8 @@ def points(subject: Subject, dtype: torch.dtype, count: int) -> Tensor:
                 distances = torch.logspace(min(from_, to), to, count, dtype=torch.float64)
                 near.append(centre + math.copysign(1, side) * distances * 0.997)
     x = torch.cat(near).to(dtype).unique()
-    return x[(x > low) & (x < high) & (x != 0)]
+    inside: Tensor = x[(x > low) & (x < high) & (x != 0)]
+    return inside
 
 
 def exact(subject: Subject, x: float) -> tuple[list[mpf], list[mpf]]:

@@ -138,7 +138,3 @@ atanh = by_slope(mpmath.atanh, lambda u: 1 / (1 - u * u))
 def ndtr(u: Series) -> Series:
     """The normal distribution function."""
     return erfc(-1 * u / mpmath.sqrt(2)) / 2
-
-
-def where(condition: bool, a: Any, b: Any) -> Any:
-    return a() if condition else b()

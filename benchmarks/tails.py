@@ -104,7 +104,8 @@ def _sinc(u: Series) -> Series:
 
 
 def _gelu_tanh(u: Series) -> Series:
-    return u * sigmoid((u + u**3 * mpf("0.044715")) * (2 * mpmath.sqrt(2 / mpmath.pi)))
+    z: Series = (u + u**3 * mpf("0.044715")) * (2 * mpmath.sqrt(2 / mpmath.pi))
+    return u * sigmoid(z)
 
 
 def _through(function: Op) -> Op:

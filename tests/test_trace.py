@@ -73,6 +73,18 @@ class _Tanh(torch.autograd.Function):
         return g * (2 / (1 + (2 * x).cosh()))
 
 
+class _Sigmoid(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return x.sigmoid()
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        return g * (0.5 / (1 + x.cosh()))
+
+
 class _Expm1(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
@@ -94,7 +106,7 @@ class _WithoutCancellation(TorchFunctionMode):
             if name == "tanh":
                 return _Tanh.apply(args[0])
             if name in ("sigmoid", "expit"):
-                return (1 + _Tanh.apply(args[0] / 2)) / 2
+                return _Sigmoid.apply(args[0])
             if name == "expm1":
                 return _Expm1.apply(args[0])
         return func(*args, **(kwargs or {}))

@@ -107,6 +107,8 @@ class _WithoutCancellation(TorchFunctionMode):
                 return _Tanh.apply(args[0])
             if name in ("sigmoid", "expit"):
                 return _Sigmoid.apply(args[0])
+            if name == "silu":
+                return args[0] * _Sigmoid.apply(args[0])
             if name == "expm1":
                 return _Expm1.apply(args[0])
         return func(*args, **(kwargs or {}))

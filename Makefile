@@ -6,7 +6,7 @@ CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh')
 ASAN_CACHE := build/asan
 INSTALLED := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/installed)
 
-.PHONY: help demo test fuzz table notebooks bench bench-check gpu ulp lint format asan clean
+.PHONY: help demo test fuzz table notebooks bench bench-check gpu ulp tails lint format asan clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -43,6 +43,9 @@ gpu: $(INSTALLED)  ## Test and measure everything on the GPU at hand, in eight m
 
 ulp: $(INSTALLED)  ## Measure the errors of sin, exp and their derivatives on every float32
 	$(PYTHON) benchmarks/accuracy.py
+
+tails: $(INSTALLED)  ## Measure the errors of every op and its derivatives over the whole range
+	$(PYTHON) benchmarks/tails.py
 
 lint: $(INSTALLED)  ## Check style and types
 	$(PYTHON) -m ruff check

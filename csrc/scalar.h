@@ -71,13 +71,39 @@ TORCHAD_EXT_FUNCTION T sigmoid(T x) {
   return (x < T(0) ? e : T(1)) / (T(1) + e);
 }
 
-// exp(-x^2), with the rounding error of the square.
+// The slope of sigmoid, sigmoid(x) sigmoid(-x).
+template <class T>
+TORCHAD_EXT_FUNCTION T logistic_density(T x) {
+  const T e = exp(-abs(x));
+  return e / ((T(1) + e) * (T(1) + e));
+}
+
+template <class T>
+TORCHAD_EXT_FUNCTION T tanh_half(T x) {
+  return tanh(T(0.5) * x);
+}
+
+// exp(-weight x^2) for a weight of 1 or 1/2, with the rounding error of the square.
+template <class T>
+TORCHAD_EXT_FUNCTION T gaussian(T x, T weight) {
+  const T weighted = weight * x;
+  const T square = weighted * x;
+  const T y = exp(-square);
+  return y == T(0) ? y : y - y * fma(weighted, x, -square);
+}
+
 template <class T>
 TORCHAD_EXT_FUNCTION T exp_minus_square(T x) {
-  const T square = x * x;
-  const T y = exp(-square);
-  return y == T(0) ? y : y - y * fma(x, x, -square);
+  return gaussian(x, T(1));
 }
+
+// The density of the normal distribution and its distribution function.
+template <class T>
+TORCHAD_EXT_FUNCTION T normal_density(T x) {
+  return T(0.39894228040143268) * gaussian(x, T(0.5));
+}
+TORCHAD_EXT_FUNCTION float ndtr(float x) { return normcdff(x); }
+TORCHAD_EXT_FUNCTION double ndtr(double x) { return normcdf(x); }
 
 // log(1 + e^x), by e^-|x|, which does not overflow.
 template <class T>
@@ -147,16 +173,45 @@ TORCHAD_EXT_FUNCTION T lerp(T a, T b, T weight) {
   return abs(weight) < number<T>(0.5) ? a + weight * (b - a) : b - (b - a) * (number<T>(1) - weight);
 }
 
-// j_n(x) / x^n with the spherical Bessel function j_n, whose derivative is -x j_{n+1}(x) / x^{n+1}: sin(x) / x for n =
-// 0. Near 0 its power series, the sum of (-x^2 / 2)^k / (k! (2n + 2k + 1)!!); else upwards from sin(x) / x and cos(x)
-// by f_{n+1} = ((2n + 1) f_n - f_{n-1}) / x^2 (Abramowitz and Stegun, 10.1.2 and 10.1.19). Error below 4 ulp for n <=
-// 4, next to a zero of j_n of the largest value nearby.
+// 1 - x^2, rounded once.
+template <class T>
+TORCHAD_EXT_FUNCTION T one_minus_square(T x) {
+  return fma(-x, x, number<T>(1));
+}
+
+template <class T>
+TORCHAD_EXT_FUNCTION T softsign(T x) {
+  return x / (abs(x) + number<T>(1));
+}
+
+// x - tanh(x). Below 1 by Lambert's continued fraction tanh(x) = x / (1 + k), k = x^2 / (3 + x^2 / (5 + ...)).
+// Error below 8 ulp.
+template <class T>
+TORCHAD_EXT_FUNCTION T tanhshrink(T x) {
+  const T z = x * x;
+  T k = number<T>(0);
+  TORCHAD_EXT_UNROLL
+  for (int n = is_single<T> ? 9 : 17; n >= 3; n -= 2) k = z / (number<T>(n) + k);
+  return abs(x) < number<T>(1) ? x * (k / (number<T>(1) + k)) : x - tanh(x);
+}
+
+// f_n(u) = j_n(u) / u^n at u = pi x with the spherical Bessel function j_n, whose derivative is -u f_{n+1}(u): sinc(x)
+// for n = 0. Near 0 its power series, the sum of (-u^2 / 2)^k / (k! (2n + 2k + 1)!!); else upwards from sin(u) / u and
+// cos(u) by f_{n+1} = ((2n + 1) f_n - f_{n-1}) / u^2 (Abramowitz and Stegun, 10.1.2 and 10.1.19), where sin and cos are
+// those of pi times the distance from the nearest integer. Error below 4 ulp for n <= 4, next to a zero of j_n of the
+// largest value nearby.
 template <int n, class T>
 TORCHAD_EXT_FUNCTION T spherical_bessel(T x) {
-  const T z = x * x;
-  T value = sin(x) / x;
+  const T pi = number<T>(0x1.921fb54442d18p1);
+  const T u = pi * x;
+  const T z = u * u;
+  const T nearest = round(x);
+  const T rest = pi * (x - nearest);
+  const T half = number<T>(0.5) * nearest;
+  const T sign = half == round(half) ? number<T>(1) : number<T>(-1);
+  T value = sign * sin(rest) / u;
   if constexpr (n == 0) return x == number<T>(0) ? number<T>(1) : value;
-  T before = cos(x);
+  T before = sign * cos(rest);
   for (int k = 0; k < n; ++k) {
     const T next = (number<T>(2 * k + 1) * value - before) / z;
     before = value;
@@ -169,7 +224,7 @@ TORCHAD_EXT_FUNCTION T spherical_bessel(T x) {
     series = number<T>(1) - z * number<T>(0.5 / (k * (2 * n + 2 * k + 1))) * series;
   }
   for (int k = 3; k <= 2 * n + 1; k += 2) scale /= k;
-  return abs(x) < number<T>(n + 1) ? series * number<T>(scale) : value;
+  return abs(u) < number<T>(n + 1) ? series * number<T>(scale) : value;
 }
 
 }  // namespace torchad_ext

@@ -166,10 +166,6 @@ def test_the_hessian_of_a_power_whose_exponent_is_zero(device: str) -> None:
     assert_close(ad.hessian(lambda v: ad.pow(v[0], v[1]), at), exact)
 
 
-def test_the_schnet_activation_is_zero_at_zero(device: str) -> None:
-    assert ad.shifted_softplus(torch.zeros(1, dtype=torch.float64, device=device)).abs() < 2e-16
-
-
 def test_the_cutoff_envelope_is_smooth_where_it_ends(device: str) -> None:
     x = torch.tensor([5.0 - 1e-9, 5.0, 7.0], dtype=torch.float64, device=device)
     for order in orders(ad.polynomial_cutoff, (x,), 2):

@@ -57,8 +57,9 @@ _KEYWORDS = """
 _OWN = """
     T Outputs Parts of parts outputs number scalars std abs sign sqrt rsqrt reciprocal exp expm1 exp2 log log1p log2
     log10 sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh sigmoid log1pexp erf erfc hypot floor
-    ceil round trunc maximum minimum where rounded fmod remainder lerp spherical_bessel exp_minus_square pow
-    lgamma polygamma erfcx erfinv log_ndtr logit logaddexp logaddexp2 entr copysign
+    ceil round trunc maximum minimum where rounded fmod remainder lerp spherical_bessel exp_minus_square pow lgamma
+    polygamma erfcx erfinv log_ndtr logit logaddexp logaddexp2 entr copysign logistic_density tanh_half
+    one_minus_square ndtr normal_density softsign tanhshrink
 """
 _TAKEN = frozenset((_KEYWORDS + _OWN).split())
 

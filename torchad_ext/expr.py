@@ -241,6 +241,8 @@ lgamma, polygamma, erfcx, erfinv, log_ndtr = map(_function, ("lgamma", "polygamm
 logit, logaddexp, logaddexp2, entr, copysign = map(_function, ("logit", "logaddexp", "logaddexp2", "entr", "copysign"))
 rounded = _function("rounded")  # to the dtype of the tensors, as a result of PyTorch's is
 finite = _function("finite")  # of an infinite constant: the largest number of that dtype, with its sign
+logistic_density, tanh_half, one_minus_square = map(_function, ("logistic_density", "tanh_half", "one_minus_square"))
+ndtr, normal_density, softsign, tanhshrink = map(_function, ("ndtr", "normal_density", "softsign", "tanhshrink"))
 
 
 def _halves(a: Expr, b: Expr) -> Expr | None:
@@ -378,27 +380,32 @@ RULES: dict[str, Callable[..., Gradients]] = {
     "rsqrt": lambda g, y, x: (-0.5 * (g * y**3),),
     "abs": lambda g, y, x: (g * sign(x),),
     "exp": lambda g, y, x: (g * y,),
-    "expm1": lambda g, y, x: (g * (y + 1),),
+    "expm1": lambda g, y, x: (g * exp(x),),
     "exp2": lambda g, y, x: (g * (y * math.log(2)),),
     "log": lambda g, y, x: (g / x,),
     "log1p": lambda g, y, x: (g / (x + 1),),
     "log2": lambda g, y, x: (g / (x * math.log(2)),),
     "log10": lambda g, y, x: (g / (x * math.log(10)),),
     "log1pexp": lambda g, y, x: (g * sigmoid(x),),
-    "sigmoid": lambda g, y, x: (g * ((1 - y) * y),),
+    # 1 - y and 1 - y^2 would lose the digits of a y next to 1.
+    "sigmoid": lambda g, y, x: (g * logistic_density(x),),
+    "logistic_density": lambda g, y, x: (-(g * (y * tanh_half(x))),),
+    "tanh_half": lambda g, y, x: (2 * (g * logistic_density(x)),),
     "sin": lambda g, y, x: (g * cos(x),),
     "cos": lambda g, y, x: (-(g * sin(x)),),
     "tan": lambda g, y, x: (g * (1 + y * y),),
-    "asin": lambda g, y, x: (g * rsqrt(1 - x * x),),
-    "acos": lambda g, y, x: (-(g * rsqrt(1 - x * x)),),
+    "one_minus_square": lambda g, y, x: (-2 * (g * x),),
+    "asin": lambda g, y, x: (g * rsqrt(one_minus_square(x)),),
+    "acos": lambda g, y, x: (-(g * rsqrt(one_minus_square(x))),),
     "atan": lambda g, y, x: (g / (x * x + 1),),
     "atan2": _atan2_rule,
     "sinh": lambda g, y, x: (g * cosh(x),),
     "cosh": lambda g, y, x: (g * sinh(x),),
-    "tanh": lambda g, y, x: (g * (1 - y * y),),
+    "tanh": lambda g, y, x: (4 * (g * logistic_density(2 * x)),),
+    "tanhshrink": lambda g, y, x: (g * tanh(x) ** 2,),
     "asinh": lambda g, y, x: (g * rsqrt(x * x + 1),),
-    "acosh": lambda g, y, x: (g * rsqrt(x * x - 1),),
-    "atanh": lambda g, y, x: (g / (1 - x * x),),
+    "acosh": lambda g, y, x: (g * rsqrt(0 - one_minus_square(x)),),
+    "atanh": lambda g, y, x: (g / one_minus_square(x),),
     "exp_minus_square": lambda g, y, x: (-2 * (g * (x * y)),),
     "erf": lambda g, y, x: (g * (2 / math.sqrt(math.pi) * exp_minus_square(x)),),
     "erfc": lambda g, y, x: (-(g * (2 / math.sqrt(math.pi) * exp_minus_square(x))),),
@@ -413,6 +420,10 @@ RULES: dict[str, Callable[..., Gradients]] = {
     "logaddexp2": lambda g, y, a, b: (g * sigmoid(math.log(2) * (a - b)), g * sigmoid(math.log(2) * (b - a))),
     "entr": lambda g, y, x: (-(g * (log(x) + 1)),),
     "copysign": lambda g, y, a, b: (g * (sign(a) * copysign(1, b)), None),
+    "ndtr": lambda g, y, x: (g * normal_density(x),),
+    "normal_density": lambda g, y, x: (-(g * (x * y)),),
+    "softsign": lambda g, y, x: (g * reciprocal(abs_(x) + 1) ** 2,),
+    "spherical_bessel": lambda g, y, n, x: (None, -(math.pi**2 * (g * (x * spherical_bessel(n + 1, x))))),
     "hypot": lambda g, y, a, b: (g * (a / y), g * (b / y)),
     "lerp": lambda g, y, a, b, w: (g * (1 - w), g * w, g * (b - a)),
     "fmod": lambda g, y, a, b: (g, -(g * trunc(a / b))),

@@ -32,6 +32,9 @@ _FUNCTIONS = {
     "lgamma": r"\log\Gamma",
     "erfinv": r"\operatorname{erf}^{-1}",
     "log_ndtr": r"\log\Phi",
+    "logistic_density": r"\sigma'",
+    "ndtr": r"\Phi",
+    "normal_density": r"\varphi",
     "log2": r"\log_{2}",
     "log10": r"\log_{10}",
     "maximum": r"\max",
@@ -63,6 +66,7 @@ _RELATIONS = {
     "and": r"\wedge",
     "or": r"\vee",
 }
+_OF_BRACKETS = frozenset("sigmoid logistic_density ndtr normal_density lgamma log_ndtr".split())
 _SUM, _PRODUCT, _POWER, _ATOM = 1, 2, 3, 4
 _SELF_DELIMITED = frozenset(("abs", "floor", "ceil", "sqrt", "rsqrt", "reciprocal", "detach"))
 
@@ -162,7 +166,7 @@ class _Printer:
             condition, first, second = map(self.text, args)
             return rf"\begin{{cases}}{first} & {condition} \\ {second} & \text{{otherwise}}\end{{cases}}", 0
         if op == "spherical_bessel":
-            order, z = _constant(args[0].number), self.text(args[1])
+            order, z = _constant(args[0].number), rf"\pi \, {self.text(args[1], _PRODUCT)}"
             numerator, power = rf"j_{{{order}}}\left({z}\right)", rf"\left({z}\right)^{{{order}}}"
             if order == "0":
                 numerator, power = rf"\sin\left({z}\right)", z
@@ -175,6 +179,12 @@ class _Printer:
             return (f"-{text}", _SUM) if times % 2 else (text, _ATOM)
         if op == "expm1":
             return rf"e^{{{self.text(args[0])}}} - 1", _SUM
+        if op == "tanh_half":
+            twice = args[0].op == "mul" and args[0].args[0].is_constant and args[0].args[0].number == 2
+            argument = self.text(args[0].args[1]) if twice else rf"\tfrac{{1}}{{2}} \, {self.text(args[0], _PRODUCT)}"
+            return rf"\tanh\left({argument}\right)", _ATOM
+        if op == "one_minus_square":
+            return rf"1 - {self.text(args[0], _ATOM)}^{{2}}", _SUM
         if op == "log1p":
             return rf"\log\left(1 + {self.text(args[0])}\right)", _ATOM
         if op in _AROUND:
@@ -183,7 +193,7 @@ class _Printer:
 
     def _call(self, op: str, args: tuple[Expr, ...]) -> str:
         function = _FUNCTIONS.get(op, rf"\operatorname{{{op}}}")
-        if len(args) == 1 and not args[0].args and op not in ("sigmoid", "lgamma", "log_ndtr"):
+        if len(args) == 1 and not args[0].args and op not in _OF_BRACKETS:
             return f"{function} {self.text(args[0], _ATOM)}"
         return rf"{function}\left({', '.join(map(self.text, args))}\right)"
 

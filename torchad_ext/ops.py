@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -210,9 +211,18 @@ siren = _op(
     domain=(-1.0, 1.0),
 )
 gaussian = _op("gaussian", lambda input: torch.exp(-(input**2) / 2), r":math:`e^{-x^2 / 2}`.")
+
+
+def _shifted_softplus(input: torch.Tensor) -> torch.Tensor:
+    softplus = -F.logsigmoid(-input)
+    # The difference loses its digits near 0, but not in the derivatives.
+    near = torch.log1p(torch.expm1(input.clamp(max=1.0)) / 2)
+    return torch.where(input < 1, near.detach() + (softplus - softplus.detach()), softplus - math.log(2))
+
+
 shifted_softplus = _op(
     "shifted_softplus",
-    lambda input: F.softplus(input) - 0.6931471805599453,
+    lambda input: _shifted_softplus(input),
     r":math:`\log(\frac12 e^x + \frac12)`, 0 at 0 (SchNet; Schütt et al., 2017, arXiv:1706.08566).",
     domain=(-6.0, 6.0),
 )
@@ -222,13 +232,18 @@ gaussian_basis = _op(
     r"A Gaussian radial basis function, :math:`e^{-(r - \mu)^2 / (2 w^2)}`, all in one unit of length.",
     domain={"distance": (0.0, 5.0), "center": (0.0, 5.0), "width": (0.3, 2.0)},
 )
+
+
+def _polynomial_cutoff(distance: torch.Tensor, cutoff: float) -> torch.Tensor:
+    u, v = distance / cutoff, (cutoff - distance) / cutoff
+    near = 1 - u**6 * (28 - u * (48 - 21 * u))
+    far = v**3 * (1 + u * (3 + u * (6 + u * (10 + u * (15 + 21 * u)))))  # keeps the digits of the triple root at 1
+    return torch.where(distance < cutoff, torch.where(u < 0.5, near, far), 0.0)
+
+
 polynomial_cutoff = _op(
     "polynomial_cutoff",
-    lambda distance, cutoff=5.0: torch.where(
-        distance < cutoff,
-        1 - 28 * (distance / cutoff) ** 6 + 48 * (distance / cutoff) ** 7 - 21 * (distance / cutoff) ** 8,
-        0.0,
-    ),
+    lambda distance, cutoff=5.0: _polynomial_cutoff(distance, cutoff),
     r"A smooth envelope, :math:`1 - 28 u^6 + 48 u^7 - 21 u^8` with :math:`u = r / c` inside the cutoff, 0 outside: "
     "p = 6 in Gasteiger et al., 2020, arXiv:2003.03123, eq. 8.",
     domain={"distance": (0.1, 6.0), "cutoff": (4.0, 5.0)},

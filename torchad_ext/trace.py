@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy
 import torch
+import torch.nn.functional as F
 from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
@@ -721,10 +722,11 @@ def _celu(input: Expr, alpha: Operand = 1.0) -> Expr:
 
 def _gelu(input: Expr, approximate: str = "none") -> Expr:
     if approximate == "tanh":  # (1 + tanh u) / 2 = sigmoid(2 u)
-        return input * expr.sigmoid(2 * math.sqrt(2 / math.pi) * (input + 0.044715 * input**3))
+        slope = 2 * math.sqrt(2 / math.pi)
+        return input * expr.sigmoid(input * (slope + 0.044715 * slope * input**2))
     if approximate != "none":
         raise _Problem(f"has no approximate {approximate!r}; it is 'none' or 'tanh'")
-    return input * (0.5 * expr.erfc(-math.sqrt(0.5) * input))  # (1 + erf u) / 2 = erfc(-u) / 2, without cancellation
+    return input * expr.ndtr(input)
 
 
 def _softplus(input: Expr, beta: Operand = 1, threshold: Operand = 20) -> Expr:
@@ -762,7 +764,7 @@ def _hardshrink(input: Expr, lambd: Operand = 0.5) -> Expr:
 
 
 def _sinc(input: Expr) -> Expr:
-    return expr.spherical_bessel(0, math.pi * input)
+    return expr.spherical_bessel(0, input)
 
 
 def _xlogy(input: Expr, other: Expr) -> Expr:
@@ -842,8 +844,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{
         name: _unary(name)
         for name in "neg abs sign sqrt rsqrt reciprocal exp expm1 exp2 log log1p log2 log10 sin cos tan asin acos atan "
-        "sinh cosh tanh asinh acosh atanh sigmoid erf erfc erfinv lgamma log_ndtr entr floor ceil round trunc "
-        "detach".split()
+        "sinh cosh tanh asinh acosh atanh sigmoid erf erfc erfinv ndtr log_ndtr lgamma entr softsign tanhshrink floor "
+        "ceil round trunc detach".split()
     },
     **{
         name: _binary(name)
@@ -914,15 +916,13 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "celu": _celu,
     "leaky_relu": _leaky_relu,
     "silu": lambda input: input * expr.sigmoid(input),
-    "mish": lambda input: input * expr.tanh(expr.log1pexp(input)),
+    "mish": lambda input: input * expr.tanh_half(2 * expr.log1pexp(input)),
     "gelu": _gelu,
     "softplus": _softplus,
     "log_sigmoid": lambda input: -expr.log1pexp(-input),
     "hardtanh": _hardtanh,
     "hardsigmoid": _hardsigmoid,
     "hardswish": _hardswish,
-    "softsign": lambda input: input / (expr.abs_(input) + 1),
-    "tanhshrink": lambda input: input - expr.tanh(input),
     "softshrink": _softshrink,
     "hardshrink": _hardshrink,
     "threshold": lambda input, threshold, value: where(expr.make("le", input, threshold), value, input),
@@ -938,18 +938,20 @@ for _alias, _of in {
 
 
 def _bessel(n: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """j_n(x) / x^n: its power series near 0, beyond it the recurrence from (sin x) / x and cos x."""
-    order = int(n)
-    term = torch.ones_like(x) / math.prod(range(1, 2 * order + 2, 2))
+    """j_n(u) / u^n at u = pi x: its power series near 0, beyond it the recurrence from (sin u) / u and cos u."""
+    order, u = int(n), math.pi * x
+    term = torch.ones_like(u) / math.prod(range(1, 2 * order + 2, 2))
     series = term
     for k in range(1, 20 + order):
-        term = term * (-x * x / 2) / (k * (2 * order + 2 * k + 1))
+        term = term * (-u * u / 2) / (k * (2 * order + 2 * k + 1))
         series = series + term
-    far = torch.where(x.abs() < 1, torch.ones_like(x), x)
-    before, value = far.cos(), far.sin() / far
+    far = torch.where(u.abs() < 1, torch.ones_like(u), u)
+    nearest = x.detach().round()
+    sign, rest = 1 - 2 * torch.remainder(nearest, 2), math.pi * (x - nearest)
+    before, value = sign * rest.cos(), sign * rest.sin() / far
     for k in range(order):
         before, value = value, ((2 * k + 1) * value - before) / (far * far)
-    return torch.where(x.abs() < order + 2, series, value)
+    return torch.where(u.abs() < order + 2, series, value)
 
 
 def _finite(x: torch.Tensor) -> torch.Tensor:
@@ -986,6 +988,13 @@ _EVALUATE: dict[str, Callable[..., torch.Tensor]] = {
     "clamp_min": torch.clamp_min,
     "log1pexp": lambda x: torch.logaddexp(x, torch.zeros_like(x)),
     "exp_minus_square": lambda x: torch.exp(-x * x),
+    "logistic_density": lambda x: torch.sigmoid(x) * torch.sigmoid(-x),
+    "tanh_half": lambda x: torch.tanh(x / 2),
+    "one_minus_square": lambda x: (1 - x) * (1 + x),
+    "ndtr": lambda x: torch.erfc(x * -math.sqrt(0.5)) / 2,
+    "normal_density": lambda x: torch.exp(-x * x / 2) / math.sqrt(2 * math.pi),
+    "softsign": F.softsign,
+    "tanhshrink": F.tanhshrink,
     "spherical_bessel": _bessel,
     # PyTorch's own trigamma is wrong in the tenth digit.
     "polygamma": lambda n, x: torch.special.zeta(2.0, x) if n == 1 else torch.polygamma(int(n), x),

@@ -215,19 +215,20 @@ inline constexpr Pieces<double, 14> erfcx_double = {
       0x1.84864p-45, 0x1.a4f8p-50, 0x1.d3p-54, 0x1.5e8p-55, 0x1.e41cp-62, 0x1.15ap-66, 0x1.0ep-70, -0x1.bp-51}},
     2};
 
-// exp(-x^2) = 2^power (1 + p), with the rounding error of the square carried into the exponent.
-// Error of the polynomials: 2^-28 and 2^-58.
+// exp(-weight x^2) = 2^power (1 + p) for a weight of 1 or 1/2, with the rounding error of the square carried into the
+// exponent. Error of the polynomials: 2^-28 and 2^-58.
 template <class V>
 struct SplitGaussian {
   V p;
   decltype(V{} < V{}) power;
 };
-inline SplitGaussian<Float> split_gaussian(Float x) {
-  const Float square = x * x;
+inline SplitGaussian<Float> split_gaussian(Float x, float weight) {
+  const Float weighted = weight * x;
+  const Float square = weighted * x;
   const Float rounded = fma(square, broadcast(-0x1.715476p0f), broadcast(round_float));
   const Float n = rounded - round_float;
   const Float head = fma(n, broadcast(-0x1.62e43p-1f), -square);
-  const Float tail = fma(n, broadcast(0x1.05c61p-29f), fma(x, -x, square));
+  const Float tail = fma(n, broadcast(0x1.05c61p-29f), fma(weighted, -x, square));
   const Float r = head + tail;
   Float p = fma(r, broadcast(0x1.6d5152p-10f), broadcast(0x1.123e34p-7f));
   p = fma(r, p, broadcast(0x1.5554e4p-5f));
@@ -235,12 +236,13 @@ inline SplitGaussian<Float> split_gaussian(Float x) {
   p = fma(r, p, broadcast(0.5f));
   return {head + fma(r * r, p, tail), (Int32)rounded - (Int32)broadcast(round_float)};
 }
-inline SplitGaussian<Double> split_gaussian(Double x) {
-  const Double square = x * x;
+inline SplitGaussian<Double> split_gaussian(Double x, double weight) {
+  const Double weighted = weight * x;
+  const Double square = weighted * x;
   const Double rounded = fma(square, broadcast(-0x1.71547652b82fep0), broadcast(round_double));
   const Double n = rounded - round_double;
   const Double head = fma(n, broadcast(-0x1.62e42fefa39efp-1), -square);
-  const Double tail = fma(n, broadcast(-0x1.abc9e3b39803fp-56), fma(x, -x, square));
+  const Double tail = fma(n, broadcast(-0x1.abc9e3b39803fp-56), fma(weighted, -x, square));
   const Double r = head + tail;
   Double p = fma(r, broadcast(0x1.af6eafadd0505p-26), broadcast(0x1.28b0ff01ccbf9p-22));
   p = fma(r, p, broadcast(0x1.71ddee594d11cp-19));
@@ -254,53 +256,73 @@ inline SplitGaussian<Double> split_gaussian(Double x) {
   return {head + fma(r * r, p, tail), (Int64)rounded - (Int64)broadcast(round_double)};
 }
 
-// Beyond the bounds results are denormal, and beyond the limits zero, as is erfc.
-constexpr float normal_gaussian_float = 9.19f, gaussian_limit_float = 10.3f;
-constexpr double normal_gaussian_double = 26.54, gaussian_limit_double = 27.4;
+// Beyond `normal` e^(-x^2) and erfc are denormal, beyond `zero` they are 0.
+struct GaussianRange {
+  double normal, zero;
+};
+template <class T>
+constexpr GaussianRange gaussian_range = {9.19, 10.3};
+template <>
+inline constexpr GaussianRange gaussian_range<Double> = {26.54, 27.4};
+// The same for e^(-x^2 / 2) / sqrt(2 pi) and its integral.
+template <class T>
+constexpr GaussianRange normal_range = {12.9, 14.6};
+template <>
+inline constexpr GaussianRange normal_range<Double> = {37.5, 38.8};
+
+// of(z, p) 2^power with z = |x| and exp(-weight z^2) = 2^power (1 + p).
+template <class V, class F>
+V by_gaussian(V x, float weight, const GaussianRange& range, F of) {
+  V z = abs(x);
+  const bool normal = __builtin_expect(all_within(z, range.normal), 1);
+  if (!normal) z = at_most(range.zero, z);
+  const auto [p, power] = split_gaussian(z, weight);
+  const V y = of(z, p);
+  return normal ? raise(y, power) : scale(y, power);
+}
 
 // exp(-x^2). Error below 0.9 ulp.
-inline Float exp_minus_square(Float x) {
-  Float z = abs(x);
-  const bool normal = __builtin_expect(all_within(z, normal_gaussian_float), 1);
-  if (!normal) z = z > gaussian_limit_float ? broadcast(gaussian_limit_float) : z;
-  const auto [p, power] = split_gaussian(z);
-  return normal ? raise(1.0f + p, power) : scale(1.0f + p, power);
-}
-inline Double exp_minus_square(Double x) {
-  Double z = abs(x);
-  const bool normal = __builtin_expect(all_within(z, normal_gaussian_double), 1);
-  if (!normal) z = z > gaussian_limit_double ? broadcast(gaussian_limit_double) : z;
-  const auto [p, power] = split_gaussian(z);
-  return normal ? raise(1.0 + p, power) : scale(1.0 + p, power);
+template <class V>
+V exp_minus_square(V x) {
+  return by_gaussian(x, 1, gaussian_range<V>, [](V, V p) { return number<V>(1) + p; });
 }
 
-// erfc(x) 2^-power = (value + change) (1 + p) for x >= 0.
+// The density of the normal distribution, exp(-x^2 / 2) / sqrt(2 pi). Error below 1.5 ulp.
+template <class V>
+V normal_density(V x) {
+  const V peak = number<V>(0x1.9884533d43651p-2);
+  return by_gaussian(x, 0.5f, normal_range<V>, [peak](V, V p) { return fma(peak, p, peak); });
+}
+
+// exp(z^2) erfc(z) (1 + p) for z >= 0.
 template <class V, class I, class T, int terms>
-inline V scaled_erfc(const Pieces<T, terms>& pieces, I piece, V x, V p) {
-  const V t = x - pick(pieces.centre, piece);
+inline V scaled_erfc(const Pieces<T, terms>& pieces, I piece, V z, V p) {
+  const V t = z - pick(pieces.centre, piece);
   const V value = pick(pieces.value, piece);
   const V change = t * slope_at(pieces, piece, t);
   return value + fma(value + change, p, change);
 }
-
-// Error below 1.6 ulp, also of a denormal result. erfc(-x) = 2 - erfc(x).
-inline Float erfc(Float x) {
-  Float z = abs(x);
-  const bool normal = __builtin_expect(all_within(z, normal_gaussian_float), 1);
-  if (!normal) z = z > gaussian_limit_float ? broadcast(gaussian_limit_float) : z;
-  const auto [p, power] = split_gaussian(z);
-  const Float scaled = scaled_erfc(erfcx_float, (Int32)(z + erfcx_float.shift) >> 21, z, p);
-  const Float y = normal ? raise(scaled, power) : scale(scaled, power);
-  return x < 0.0f ? 2.0f - y : y;
+inline Float scaled_erfc(Float z, Float p) {
+  return scaled_erfc(erfcx_float, (Int32)(z + erfcx_float.shift) >> 21, z, p);
 }
-inline Double erfc(Double x) {
-  Double z = abs(x);
-  const bool normal = __builtin_expect(all_within(z, normal_gaussian_double), 1);
-  if (!normal) z = z > gaussian_limit_double ? broadcast(gaussian_limit_double) : z;
-  const auto [p, power] = split_gaussian(z);
-  const Double scaled = scaled_erfc(erfcx_double, (Int64)((UInt64)(z + erfcx_double.shift) >> 50), z, p);
-  const Double y = normal ? raise(scaled, power) : scale(scaled, power);
-  return x < 0.0 ? 2.0 - y : y;
+inline Double scaled_erfc(Double z, Double p) {
+  return scaled_erfc(erfcx_double, (Int64)((UInt64)(z + erfcx_double.shift) >> 50), z, p);
+}
+
+// erfc(-x) = 2 - erfc(x). Error below 1.6 ulp, also of a denormal result.
+template <class V>
+V erfc(V x) {
+  const V y = by_gaussian(x, 1, gaussian_range<V>, [](V z, V p) { return scaled_erfc(z, p); });
+  return x < V{} ? number<V>(2) - y : y;
+}
+
+// The normal distribution function, erfc(-x / sqrt(2)) / 2. Error below 2.2 ulp.
+template <class V>
+V ndtr(V x) {
+  const V half = number<V>(0.5);
+  const V y = by_gaussian(x, 0.5f, normal_range<V>,
+                          [half](V z, V p) { return half * scaled_erfc(number<V>(0x1.6a09e667f3bcdp-1) * z, p); });
+  return x > V{} ? number<V>(1) - y : y;
 }
 
 }  // namespace torchad_ext

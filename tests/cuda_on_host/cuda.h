@@ -23,6 +23,8 @@
 #define __shared__ static
 
 using std::min;
+inline float normcdff(float x) { return 0.5f * erfcf(-0.70710678f * x); }
+inline double normcdf(double x) { return 0.5 * erfc(-0.70710678118654752 * x); }
 inline float __uint_as_float(uint32_t bits) { return std::bit_cast<float>(bits); }
 inline uint32_t __float_as_uint(float x) { return std::bit_cast<uint32_t>(x); }
 

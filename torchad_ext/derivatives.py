@@ -20,6 +20,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from . import sparsity as _sparsity
+from .composed import composing
 from .curvature import Curvature, UnknownOperation
 from .unit_rows import UnitRows, dense_rows
 
@@ -268,7 +269,7 @@ def _diagonal_of_batch(at: _Point, f: Function, chunk_size: int | None, progress
     seen: list[Tensor] = []
 
     def total(points: Tensor) -> Tensor:
-        y = f(points)
+        y = composing(f)(points)
         seen[:] = [points, y]
         if not isinstance(y, Tensor) or y.shape != x.shape[:1]:
             got = f"shape {list(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
@@ -314,7 +315,7 @@ def _by_sweeps(
     rows = chunk_size or max(1, _SWEPT // max(1, x.numel()))
     parts = []
     try:
-        curvature = Curvature(f, x)
+        curvature = Curvature(composing(f), x)
         (along_v,) = curvature.along(v.unsqueeze(0))
         terms = v * gradient.pull([v])[0]
         scale = torch.maximum(terms.abs().max(), along_v.abs().max())
@@ -503,7 +504,7 @@ def _value(f: Function, at: _Point) -> _Pullback:
 
     def function(*leaves: Tensor) -> tuple[Tensor, ...]:
         nonlocal spec
-        values, spec = tree_flatten(f(at.unflatten(leaves)))
+        values, spec = tree_flatten(composing(f)(at.unflatten(leaves)))
         for value in values:
             _check_floating(at.name, "the value of f", value)
         return tuple(values)
@@ -522,7 +523,7 @@ def _scalar(f: Function, at: _Point) -> Callable[..., Tensor]:
     """f of the leaves of x, its value checked."""
 
     def function(*leaves: Tensor) -> Tensor:
-        y: Tensor = f(at.unflatten(leaves))
+        y: Tensor = composing(f)(at.unflatten(leaves))
         _check_floating(at.name, "the value of f", y)
         if y.dim():
             raise ValueError(
@@ -686,7 +687,7 @@ def _by_columns(
 
     def of_leaves(*leaves: Tensor) -> tuple[Tensor, ...]:
         nonlocal spec
-        values, spec = tree_flatten(function(at.unflatten(leaves)))
+        values, spec = tree_flatten(composing(function)(at.unflatten(leaves)))
         for value in values:
             _check_floating(at.name, "the value of f", value)
         return tuple(values)

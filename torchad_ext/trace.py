@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy
@@ -140,6 +141,19 @@ def _name(func: Any) -> str:
         return "Tensor.where"
     name: str = getattr(func, "__name__", repr(func))
     return func.__self__.__name__ if name in ("__get__", "__set__") else name.removeprefix("special_")
+
+
+def is_of_torch(func: Any) -> bool:
+    """Is it a function of PyTorch, whose name says what it computes? One of another library may have the same name."""
+    if isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        return str(func).startswith("aten.")
+    if isinstance(func, FunctionType):  # the module that the code is in: functools.wraps copies __module__
+        module = func.__globals__.get("__name__")
+    else:
+        attribute = getattr(func, "__self__", None)  # Tensor.mT.__get__ is of Tensor.mT, which is of Tensor
+        owner = getattr(attribute, "__objclass__", None) or getattr(func, "__objclass__", None)
+        module = getattr(owner or func, "__module__", None)
+    return isinstance(module, str) and module.partition(".")[0] == "torch"
 
 
 def _operand(x: Any, name: str) -> Any:

@@ -334,12 +334,12 @@ def instance_norm(
     if not use_input_stats:
         return batch_norm(x, weight, bias, mean, variance, False, momentum, eps)
     if mean is not None:  # it updates the running statistics
-        torch.instance_norm(x.detach(), weight, bias, mean, variance, True, momentum, eps, False)
+        torch.instance_norm(x.detach(), None, None, mean, variance, True, momentum, eps, False)
     return affine(_normalized(x, tuple(range(2, x.dim())), eps)[0], *of_channels(x, weight, bias))
 
 
 def logsumexp(x: Any, dim: Any, keepdim: bool = False) -> Any:
-    if x.is_complex():
+    if x.is_complex() or not x.numel():
         return NotImplemented
     largest = x.detach().amax(dim, keepdim=True)
     largest = largest.masked_fill(largest.isinf(), 0)
@@ -356,6 +356,8 @@ def _logcumsumexp(x: Any, dim: int) -> Any:
 
 
 def softmax(x: Any, dim: int, dtype: Any = None) -> Any:
+    if not x.numel():
+        return NotImplemented
     x = x if dtype is None else x.to(dtype)
     e = (x - x.detach().amax(dim, keepdim=True)).exp()
     return e / e.sum(dim, keepdim=True)
@@ -439,8 +441,9 @@ def _renorm(x: Any, p: float, dim: int, maxnorm: float) -> Any:
 
 
 def _hypot(a: Any, b: Any) -> Any:
-    zero = (a == 0) & (b == 0)
-    y = torch.hypot(torch.where(zero, 1.0, a), b).masked_fill(zero, 0)
+    size = torch.maximum(a.detach().abs(), b.detach().abs())
+    size = size.masked_fill((size == 0) | size.isinf(), 1)
+    y = size * root((a / size).square() + (b / size).square())
     return is_root(y, 2, lambda: a.square() + b.square())
 
 

@@ -176,17 +176,18 @@ class _Sweep:
         """An operation on tensors of this sweep."""
         spoken = known_name(func)
         name = spoken.strip("_") if spoken.startswith("__") else spoken
-        if name == "requires_grad":
+        known = _is_ours(func) or is_of_torch(func)
+        if known and name == "requires_grad":
             return True
-        if spoken in _CONSTANT:
+        if known and spoken in _CONSTANT:
             if len(args) == 1 and not kwargs:
                 return func(args[0].value)
             return func(*tree_map(self.value, args), **tree_map(self.value, kwargs))
-        if name in _HIDDEN:
+        if known and name in _HIDDEN:
             raise _Unseen(name)
         if name.endswith("_") or kwargs.get("inplace") or kwargs.get("out") is not None:
             raise _Unseen(f"{name}, which changes a tensor in place")
-        if not (_is_ours(func) or is_of_torch(func)):
+        if not known:
             return self.differentiated(func, args, kwargs)
         args, kwargs = positional(func, args, kwargs)
         return with_powers(func, args, kwargs, lambda: self.by_rule(func, name, args, kwargs))
@@ -414,7 +415,7 @@ def _elementwise(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     else:
         if "pow" in _name(func):  # a constant power is a few products
             kinds = tuple(x if kind is _SCALAR else kind for x, kind in zip(arguments, kinds, strict=True))
-        member = _member(func, kinds, tuple(kwargs))
+        member = _member(getattr(func, "overloadpacket", func), kinds, tuple(kwargs))
     xs = [x for x, kind in zip(arguments, kinds, strict=True) if kind is _TENSOR]
     values = list(map(sweep.value, xs))
     if values[0].is_complex():  # a function of real numbers has rules
@@ -619,6 +620,8 @@ def _of_own_point(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _log_softmax(x: Any, dim: int, dtype: Any = None) -> Any:
+    if not x.numel():
+        return NotImplemented
     x = x if dtype is None else x.to(dtype)
     return x - logsumexp(x, dim, keepdim=True)
 
@@ -633,6 +636,8 @@ def _variance(x: Any, dim: Any = None, unbiased: bool = True, keepdim: bool = Fa
 
 
 def _prod(x: Any, dim: int | None = None, keepdim: bool = False) -> Any:
+    if not x.dim() or not x.numel():
+        return NotImplemented
     y = functools.reduce(operator.mul, x.flatten().unbind() if dim is None else x.unbind(dim))
     return y.unsqueeze(dim) if keepdim else y
 

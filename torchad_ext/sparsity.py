@@ -376,8 +376,9 @@ def _places(x: Tensor) -> np.ndarray | None:
 def _functional(func: Any) -> Any:
     """The operation, that of which ``func`` is the variant in place."""
     op = func.overloadpacket
-    name = func._schema.name.removeprefix("aten::")
-    return getattr(aten, name[:-1], op) if name.endswith("_") and func._schema.is_mutable else op
+    namespace, name = func._schema.name.split("::")
+    in_place = namespace == "aten" and name.endswith("_") and func._schema.is_mutable
+    return getattr(aten, name[:-1], op) if in_place else op
 
 
 def _nothing(y: Tensor) -> _Sets:

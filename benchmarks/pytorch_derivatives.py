@@ -50,7 +50,8 @@ class Case:
         self.sizes = [self.leaves[i].numel() * (2 if self.leaves[i].is_complex() else 1) for i in self.places]
         self.u = numbers(sum(self.sizes), 1)
         results = self.results(self.u.clone().requires_grad_())
-        self.differentiable = [i for i, y in enumerate(results) if isinstance(y, Tensor) and y.requires_grad]
+        tensors = [(i, y) for i, y in enumerate(results) if isinstance(y, Tensor) and y.layout is torch.strided]
+        self.differentiable = [i for i, y in tensors if y.requires_grad]
 
     def value(self, u: Tensor) -> Tensor:
         """f(x(u)), flat."""

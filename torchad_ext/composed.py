@@ -149,7 +149,7 @@ _KEEPS = frozenset(
 )
 _PRODUCTS = frozenset("mul multiply rmul".split())
 _QUOTIENTS = frozenset("div divide true_divide truediv".split())
-_ROOTS = frozenset("abs absolute std hypot".split())
+_ROOTS = frozenset("abs absolute std".split())
 _POWERS = frozenset("pow float_power square".split()) | _PRODUCTS
 _WATCHED = _KEEPS | _PRODUCTS | _QUOTIENTS | _ROOTS | _POWERS | {"neg", "negative"}
 
@@ -215,8 +215,6 @@ def _follow(func: Any, kind: str, args: Any, kwargs: Any, result: Tensor) -> Non
         is_root(result, 2, lambda: squared(first))
     elif kind == "std":
         is_root(result, 2, lambda: torch.var(*args, **kwargs))
-    elif kind == "hypot":
-        is_root(result, 2, lambda: args[0].square() + args[1].square())
     elif kind in ("neg", "negative") or kind in _KEEPS:
         root = _root_of(first)
         if root and (root[0] % 2 == 0 or kind in _KEEPS):
@@ -231,7 +229,10 @@ def _follow(func: Any, kind: str, args: Any, kwargs: Any, result: Tensor) -> Non
 
 
 def squared(x: Any) -> Any:
-    """|x|²."""
+    """|x|², of a norm without its root."""
+    known = _root_of(x)
+    if known and known[0] == 2:
+        return known[1]()
     return torch.view_as_real(x.resolve_conj()).square().sum(-1) if x.is_complex() else x.square()
 
 
@@ -444,7 +445,7 @@ def _hypot(a: Any, b: Any) -> Any:
     size = torch.maximum(a.detach().abs(), b.detach().abs())
     size = size.masked_fill((size == 0) | size.isinf(), 1)
     y = size * root((a / size).square() + (b / size).square())
-    return is_root(y, 2, lambda: a.square() + b.square())
+    return is_root(y, 2, lambda: squared(a) + squared(b))
 
 
 def _reduced(y: Any, reduction: int) -> Any:

@@ -80,7 +80,7 @@ def numbers(count: int, seed: int) -> Tensor:
     return torch.randn(count, dtype=D, generator=torch.Generator().manual_seed(seed))
 
 
-# Of what PyTorch's samples do not have. Each takes tensors of these shapes.
+# What PyTorch's samples do not have. Each takes tensors of these shapes.
 CASES: dict[str, tuple[Callable[..., Any], Sequence[tuple[int, ...]]]] = {
     "nn.functional.ctc_loss": (
         lambda x: F.ctc_loss(x.log_softmax(-1), torch.tensor([[1, 2]]), torch.tensor([4]), torch.tensor([2])),
@@ -103,16 +103,22 @@ CASES: dict[str, tuple[Callable[..., Any], Sequence[tuple[int, ...]]]] = {
 }  # fmt: skip
 
 
-def cases() -> Iterator[Case]:
-    """Those above, and PyTorch's own samples of every function that has a derivative."""
+def cases(some: Sequence[str] = (), most: int = SAMPLES) -> Iterator[Case]:
+    """Those above, and ``most`` of PyTorch's own samples of every function that has a derivative; of those whose names
+    contain one of ``some``, if any are given."""
     from torch.testing._internal.common_methods_invocations import op_db
 
+    def wanted(name: str) -> bool:
+        return not some or any(part in name for part in some)
+
     for name, (call, shapes) in CASES.items():
+        if not wanted(name):
+            continue
         leaves, structure = tree_flatten((tuple(numbers(math.prod(s), 7 + i).reshape(s) for i, s in enumerate(shapes)), {}))
         yield Case(name, call, leaves, structure, list(range(len(leaves))))
     for info in op_db:
         title = info.name + (f" ({info.variant_test_name})" if info.variant_test_name else "")
-        if not info.supports_autograd or D not in info.supported_dtypes("cpu") or title in NOT_FUNCTIONS:
+        if not wanted(title) or not info.supports_autograd or D not in info.supported_dtypes("cpu") or title in NOT_FUNCTIONS:
             continue
         count = 0
         for sample in info.sample_inputs("cpu", D, requires_grad=True):
@@ -127,7 +133,7 @@ def cases() -> Iterator[Case]:
 
             yield Case(title, call, leaves, structure, places)
             count += 1
-            if count == SAMPLES:
+            if count == most:
                 break
 
 
@@ -152,9 +158,9 @@ def derivative(s: Callable[[Tensor], Tensor], u: Tensor, directions: Sequence[Te
     return y
 
 
-def difference(f: Callable[[float], float]) -> tuple[float, float]:
+def difference(f: Callable[[float], float], step: float = 2e-2) -> tuple[float, float]:
     """f'(0) by central differences, extrapolated (Richardson), and how far the last two estimates are apart."""
-    row = [(f(h) - f(-h)) / (2 * h) for h in (2e-2 / 2**k for k in range(4))]
+    row = [(f(h) - f(-h)) / (2 * h) for h in (step / 2**k for k in range(4))]
     for j in (1, 2, 3):
         last, row = row, [(4**j * b - a) / (4**j - 1) for a, b in zip(row, row[1:], strict=False)]
     return row[0], abs(row[0] - last[-1])
@@ -175,6 +181,8 @@ def attempt(f: Callable[[], str]) -> str:
         return f()
     except (RuntimeError, NotImplementedError):
         return "missing"
+    except ValueError:  # the Laplacian of batch_norm in training
+        return "refused"
 
 
 def by_pytorch(case: Case) -> tuple[dict[tuple[str, int], str], list[tuple[float, float]]]:
@@ -270,14 +278,12 @@ class Row:
     tools: dict[str, str] = field(default_factory=dict)
 
 
-def measured(some: Sequence[str] = ()) -> dict[str, Row]:
-    """The rows of all functions, or of those whose names contain one of ``some``."""
+def measured(some: Sequence[str] = (), most: int = SAMPLES) -> dict[str, Row]:
+    """The rows of :func:`cases`."""
     rows: dict[str, Row] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for case in cases():
-            if some and not any(part in case.name for part in some):
-                continue
+        for case in cases(some, most):
             if not case.differentiable:
                 continue
             row = rows.setdefault(case.name, Row())

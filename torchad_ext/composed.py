@@ -11,6 +11,7 @@ scaled or reshaped.
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import numbers
 import types
@@ -33,20 +34,40 @@ _HALF = (torch.float16, torch.bfloat16)
 class Composing(TorchFunctionMode):
     """Calls the functions of this module in place of those of PyTorch that have their names."""
 
+    _running: Any = None  # a function in Python: what it calls by super() has its name
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if torch.compiler.is_compiling():
+            return func(*args, **kwargs)
         if any(_overrides(kind) for kind in types):
             return func(*args, **kwargs)
         kind, of = _found(func)
-        if kind == "python":
-            with self:
-                return of(*args, **kwargs)
+        if kind == "python" and func is not self._running:
+            before, self._running = self._running, func
+            try:
+                with self:
+                    return of(*args, **kwargs)
+            finally:
+                self._running = before
         if kind == "composed":
+            _recompute_alike()
             args, kwargs = positional(func, args, kwargs)
             result = of(*args, **kwargs)
             if result is not NotImplemented:
                 return result
         return with_powers(func, args, kwargs, lambda: func(*args, **kwargs))
+
+
+def _recompute_alike() -> None:
+    """Within ``torch.utils.checkpoint``: what is run again in a backward, later, is composed too."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    unpack = hooks[1] if hooks else None
+    if getattr(unpack, "__module__", None) != "torch.utils.checkpoint":
+        return
+    frame = inspect.getclosurevars(unpack).nonlocals.get("frame")  # type: ignore[arg-type]
+    if frame and not hasattr(frame.recompute_fn, "__wrapped__"):
+        frame.recompute_fn = composing(frame.recompute_fn)
 
 
 def composing(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -161,6 +182,7 @@ def with_powers(func: Any, args: Any, kwargs: Any, call: Callable[[], Any]) -> A
         return call()
     power = _power(kind, args, kwargs)
     if power is not None:
+        _recompute_alike()
         return power
     result = call()
     if isinstance(result, Tensor):

@@ -8,6 +8,8 @@ order below, extrapolated to a step of 0. Samples at which those do not settle (
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +31,7 @@ BEGIN, END = "<!-- python benchmarks/pytorch_derivatives.py -->", "<!-- end of t
 D = torch.float64
 ORDERS = (1, 2, 3)
 WAYS = ("reverse", "forward over reverse", "batched")
-SAMPLES, SIZE = 8, 150  # of a function, and the most numbers that one has
+SAMPLES, SIZE = 4, 100  # of a function, and the most numbers that one has
 TOLERANCE = 1e-6
 
 
@@ -114,11 +116,18 @@ def cases(some: Sequence[str] = (), most: int = SAMPLES) -> Iterator[Case]:
     for name, (call, shapes) in CASES.items():
         if not wanted(name):
             continue
-        leaves, structure = tree_flatten((tuple(numbers(math.prod(s), 7 + i).reshape(s) for i, s in enumerate(shapes)), {}))
+        leaves, structure = tree_flatten(
+            (tuple(numbers(math.prod(s), 7 + i).reshape(s) for i, s in enumerate(shapes)), {})
+        )
         yield Case(name, call, leaves, structure, list(range(len(leaves))))
     for info in op_db:
         title = info.name + (f" ({info.variant_test_name})" if info.variant_test_name else "")
-        if not wanted(title) or not info.supports_autograd or D not in info.supported_dtypes("cpu") or title in NOT_FUNCTIONS:
+        if (
+            not wanted(title)
+            or not info.supports_autograd
+            or D not in info.supported_dtypes("cpu")
+            or title in NOT_FUNCTIONS
+        ):
             continue
         count = 0
         for sample in info.sample_inputs("cpu", D, requires_grad=True):
@@ -158,11 +167,17 @@ def derivative(s: Callable[[Tensor], Tensor], u: Tensor, directions: Sequence[Te
     return y
 
 
+def along(f: Callable[[Tensor], Tensor], v: Tensor, u: Tensor) -> Tensor:
+    """∇f(u)·v, by torch.func."""
+    y: Tensor = (torch.func.grad(f)(u) * v).sum()
+    return y
+
+
 def difference(f: Callable[[float], float], step: float = 2e-2) -> tuple[float, float]:
     """f'(0) by central differences, extrapolated (Richardson), and how far the last two estimates are apart."""
     row = [(f(h) - f(-h)) / (2 * h) for h in (step / 2**k for k in range(4))]
     for j in (1, 2, 3):
-        last, row = row, [(4**j * b - a) / (4**j - 1) for a, b in zip(row, row[1:], strict=False)]
+        last, row = row, [(4**j * b - a) / (4**j - 1) for a, b in itertools.pairwise(row)]
     return row[0], abs(row[0] - last[-1])
 
 
@@ -210,7 +225,7 @@ def by_pytorch(case: Case) -> tuple[dict[tuple[str, int], str], list[tuple[float
         def by_forward(k: int = k, ref: float = ref, error: float = error) -> str:
             f = case.s
             for v in vs[: k - 1]:
-                f = lambda u, f=f, v=v: (torch.func.grad(f)(u) * v).sum()  # noqa: E731
+                f = functools.partial(along, f, v)
             given = float(torch.func.jvp(f, (u,), (vs[k - 1],))[1])
             right = found.get(("reverse", k)) == "right"
             return verdict(given, reverse[k - 1] if right else ref, 0.0 if right else error)

@@ -35,7 +35,16 @@ RIGHT = [name for name, cells in ROWS.items() if cells[-1] == "right"]
 def test_the_page_has_what_is_replaced() -> None:
     """Each replacement stands for a row, or for derivatives at 0, which tests/test_zero.py holds."""
     of_page = {name.rpartition(".")[2].partition(" ")[0] for name in ROWS}
-    at_zero = {"vector_norm", "norm", "matrix_norm", "pairwise_distance", "dist", "cosine_similarity", "renorm", "hypot"}
+    at_zero = {
+        "vector_norm",
+        "norm",
+        "matrix_norm",
+        "pairwise_distance",
+        "dist",
+        "cosine_similarity",
+        "renorm",
+        "hypot",
+    }
     assert COMPOSED.keys() - at_zero <= of_page
 
 
@@ -59,7 +68,7 @@ def test_a_wrong_derivative_is_seen() -> None:
             (x,) = ctx.saved_tensors
             return g * (x.cos() + 0.5 * (x - x.detach()))
 
-    leaves = [torch.linspace(-1, 1, 4, dtype=D)]
+    leaves = [torch.linspace(-1, 1, 2, dtype=D)]
     case = pytorch_derivatives.Case("sine", Sine.apply, leaves, torch.utils._pytree.tree_structure(((0,), {})), [0])
     found, _ = pytorch_derivatives.by_pytorch(case)
     assert found["reverse", 1] == "right" and found["reverse", 2].startswith("wrong")
@@ -94,8 +103,11 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("tool", ["hvp", "vhp", "hessian", "hessian_diagonal", "jacobian"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "tool"),
+    [(name, "hvp") for name in NETWORKS]
+    + [("LayerNorm", tool) for tool in ("vhp", "hessian", "hessian_diagonal", "jacobian")],
+)
 def test_training_through_the_tools(name: str, tool: str) -> None:
     """The gradient of a loss of second derivatives in the weights, against differences of that loss."""
     network = seeded(NETWORKS[name])
@@ -153,7 +165,7 @@ def test_values_are_those_of_pytorch() -> None:
             lambda x: torch.hypot(x, x.flip(0)),
         ):
             seen: list[Tensor] = []
-            ad.jacobian(lambda x, f=f: seen.append(f(x)) or x, x.to(dtype))  # type: ignore[func-returns-value, misc]
+            ad.jacobian(lambda x, f=f, seen=seen: seen.append(f(x)) or x, x.to(dtype))  # type: ignore[misc]
             native = f(x.to(dtype))
             assert_close(seen[0], native, rtol=4 * torch.finfo(native.dtype).eps, atol=4 * torch.finfo(dtype).eps)
 

@@ -1,5 +1,5 @@
-"""PyTorch's functions within f: each in every spelling, through complex numbers, and beside functions of other libraries
-that have the same name. laplacian is held against the plainest reverse mode."""
+"""PyTorch's functions within f: each in every spelling, through complex numbers, and beside other libraries' functions
+of the same names. laplacian is held against the plainest reverse mode."""
 
 from __future__ import annotations
 
@@ -158,6 +158,8 @@ CALLS: dict[str, Callable[[Tensor], Any]] = {
     "norm of x": lambda x: torch.linalg.vector_norm(x=x, ord=4, dim=-1),
     "product": lambda x: torch.mul(other=x.cos(), input=x) + torch.matmul(input=x, other=x),
     "where": lambda x: torch.where(condition=x > 0, input=x, other=x.exp()),
+    "method where": lambda x: x.where(condition=x > 0, other=x.exp()) + x.where(x < 0, other=x.square()),
+    "methods": lambda x: x.pow(exponent=3) + x.clamp(min=-0.5) + x.add(other=x, alpha=2) + x.mul(other=x),
     "pad": lambda x: F.pad(input=x, pad=(1, 1), value=2.0),
     "addmm": lambda x: torch.addmm(input=x[None], mat1=x[None], mat2=torch.outer(x, x), beta=2, alpha=3),
     "linear": lambda x: F.linear(input=x, weight=torch.eye(3, dtype=D), bias=x),

@@ -70,7 +70,7 @@ def test_a_gaussian_of_a_norm_at_its_centre(norm: str, square: str) -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_derivatives_at_zero_are_zero(norm: str) -> None:
-    f, zero = lambda x: NORMS[norm](x - AT), torch.zeros(3, 3, dtype=D)  # noqa: E731
+    f, zero = lambda x: NORMS[norm](x - AT), torch.zeros(3, 3, dtype=D)
     assert_close(ad.jacobian(f, AT), zero[0])
     assert_close(ad.jacobian(f, AT, strategy="forward"), zero[0])
     for options in ({}, {"sparsity": "auto"}, {"strategy": "forward-over-reverse"}):
@@ -118,7 +118,7 @@ def test_what_divides_by_a_norm_is_linear_at_zero(name: str) -> None:
 def test_batches_of_distances() -> None:
     """Radial functions of distances, some of which are 0, under vmap and in training."""
     centres = torch.stack([AT, -AT])
-    f = lambda x: (-torch.cdist(x, centres) ** 2).exp().sum(-1)  # noqa: E731
+    f = lambda x: (-(torch.cdist(x, centres) ** 2)).exp().sum(-1)  # noqa: E731
     exact = lambda x: (-(x.unsqueeze(-2) - centres).square().sum(-1)).exp().sum(-1)  # noqa: E731
     x = torch.stack([AT, torch.zeros(3, dtype=D)])
     expected = torch.stack([torch.func.hessian(lambda p: exact(p[None])[0])(p) for p in x])

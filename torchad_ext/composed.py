@@ -40,9 +40,9 @@ class Composing(TorchFunctionMode):
         kwargs = kwargs or {}
         if torch.compiler.is_compiling():
             return func(*args, **kwargs)
-        if any(_overrides(kind) for kind in types):
+        kind, of = _found(func) if func.__hash__ else ("native", func)
+        if kind == "native" or (types and any(map(_overrides, types))):
             return func(*args, **kwargs)
-        kind, of = _found(func)
         if kind == "python" and func is not self._running:
             before, self._running = self._running, func
             try:
@@ -65,7 +65,7 @@ def _recompute_alike() -> None:
     unpack = hooks[1] if hooks else None
     if getattr(unpack, "__module__", None) != "torch.utils.checkpoint":
         return
-    frame = inspect.getclosurevars(unpack).nonlocals.get("frame")  # type: ignore[arg-type]
+    frame = inspect.getclosurevars(unpack).nonlocals.get("frame")
     if frame and not hasattr(frame.recompute_fn, "__wrapped__"):
         frame.recompute_fn = composing(frame.recompute_fn)
 
@@ -91,14 +91,26 @@ def _overrides(kind: type) -> bool:
 
 @functools.lru_cache(2048)
 def _found(func: Any) -> tuple[str, Any]:
-    """How to call a function: by its composition, by its parts in Python, or as it is."""
+    """How to call a function: by its composition, by its parts in Python, watched for powers of norms, or as it is."""
     if is_of_torch(func):
-        if _is_python(func) and func.__name__ not in _OF_PYTHON:
-            return "python", without_guard(func)
         composed = COMPOSED.get(known_name(func))
+        if _is_python(func) and func.__name__ not in _OF_PYTHON:
+            return ("python", without_guard(func)) if _reaches(func, set()) else ("native", func)
         if composed:
             return "composed", composed
+        if _watched(func):
+            return "watched", func
     return "native", func
+
+
+def _reaches(func: Any, seen: set[Any]) -> bool:
+    """May a function in Python call what is composed or watched for roots?"""
+    seen.add(func)
+    names = set(func.__code__.co_names)
+    called = (func.__globals__.get(name) for name in names)
+    return bool(names & (COMPOSED.keys() | _ROOTS)) or any(
+        _reaches(f, seen) for f in called if _is_python(f) and f not in seen
+    )
 
 
 def known_name(func: Any) -> str:
@@ -156,8 +168,8 @@ def _signatures(func: Any) -> list[tuple[list[str], list[str]]]:
     name = getattr(func, "__name__", "").partition(".")[0].strip("_")
     found = []
     for schema in torch._C._jit_get_schemas_for_operator(f"aten::{name}"):
-        names = [("input" if a.name == "self" else a.name, a.kwarg_only) for a in schema.arguments]
-        found.append(([n for n, by_name in names if not by_name], [n for n, by_name in names if by_name]))
+        given = [("input" if a.name == "self" else a.name, a.kwarg_only) for a in schema.arguments]
+        found.append(([n for n, by_name in given if not by_name], [n for n, by_name in given if by_name]))
     return found
 
 
@@ -226,7 +238,7 @@ def _power(kind: str, args: Any, kwargs: Any) -> Any:
     root = _root_of(args[0])
     if root is None or exponent % root[0]:
         return None
-    s, exponent = root[1](), int(exponent / root[0])
+    s, exponent = root[1](), int(float(exponent) / root[0])
     return s if exponent == 1 else s**exponent
 
 
@@ -513,7 +525,7 @@ def _multilabel_margin_loss(x: Any, target: Any, reduction: int = 1) -> Any:
 def _triangular_solve(b: Any, A: Any, upper: bool = True, transpose: bool = False, unitriangular: bool = False) -> Any:
     factor = A.mT if transpose else A
     x = torch.linalg.solve_triangular(factor, b, upper=upper != transpose, unitriangular=unitriangular)
-    return torch.return_types.triangular_solve((x, A.clone()))  # type: ignore[attr-defined]
+    return torch.return_types.triangular_solve((x, A.clone()))
 
 
 def _linear_cross_entropy(*args: Any, options: Any = None, **kwargs: Any) -> Any:

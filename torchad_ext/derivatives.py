@@ -2,7 +2,8 @@
 
 Everything here is a number of pullbacks v -> v^T J through one graph, which is built once: that of f for its Jacobian,
 that of its gradient for its Hessian. Rows are pulled back in batches. Inside a transform of ``torch.func``, at a level
-of forward mode and while compiling, the graph is that of ``torch.func.vjp``.
+of forward mode and while compiling, the graph is that of ``torch.func.vjp``. f runs with compositions in place of what
+PyTorch differentiates wrongly (:mod:`torchad_ext.composed`), which also says what the derivatives of a norm at 0 are.
 """
 
 from __future__ import annotations

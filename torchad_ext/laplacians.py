@@ -711,7 +711,8 @@ def laplacian(
     attention) have rules. Any other operation is differentiated twice by itself, and a program that cannot be followed
     (in-place writes, ``torch.autograd.grad`` or a ``torch.autograd.Function`` in f) as a whole. Each time one warning
     says so; with ``TORCHAD_EXT_STRICT=1`` it is an error. Within ``torch.compile`` all of f is differentiated twice.
-    The result may be differentiated again.
+    The result may be differentiated again. Derivatives of a norm at 0 are 0, even powers of one are differentiated as
+    the smooth functions that they are: ``docs/where_pytorch_is_wrong.md``.
 
     Args:
         f: maps points ``[..., d]`` to ``[...]`` or ``[..., *outputs]``, any PyTorch code. Each result has to depend on

@@ -32,7 +32,7 @@ D = torch.float64
 ORDERS = (1, 2, 3)
 WAYS = ("reverse", "forward over reverse", "batched")
 SAMPLES, SIZE = 4, 100  # of a function, and the most numbers that one has
-TOLERANCE = 1e-6
+TOLERANCE = 2e-5  # what is below may be rounding errors
 
 
 @dataclass
@@ -91,7 +91,7 @@ CASES: dict[str, tuple[Callable[..., Any], Sequence[tuple[int, ...]]]] = {
     "nn.functional.scaled_dot_product_attention": (F.scaled_dot_product_attention, [(1, 1, 3, 4)] * 3),
     "nn.functional.layer_norm": (lambda x, w, b: F.layer_norm(x, (4,), w, b), [(3, 4), (4,), (4,)]),
     "nn.functional.group_norm": (lambda x, w, b: F.group_norm(x, 2, w, b), [(2, 4, 3), (4,), (4,)]),
-    "torch.ops.aten._weight_norm_interface": (torch.ops.aten._weight_norm_interface, [(3, 2), (3, 1)]),
+    "nn.utils.weight_norm": (torch._weight_norm, [(3, 2), (3, 1)]),
     "nn.LSTM": (lambda x, *w: torch.lstm(x, (x.new_zeros(1, 1, 2),) * 2, w, True, 1, 0.0, True, False, True), [
         (1, 3, 2), (8, 2), (8, 2), (8,), (8,)
     ]),

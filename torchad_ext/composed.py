@@ -94,7 +94,7 @@ def _found(func: Any) -> tuple[str, Any]:
     """How to call a function: by its composition, by its parts in Python, watched for powers of norms, or as it is."""
     if is_of_torch(func):
         composed = COMPOSED.get(known_name(func))
-        if _is_python(func) and func.__name__ not in _OF_PYTHON:
+        if without_guard(func):
             return ("python", without_guard(func)) if _reaches(func, set()) else ("native", func)
         if composed:
             return "composed", composed
@@ -127,9 +127,12 @@ def _is_python(func: Any) -> bool:
 
 @functools.lru_cache(2048)
 def without_guard(func: Any) -> Any:
-    """A function of PyTorch in Python that does not ask ``__torch_function__`` for itself; None for another one."""
-    if not _is_python(func):
-        return None
+    """A function of PyTorch in Python that does not ask ``__torch_function__`` for itself; None for another one, and
+    for one that is composed as a whole."""
+    return _copied(func) if _is_python(func) and func.__name__ not in _OF_PYTHON else None
+
+
+def _copied(func: Any) -> Any:
     guards = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
     names = {**func.__globals__, **dict.fromkeys(guards, lambda *_: False)}
     copy = types.FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)
@@ -475,6 +478,11 @@ def _renorm(x: Any, p: float, dim: int, maxnorm: float) -> Any:
     return x * torch.where(norm > maxnorm, maxnorm / (norm + 1e-7), 1.0)
 
 
+def _weight_norm(v: Any, g: Any, dim: int = 0) -> Any:
+    dims = tuple(range(v.dim())) if dim == -1 else tuple(i for i in range(v.dim()) if i != dim)
+    return v * (g / vector_norm(v, 2, dims, True))
+
+
 def _hypot(a: Any, b: Any) -> Any:
     size = torch.maximum(a.detach().abs(), b.detach().abs())
     size = size.masked_fill((size == 0) | size.isinf(), 1)
@@ -530,7 +538,7 @@ def _triangular_solve(b: Any, A: Any, upper: bool = True, transpose: bool = Fals
 
 def _linear_cross_entropy(*args: Any, options: Any = None, **kwargs: Any) -> Any:
     """Without chunks, whose backward has no derivative."""
-    return without_guard(F.linear_cross_entropy)(*args, **kwargs)
+    return _copied(F.linear_cross_entropy)(*args, **kwargs)
 
 
 def _conv_transpose(function: Callable[..., Any], n: int) -> Callable[..., Any]:
@@ -572,6 +580,7 @@ COMPOSED: dict[str, Callable[..., Any]] = {
     "dist": _dist,
     "cosine_similarity": _cosine_similarity,
     "renorm": _renorm,
+    "_weight_norm": _weight_norm,
     "hypot": _hypot,
     "hardsigmoid": _hardsigmoid,
     "huber_loss": _huber_loss,

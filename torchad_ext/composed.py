@@ -93,9 +93,9 @@ def _overrides(kind: type) -> bool:
 def _found(func: Any) -> tuple[str, Any]:
     """How to call a function: by its composition, by its parts in Python, watched for powers of norms, or as it is."""
     if is_of_torch(func):
-        composed = COMPOSED.get(known_name(func))
-        if without_guard(func):
-            return ("python", without_guard(func)) if _reaches(func, set()) else ("native", func)
+        composed = None if without_guard(func) else COMPOSED.get(known_name(func))
+        if without_guard(func) and _reaches(func, set()):
+            return "python", without_guard(func)
         if composed:
             return "composed", composed
         if _watched(func):
@@ -104,11 +104,11 @@ def _found(func: Any) -> tuple[str, Any]:
 
 
 def _reaches(func: Any, seen: set[Any]) -> bool:
-    """May a function in Python call what is composed or watched for roots?"""
+    """May a function in Python call what is composed, or take a power?"""
     seen.add(func)
     names = set(func.__code__.co_names)
     called = (func.__globals__.get(name) for name in names)
-    return bool(names & (COMPOSED.keys() | _ROOTS)) or any(
+    return bool(names & (COMPOSED.keys() | _ROOTS | _POWERS)) or any(
         _reaches(f, seen) for f in called if _is_python(f) and f not in seen
     )
 

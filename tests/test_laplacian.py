@@ -229,6 +229,9 @@ RULES: dict[str, Function] = {
     "instance_norm in evaluation": lambda x: F.instance_norm(
         pairs(x), V.to(x), V.to(x), V.to(x), V.to(x), use_input_stats=False
     ).flatten(1),
+    "an operator of PyTorch": lambda x: torch.ops.aten.instance_norm(
+        torch.ops.aten.sin.default(pairs(x)), None, None, None, None, True, 0.1, 1e-5, False
+    ).flatten(1),
     "attention": lambda x: F.scaled_dot_product_attention(
         x.sin()[:, :, None], x.cos()[:, :, None], x[:, :, None], is_causal=True
     ).flatten(1),
@@ -581,10 +584,6 @@ FALLBACKS: dict[str, tuple[Function, str]] = {
     "median": (lambda x: x.sin().median(-1)[0], "median"),
     "max_pool1d": (lambda x: F.max_pool1d(x.sin()[:, None], 2).flatten(1), "max_pool1d"),
     "adaptive_max_pool1d": (lambda x: F.adaptive_max_pool1d(x.sin()[:, None], 1).flatten(1), "adaptive_max_pool1d"),
-    "instance_norm": (  # an operator, which has no rule: a normalisation by batch_norm
-        lambda x: torch.ops.aten.instance_norm(pairs(x), None, None, None, None, True, 0.1, 1e-5, False),
-        "instance_norm",
-    ),
     "in place": (in_place, "in place"),
     "method in place": (lambda x: x.sin().mul_(x), "in place"),
     "custom operator": (lambda x: torch.ops.test_laplacian.sin(x.sin()), "sin"),

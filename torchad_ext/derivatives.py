@@ -9,6 +9,9 @@ error. Inside a transform of ``torch.func``, at a level of forward mode and whil
 
 A ``torch.autograd.Function`` of others may have a backward whose own derivative PyTorch silently takes for zero; its
 first call is compared with finite differences, for which f is run once more (:mod:`torchad_ext.foreign_functions`).
+
+f runs with compositions in place of what PyTorch differentiates wrongly (:mod:`torchad_ext.composed`), which also says
+what the derivatives of a norm at 0 are.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from . import sparsity as _sparsity
+from .composed import composing
 from .curvature import Curvature, UnknownOperation
 from .foreign_functions import COMPILED, check_functions
 from .random_product import FastPath, RandomProduct, fast_path, report
@@ -286,7 +290,7 @@ def _diagonal_of_batch(at: _Point, f: Function, chunk_size: int | None, progress
     seen: list[Tensor] = []
 
     def total(points: Tensor) -> Tensor:
-        y = f(points)
+        y = composing(f)(points)
         seen[:] = [points, y]
         if not isinstance(y, Tensor) or y.shape != x.shape[:1]:
             got = f"shape {list(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
@@ -337,7 +341,7 @@ def _by_sweeps(
     rows = chunk_size or max(1, _SWEPT // max(1, x.numel()))
     parts = []
     try:
-        curvature = Curvature(f, x)
+        curvature = Curvature(composing(f), x)
         (along_v,) = curvature.along(v.unsqueeze(0))
         terms = (v * gradient.pull([v.expand_as(x)])[0]).reshape(len(x), -1)
         if _differ(along_v, terms.sum(1), torch.finfo(x.dtype).eps ** 0.5 * terms.abs().sum(1)):
@@ -641,7 +645,7 @@ def _value(f: Function, at: _Point) -> _Pullback:
 
     def function(*leaves: Tensor) -> tuple[Tensor, ...]:
         nonlocal spec
-        values, spec = tree_flatten(f(at.unflatten(leaves)))
+        values, spec = tree_flatten(composing(f)(at.unflatten(leaves)))
         for value in values:
             _check_floating(at.name, "the value of f", value)
         return tuple(values)
@@ -660,7 +664,7 @@ def _scalar(f: Function, at: _Point) -> Callable[..., Tensor]:
     """f of the leaves of x, its value checked."""
 
     def function(*leaves: Tensor) -> Tensor:
-        y: Tensor = f(at.unflatten(leaves))
+        y: Tensor = composing(f)(at.unflatten(leaves))
         _check_floating(at.name, "the value of f", y)
         if y.dim():
             raise ValueError(
@@ -862,7 +866,7 @@ def _columns(
 
     def of_leaves(*leaves: Tensor) -> tuple[Tensor, ...]:
         nonlocal spec
-        values, spec = tree_flatten(function(at.unflatten(leaves)))
+        values, spec = tree_flatten(composing(function)(at.unflatten(leaves)))
         for value in values:
             _check_floating(at.name, "the value of f", value)
         return tuple(values)

@@ -412,7 +412,6 @@ RULES: dict[str, Callable[..., Gradients]] = {
     "erfinv": lambda g, y, x: (g * (math.sqrt(math.pi) / 2 * exp(y * y)),),
     "erfcx": lambda g, y, n, x: (None, -(g * erfcx(n + 1, x))),
     "log_ndtr": lambda g, y, x: (g * _mills(x),),
-    "spherical_bessel": lambda g, y, n, x: (None, -(g * (x * spherical_bessel(n + 1, x)))),
     "lgamma": lambda g, y, x: (g * polygamma(0, x),),
     "polygamma": lambda g, y, n, x: (None, g * polygamma(n + 1, x)),
     "logit": lambda g, y, x: (where(and_(x >= 0, x <= 1), g / (x * (1 - x)), math.nan),),

@@ -16,27 +16,38 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import operator
 import os
-import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
-import torch.nn.functional as F
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from . import expr
+from .composed import (
+    COMPOSED,
+    affine,
+    composing,
+    dropout,
+    known_name,
+    logsumexp,
+    positional,
+    root,
+    softmax,
+    squared,
+    with_powers,
+    without_guard,
+)
 from .derivatives import _depends_on_others, foreign_nodes, graph_nodes
 from .elementwise import Elementwise
 from .foreign_functions import check_functions
 from .pointwise import _SCALAR, _TENSOR, Pointwise, _kind
-from .quadratic_form import _sum
+from .quadratic_form import _sum, quadratic_form
 from .quadratic_form import definition as _quadratic_form
-from .trace import FUNCTIONS, TraceError, _name, evaluate, trace
+from .trace import FUNCTIONS, ValueNeeded, _name, evaluate, is_of_torch, trace
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 Tangents = tuple[torch.Tensor, ...]
@@ -92,7 +103,10 @@ class _Swept(torch.Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        raise _Unseen(f"{func}, which a transform or an extension calls")
+        unseen = _Unseen(f"{func}, which a transform, a script or an extension calls")
+        for x in _swept((args, kwargs or {})):
+            x.sweep.unseen = unseen
+        raise unseen
 
 
 def _swept(tree: Any) -> Iterator[_Swept]:
@@ -116,12 +130,14 @@ class _Sweep:
         recording: are derivatives wanted of what it computes? The function itself runs with gradients enabled, so that
             what disables them shows.
         applying: does it apply a rule?
+        unseen: what it could not follow, if that was met below Python, where another exception is made of it.
     """
 
     number: int
     signs: tuple[int, ...]
     recording: bool
     applying: bool = False
+    unseen: _Unseen | None = None
 
     def owns(self, x: Any) -> TypeGuard[_Swept]:
         return type(x) is _Swept and x.sweep is self
@@ -159,20 +175,26 @@ class _Sweep:
 
     def apply(self, func: Any, args: Any, kwargs: Any) -> Any:
         """An operation on tensors of this sweep."""
-        spoken = _name(func).removeprefix("linalg_")
+        spoken = known_name(func)
         name = spoken.strip("_") if spoken.startswith("__") else spoken
-        if name == "requires_grad":
+        known = _is_ours(func) or is_of_torch(func)
+        if known and name == "requires_grad":
             return True
-        if spoken in _CONSTANT:
+        if known and spoken in _CONSTANT:
             if len(args) == 1 and not kwargs:
                 return func(args[0].value)
             return func(*tree_map(self.value, args), **tree_map(self.value, kwargs))
-        if name in _HIDDEN:
+        if known and name in _HIDDEN:
             raise _Unseen(name)
         if name.endswith("_") or kwargs.get("inplace") or kwargs.get("out") is not None:
             raise _Unseen(f"{name}, which changes a tensor in place")
-        if not _is_of_torch(func):
+        if not known:
             return self.differentiated(func, args, kwargs)
+        args, kwargs = positional(func, args, kwargs)
+        return with_powers(func, args, kwargs, lambda: self.by_rule(func, name, args, kwargs))
+
+    def by_rule(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """An operation by the first of the rules that fits."""
         elementwise = name in FUNCTIONS or isinstance(func, Pointwise)
         for rule in (_RULES.get(name), _unguarded, _elementwise if elementwise else None, _composed):
             result = NotImplemented if rule is None else rule(self, func, args, kwargs)
@@ -256,7 +278,7 @@ class _Sweep:
             for i, x in zip(places, xs, strict=True):
                 leaves[i] = x
             args, kwargs = tree_unflatten(leaves, tree)
-            return func(*args, **kwargs)
+            return composing(func)(*args, **kwargs)
 
         def differentiable(*xs: torch.Tensor) -> Tangents:
             return tuple(y for y in tree_leaves(f(*xs)) if _has_derivative(y))
@@ -339,11 +361,8 @@ def _random_states(device: torch.device) -> list[torch.Tensor]:
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
-def _is_of_torch(func: Any) -> bool:
-    """Does its name say what it computes? Those of custom operators and of other libraries do not."""
-    module = getattr(func, "__module__", None) or "torch"
-    ours = isinstance(func, Pointwise) or module.partition(".")[0] in ("torch", "torchad_ext")
-    return ours and not module.startswith("torch._ops")
+def _is_ours(func: Any) -> bool:
+    return isinstance(func, Pointwise) or func is quadratic_form
 
 
 def _has_derivative(x: Any) -> bool:
@@ -383,7 +402,7 @@ def _member(func: Any, kinds: tuple[Any, ...], names: tuple[str, ...]) -> Elemen
     name = _name(func).strip("_")
     try:
         program = trace(lambda xs: func(*xs[:count], **dict(zip(names, xs[count:], strict=True))), symbols, name)
-    except TraceError:
+    except (TypeError, ValueNeeded):  # a TraceError, or one of PyTorch's parser: it is not elementwise
         return None
     return Elementwise(program, functools.partial(evaluate, program), name)
 
@@ -399,7 +418,7 @@ def _elementwise(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     else:
         if "pow" in _name(func) or "polygamma" in _name(func):  # a constant power is a few products
             kinds = tuple(x if kind is _SCALAR else kind for x, kind in zip(arguments, kinds, strict=True))
-        member = _member(func, kinds, tuple(kwargs))
+        member = _member(getattr(func, "overloadpacket", func), kinds, tuple(kwargs))
     xs = [x for x, kind in zip(arguments, kinds, strict=True) if kind is _TENSOR]
     values = list(map(sweep.value, xs))
     if values[0].is_complex():  # a function of real numbers has rules
@@ -485,7 +504,7 @@ def _linear_layer(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     given = dict(zip(("input", "weight", "bias"), args, strict=False), **kwargs)
     x, weight, bias = given["input"], given["weight"], given.get("bias")
     if sweep.owns(weight) or sweep.owns(bias):
-        return _affine(x @ weight.mT, None, bias)
+        return affine(x @ weight.mT, None, bias)
 
     def product(row: Any) -> Any:
         """The first tangents are the same for all points."""
@@ -580,142 +599,48 @@ _RULES: dict[str, Callable[..., Any]] = {
     "where": _chosen,
     "Tensor.where": _chosen,
     "einsum": _einsum,
+    "hypot": lambda *call: _composed(*call),
 }
-
-
-def _affine(x: Any, weight: Any, bias: Any) -> Any:
-    x = x if weight is None else x * weight
-    return x if bias is None else x + bias
-
-
-def _layer_norm(x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any) -> Any:
-    dims = tuple(range(-len(shape), 0))
-    centred = x - x.mean(dims, keepdim=True)
-    return _affine(centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt(), weight, bias)
 
 
 def _rms_norm(x: Any, shape: Any, weight: Any = None, eps: float | None = None) -> Any:
     square = x.square().mean(tuple(range(-len(shape), 0)), keepdim=True)
-    return _affine(x * (square + (torch.finfo(x.dtype).eps if eps is None else eps)).rsqrt(), weight, None)
+    return affine(x * (square + (torch.finfo(x.dtype).eps if eps is None else eps)).rsqrt(), weight, None)
 
 
-def _of_channels(x: Any, *parameters: Any) -> list[Any]:
-    """Parameters [channels] in the shape that goes with x [batch, channels, ...]."""
-    return [None if p is None else p.reshape(-1, *(1,) * (x.dim() - 2)) for p in parameters]
+def _of_own_point(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A ``batch_norm`` that does not train."""
 
+    def composed(x: Any, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, *others: Any) -> Any:
+        if training:
+            raise ValueError(
+                "torchad_ext.laplacian: batch_norm in training makes each result depend on all points; call eval() on "
+                "it"
+            )
+        return function(x, weight, bias, mean, variance, False, *others)
 
-def _group_norm(x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any) -> Any:
-    grouped = x.reshape(x.shape[0], groups, -1)
-    return _affine(_layer_norm(grouped, (1,), eps=eps).reshape(x.shape), *_of_channels(x, weight, bias))
-
-
-def _batch_norm(
-    x: Any, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, _momentum: float, eps: float, *_: Any
-) -> Any:
-    if training:
-        raise ValueError(
-            "torchad_ext.laplacian: batch_norm in training makes each result depend on all points; call eval() on it"
-        )
-    weight, bias, mean, variance = _of_channels(x, weight, bias, mean, variance)
-    return _affine((x - mean) * (variance + eps).rsqrt(), weight, bias)
-
-
-def _instance_norm(
-    x: Any,
-    weight: Any,
-    bias: Any,
-    mean: Any,
-    variance: Any,
-    use_input_stats: bool,
-    momentum: float,
-    eps: float,
-    *_: Any,
-) -> Any:
-    if not use_input_stats:
-        return _batch_norm(x, weight, bias, mean, variance, False, momentum, eps)
-    if mean is not None:  # it updates the running statistics
-        torch.instance_norm(x.detach(), weight, bias, mean, variance, True, momentum, eps, False)
-    return _affine(_layer_norm(x, x.shape[2:], eps=eps), *_of_channels(x, weight, bias))
-
-
-def _logsumexp(x: Any, dim: Any, keepdim: bool = False) -> Any:
-    largest = x.detach().amax(dim, keepdim=True)
-    y = (x - largest).exp().sum(dim, keepdim=True).log() + largest
-    return y if keepdim else y.squeeze(dim)
-
-
-def _logcumsumexp(x: Any, dim: int) -> Any:
-    x = x.movedim(dim, -1)
-    later = torch.ones(x.shape[-1], x.shape[-1], dtype=torch.bool, device=x.device).triu(1)
-    return _logsumexp(x.unsqueeze(-2).masked_fill(later, -math.inf), -1).movedim(-1, dim)
-
-
-def _softmax(x: Any, dim: int, dtype: Any = None) -> Any:
-    x = x if dtype is None else x.to(dtype)
-    e = (x - x.detach().amax(dim, keepdim=True)).exp()
-    return e / e.sum(dim, keepdim=True)
+    return composed
 
 
 def _log_softmax(x: Any, dim: int, dtype: Any = None) -> Any:
+    if not x.numel():
+        return NotImplemented
     x = x if dtype is None else x.to(dtype)
-    return x - _logsumexp(x, dim, keepdim=True)
-
-
-def _attention(
-    q: Any, k: Any, v: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False, scale: Any = None,
-    enable_gqa: bool = False,
-) -> Any:  # fmt: skip
-    if enable_gqa:
-        k, v = (x.repeat_interleave(q.shape[-3] // x.shape[-3], -3) for x in (k, v))
-    scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
-    if is_causal:
-        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attn_mask, -math.inf)
-    elif attn_mask is not None:
-        scores = scores + attn_mask
-    return _dropout(_softmax(scores, -1), dropout_p, True) @ v
-
-
-def _dropout(x: Any, p: float = 0.5, train: bool = True) -> Any:
-    return x * F.dropout(torch.ones_like(x), p) if train and p else x
-
-
-def _root(x: Any, order: float = 2) -> Any:
-    """The root, whose derivatives at 0 are zero here as torch.func has them for norms."""
-    zero = x == 0
-    x = x.masked_fill(zero, 1)
-    return (x.sqrt() if order == 2 else x ** (1 / order)).masked_fill(zero, 0)
-
-
-def _vector_norm(x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
-    x = x if dtype is None else x.to(dtype)
-    dim = tuple(range(x.dim())) if dim is None else dim
-    if ord == 2:
-        return _root(x.square().sum(dim, keepdim))
-    if ord == 1:
-        return x.abs().sum(dim, keepdim)
-    if 2 < ord < math.inf:
-        return _root((x.abs() ** ord).sum(dim, keepdim), ord)
-    return NotImplemented
-
-
-def _norm(x: Any, ord: Any = None, dim: Any = None, keepdim: bool = False, **options: Any) -> Any:
-    if ord is not None and not isinstance(dim, int) and not (dim is None and x.dim() == 1):
-        return NotImplemented  # of a matrix
-    return _vector_norm(x, 2 if ord is None else ord, dim, keepdim, **options)
+    return x - logsumexp(x, dim, keepdim=True)
 
 
 def _variance(x: Any, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: Any = None) -> Any:
     if isinstance(dim, bool):
         dim, unbiased = None, dim
     dim = tuple(range(x.dim())) if dim is None else dim
-    squares = (x - x.mean(dim, keepdim=True)).square()
+    squares = squared(x - x.mean(dim, keepdim=True))
     total = squares.sum(dim, keepdim)
     return total / (squares.numel() // total.numel() - (int(unbiased) if correction is None else correction))
 
 
 def _prod(x: Any, dim: int | None = None, keepdim: bool = False) -> Any:
+    if not x.dim() or not x.numel():
+        return NotImplemented
     y = functools.reduce(operator.mul, x.flatten().unbind() if dim is None else x.unbind(dim))
     return y.unsqueeze(dim) if keepdim else y
 
@@ -724,34 +649,29 @@ def _sum_and_product(x: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 
     return beta * x + alpha * (a @ b)
 
 
+def _composed(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+    composed = _COMPOSED.get(known_name(func))
+    return NotImplemented if composed is None else composed(*args, **kwargs)
+
+
 # Written with operations that have rules; the arguments are those of PyTorch's function.
 _COMPOSED: dict[str, Callable[..., Any]] = {
-    "layer_norm": _layer_norm,
+    **COMPOSED,
+    "batch_norm": _of_own_point(COMPOSED["batch_norm"]),
+    "native_batch_norm": _of_own_point(COMPOSED["native_batch_norm"]),
     "rms_norm": _rms_norm,
-    "group_norm": _group_norm,
-    "batch_norm": _batch_norm,
-    "instance_norm": _instance_norm,
-    "softmax": _softmax,
+    "softmax": softmax,
     "log_softmax": _log_softmax,
-    "logsumexp": _logsumexp,
-    "logcumsumexp": _logcumsumexp,
-    "scaled_dot_product_attention": _attention,
-    "dropout": _dropout,
-    "vector_norm": _vector_norm,
-    "norm": _norm,
+    "logsumexp": logsumexp,
+    "dropout": dropout,
     "var": _variance,
-    "std": lambda x, *args, **kwargs: _root(_variance(x, *args, **kwargs)),
+    "std": lambda x, *args, **kwargs: root(_variance(x, *args, **kwargs)),
     "prod": _prod,
     "masked_fill": lambda x, mask, value: torch.where(mask, value, x),
     **dict.fromkeys(("addmm", "baddbmm", "addmv"), _sum_and_product),
-    "bilinear": lambda a, b, weight, bias=None: _affine(torch.einsum("...i,oij,...j->...o", a, weight, b), None, bias),
+    "bilinear": lambda a, b, weight, bias=None: affine(torch.einsum("...i,oij,...j->...o", a, weight, b), None, bias),
     "quadratic_form": _quadratic_form,
 }
-
-
-def _composed(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
-    composed = _COMPOSED.get(_name(func).removeprefix("linalg_"))
-    return NotImplemented if composed is None else composed(*args, **kwargs)
 
 
 # Without a derivative: the result is that for the values.
@@ -771,25 +691,12 @@ _HIDDEN = frozenset(
     "grad grad_fn backward register_hook register_post_accumulate_grad_hook retain_grad setitem "
     "_make_dual _unpack_dual".split()
 )
-_IN_PYTHON = ("torch.nn.functional", "torch.functional", "torch._tensor")
 
 
 def _unguarded(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     """A function of PyTorch in Python by its parts."""
-    # The module that the code is in: F.max_pool1d calls by closures, whose guards stay.
-    if isinstance(func, types.FunctionType) and func.__globals__["__name__"] in _IN_PYTHON:
-        return _without_guard(func)(*args, **kwargs)
-    return NotImplemented
-
-
-@functools.cache
-def _without_guard(func: types.FunctionType) -> Any:
-    """The same function that does not ask ``__torch_function__`` for itself."""
-    guards = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
-    names = {**func.__globals__, **dict.fromkeys(guards, lambda *_: False)}
-    copy = types.FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)
-    copy.__kwdefaults__ = func.__kwdefaults__
-    return copy
+    parts = without_guard(func)
+    return NotImplemented if parts is None else parts(*args, **kwargs)
 
 
 def laplacian(
@@ -807,7 +714,8 @@ def laplacian(
     attention) have rules. Any other operation is differentiated twice by itself, and a program that cannot be followed
     (in-place writes, ``torch.autograd.grad`` or a ``torch.autograd.Function`` in f) as a whole. Each time one warning
     says so; with ``TORCHAD_EXT_STRICT=1`` it is an error. Within ``torch.compile`` all of f is differentiated twice.
-    The result may be differentiated again.
+    The result may be differentiated again. Derivatives of a norm at 0 are 0, even powers of one are differentiated as
+    the smooth functions that they are: ``docs/where_pytorch_is_wrong.md``.
 
     Args:
         f: maps points ``[..., d]`` to ``[...]`` or ``[..., *outputs]``, any PyTorch code. Each result has to depend on
@@ -960,7 +868,10 @@ def _run(
     try:
         with torch.enable_grad():
             y = f(sweep.tensor(x, [*directions, None]))
-    except _Unseen as unseen:
+    except Exception as error:
+        unseen = error if isinstance(error, _Unseen) else sweep.unseen
+        if unseen is None:
+            raise
         _fall_back(f"cannot follow {unseen}", "the function is")
         by = _by_transforms if _transforms_active() else _by_reverse_mode
         return by(f, x, directions, signs, name)
@@ -989,6 +900,7 @@ def _by_transforms(
     f: Function, x: torch.Tensor, directions: Sequence[torch.Tensor], signs: tuple[int, ...], name: str
 ) -> tuple[torch.Tensor, Sequence[torch.Tensor] | None, torch.Tensor | None]:
     """The same by torch.func, a direction at a time."""
+    f = composing(f)
     value = _checked(f(x), x, name)
     rows = [_twice_by_transforms(lambda x: (f(x),), (x,), (u,)) for u in directions]
     return value, [y for (y,), _ in rows], _sum(*(sign * y for sign, (_, (y,)) in zip(signs, rows, strict=True)))
@@ -1009,7 +921,7 @@ def _by_reverse_mode(
         leaf = x if x.requires_grad else x.detach().requires_grad_()
         wanted = leaf is x
         x = leaf.view_as(leaf)
-        value = _checked(f(x), x, name)
+        value = _checked(composing(f)(x), x, name)
         recording = recording and (wanted or _depends_on_others([value], [leaf]))
         results = value.reshape(*x.shape[:-1], -1).unbind(-1)
 

@@ -23,6 +23,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from .composed import composing
+
 aten = torch.ops.aten
 
 _LIMIT = 2**25  # pairs; a pattern with more on the way is taken to be full
@@ -75,7 +77,7 @@ def hessian_sparsity(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def _checked(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    y = f(x)
+    y = composing(f)(x)
     if not isinstance(y, Tensor) or not y.is_floating_point():
         got = f"{y.dtype}" if isinstance(y, Tensor) else type(y).__name__
         raise TypeError(f"torchad_ext.hessian_sparsity takes floating-point tensors for the value of f; got {got}")
@@ -374,8 +376,9 @@ def _places(x: Tensor) -> np.ndarray | None:
 def _functional(func: Any) -> Any:
     """The operation, that of which ``func`` is the variant in place."""
     op = func.overloadpacket
-    name = func._schema.name.removeprefix("aten::")
-    return getattr(aten, name[:-1], op) if name.endswith("_") and func._schema.is_mutable else op
+    namespace, name = func._schema.name.split("::")
+    in_place = namespace == "aten" and name.endswith("_") and func._schema.is_mutable
+    return getattr(aten, name[:-1], op) if in_place else op
 
 
 def _nothing(y: Tensor) -> _Sets:

@@ -395,6 +395,7 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 def _name(func: Any) -> str:
     if func is torch.Tensor.where:  # its arguments stand in another order
         return "Tensor.where"
+    func = getattr(func, "overloadpacket", func)
     name: str = getattr(func, "__name__", repr(func))
     return func.__self__.__name__ if name in ("__get__", "__set__") else name.removeprefix("special_")
 
@@ -406,9 +407,16 @@ def _module(func: Any) -> str:
 
 
 def is_of_torch(func: Any) -> bool:
-    """Does its name say what it computes? Names of custom operators and of other libraries do not."""
-    module = _module(func)
-    return module.partition(".")[0] == "torch" and not module.startswith(("torch.ops", "torch._ops"))
+    """Is it a function of PyTorch, whose name says what it computes? One of another library may have the same name."""
+    if isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        return str(func).startswith("aten.")
+    if isinstance(func, types.FunctionType):  # the module that the code is in: functools.wraps copies __module__
+        module = func.__globals__.get("__name__")
+    else:
+        attribute = getattr(func, "__self__", None)  # Tensor.mT.__get__ is of Tensor.mT, which is of Tensor
+        owner = getattr(attribute, "__objclass__", None) or getattr(func, "__objclass__", None)
+        module = getattr(owner or func, "__module__", None)
+    return isinstance(module, str) and module.partition(".")[0] == "torch"
 
 
 def _in_place(name: str, kwargs: dict[str, Any]) -> str | None:

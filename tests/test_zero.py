@@ -1,0 +1,137 @@
+"""Derivatives of norms and distances at 0: 0 by every tool, and right where a power of a norm is smooth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.testing import assert_close
+
+import torchad_ext as ad
+
+D = torch.float64
+AT = torch.tensor([0.5, -1.0, 2.0], dtype=D)
+Function = Callable[[Tensor], Tensor]
+
+# |v|, v [3].
+NORMS: dict[str, Function] = {
+    "norm": torch.norm,
+    "method": lambda v: v.norm(p=2),
+    "method of a dimension": lambda v: v[None].norm(dim=-1)[0],
+    "norm, kept": lambda v: torch.norm(input=v, dim=0, keepdim=True).squeeze(),
+    "Frobenius": lambda v: torch.norm(v[None], "fro"),
+    "linalg.norm": torch.linalg.norm,
+    "linalg.norm of a matrix": lambda v: torch.linalg.norm(v.unsqueeze(0)),
+    "linalg.matrix_norm": lambda v: torch.linalg.matrix_norm(v[:, None]),
+    "linalg.vector_norm": lambda v: torch.linalg.vector_norm(v, dim=(0,)),
+    "aten": lambda v: torch.ops.aten.linalg_vector_norm(v),
+    "hypot": lambda v: torch.hypot(torch.hypot(v[0], v[1]), v[2]),
+    "cdist": lambda v: torch.cdist(v[None], torch.zeros(2, 3, dtype=D))[0, 1],
+    "pdist": lambda v: F.pdist(torch.stack([v, torch.zeros(3, dtype=D)])).squeeze(),
+    "pairwise_distance": lambda v: F.pairwise_distance(v, torch.zeros(3, dtype=D), eps=0.0),
+    "PairwiseDistance": lambda v: torch.nn.PairwiseDistance(eps=0.0)(v[None], torch.zeros(1, 3, dtype=D))[0],
+    "dist": lambda v: torch.dist(v, torch.zeros(3, dtype=D)),
+    "std": lambda v: torch.cat([v, -v]).std(correction=4),
+    "complex": lambda v: torch.complex(v[0], v[1]).abs().hypot(v[2]),
+    "complex norm": lambda v: torch.linalg.vector_norm(torch.complex(v, torch.zeros_like(v))),
+}
+# |v|² by a norm r.
+SQUARES: dict[str, Callable[[Function, Tensor], Tensor]] = {
+    "** 2": lambda r, v: r(v) ** 2,
+    "** 2.0": lambda r, v: r(v) ** 2.0,
+    "square": lambda r, v: r(v).square(),
+    "pow": lambda r, v: torch.pow(r(v), 2),
+    "times itself": lambda r, v: (y := r(v)) * y,
+    "scaled": lambda r, v: (r(v) / 3) ** 2 * 9,
+    "negated and scaled": lambda r, v: (2 * -r(v)).square() / 4,
+    "in a shape": lambda r, v: (r(v)[None, None].expand(2, 1)[1] ** 2).sum(),
+}
+
+
+@pytest.mark.parametrize("square", SQUARES)
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_gaussian_of_a_norm_at_its_centre(norm: str, square: str) -> None:
+    """exp(-|x - a|²) has the value 1, the gradient 0 and the Hessian -2 I at a, by every tool."""
+    f = lambda x: (-SQUARES[square](NORMS[norm], x - AT)).exp()  # noqa: E731
+    eye = torch.eye(3, dtype=D)
+    value, jacobian, laplacian = ad.forward_laplacian(f, AT)
+    assert_close(value, torch.ones((), dtype=D))
+    assert_close(jacobian, torch.zeros(3, dtype=D))
+    assert_close(laplacian, torch.full((), -6.0, dtype=D))
+    for options in ({}, {"sparsity": "auto"}, {"strategy": "forward-over-reverse"}, {"chunk_size": 1}):
+        assert_close(ad.hessian(f, AT, **options), -2 * eye)
+    assert_close(ad.hvp(f, AT, eye[0]), -2 * eye[0])
+    assert_close(ad.hessian_diagonal(f, AT), torch.full((3,), -2.0, dtype=D))
+    assert_close(ad.jacobian(f, AT), torch.zeros(3, dtype=D))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_derivatives_at_zero_are_zero(norm: str) -> None:
+    f, zero = lambda x: NORMS[norm](x - AT), torch.zeros(3, 3, dtype=D)
+    assert_close(ad.jacobian(f, AT), zero[0])
+    assert_close(ad.jacobian(f, AT, strategy="forward"), zero[0])
+    for options in ({}, {"sparsity": "auto"}, {"strategy": "forward-over-reverse"}):
+        assert_close(ad.hessian(f, AT, **options), zero)
+    assert_close(ad.hvp(f, AT, AT), zero[0])
+    assert_close(ad.hessian_diagonal(f, AT), zero[0])
+    assert_close(ad.laplacian(f, AT), zero[0, 0])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_elsewhere_derivatives_are_those_of_the_root_of_a_sum(norm: str) -> None:
+    x = torch.tensor([0.3, 1.2, -0.4], dtype=D)
+    f, root = NORMS[norm], lambda v: v.square().sum().sqrt()
+    assert_close(f(x), root(x))
+    assert_close(ad.hessian(f, x), torch.func.hessian(root)(x))
+    assert_close(ad.laplacian(f, x), torch.func.hessian(root)(x).trace())
+    third = lambda g: torch.func.jacrev(lambda x: ad.hvp(g, x, AT))(x)  # noqa: E731
+    assert_close(third(f), third(root))
+
+
+@pytest.mark.parametrize("order", [3, 4, 6])
+def test_the_power_of_a_norm_of_its_order(order: int) -> None:
+    f = lambda x: torch.linalg.vector_norm(x, order) ** order  # noqa: E731
+    x = torch.tensor([0.0, 0.0, 0.0], dtype=D)
+    assert_close(ad.hessian(f, x), torch.zeros(3, 3, dtype=D))
+    x = torch.tensor([0.3, 1.2, -0.4], dtype=D)
+    assert_close(ad.hessian(f, x), (order * (order - 1) * x.abs() ** (order - 2)).diag())
+
+
+OTHERS: dict[str, Function] = {
+    "normalize": lambda v: F.normalize(v, dim=0).sum(),
+    "cosine_similarity": lambda v: F.cosine_similarity(v, torch.ones_like(v), dim=0),
+    "renorm": lambda v: torch.renorm(v[None], 2, 0, 1.0).sum(),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_divides_by_a_norm_is_linear_at_zero(name: str) -> None:
+    f, x = OTHERS[name], torch.zeros(3, dtype=D)
+    assert_close(ad.jacobian(f, x), torch.func.grad(f)(x))
+    assert_close(ad.hessian(f, x), torch.zeros(3, 3, dtype=D))
+    assert_close(ad.laplacian(f, x), torch.zeros((), dtype=D))
+
+
+def test_batches_of_distances() -> None:
+    """Radial functions of distances, some of which are 0, under vmap and in training."""
+    centres = torch.stack([AT, -AT])
+    f = lambda x: (-(torch.cdist(x, centres) ** 2)).exp().sum(-1)  # noqa: E731
+    exact = lambda x: (-(x.unsqueeze(-2) - centres).square().sum(-1)).exp().sum(-1)  # noqa: E731
+    x = torch.stack([AT, torch.zeros(3, dtype=D)])
+    expected = torch.stack([torch.func.hessian(lambda p: exact(p[None])[0])(p) for p in x])
+    assert_close(ad.laplacian(f, x), expected.diagonal(0, 1, 2).sum(-1))
+    assert_close(torch.func.vmap(lambda p: ad.hessian(lambda p: f(p[None])[0], p))(x), expected)
+    assert_close(ad.hessian_diagonal(f, x, batched=True), expected.diagonal(0, 1, 2))
+
+
+def test_a_root_that_was_written_to_is_one_no_longer() -> None:
+    def f(x: Tensor) -> Tensor:
+        y = x.norm(dim=-1, keepdim=True)
+        y += 1
+        return (y**2).sum()
+
+    x = torch.tensor([3.0, 4.0], dtype=D)
+    assert_close(ad.hessian(f, x), torch.func.hessian(lambda x: (x.square().sum().sqrt() + 1) ** 2)(x))

@@ -61,57 +61,40 @@ def running_errors(program: Program, arguments: Sequence[torch.Tensor]) -> Itera
         yield size
 
 
-class _Tanh(torch.autograd.Function):
+class _Sloped(torch.autograd.Function):
+    """A function with a formula for its slope."""
+
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, name: str, x: torch.Tensor) -> torch.Tensor:
+        ctx.name = name
         ctx.save_for_backward(x)
-        return x.tanh()
+        return SLOPED[name][0](x)
 
     @staticmethod
-    def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        (x,) = ctx.saved_tensors
-        return g * (2 / (1 + (2 * x).cosh()))
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[None, torch.Tensor]:  # type: ignore[override]
+        return None, g * SLOPED[ctx.name][1](*ctx.saved_tensors)
 
 
-class _Sigmoid(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(x)
-        return x.sigmoid()
-
-    @staticmethod
-    def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        (x,) = ctx.saved_tensors
-        return g * (0.5 / (1 + x.cosh()))
-
-
-class _Expm1(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(x)
-        return x.expm1()
-
-    @staticmethod
-    def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        (x,) = ctx.saved_tensors
-        return g * x.exp()
+SLOPED: dict[str, tuple[Function, Function]] = {
+    "tanh": (torch.tanh, lambda x: 2 / (1 + (2 * x).cosh())),
+    "sigmoid": (torch.sigmoid, lambda x: 0.5 / (1 + x.cosh())),
+    "expm1": (torch.expm1, torch.exp),
+    "softplus": (F.softplus, lambda x: _Sloped.apply("sigmoid", x)),
+    "ndtr": (lambda x: torch.erfc(-math.sqrt(0.5) * x) / 2, lambda x: (-x * x / 2).exp() / math.sqrt(2 * math.pi)),
+}
+PRODUCTS = {"silu": "sigmoid", "gelu": "ndtr"}  # x f(x)
 
 
 class _WithoutCancellation(TorchFunctionMode):
-    """PyTorch, but for the slopes 1 - y^2, y (1 - y) and y + 1, which lose digits that ours keep."""
+    """PyTorch, but for values and slopes such as 1 - y^2, y (1 - y) and 1 + erf, which lose digits that ours keep."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
+        name = getattr(func, "__name__", "").replace("expit", "sigmoid")
+        if kwargs or len(args) != 1 or name not in SLOPED.keys() | PRODUCTS.keys():
+            return func(*args, **(kwargs or {}))
+        (x,) = args
         with torch._C.DisableTorchFunction():
-            if name == "tanh":
-                return _Tanh.apply(args[0])
-            if name in ("sigmoid", "expit"):
-                return _Sigmoid.apply(args[0])
-            if name == "silu":
-                return args[0] * _Sigmoid.apply(args[0])
-            if name == "expm1":
-                return _Expm1.apply(args[0])
-        return func(*args, **(kwargs or {}))
+            return x * _Sloped.apply(PRODUCTS[name], x) if name in PRODUCTS else _Sloped.apply(name, x)
 
 
 def gradients(

@@ -39,7 +39,7 @@ def operation(op: str, x: Expr, y: Expr, z: Expr) -> Expr:
 
 
 x, y, z, n = expr.tensor("x"), expr.tensor("y"), expr.tensor("z"), expr.scalar("n")
-OPERATIONS = {op: operation(op, x, y, z) for op in sorted({*RULES, *COMPARISONS, *LOGICAL})}
+OPERATIONS = {op: operation(op, x, y, z) for op in sorted({*RULES, *COMPARISONS, *LOGICAL} - {"float64"})}
 OPERATIONS |= {f"{op} of order {k}": expr.make(op, k, x) for op in sorted(expr.FAMILIES) for k in (0, 3)}
 OPERATIONS["exclusive or"] = expr.where(expr.ne(x < y, y < z), x, z)
 POWERS = {f"x^{p}": x**p for p in (-3, -2, -1, -0.5, 0.5, 2, 3, 4, 5, 6, 7, 8, 9, 1.5)}

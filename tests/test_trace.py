@@ -652,7 +652,7 @@ AWKWARD_POINTS = {
 # PyTorch gives nan at some points, mostly 0 times an infinity or a difference of infinities, where we give numbers.
 NAN_IN_PYTORCH = frozenset(
     "pow float_power addcdiv xlogy xlog1py atan2 arctan2 sinc log_ndtr logit logaddexp logaddexp2 celu mish gelu "
-    "hardswish nan_to_num".split()
+    "hardswish nan_to_num softsign".split()
 )
 # Where else we differ from it, and why.
 POWERS = ("pow", "float_power")

@@ -214,7 +214,7 @@ gaussian = _op("gaussian", lambda input: torch.exp(-(input**2) / 2), r":math:`e^
 
 
 def _shifted_softplus(input: torch.Tensor) -> torch.Tensor:
-    softplus = -F.logsigmoid(-input)
+    softplus = torch.logaddexp(input, torch.zeros_like(input))
     # The difference loses its digits near 0, but not in the derivatives.
     near = torch.log1p(torch.expm1(input.clamp(max=1.0)) / 2)
     return torch.where(input < 1, near.detach() + (softplus - softplus.detach()), softplus - math.log(2))

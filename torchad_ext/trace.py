@@ -771,6 +771,13 @@ def _hardshrink(input: Expr, lambd: Operand = 0.5) -> Expr:
     return where(outside, input, expr.detach(where(expr.eq(input, input), 0, input)))  # a nan has no slope
 
 
+def _logaddexp(input: Expr, other: Expr) -> Expr:
+    for a, b in ((input, other), (other, input)):
+        if isinstance(b, Expr) and b.is_constant and b.number == 0:
+            return expr.log1pexp(a)
+    return expr.logaddexp(input, other)
+
+
 def _sinc(input: Expr) -> Expr:
     return expr.spherical_bessel(0, input)
 
@@ -857,7 +864,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     },
     **{
         name: _binary(name)
-        for name in "atan2 hypot fmod remainder logaddexp logaddexp2 copysign lt le gt ge eq ne".split()
+        for name in "atan2 hypot fmod remainder logaddexp2 copysign lt le gt ge eq ne".split()
     },
     **{name: _mirrored(function) for name, function in _MIRRORED.items()},
     **{name: _logical("and") for name in ("and", "logical_and", "bitwise_and")},
@@ -888,6 +895,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "addcmul": lambda input, tensor1, tensor2, *, value=1: input + expr.mul(value, tensor1) * tensor2,
     "addcdiv": lambda input, tensor1, tensor2, *, value=1: input + expr.mul(value, tensor1) / tensor2,
     "lerp": lambda input, end, weight: expr.lerp(input, end, weight),
+    "logaddexp": _logaddexp,
     "sinc": _sinc,
     "xlogy": _xlogy,
     "xlog1py": _xlog1py,

@@ -280,7 +280,7 @@ template <class T>
 TORCHAD_EXT_FUNCTION T logit(T x) {
   const T one = number<T>(1);
   const T rest = one - x;
-  const auto middle = (x > number<T>(0.25)) & (x < number<T>(0.75));
+  const auto middle = (x > number<T>(0.35)) & (x < number<T>(0.65));
   return middle ? log1p((x + x - one) / rest) : log(x / rest);
 }
 

@@ -48,7 +48,7 @@ from torch.utils._pytree import tree_map
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
-from test_trace import DOMAINS, POSITIVE, SPELLINGS, WITH_NUMBERS, gradients, listed  # noqa: E402
+from test_trace import DOMAINS, POSITIVE, SPELLINGS, WITH_NUMBERS, Polygamma, gradients, listed  # noqa: E402
 
 import torchad_ext as ad  # noqa: E402
 from torchad_ext import _build, expr, trace  # noqa: E402
@@ -361,12 +361,15 @@ class Reference(TorchFunctionMode):
         self.unsure = torch.zeros_like(leaves[0], dtype=torch.bool)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "").strip("_")
+        name = getattr(func, "__name__", "").strip("_").removeprefix("special_")
         if name in FORMULAS:
             with self:
                 return FORMULAS[name](*args, **(kwargs or {}))
         if self.dtype != torch.float64:
             operands = args
+            if name in COMPARED or name in STEPS:  # PyTorch has an infinity there
+                for x in (x.detach() for x in args if isinstance(x, torch.Tensor) and x.shape == self.unsure.shape):
+                    self.unsure |= x.isfinite() & (x.abs() > torch.finfo(self.dtype).max)
             if self.dtype.itemsize < 4:
                 self._mark(name, [x for x in operands if isinstance(x, (torch.Tensor, float))])
             args = self._rounded(name, operands, args)
@@ -431,6 +434,10 @@ FORMULAS: dict[str, Callable[..., Any]] = {
         if approximate == "none"
         else x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
     ),
+    # Its trigamma is wrong in the tenth digit.
+    **dict.fromkeys(("lgamma", "gammaln"), lambda x: Polygamma.apply(-1, x)),
+    **dict.fromkeys(("digamma", "psi"), lambda x: Polygamma.apply(0, x)),
+    "polygamma": lambda *args: Polygamma.apply(*(args if isinstance(args[0], int) else args[::-1])),
     # It has no derivative of these.
     "floordiv": lambda a, b: torch.div(_constant(a), _constant(b), rounding_mode="floor"),
     "rfloordiv": lambda a, b: torch.div(_constant(b), _constant(a), rounding_mode="floor"),
@@ -560,8 +567,6 @@ def check_declared(case: Declared) -> None:
     for got, expected in zip(*(y if isinstance(y, tuple) else (y,) for y in (result, native)), strict=True):
         if got.dtype != expected.dtype:
             raise Failure("dtype", f"order 0: dtype {got.dtype}, expected {expected.dtype}", 0)
-    results = reverse(lambda *leaves: op(*leaves, *numbers), xs, cotangents, case.orders)
-
     wide = [x.double() for x in xs]
     wide_cotangents = [tuple(c.double() for c in level) for level in cotangents]
     unsure = torch.zeros(shape, dtype=torch.bool)
@@ -581,6 +586,7 @@ def check_declared(case: Declared) -> None:
         references = reverse(reference, wide, wide_cotangents, case.orders)
     except RuntimeError as error:
         raise Refused(f"native: {str(error).splitlines()[0]}") from error
+    results = reverse(lambda *leaves: op(*leaves, *numbers), xs, cotangents, case.orders)
     if awkward:  # PyTorch's scalar and vectorised kernels differ at some
         many = [tuple(c.repeat(64) for c in level) for level in wide_cotangents]
         tiled = reverse(reference, [x.repeat(64) for x in wide], many, case.orders)
@@ -757,7 +763,7 @@ torch.fft.fft(u).imag.sin(); (1j * u).exp().real; (1j * u).exp().conj().imag
 torch.polar(1 + u * u, v).imag; torch.view_as_real(torch.complex(u, v).square()).sum(-1)
 -torch.complex(u, v).conj().imag; torch.linalg.vector_norm(torch.complex(u, v), dim=-1, keepdim=True)
 torch.complex(u, v).var(-1, keepdim=True); torch.complex(u, v).std(-1, keepdim=True); torch.complex(u, v).norm(dim=-1)
-torch.view_as_complex(torch.stack([u, v], -1)).angle()
+torch.view_as_complex(torch.stack([u * u + 0.1, v], -1)).angle()
 (torch.complex(u, v) @ torch.complex(C(n, 2), C(n, 2, shift=1.0))).real; F.cosine_similarity(u, v, dim=-1)
 F.glu(torch.cat([u, v], -1), -1); torch.outer(C(3), u.flatten()).sum() * 0 + u
 F.smooth_l1_loss(u, v, reduction="none"); u.clone().mul_(v); u.detach() * v
@@ -1015,6 +1021,8 @@ def check_tools(case: Tools, tools: Sequence[str] | None = None) -> None:
                 problem = f"{name}: raises {type(error).__name__}: {text.splitlines()[0]}"
                 raise Failure(name, problem, raises=True) from error
             except (TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError) as error:
+                if any(reason in str(error) for reason in NOT_DIFFERENTIABLE):
+                    continue
                 problem = f"{name}: raises {type(error).__name__}: {str(error)[:300]}"
                 raise Failure(name, problem, raises=True) from error
             if result.shape != expected.shape:
@@ -1038,7 +1046,7 @@ def check_tools(case: Tools, tools: Sequence[str] | None = None) -> None:
 
 NOT_DIFFERENTIABLE = (
     "not differentiable often enough", "not implemented", "Cube", "derivative for", "jvp", "forward mode", "forward AD",
-    "give chunk_size=1", "setup_context", "data-dependent", "vmap",
+    "give chunk_size=1", "makes each result depend on all points", "setup_context", "data-dependent", "vmap",
 )  # fmt: skip
 
 

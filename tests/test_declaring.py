@@ -103,6 +103,7 @@ WRITTEN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "writes to a mask": narrows_a_mask,
     "a sum by +=": sums_a_series,
     "float_power": lambda x: torch.float_power(x, 2) * x,
+    "zeros of the dtype of float_power": lambda x: x + torch.zeros_like(torch.float_power(x, 2)),
     "no_grad": without_grad,
     "no_grad as decorator": lambda x: frozen_gate(x) * x,
     "torch.is_floating_point": lambda x: x * 2 if torch.is_floating_point(x) else x,

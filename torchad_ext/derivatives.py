@@ -504,7 +504,7 @@ class _Pullback:
                 rows: Tensors
                 try:
                     rows = dense_rows(self._pull([units]), count)
-                except RuntimeError:  # of an operation that does not take them
+                except (RuntimeError, IndexError):  # of an operation that does not take them
                     rows = self.pull_rows([units.dense_rows()])
                 yield start, rows
             return
@@ -979,7 +979,7 @@ def _explained(name: str, of_rows: bool = False) -> Iterator[None]:
     batch ``of_rows``."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, IndexError) as error:  # vmap has some operations wrong for tensors without dimensions
         text = str(error)
         if "not currently support double backward" in text:
             raise RuntimeError(

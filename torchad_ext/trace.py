@@ -177,7 +177,7 @@ def _traced(
                 f"{name} returns a tensor of dtype {_dtype_of(output)}, not of the dtype of its arguments, because it "
                 "is made of truth values and numbers alone; convert them, as in (x > 0).to(x.dtype)"
             )
-        outputs.append(output.expr)
+        outputs.append(expr.make("float64", output.expr) if tracing.widened else output.expr)
     inputs = tuple(x for x in arguments if isinstance(x, Expr) and x.op == "tensor")
     scalars = tuple(x for x in arguments if isinstance(x, Expr) and x.op == "scalar")
     names = ("output",) if len(outputs) == 1 else tuple(f"output{i}" for i in range(len(outputs)))
@@ -188,7 +188,8 @@ class _Tracing(TorchFunctionMode):
     """Computes with expressions what is called on symbols."""
 
     error: TraceError | None = None
-    asked = False
+    asked = False  # for the dtype of a tensor
+    widened = False  # to float64, from some result on
 
     def __init__(self, name: str, dtype: torch.dtype) -> None:
         super().__init__()
@@ -264,6 +265,7 @@ class _Tracing(TorchFunctionMode):
             assert isinstance(applied, Expr)
             return applied
 
+        self.widened = self.widened or base == "float_power"
         stored = apply(_stored_number if base in _ROUNDS_NUMBERS else _stored)
         value = stored if base in _STEPS else apply(_value)
         if not torch.is_grad_enabled() and not value.is_mask:  # PyTorch records nothing under no_grad
@@ -862,10 +864,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         "sinh cosh tanh asinh acosh atanh sigmoid erf erfc erfinv ndtr log_ndtr lgamma entr softsign tanhshrink floor "
         "ceil round trunc detach".split()
     },
-    **{
-        name: _binary(name)
-        for name in "atan2 hypot fmod remainder logaddexp2 copysign lt le gt ge eq ne".split()
-    },
+    **{name: _binary(name) for name in "atan2 hypot fmod remainder logaddexp2 copysign lt le gt ge eq ne".split()},
     **{name: _mirrored(function) for name, function in _MIRRORED.items()},
     **{name: _logical("and") for name in ("and", "logical_and", "bitwise_and")},
     **{name: _logical("or") for name in ("or", "logical_or", "bitwise_or")},
@@ -878,7 +877,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "div": _div,
     "floordiv": _floor_divide,
     "floor_divide": _floor_divide,
-    "float_power": lambda input, exponent: expr.make("float64", _pow(input, exponent)),
+    "float_power": _pow,
     "square": lambda input: input**2,
     "where": _where,
     "Tensor.where": lambda input, condition, other: _where(condition, input, other),

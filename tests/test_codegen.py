@@ -53,7 +53,12 @@ NUMBERS = {
 NUMBERS |= {"log n": expr.log(n) * x, "n < 2": expr.where(n < 2, x, y), "1 / 0": x * (expr.constant(1) / 0)}
 NUMBERS |= {"infinity": expr.where(x < math.inf, x, -math.inf), "nan": expr.where(x < y, math.nan, x)}
 NUMBERS["largest"] = expr.where(x < y, expr.finite(math.inf), expr.where(y < x, expr.finite(-math.inf), x))
-EVERYTHING = {**OPERATIONS, **POWERS, **NUMBERS}
+# Of a number alone: what the constructor computes, and what it cannot.
+OF_NUMBERS = {
+    f"{op} of numbers": x * operation(op, n, expr.constant(0.5), n + 1)
+    for op in sorted({*RULES, *COMPARISONS, *LOGICAL} - {"float64", "where"})
+}
+EVERYTHING = {**OF_NUMBERS, **OPERATIONS, **POWERS, **NUMBERS}
 
 
 def nested() -> Iterator[Expr]:

@@ -190,16 +190,18 @@ class _Functor:
         self.members = [("double", self.names[x]) for x in self.scalars]
         self.lines: list[tuple[str, str, str]] = []  # of operator(): type, name, value
         self._counter = itertools.count(1)
+        # What is the same for all elements and known before the first.
+        self.uniform = {node for node in self.order if not node.args and not node.varies}
 
     def text(self, name: str) -> str:
         results: dict[Expr, tuple[str, int]] = {}
         for node in self.order:
             written = self._write(node, results)
             is_leaf = not node.args
-            if not is_leaf and node.varies and (self.uses[node] > 1 or len(written[0]) > _WIDTH):
+            if not is_leaf and node not in self.uniform and (self.uses[node] > 1 or len(written[0]) > _WIDTH):
                 written = self._named(node, written[0]), _TOP
             results[node] = written
-        outputs = [self._number(y, results) if not y.varies else results[y][0] for y in self.outputs]
+        outputs = [self._number(y, results) if y in self.uniform else results[y][0] for y in self.outputs]
         return "\n".join(self._struct(name, outputs)) + "\n"
 
     def _struct(self, name: str, outputs: list[str]) -> Iterator[str]:
@@ -277,19 +279,23 @@ class _Functor:
         """A node that is the same for all elements, as an operand of one that is not."""
         return results[node][0] if node.is_mask else f"number<T>({results[node][0]})"
 
+    def _is_computed_once(self, node: Expr) -> bool:
+        """Can the constructor compute it in double?"""
+        known = node.op in _INFIX or node.op in _PREFIX or node.op in _UNIFORM or node.op == "where"
+        return known and not node.varies and all(arg in self.uniform for arg in node.args)
+
     def _write(self, node: Expr, results: dict[Expr, tuple[str, int]]) -> tuple[str, int]:
         """The text of a node and its precedence."""
         if node.op == "constant":
             return _literal(node.number), _TOP
         if not node.args:
             return self.names[node], _TOP
-        uniform = not node.varies and (
-            node.op in _INFIX or node.op in _PREFIX or node.op in _UNIFORM or node.op == "where"
-        )
+        uniform = self._is_computed_once(node)
         operands = [self._operand(node, arg, uniform, results) for arg in node.args]
         text, precedence = self._operation(node, operands, _UNIFORM if uniform else {})
-        if node.varies:
+        if not uniform:
             return text, precedence
+        self.uniform.add(node)
         member = self._fresh("s")
         self.members.append(("bool" if node.is_mask else "double", member))
         self.numbers.append(f"    {member} = {text};")
@@ -298,7 +304,7 @@ class _Functor:
     def _operand(self, node: Expr, arg: Expr, uniform: bool, results: dict[Expr, tuple[str, int]]) -> tuple[str, int]:
         if uniform and arg.is_constant:
             return _literal(arg.number, short=False), _TOP  # 1 / 0 is not to be a division of integers
-        if arg.varies or uniform or node.op in FAMILIES:
+        if uniform or arg not in self.uniform or (node.op in FAMILIES and arg is node.args[0]):
             return results[arg]
         return self._number(arg, results), _TOP
 

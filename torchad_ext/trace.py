@@ -15,7 +15,7 @@ import operator
 import re
 import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -266,8 +266,12 @@ class _Tracing(TorchFunctionMode):
             return applied
 
         self.widened = self.widened or base == "float_power"
-        stored = apply(_stored_number if base in _ROUNDS_NUMBERS else _stored)
-        value = stored if base in _STEPS else apply(_value)
+        rounds = base in _ROUNDS_NUMBERS
+        steps = base in _STEPS or "rounding_mode" in kwargs
+        value = apply(_with_rounded_numbers(_value) if rounds and steps else _value)
+        stored = apply(_with_rounded_numbers(_stored) if rounds else _stored)
+        if steps:
+            value = _decided(value, {x.expr: x.stored for x in given if x.stored is not x.expr})
         if not torch.is_grad_enabled() and not value.is_mask:  # PyTorch records nothing under no_grad
             value, stored = expr.detach(value), expr.detach(stored)
         kind = "tensor" if name in _OF_NOTHING and "dtype" in kwargs else _kind_of(name, value, args, kwargs)
@@ -440,11 +444,67 @@ def _stored(x: Any) -> Any:
     return x.stored if isinstance(x, _Symbol) else x
 
 
-def _stored_number(x: Any) -> Any:
-    """PyTorch rounds the number that it compares a tensor with."""
-    if isinstance(x, _Symbol) and x.kind == "number":
-        return expr.rounded(x.expr)
-    return expr.rounded(x) if isinstance(x, float) else _stored(x)
+def _with_rounded_numbers(of: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """PyTorch rounds a number that it compares with a tensor."""
+
+    def operand(x: Any) -> Any:
+        is_number = isinstance(x, float) or (isinstance(x, _Symbol) and x.kind == "number")
+        return expr.rounded(of(x)) if is_number else of(x)
+
+    return operand
+
+
+def _decided(value: Expr, stored: Mapping[Expr, Expr]) -> Expr:
+    """A function of operands that compares, or rounds to integers, what PyTorch has of them in memory."""
+    if not stored:
+        return value
+    known: dict[Expr, tuple[Expr, Expr]] = {}  # as it is computed, and as it is compared
+    for node in expr.topological([value]):
+        if node in stored or not node.args:
+            known[node] = node, stored.get(node, node)
+            continue
+        computed, compared = zip(*(known[arg] for arg in node.args), strict=True)
+        kept = expr.make(node.op, *compared)
+        if node.is_mask or node.op in _INTEGERS:
+            known[node] = kept, kept
+        elif node.op in _KINKS and computed != compared:
+            known[node] = _KINKS[node.op](computed, compared), kept
+        else:
+            known[node] = expr.make(node.op, *computed), kept
+    return known[value][0]
+
+
+_INTEGERS = frozenset("floor ceil round trunc sign fmod remainder".split())
+
+
+def _unordered(p: Expr, q: Expr) -> Expr:
+    return expr.ne(p, p) if q.is_constant else expr.or_(expr.ne(p, p), expr.ne(q, q))
+
+
+def _clamped(op: str) -> Callable[[Any, Any], Expr]:
+    """A bound where it is larger (lt) or smaller (gt) than x, by what is compared of them; no slope at nan."""
+
+    def clamped(operands: Any, compared: Any) -> Expr:
+        (x, bound), (p, q) = operands, compared
+        return where(expr.make(op, p, q), bound, where(_unordered(p, q), expr.detach(x + bound), x))
+
+    return clamped
+
+
+def _extreme(op: str) -> Callable[[Any, Any], Expr]:
+    """The larger (lt) or smaller (gt) of two numbers, by what is compared of them; half of each if equal."""
+
+    def extreme(operands: Any, compared: Any) -> Expr:
+        (a, b), (p, q) = operands, compared
+        chosen = where(expr.make(op, p, q), b, where(_unordered(p, q), a + b, a))
+        return where(expr.eq(p, q), (a + b) / 2, chosen)
+
+    return extreme
+
+
+_KINKS: dict[str, Callable[[Any, Any], Expr]] = {
+    "clamp_min": _clamped("lt"), "clamp_max": _clamped("gt"), "maximum": _extreme("lt"), "minimum": _extreme("gt"),
+}  # fmt: skip
 
 
 def _function_of(x: Any) -> str | None:

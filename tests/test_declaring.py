@@ -4,6 +4,7 @@ plain PyTorch function, in every dtype, or is refused in words that help."""
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import pickle
 import traceback
@@ -292,9 +293,11 @@ class TestWhatIsCaptured:
 
     def test_functions_that_capture_nothing_are_not_checked(self) -> None:
         assert not any(op._captures for op in ad.ops.CATALOGUE.values())
-        for function in (lambda x: math.pi * torch.sin(x), lambda x: ad.sin(x) + F.silu(x), torch.sin, F.gelu):
+        scaled = functools.partial(torch.mul, other=2.0)
+        for function in (lambda x: math.pi * torch.sin(x), lambda x: ad.sin(x) + F.silu(x), torch.sin, F.gelu, scaled):
             assert not trace.captures(function)
         for function in (
+            functools.partial(scale_by_a_global),
             scale_by_a_global,
             scale_in_a_helper,
             Swish(1.0).function,

@@ -142,6 +142,8 @@ class Comparison:
                 moved = list(_orders(self.definition, *copies))
             for sizes, (_, exact), (_, tensors) in zip(largest, self.references, moved, strict=True):
                 for i, (x, y) in enumerate(zip(tensors, exact, strict=True)):
+                    if not is_differentiated(y):
+                        continue
                     distance = (x - y).detach().abs() / torch.finfo(torch.float64).eps
                     sizes[i] = torch.maximum(sizes[i], distance.nan_to_num(0.0, posinf=0.0))
         return largest

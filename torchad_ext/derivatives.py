@@ -491,6 +491,9 @@ class _Pullback:
         with _explained(self.at.name, of_rows=len(cotangents[0]) > 1):
             if len(cotangents[0]) == 1:
                 return [row.unsqueeze(0) for row in self._pull([c[0] for c in cotangents])]
+            if self.final and self._has_own_nodes:
+                with contextlib.suppress(RuntimeError):  # it batches less
+                    return _grads_of_batch(self.outputs, self.inputs, cotangents)
             # Not is_grads_batched, whose own rules for some operations are slow, or wrong (group_norm).
             rows = torch.func.vmap(self._pull)(tuple(cotangents))
             return [row if row.stride(0) else row.clone() for row in rows]  # of no dependence
@@ -562,6 +565,11 @@ class _Pullback:
     def _names(self) -> tuple[str, ...]:
         """Those of the nodes of the graph."""
         return tuple(node.name() for node in graph_nodes(self.outputs))
+
+    @functools.cached_property
+    def _has_own_nodes(self) -> bool:
+        """Do kernels of this package run in the graph? They take the batches of is_grads_batched as tensors."""
+        return any(type(node).__name__ == "CppFunction" or _is_own(node) for node in graph_nodes(self.outputs))
 
     def rows(self, chunk_size: int | None, progress: bool) -> list[Tensor]:
         """J: for each leaf of x a tensor ``[size, *leaf]``."""
@@ -716,6 +724,17 @@ def _grad(outputs: Tensors, inputs: Tensors, cotangents: Tensors, create_graph: 
     return [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, inputs, strict=True)]
 
 
+def _grads_of_batch(outputs: Tensors, inputs: Tensors, cotangents: Tensors) -> Tensors:
+    """The same for a batch of cotangents, without a graph, by ``is_grads_batched``."""
+    given = [(y, c) for y, c in zip(outputs, cotangents, strict=True) if y.requires_grad]
+    gradients: Sequence[Tensor | None] = [None] * len(inputs)
+    if given:
+        ys, cs = zip(*given, strict=True)
+        gradients = torch.autograd.grad(ys, inputs, cs, retain_graph=True, allow_unused=True, is_grads_batched=True)
+    count = len(cotangents[0])
+    return [x.new_zeros(count, *x.shape) if g is None else g for g, x in zip(gradients, inputs, strict=True)]
+
+
 def _checking_cotangent(name: str, y: Tensor, functions: Sequence[Any]) -> Tensor:
     """The cotangent 1 of y. Where f has an ``autograd.Function`` of others it requires a gradient, and so does what a
     backward makes of it that is differentiable: of another one the Hessian would silently lack terms."""
@@ -741,10 +760,14 @@ def _checking_cotangent(name: str, y: Tensor, functions: Sequence[Any]) -> Tenso
 def foreign_nodes(outputs: Tensors) -> Iterator[Any]:
     """The nodes of each ``autograd.Function`` in a graph that is not one of this package."""
     for node in graph_nodes(outputs):
-        if isinstance(node, BackwardCFunction):
-            function: type = node._forward_cls  # type: ignore[attr-defined]
-            if function.__module__.partition(".")[0] != __package__:
-                yield node
+        if isinstance(node, BackwardCFunction) and not _is_own(node):
+            yield node
+
+
+def _is_own(node: Any) -> bool:
+    """Is it of an ``autograd.Function`` of this package?"""
+    function = getattr(node, "_forward_cls", None)
+    return function is not None and function.__module__.partition(".")[0] == __package__
 
 
 def graph_nodes(outputs: Tensors) -> Iterator[Any]:

@@ -376,6 +376,8 @@ def captures(function: Any) -> bool:
 
 
 def _may_change(x: Any, seen: set[Any]) -> bool:
+    if isinstance(x, functools.partial):
+        return any(_may_change(y, seen) for y in (x.func, *x.args, *x.keywords.values()) if callable(y))
     if isinstance(x, types.ModuleType):
         return x.__name__.partition(".")[0] not in _IMMUTABLE
     if isinstance(x, type) or not isinstance(x, types.FunctionType):

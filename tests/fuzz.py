@@ -434,6 +434,8 @@ FORMULAS: dict[str, Callable[..., Any]] = {
         if approximate == "none"
         else x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
     ),
+    # It rounds pi x before it takes the sine, which is small next to an integer.
+    "sinc": lambda x: torch.where(x.abs() < 0.5, torch.sinc(x), _sinc_by_nearest(torch.where(x.abs() < 0.5, 1.0, x))),
     # Its trigamma is wrong in the tenth digit.
     **dict.fromkeys(("lgamma", "gammaln"), lambda x: Polygamma.apply(-1, x)),
     **dict.fromkeys(("digamma", "psi"), lambda x: Polygamma.apply(0, x)),
@@ -444,6 +446,12 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "floor_divide": lambda a, b: torch.div(_constant(a), _constant(b), rounding_mode="floor"),
     "rmod": lambda x, number: torch.remainder(torch.full_like(x, number), x),
 }
+
+
+def _sinc_by_nearest(x: torch.Tensor) -> torch.Tensor:
+    nearest = x.detach().round()
+    sign = 1 - 2 * torch.remainder(nearest, 2)
+    return sign * torch.sin(math.pi * (x - nearest)) / (math.pi * x)
 
 
 def _constant(x: Any) -> Any:

@@ -138,7 +138,7 @@ def orders(f: Callable[[torch.Tensor], Any], x: torch.Tensor) -> list[list[torch
 
 
 def has_kernel(function: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype) -> bool:
-    return not any(torch.promote_types(dtype, own) != dtype for own in ad.pointwise(function)._usual._own_dtypes)
+    return ad.pointwise(function)._usual.keeps(dtype)
 
 
 @dtypes
@@ -163,6 +163,16 @@ def test_what_pytorch_gives_another_dtype_has_it(dtype: torch.dtype) -> None:
         if expected.dtype != dtype:
             assert op._usual.kernel("cpu", dtype) is None
             torch.testing.assert_close(op(x), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("form", ["float_power", "mask.double()", "number * mask"])
+def test_laplacians_have_the_dtype_of_the_function(form: str) -> None:
+    x = torch.rand(4, 3)
+    for function in (ad.pointwise(WRITTEN[form]), WRITTEN[form]):
+        laplacian = ad.laplacian(lambda x, f=function: f(x).sum(-1), x)
+        exact = torch.stack([torch.func.hessian(lambda p: WRITTEN[form](p).sum())(p).trace() for p in x.double()])
+        assert laplacian.dtype == WRITTEN[form](x).dtype
+        torch.testing.assert_close(laplacian.double(), exact, rtol=1e-6, atol=1e-6)
 
 
 # Functions whose results jump, or bend, where numbers are compared, and are exact but for that.

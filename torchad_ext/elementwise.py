@@ -88,6 +88,10 @@ class Elementwise:
         found = {node.op for node in expr.topological(self.program.outputs)}
         return [getattr(torch, name) for name in expr.FLOATS if name in found]
 
+    def keeps(self, dtype: torch.dtype) -> bool:
+        """Have the results of tensors of a dtype that dtype too?"""
+        return all(torch.promote_types(dtype, own) == dtype for own in self._own_dtypes)
+
     @functools.cached_property
     def depends_on_all(self) -> bool:
         """Does every output depend on every input? Then each has the shape that all of them broadcast to."""
@@ -121,8 +125,8 @@ class Elementwise:
         return codegen.kernel(functor, name, self.program, device, of)
 
     def _compile(self, device: str, dtype: torch.dtype) -> _kernels.PointwiseKernel | None:
-        if any(torch.promote_types(dtype, own) != dtype for own in self._own_dtypes):
-            return None  # the results have another dtype than the tensors
+        if not self.keeps(dtype):
+            return None
         return _kernels.compile_pointwise(self.name, dtype, device, self.source(device, dtype))
 
     def run(self, xs: Tensors, scalars: Scalars) -> Any:

@@ -425,6 +425,8 @@ def _elementwise(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
         return NotImplemented
     if member is None or any(x.dtype != values[0].dtype or x.device != values[0].device for x in values[1:]):
         return NotImplemented
+    if not member.keeps(values[0].dtype):
+        return NotImplemented
     numbers = tuple([float(x) for x, kind in zip(arguments, kinds, strict=True) if kind is _SCALAR])
     return sweep.elementwise(member, xs, numbers)
 

@@ -493,7 +493,7 @@ class _Pullback:
                 return [row.unsqueeze(0) for row in self._pull([c[0] for c in cotangents])]
             if self.final and self._has_own_nodes:
                 with contextlib.suppress(RuntimeError):  # it batches less
-                    return _grads_of_batch(self.outputs, self.inputs, cotangents)
+                    return _grad(self.outputs, self.inputs, cotangents, create_graph=False, batched=True)
             # Not is_grads_batched, whose own rules for some operations are slow, or wrong (group_norm).
             rows = torch.func.vmap(self._pull)(tuple(cotangents))
             return [row if row.stride(0) else row.clone() for row in rows]  # of no dependence
@@ -714,25 +714,18 @@ def _linearized(
     return outputs, inputs, pull, not create_graph
 
 
-def _grad(outputs: Tensors, inputs: Tensors, cotangents: Tensors, create_graph: bool) -> Tensors:
-    """``torch.autograd.grad`` with zeros where there is no dependence."""
+def _grad(outputs: Tensors, inputs: Tensors, cotangents: Tensors, create_graph: bool, batched: bool = False) -> Tensors:
+    """``torch.autograd.grad`` with zeros where there is no dependence; of a batch of cotangents if ``batched``."""
     given = [(y, c) for y, c in zip(outputs, cotangents, strict=True) if y.requires_grad]
     gradients: Sequence[Tensor | None] = [None] * len(inputs)
     if given:
         ys, cs = zip(*given, strict=True)
-        gradients = torch.autograd.grad(ys, inputs, cs, retain_graph=True, create_graph=create_graph, allow_unused=True)
+        options = {"create_graph": create_graph, "allow_unused": True, "is_grads_batched": batched}
+        gradients = torch.autograd.grad(ys, inputs, cs, retain_graph=True, **options)
+    if batched:
+        count = len(cotangents[0])
+        return [x.new_zeros(count, *x.shape) if g is None else g for g, x in zip(gradients, inputs, strict=True)]
     return [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, inputs, strict=True)]
-
-
-def _grads_of_batch(outputs: Tensors, inputs: Tensors, cotangents: Tensors) -> Tensors:
-    """The same for a batch of cotangents, without a graph, by ``is_grads_batched``."""
-    given = [(y, c) for y, c in zip(outputs, cotangents, strict=True) if y.requires_grad]
-    gradients: Sequence[Tensor | None] = [None] * len(inputs)
-    if given:
-        ys, cs = zip(*given, strict=True)
-        gradients = torch.autograd.grad(ys, inputs, cs, retain_graph=True, allow_unused=True, is_grads_batched=True)
-    count = len(cotangents[0])
-    return [x.new_zeros(count, *x.shape) if g is None else g for g, x in zip(gradients, inputs, strict=True)]
 
 
 def _checking_cotangent(name: str, y: Tensor, functions: Sequence[Any]) -> Tensor:

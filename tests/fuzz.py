@@ -2,9 +2,10 @@
 
 Two kinds of programs are composed from tables of templates:
 
-- *declared*: elementwise functions of all names in ``torchad_ext.trace.FUNCTIONS``, nested masks, run-time numbers,
-  writes in place, ``no_grad``. :func:`torchad_ext.pointwise` declares them, and the values and the derivatives of order
-  1 to 3 that its kernels give in one of four dtypes are compared with native autograd of the definition in float64.
+- *declared*: elementwise functions of all names in ``torchad_ext._symbolic.trace.FUNCTIONS``, nested masks, run-time
+  numbers, writes in place, ``no_grad``. :func:`torchad_ext.pointwise` declares them, and the values and the derivatives
+  of order 1 to 3 that its kernels give in one of four dtypes are compared with native autograd of the definition in
+  float64.
 - *tools*: functions made of tensor operations, for the derivative tools, which are compared with the rows of
   ``torch.autograd.grad`` in a Python loop.
 
@@ -51,8 +52,9 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from test_trace import DOMAINS, POSITIVE, SPELLINGS, WITH_NUMBERS, Polygamma, gradients, listed  # noqa: E402
 
 import torchad_ext as ad  # noqa: E402
-from torchad_ext import _build, expr, trace  # noqa: E402
-from torchad_ext.trace import TraceError, evaluate  # noqa: E402
+from torchad_ext import _build  # noqa: E402
+from torchad_ext._symbolic import expr, trace  # noqa: E402
+from torchad_ext._symbolic.trace import TraceError, evaluate  # noqa: E402
 
 Tensors = tuple[torch.Tensor, ...]
 SEEDS = Path(__file__).with_name("fuzz_seeds")

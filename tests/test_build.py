@@ -21,8 +21,9 @@ import torch
 from drop_in import row
 
 import torchad_ext as ad
-from torchad_ext import BuildError, _build, _nvrtc, codegen
-from torchad_ext.codegen import Kernel
+from torchad_ext import BuildError, _build, _nvrtc
+from torchad_ext._symbolic import codegen
+from torchad_ext._symbolic.codegen import Kernel
 from torchad_ext.ops import CATALOGUE
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 import torchad_ext as ad
-from torchad_ext import Pointwise, _build, _kernels, _nvrtc, codegen, expr
-from torchad_ext.expr import COMPARISONS, LOGICAL, RULES, Expr, Program
-from torchad_ext.trace import evaluate
+from torchad_ext import Pointwise, _build, _kernels, _nvrtc
+from torchad_ext._symbolic import codegen, expr
+from torchad_ext._symbolic.expr import COMPARISONS, LOGICAL, RULES, Expr, Program
+from torchad_ext._symbolic.trace import evaluate
 
 AWKWARD = [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 2.0, 2.5, -3.7, 7.25, 1e-310, -1e-310, 1e200, math.inf, -math.inf, math.nan]
 

@@ -19,10 +19,11 @@ from hypothesis import given, settings
 from layouts import NAMED, sample, steps, strided
 
 import torchad_ext as ad
-from torchad_ext import _build, _nvrtc, codegen, expr
+from torchad_ext import _build, _nvrtc
+from torchad_ext._symbolic import codegen, expr
+from torchad_ext._symbolic.trace import evaluate
 from torchad_ext.elementwise import Elementwise
 from torchad_ext.ops import CATALOGUE
-from torchad_ext.trace import evaluate
 
 pytestmark = pytest.mark.skipif(_build.find_cxx() is None, reason="no C++ compiler")
 

@@ -19,7 +19,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import torchad_ext as ad
-from torchad_ext import trace
+from torchad_ext._symbolic import trace
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -16,10 +16,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from torchad_ext import expr
-from torchad_ext.codegen import functor
-from torchad_ext.expr import Expr, Program, constant, make, scalar, tensor, topological, where
-from torchad_ext.trace import evaluate, trace
+from torchad_ext._symbolic import expr
+from torchad_ext._symbolic.codegen import functor
+from torchad_ext._symbolic.expr import Expr, Program, constant, make, scalar, tensor, topological, where
+from torchad_ext._symbolic.trace import evaluate, trace
 
 x, y, z, a = tensor("x"), tensor("y"), tensor("z"), scalar("a")
 TINY, HUGE = sys.float_info.min, sys.float_info.max
@@ -344,9 +344,9 @@ class TestCost:
 
 ORDERS = """
 import sys
-from torchad_ext import expr
-from torchad_ext.codegen import functor
-from torchad_ext.expr import Program, scalar, tensor, where
+from torchad_ext._symbolic import expr
+from torchad_ext._symbolic.codegen import functor
+from torchad_ext._symbolic.expr import Program, scalar, tensor, where
 names = sys.argv[2].split()
 for name in names:  # nodes of another history
     expr.exp(tensor(name) * 3) + expr.sin(tensor(name))

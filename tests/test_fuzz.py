@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import torchad_ext as ad
-from torchad_ext import expr, trace
+from torchad_ext._symbolic import expr, trace
 
 
 @pytest.mark.parametrize(("what", "seed"), [("declared", 0), ("declared", 2), ("tools", 1), ("tools", 2), ("tools", 3)])

@@ -102,7 +102,7 @@ def test_a_wheel_needs_neither_compiler_nor_torch_and_serves_every_platform(whee
 
 
 def test_a_wheel_contains_the_package_and_the_kernel_sources_and_nothing_else(wheel: Path) -> None:
-    modules = {f"torchad_ext/{path.name}" for path in (ROOT / "torchad_ext").glob("*.py")}
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "torchad_ext").rglob("*.py")}
     expected = modules | {"torchad_ext/py.typed"} | {f"torchad_ext/{source}" for source in SOURCES}
     assert {name for name in contents(wheel) if ".dist-info/" not in name} == expected
 

@@ -19,7 +19,8 @@ from torch.testing import assert_close
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 import torchad_ext as ad
-from torchad_ext import composed, laplacians, trace
+from torchad_ext import composed, laplacians
+from torchad_ext._symbolic import trace
 
 pytest.importorskip("expecttest", reason="torch.testing._internal imports expecttest, which is not installed")
 from torch.testing._internal.common_methods_invocations import op_db

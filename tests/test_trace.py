@@ -22,9 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
-from torchad_ext import expr, trace
-from torchad_ext.expr import Expr, Program
-from torchad_ext.trace import TraceError, evaluate, evaluate_nodes
+from torchad_ext._symbolic import expr, trace
+from torchad_ext._symbolic.expr import Expr, Program
+from torchad_ext._symbolic.trace import TraceError, evaluate, evaluate_nodes
 
 Function = Callable[..., Any]
 INF, NAN = math.inf, math.nan

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 from typing import Any as _Any
 
 from ._build import BuildError as BuildError
+from ._symbolic.trace import TraceError as TraceError
 from .ops import *  # noqa: F403, the catalogue names what it holds
 from .pointwise import Pointwise as Pointwise
 from .pointwise import pointwise as pointwise
 from .quadratic_form import quadratic_form as quadratic_form
-from .trace import TraceError as TraceError
 from .verify import Verification as Verification
 from .verify import VerificationError as VerificationError
 from .verify import verify as verify

@@ -17,8 +17,9 @@ import torch
 from torch._prims_common import compute_elementwise_output_strides
 from torch.autograd import forward_ad
 
-from . import _build, codegen
-from .codegen import Kernel
+from . import _build
+from ._symbolic import codegen
+from ._symbolic.codegen import Kernel
 
 DispatchKey = torch._C.DispatchKey
 MOST_DIMS = 64  # most_dims of csrc/strided.h

@@ -18,10 +18,10 @@ from torch.autograd.gradcheck import GradcheckError
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from . import expr
-from .codegen import lower
+from ._symbolic import expr
+from ._symbolic.codegen import lower
+from ._symbolic.trace import evaluate_nodes
 from .pointwise import Pointwise
-from .trace import evaluate_nodes
 
 Tensors = tuple[torch.Tensor, ...]
 Function = Callable[..., Tensors]

@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .trace import _name, is_of_torch
+from ._symbolic.trace import _name, is_of_torch
 
 _IN_PYTHON = ("torch.nn.functional", "torch.functional", "torch._tensor")
 _HALF = (torch.float16, torch.bfloat16)

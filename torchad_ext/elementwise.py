@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from . import _eager, _kernels, codegen, expr
-from .trace import evaluate
+from . import _eager, _kernels
+from ._symbolic import codegen, expr
+from ._symbolic.trace import evaluate
 
 Tensors = Sequence[torch.Tensor]
 Scalars = tuple[float, ...]

@@ -26,7 +26,8 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from . import expr
+from ._symbolic import expr
+from ._symbolic.trace import FUNCTIONS, ValueNeeded, _name, evaluate, is_of_torch, trace
 from .composed import (
     COMPOSED,
     affine,
@@ -47,7 +48,6 @@ from .foreign_functions import check_functions
 from .pointwise import _SCALAR, _TENSOR, Pointwise, _kind
 from .quadratic_form import _sum, quadratic_form
 from .quadratic_form import definition as _quadratic_form
-from .trace import FUNCTIONS, ValueNeeded, _name, evaluate, is_of_torch, trace
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 Tangents = tuple[torch.Tensor, ...]

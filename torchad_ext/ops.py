@@ -9,9 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from . import codegen
 from ._kernels import DTYPES
-from .codegen import Kernel
+from ._symbolic import codegen
+from ._symbolic.codegen import Kernel
 from .elementwise import HandWritten
 from .pointwise import Interval, Pointwise
 

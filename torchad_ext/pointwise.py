@@ -18,12 +18,13 @@ from typing import Any, overload
 import torch
 from torch.overrides import handle_torch_function, has_torch_function
 
-from . import _build, _eager, _kernels, expr
+from . import _build, _eager, _kernels
 from ._kernels import DTYPES
+from ._symbolic import expr
+from ._symbolic.expr import Program
+from ._symbolic.latex import latex
+from ._symbolic.trace import TraceError, ValueNeeded, captures, plain, signature_of, trace
 from .elementwise import Elementwise, HandWritten
-from .expr import Program
-from .latex import latex
-from .trace import TraceError, ValueNeeded, captures, plain, signature_of, trace
 
 Interval = tuple[float, float]
 

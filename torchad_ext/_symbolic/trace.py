@@ -37,7 +37,10 @@ _LIBRARIES = (
     "<frozen",
     "<__array_function__",
 )
-_OWN = tuple(str(Path(__file__).with_name(name)) for name in ("trace.py", "expr.py", "pointwise.py", "elementwise.py"))
+_OWN = (
+    str(Path(__file__).parent),
+    *(str(Path(__file__).parents[1] / f"{name}.py") for name in ("pointwise", "elementwise")),
+)
 
 
 class TraceError(TypeError):
@@ -99,8 +102,8 @@ def trace(function: Callable[[list[Any]], Any], arguments: Sequence[Any], name: 
 
     Args:
         function: calls plain PyTorch with a list of arguments.
-        arguments: that list: symbols of :mod:`torchad_ext.expr` for tensors and run-time numbers, anything else as it
-            is.
+        arguments: that list: symbols of :mod:`torchad_ext._symbolic.expr` for tensors and run-time numbers, anything
+            else as it is.
         name: of the function, for messages.
 
     Raises:
@@ -553,7 +556,7 @@ def _described(x: Any) -> str:
 def _error(name: str, problem: str) -> TraceError:
     """The error for a function, with the line of the user's source that called it."""
     frame = sys._getframe(1)
-    while frame.f_back and (frame.f_code.co_filename.startswith(_LIBRARIES) or frame.f_code.co_filename in _OWN):
+    while frame.f_back and (frame.f_code.co_filename.startswith(_LIBRARIES + _OWN)):
         frame = frame.f_back
     file, line = frame.f_code.co_filename, frame.f_lineno
     text = linecache.getline(file, line).strip()

@@ -2,7 +2,7 @@
 
 Two kinds of programs are composed from tables of templates:
 
-- *declared*: elementwise functions of all names in ``torchad_ext._symbolic.trace.FUNCTIONS``, nested masks, run-time
+- *declared*: elementwise functions of all names in ``FUNCTIONS`` of ``torch_functions.py``, nested masks, run-time
   numbers, writes in place, ``no_grad``. :func:`torchad_ext.pointwise` declares them, and the values and the derivatives
   of order 1 to 3 that its kernels give in one of four dtypes are compared with native autograd of the definition in
   float64.
@@ -20,6 +20,7 @@ A failure is shrunk, printed as a program that can be pasted, and kept in ``test
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -53,8 +54,9 @@ from test_trace import DOMAINS, POSITIVE, SPELLINGS, WITH_NUMBERS, Polygamma, gr
 
 import torchad_ext as ad  # noqa: E402
 from torchad_ext import _build  # noqa: E402
-from torchad_ext._symbolic import expr, trace  # noqa: E402
-from torchad_ext._symbolic.trace import TraceError, evaluate  # noqa: E402
+from torchad_ext._symbolic.evaluate import evaluate  # noqa: E402
+from torchad_ext._symbolic.expr import OPERATIONS  # noqa: E402
+from torchad_ext._symbolic.refusals import TraceError  # noqa: E402
 
 Tensors = tuple[torch.Tensor, ...]
 SEEDS = Path(__file__).with_name("fuzz_seeds")
@@ -521,7 +523,7 @@ def reverse(
 
 
 def by_expressions(
-    program: expr.Program,
+    program: Program,
     xs: Sequence[torch.Tensor],
     numbers: dict[str, float],
     cotangents: Sequence[Tensors],
@@ -631,7 +633,8 @@ def check_declared(case: Declared) -> None:
 
     for run in range(RUNS):  # each widens the bounds
         noise = Noise(size, run, len(xs[0]), dtype)
-        with mock.patch.dict(trace._EVALUATE, rounded=noise.rounded), noise:
+        rounded = dataclasses.replace(OPERATIONS["rounded"], reference=noise.rounded)
+        with mock.patch.dict(OPERATIONS, rounded=rounded), noise:
             noisy = reverse(reference, wide, wide_cotangents, case.orders), expressions()
         unsure |= noise.extreme
         for of, perturbed in zip((references, exact), noisy, strict=True):

@@ -22,8 +22,8 @@ from drop_in import row
 
 import torchad_ext as ad
 from torchad_ext import BuildError, _build, _nvrtc
-from torchad_ext._symbolic import codegen
-from torchad_ext._symbolic.codegen import Kernel
+from torchad_ext._symbolic import cpp
+from torchad_ext._symbolic.cpp import Kernel
 from torchad_ext.ops import CATALOGUE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -484,7 +484,7 @@ def image(
 ) -> tuple[str, Path]:
     """A GPU and its code for a kernel of every dtype."""
     image = tmp_path_factory.mktemp("cuda") / "image.cubin"
-    kernels = [ad.sin._order(2).source("cuda", getattr(torch, dtype)) for dtype in codegen.DTYPES]
+    kernels = [ad.sin._order(2).source("cuda", getattr(torch, dtype)) for dtype in cpp.DTYPES]
     _build.compile_image([kernel.text for kernel in kernels], request.param, image)
     return request.param, image
 
@@ -520,14 +520,14 @@ class TestCudaSources:
 
     @pytest.mark.parametrize(("gpu", "dtype"), [("80", "bfloat16"), ("90", "float32"), ("90", "float64")])
     def test_of_the_quadratic_form(self, gpu: str, dtype: str, tmp_path: Path) -> None:
-        kernel = codegen.quadratic_form(dtype)
+        kernel = cpp.quadratic_form(dtype)
         _build.compile_image([kernel.text], gpu, tmp_path / "image.cubin")
         assert kernel.symbol.encode() in (tmp_path / "image.cubin").read_bytes()
 
     @pytest.mark.skipif(NVCC is None, reason="no nvcc")
     @pytest.mark.parametrize("gpu", ["80", "90"])
     def test_are_taken_by_nvcc(self, gpu: str, tmp_path: Path) -> None:
-        kernels = [ad.celu._order(2).source("cuda", torch.bfloat16), codegen.quadratic_form("float32")]
+        kernels = [ad.celu._order(2).source("cuda", torch.bfloat16), cpp.quadratic_form("float32")]
         (tmp_path / "kernels.cu").write_text("\n".join(kernel.text for kernel in kernels))
         flags = ["-std=c++17", f"-arch=sm_{gpu}", f"-I{_build.CSRC}", "-Werror=all-warnings", "-cubin"]
         subprocess.run([str(NVCC), *flags, "kernels.cu", "-o", "kernels.cubin"], cwd=tmp_path, check=True)

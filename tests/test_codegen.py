@@ -15,9 +15,11 @@ import torch
 
 import torchad_ext as ad
 from torchad_ext import Pointwise, _build, _kernels, _nvrtc
-from torchad_ext._symbolic import codegen, expr
-from torchad_ext._symbolic.expr import COMPARISONS, LOGICAL, RULES, Expr, Program
-from torchad_ext._symbolic.trace import evaluate
+from torchad_ext._symbolic import cpp, expr
+from torchad_ext._symbolic.evaluate import evaluate
+from torchad_ext._symbolic.expr import OPERATIONS, Expr
+from torchad_ext._symbolic.operations import add, exp, finite, log, ne, neg, not_, sin, where
+from torchad_ext._symbolic.program import Program
 
 AWKWARD = [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 2.0, 2.5, -3.7, 7.25, 1e-310, -1e-310, 1e200, math.inf, -math.inf, math.nan]
 
@@ -26,46 +28,50 @@ def operation(op: str, x: Expr, y: Expr, z: Expr) -> Expr:
     """One operation, applied to as many symbols as it takes; a truth value as 1 or 0."""
     mask = x < y
     if op == "not":
-        return expr.where(expr.not_(mask), 1, 0)
-    if op in LOGICAL:
-        return expr.where(expr.make(op, mask, y < z), 1, 0)
-    if op in COMPARISONS:
-        return expr.where(expr.make(op, x, y), 1, 0)
+        return where(not_(mask), 1, 0)
+    if op in ("and", "or"):
+        return where(expr.make(op, mask, y < z), 1, 0)
+    if OPERATIONS[op].is_mask:
+        return where(expr.make(op, x, y), 1, 0)
     if op == "where":
-        return expr.where(mask, y, z)
-    if op in expr.FAMILIES:
+        return where(mask, y, z)
+    if OPERATIONS[op].is_family:
         return expr.make(op, 1, x)
-    arity = len(inspect.signature(RULES[op]).parameters) - 2
+    derivative = OPERATIONS[op].derivative
+    assert derivative is not None
+    arity = len(inspect.signature(derivative).parameters) - 2
     return expr.make(op, *(x, y, z)[:arity])
 
 
 x, y, z, n = expr.tensor("x"), expr.tensor("y"), expr.tensor("z"), expr.scalar("n")
-OPERATIONS = {op: operation(op, x, y, z) for op in sorted({*RULES, *COMPARISONS, *LOGICAL} - {"float64"})}
-OPERATIONS |= {f"{op} of order {k}": expr.make(op, k, x) for op in sorted(expr.FAMILIES) for k in (0, 3)}
-OPERATIONS["exclusive or"] = expr.where(expr.ne(x < y, y < z), x, z)
+TRIED = sorted(op.name for op in OPERATIONS.values() if op.derivative or op.is_mask)
+EACH = {op: operation(op, x, y, z) for op in TRIED if op != "float64"}
+EACH |= {f"{op.name} of order {k}": op(k, x) for op in OPERATIONS.values() if op.is_family for k in (0, 3)}
+EACH["exclusive or"] = where(ne(x < y, y < z), x, z)
 POWERS = {f"x^{p}": x**p for p in (-3, -2, -1, -0.5, 0.5, 2, 3, 4, 5, 6, 7, 8, 9, 1.5)}
 NUMBERS = {
     "n x": n * x,
     "x^n": x**n,
     "n^2 / x": n**2 / x,
-    "n < x": expr.where(n < x, n, x),
-    "-0": expr.where(x < y, -0.0, x),
+    "n < x": where(n < x, n, x),
+    "-0": where(x < y, -0.0, x),
 }
-NUMBERS |= {"log n": expr.log(n) * x, "n < 2": expr.where(n < 2, x, y), "1 / 0": x * (expr.constant(1) / 0)}
-NUMBERS |= {"infinity": expr.where(x < math.inf, x, -math.inf), "nan": expr.where(x < y, math.nan, x)}
-NUMBERS["largest"] = expr.where(x < y, expr.finite(math.inf), expr.where(y < x, expr.finite(-math.inf), x))
+NUMBERS |= {"log n": log(n) * x, "n < 2": where(n < 2, x, y), "1 / 0": x * (expr.constant(1) / 0)}
+NUMBERS |= {"infinity": where(x < math.inf, x, -math.inf), "nan": where(x < y, math.nan, x)}
+NUMBERS["largest"] = where(x < y, finite(math.inf), where(y < x, finite(-math.inf), x))
 # Of a number alone: what the constructor computes, and what it cannot.
 OF_NUMBERS = {
     f"{op} of numbers": x * operation(op, n, expr.constant(0.5), n + 1)
-    for op in sorted({*RULES, *COMPARISONS, *LOGICAL} - {"float64", "where"})
+    for op in TRIED
+    if op not in ("float64", "where")
 }
-EVERYTHING = {**OF_NUMBERS, **OPERATIONS, **POWERS, **NUMBERS}
+EVERYTHING = {**OF_NUMBERS, **EACH, **POWERS, **NUMBERS}
 
 
 def nested() -> Iterator[Expr]:
     """Every pair of operators, each in both places of the other. No two share an operation, which would get a name."""
     numbers = (expr.constant(1 + i / 64) for i in itertools.count())
-    arithmetic, comparisons, logic = ("mul", "div", "add", "sub"), sorted(COMPARISONS), ("and", "or")
+    arithmetic, comparisons, logic = ("mul", "div", "add", "sub"), ("eq", "ge", "gt", "le", "lt", "ne"), ("and", "or")
 
     def leaf(of: str, symbol: Expr) -> Expr:
         return expr.make(of, symbol, next(numbers))
@@ -74,23 +80,23 @@ def nested() -> Iterator[Expr]:
         yield expr.make(outer, leaf(inner, x), z)
         yield expr.make(outer, z, leaf(inner, y))
         yield expr.make(outer, leaf(inner, n), x)
-        yield expr.make(outer, expr.neg(leaf(inner, x)), expr.neg(z))
+        yield expr.make(outer, neg(leaf(inner, x)), neg(z))
     for outer, inner in itertools.product(logic, logic):
         for of in itertools.product((x, y, n), (y, n, z), (z, x)):
             p, q, r = (leaf("lt", symbol) for symbol in of)
             yield expr.make(outer, p, expr.make(inner, q, r))
             p, q, r = (leaf("ge", symbol) for symbol in of)
-            yield expr.make(outer, expr.not_(expr.make(inner, p, q)), r)
+            yield expr.make(outer, not_(expr.make(inner, p, q)), r)
     for outer, inner in itertools.product(logic, comparisons):
         yield expr.make(outer, leaf(inner, x), leaf("lt", z))
-        yield expr.make(outer, leaf(inner, n), expr.not_(leaf(inner, y)))
+        yield expr.make(outer, leaf(inner, n), not_(leaf(inner, y)))
 
 
-NESTED = {repr(e): expr.where(e, 1, 0) if e.is_mask else e for e in nested()}
+NESTED = {repr(e): where(e, 1, 0) if e.is_mask else e for e in nested()}
 
 
 # A kernel of CUDA takes fewer results.
-COMBINED = {"sum": functools.reduce(expr.add, [*OF_NUMBERS.values(), *NESTED.values()])}
+COMBINED = {"sum": functools.reduce(add, [*OF_NUMBERS.values(), *NESTED.values()])}
 SINGLE = {name: e for name, e in EVERYTHING.items() if name not in OF_NUMBERS}
 
 
@@ -98,9 +104,9 @@ def program(expressions: dict[str, Expr]) -> Program:
     return Program((x, y, z), (n,), tuple(expressions.values()), tuple(f"output{i}" for i in range(len(expressions))))
 
 
-def kernel(expressions: dict[str, Expr], device: str, dtype: str) -> codegen.Kernel:
-    functor = codegen.functor(program(expressions), "Everything", dtype)
-    return codegen.kernel(functor, "Everything", program(expressions), device, dtype)
+def kernel(expressions: dict[str, Expr], device: str, dtype: str) -> cpp.Kernel:
+    functor = cpp.functor(program(expressions), "Everything", dtype)
+    return cpp.kernel(functor, "Everything", program(expressions), device, dtype)
 
 
 def awkward(dtype: torch.dtype) -> list[torch.Tensor]:
@@ -146,7 +152,7 @@ class TestCpu:
     def test_long_functors_are_compiled_in_parts(
         self, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(codegen, "_PART", 7)
+        monkeypatch.setattr(cpp, "_PART", 7)
         assert "part1()" in kernel(EVERYTHING, "cpu", "float32").text
         level = _build.cpu_level()
         self.test_every_operation_is_that_of_pytorch(EVERYTHING, level, dtype, tmp_path)
@@ -169,7 +175,7 @@ def test_every_operation_compiles_for_cuda(expressions: dict[str, Expr], dtype: 
 
 @pytest.mark.skipif(not _nvrtc.is_there(), reason="no NVRTC: the CUDA sources are not compiled")
 def test_long_functors_compile_for_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codegen, "_PART", 3)
+    monkeypatch.setattr(cpp, "_PART", 3)
     assert "part1()" in kernel(POWERS, "cuda", "float32").text
     _build.compile_image([kernel(POWERS, "cuda", "float32").text], "90", tmp_path / "image.cubin")
     assert (tmp_path / "image.cubin").exists()
@@ -186,8 +192,8 @@ def test_the_source_grows_as_the_function_does() -> None:
 
 
 def test_subexpressions_are_named_once_and_single_uses_are_written_in_place() -> None:
-    shared = expr.sin(x * y)
-    source = codegen.functor(Program((x, y), (), (shared * shared + expr.exp(x),), ("output",)), "Shared")
+    shared = sin(x * y)
+    source = cpp.functor(Program((x, y), (), (shared * shared + exp(x),), ("output",)), "Shared")
     assert source.count("sin(") == 1 and source.count("const T ") == 1
     assert "return Outputs{exp(x) + t1 * t1};" in source
 
@@ -201,18 +207,18 @@ def test_subexpressions_are_named_once_and_single_uses_are_written_in_place() ->
         (x / (y * z), "x / (y * z)"),
         (x / (y / z), "x / (y / z)"),
         (-(x * y), "-(x * y)"),
-        (expr.where(x < y, x, y) * z, "where(x < y, x, y) * z"),
+        (where(x < y, x, y) * z, "where(x < y, x, y) * z"),
     ],
     ids=str,
 )
 def test_operators_keep_their_order(expression: Expr, text: str) -> None:
-    source = codegen.functor(Program((x, y, z), (), (expression,), ("output",)), "Order")
+    source = cpp.functor(Program((x, y, z), (), (expression,), ("output",)), "Order")
     written = source.split("Outputs{")[1].split("}")[0]
     assert written == text or written == " * ".join(reversed(text.split(" * ")))
 
 
 def test_a_number_is_computed_once_in_double() -> None:
-    source = codegen.functor(Program((x,), (n,), (x * (1 / (n * n)),), ("output",)), "Number")
+    source = cpp.functor(Program((x,), (n,), (x * (1 / (n * n)),), ("output",)), "Number")
     constructor, body = source.split("template <class T>")
     assert "double n, s" in constructor and "/" in constructor and "/" not in body
 

@@ -20,8 +20,22 @@ from layouts import NAMED, sample, steps, strided
 
 import torchad_ext as ad
 from torchad_ext import _build, _nvrtc
-from torchad_ext._symbolic import codegen, expr
-from torchad_ext._symbolic.trace import evaluate
+from torchad_ext._symbolic import cpp, expr
+from torchad_ext._symbolic.evaluate import evaluate
+from torchad_ext._symbolic.operations import (
+    copysign,
+    entr,
+    erfcx,
+    erfinv,
+    finite,
+    lgamma,
+    log_ndtr,
+    logaddexp,
+    logaddexp2,
+    logit,
+    polygamma,
+)
+from torchad_ext._symbolic.program import Program
 from torchad_ext.elementwise import Elementwise
 from torchad_ext.ops import CATALOGUE
 
@@ -90,8 +104,8 @@ def cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         torch.ops.load_library(folder / "operators.so")
         patch.setitem(_build._loaded, "cuda", folder / "operators.so")
         forget()
-        for dtype in codegen.DTYPES:
-            _build.load_quadratic_form("quadratic_form", codegen.quadratic_form(dtype))
+        for dtype in cpp.DTYPES:
+            _build.load_quadratic_form("quadratic_form", cpp.quadratic_form(dtype))
         yield
     forget()
 
@@ -189,11 +203,28 @@ def test_what_depends_on_the_sine_of_a_huge_argument_is_computed_exactly(functio
 def test_special_functions(dtype: torch.dtype) -> None:
     x = expr.tensor("x")
     outputs = [
-        *(expr.polygamma(0, x), expr.polygamma(1, x), expr.polygamma(3, x), expr.erfcx(0, x), expr.erfcx(2, x)),
-        *(expr.log_ndtr(x), expr.entr(x), expr.lgamma(x), expr.erfinv(x / 50), expr.logit(x / 50)),
-        *(expr.logaddexp(x, 1 - x), expr.logaddexp2(x, 1 - x), expr.copysign(x, x - 1), expr.finite(math.inf) - x),
+        *(
+            polygamma(0, x),
+            polygamma(1, x),
+            polygamma(3, x),
+            erfcx(0, x),
+            erfcx(2, x),
+        ),
+        *(
+            log_ndtr(x),
+            entr(x),
+            lgamma(x),
+            erfinv(x / 50),
+            logit(x / 50),
+        ),
+        *(
+            logaddexp(x, 1 - x),
+            logaddexp2(x, 1 - x),
+            copysign(x, x - 1),
+            finite(math.inf) - x,
+        ),
     ]
-    program = expr.Program((x,), (), tuple(outputs), tuple(f"output{i}" for i in range(len(outputs))))
+    program = Program((x,), (), tuple(outputs), tuple(f"output{i}" for i in range(len(outputs))))
     at = torch.tensor([0.3, 0.9, 1.0, 1.7, 2.5, 3.1, 11.0, 40.0, -0.3, -1.2, -2.6, 0.0, math.nan], dtype=dtype)
     member = Elementwise(program, functools.partial(evaluate, program), "special")
     results = torch.ops.torchad_ext_on_host.pointwise(address(member, dtype), [at], [])

@@ -19,7 +19,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import torchad_ext as ad
-from torchad_ext._symbolic import trace
+from torchad_ext._symbolic.captured import captures
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -305,7 +305,7 @@ class TestWhatIsCaptured:
         assert not any(op._captures for op in ad.ops.CATALOGUE.values())
         scaled = functools.partial(torch.mul, other=2.0)
         for function in (lambda x: math.pi * torch.sin(x), lambda x: ad.sin(x) + F.silu(x), torch.sin, F.gelu, scaled):
-            assert not trace.captures(function)
+            assert not captures(function)
         for function in (
             functools.partial(scale_by_a_global),
             scale_by_a_global,
@@ -313,7 +313,7 @@ class TestWhatIsCaptured:
             Swish(1.0).function,
             lambda x: x * sum([FACTOR for _ in "a"]),
         ):
-            assert trace.captures(function)
+            assert captures(function)
 
     def test_a_deep_copy_of_a_module_has_its_own_op(self) -> None:
         x = torch.linspace(-2, 2, 9)

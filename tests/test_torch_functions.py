@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 import torchad_ext as ad
 from torchad_ext import composed, laplacians
-from torchad_ext._symbolic import trace
+from torchad_ext._symbolic.torch_functions import FUNCTIONS
+from torchad_ext._symbolic.torch_names import is_of_torch
 
 pytest.importorskip("expecttest", reason="torch.testing._internal imports expecttest, which is not installed")
 from torch.testing._internal.common_methods_invocations import op_db
@@ -81,7 +82,7 @@ def assert_followed(f: Callable[[Tensor], Tensor], x: Tensor = AT) -> None:
 
 CASTS = ("to", "half", "bfloat16", "float")
 SLOW = ("triangular_solve", *(f"conv{transposed}{n}d" for transposed in ("", "_transpose") for n in (1, 2, 3)))
-KNOWN = {*laplacians._COMPOSED, *laplacians._RULES, *trace.FUNCTIONS} - {*TRAINING, *CASTS, *SLOW}
+KNOWN = {*laplacians._COMPOSED, *laplacians._RULES, *FUNCTIONS} - {*TRAINING, *CASTS, *SLOW}
 UNUSUAL = ("subgradients_at_zero", "chunked", "chunked_none")  # tests/test_pytorch_derivatives.py
 REDUCTIONS = (
     "max min amax amin aminmax median nanmedian mode kthvalue topk sort msort cummax cummin std_mean var_mean nansum "
@@ -331,6 +332,6 @@ def test_what_is_of_torch() -> None:
     own = [torch.sin, Tensor.sin, F.layer_norm, F.gelu, F.max_pool1d, torch.linalg.norm, torch.special.i0, Tensor.norm]
     own += [Tensor.__add__, Tensor.__rsub__, Tensor.mT.__get__, Tensor.__getitem__, torch.ops.aten.sin, torch.einsum]
     own += [torch.ops.aten.sin.default, torch.fft.fft, torch.functional.norm]
-    assert all(map(trace.is_of_torch, own))
+    assert all(map(is_of_torch, own))
     others = [foreign(kind, "softmax") for kind in (overridable, wrapped, operator)]
-    assert not any(map(trace.is_of_torch, [*others, types.SimpleNamespace(__name__="sin"), len, ad.sin]))
+    assert not any(map(is_of_torch, [*others, types.SimpleNamespace(__name__="sin"), len, ad.sin]))

@@ -6,6 +6,7 @@ function that they were traced from.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import linecache
 import math
@@ -22,9 +23,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
-from torchad_ext._symbolic import expr, trace
-from torchad_ext._symbolic.expr import Expr, Program
-from torchad_ext._symbolic.trace import TraceError, evaluate, evaluate_nodes
+from torchad_ext._symbolic import expr, operations
+from torchad_ext._symbolic.evaluate import evaluate, evaluate_nodes
+from torchad_ext._symbolic.expr import OPERATIONS, Expr, Gradients
+from torchad_ext._symbolic.program import Program
+from torchad_ext._symbolic.refusals import TraceError
+from torchad_ext._symbolic.torch_functions import FUNCTIONS
+from torchad_ext._symbolic.tracing import trace
 
 Function = Callable[..., Any]
 INF, NAN = math.inf, math.nan
@@ -33,7 +38,7 @@ INF, NAN = math.inf, math.nan
 def traced(function: Function, tensors: int = 1, **numbers: object) -> Program:
     """The program of a function of x, y, z and of run-time numbers."""
     symbols = [expr.tensor(name) for name in "xyz"[:tensors]]
-    return trace.trace(lambda arguments: function(*arguments), [*symbols, *map(expr.scalar, numbers)], "f")
+    return trace(lambda arguments: function(*arguments), [*symbols, *map(expr.scalar, numbers)], "f")
 
 
 def function_of(text: str) -> tuple[Function, int]:
@@ -207,7 +212,7 @@ def sample(count: int, low: float, high: float) -> list[torch.Tensor]:
     return [low + (high - low) * fractions.roll(3 * i) for i in range(count)]
 
 
-# The names of trace.FUNCTIONS, with spellings that use them.
+# The names of FUNCTIONS, with spellings that use them.
 SPELLINGS: dict[str, tuple[str, ...]] = {
     # arithmetic
     "add": ("x + y", "2 + x", "torch.add(x, y, alpha=3)", "x.add(1.5)"),
@@ -460,14 +465,14 @@ class TestFunctions:
 
     def test_the_spelling_comes_under_its_name(self, name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
         calls = []
-        handler = trace.FUNCTIONS[name]
-        monkeypatch.setitem(trace.FUNCTIONS, name, lambda *a, **k: calls.append(name) or handler(*a, **k))
+        handler = FUNCTIONS[name]
+        monkeypatch.setitem(FUNCTIONS, name, lambda *a, **k: calls.append(name) or handler(*a, **k))
         traced(*function_of(text))
         assert calls
 
 
 def test_every_name_has_a_spelling() -> None:
-    assert set(SPELLINGS) == set(trace.FUNCTIONS)
+    assert set(SPELLINGS) == set(FUNCTIONS)
 
 
 A, B = 0.7, 1.3  # parameters of the functions below
@@ -776,26 +781,28 @@ THROUGH = {
 }
 
 
-@pytest.mark.parametrize("op", expr.RULES)
+@pytest.mark.parametrize("op", [op.name for op in OPERATIONS.values() if op.derivative])
 def test_a_wrong_rule_does_not_pass(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text = THROUGH.get(op) or SPELLINGS[op][0]
     function, count = function_of(text)
     xs = sample(count, *DOMAINS.get(op, (-1.4, 1.7)))
     check = lambda: assert_native(function, xs, orders=2, native=NATIVE.get(text))  # noqa: E731
     check()
-    rule = expr.RULES[op]
-    contributions = rule(expr.tensor("g"), expr.tensor("y"), *map(expr.tensor, "abcd"[: rule.__code__.co_argcount - 2]))
+    rule = OPERATIONS[op]
+    assert rule.derivative is not None
+    operands = map(expr.tensor, "abcd"[: rule.derivative.__code__.co_argcount - 2])
+    contributions = rule.gradients(expr.tensor("g"), expr._node(op, tuple(operands)))
     flat = all(c is None for c in contributions)
     for i, contribution in enumerate(contributions):
         if contribution is None and not flat:
             continue  # the condition of where, the order of a Bessel function
 
-        def wrong(g: Expr, *operands: Expr, i: int = i) -> expr.Gradients:
-            given = list(rule(g, *operands))
+        def wrong(g: Expr, y: Expr, *operands: Expr, i: int = i) -> Gradients:
+            given = list(rule.gradients(g, y))
             given[i] = 0.001 * g if flat else 1.001 * (given[i] or g)
             return tuple(given)
 
-        monkeypatch.setitem(expr.RULES, op, wrong)
+        monkeypatch.setitem(OPERATIONS, op, dataclasses.replace(rule, derivative=wrong))
         with pytest.raises(AssertionError):
             check()
 
@@ -859,7 +866,7 @@ class TestNumbers:
 
     def test_a_tensor_of_a_number_has_the_default_dtype(self) -> None:
         (y,) = traced(lambda x: x * torch.tensor(0.1)).outputs
-        assert expr.rounded(float(np.float32(0.1))) in y.args
+        assert operations.rounded(float(np.float32(0.1))) in y.args
 
     def test_truth_values_are_combined_as_PyTorch_combines_them(self) -> None:
         for text in (

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from typing import Any as _Any
 
 from ._build import BuildError as BuildError
-from ._symbolic.trace import TraceError as TraceError
+from ._symbolic.refusals import TraceError as TraceError
 from .ops import *  # noqa: F403, the catalogue names what it holds
 from .pointwise import Pointwise as Pointwise
 from .pointwise import pointwise as pointwise

@@ -46,7 +46,7 @@ from types import ModuleType
 import torch
 
 from . import _nvrtc
-from ._symbolic.codegen import Kernel
+from ._symbolic.cpp import Kernel
 
 _PACKAGE = Path(__file__).resolve().parent
 CSRC = next((folder for folder in (_PACKAGE / "csrc", _PACKAGE.parent / "csrc") if folder.is_dir()), _PACKAGE / "csrc")

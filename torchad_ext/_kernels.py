@@ -18,12 +18,12 @@ from torch._prims_common import compute_elementwise_output_strides
 from torch.autograd import forward_ad
 
 from . import _build
-from ._symbolic import codegen
-from ._symbolic.codegen import Kernel
+from ._symbolic import cpp
+from ._symbolic.cpp import Kernel
 
 DispatchKey = torch._C.DispatchKey
 MOST_DIMS = 64  # most_dims of csrc/strided.h
-DTYPES = {getattr(torch, name): number for name, number in codegen.DTYPES.items()}
+DTYPES = {getattr(torch, name): number for name, number in cpp.DTYPES.items()}
 _BACKEND = {"cpu": DispatchKey.CPU, "cuda": DispatchKey.CUDA}
 
 
@@ -192,7 +192,7 @@ def _load_form(name: str, device: str, dtype: torch.dtype) -> Callable[..., Any]
     kernel, of = _load(name, device), dtype_name(dtype)
     if device == "cpu" or kernel is None:
         return kernel
-    there = _build.load_quadratic_form(f"quadratic_form-{of}", codegen.quadratic_form(of))
+    there = _build.load_quadratic_form(f"quadratic_form-{of}", cpp.quadratic_form(of))
     return kernel if there else None
 
 

@@ -18,9 +18,10 @@ from torch.autograd.gradcheck import GradcheckError
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from ._symbolic import expr
-from ._symbolic.codegen import lower
-from ._symbolic.trace import evaluate_nodes
+from ._symbolic.cpp import lower
+from ._symbolic.evaluate import evaluate_nodes
+from ._symbolic.expr import topological
+from ._symbolic.program import Program
 from .pointwise import Pointwise
 
 Tensors = tuple[torch.Tensor, ...]
@@ -330,7 +331,7 @@ class _RunningErrors:
         return results
 
     @staticmethod
-    def _sizes(program: expr.Program, arguments: list[torch.Tensor], scalars: list[float]) -> Iterator[Tensors]:
+    def _sizes(program: Program, arguments: list[torch.Tensor], scalars: list[float]) -> Iterator[Tensors]:
         if not arguments:  # the outputs are numbers, or none
             yield from ((torch.zeros(()), torch.zeros(())) for _ in program.outputs)
             return
@@ -338,7 +339,7 @@ class _RunningErrors:
         leaves = [x.detach().double().requires_grad_() for x in arguments]
         with torch.enable_grad():
             known = evaluate_nodes(program, *leaves, *scalars)
-        nodes = [known[n] for n in expr.topological(program.outputs) if n.args and not n.is_mask]
+        nodes = [known[n] for n in topological(program.outputs) if n.args and not n.is_mask]
         rounded = [x for x in nodes if x.requires_grad]
         for output in (torch.as_tensor(known[y], dtype=torch.float64) for y in program.outputs):
             total = output.detach().abs()

@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ._symbolic.trace import _name, is_of_torch
+from ._symbolic.torch_names import is_of_torch, name_of
 
 _IN_PYTHON = ("torch.nn.functional", "torch.functional", "torch._tensor")
 _HALF = (torch.float16, torch.bfloat16)
@@ -117,7 +117,7 @@ def known_name(func: Any) -> str:
     """The name of a function of PyTorch, ``layer_norm`` for the overload ``torch.ops.aten.layer_norm.default``."""
     if isinstance(func, torch._ops.OpOverload):
         func = func.overloadpacket
-    return _name(func).removeprefix("linalg_")
+    return name_of(func).removeprefix("linalg_")
 
 
 def _is_python(func: Any) -> bool:

@@ -19,8 +19,10 @@ import torch
 from torch.autograd import forward_ad
 
 from . import _eager, _kernels
-from ._symbolic import codegen, expr
-from ._symbolic.trace import evaluate
+from ._symbolic import cpp
+from ._symbolic.evaluate import evaluate
+from ._symbolic.expr import FLOATS, Expr, topological
+from ._symbolic.program import Program, ProgramDerivative
 
 Tensors = Sequence[torch.Tensor]
 Scalars = tuple[float, ...]
@@ -42,7 +44,7 @@ class HandWritten:
         return HandWritten(self.header, self.functors[1:]) if len(self.functors) > 1 else None
 
 
-def _subset(symbols: tuple[expr.Expr, ...], chosen: tuple[bool, ...]) -> str:
+def _subset(symbols: tuple[Expr, ...], chosen: tuple[bool, ...]) -> str:
     """Names the chosen ones, if they are not all."""
     return "" if all(chosen) else "".join(f"_{x.value}" for x, c in zip(symbols, chosen, strict=True) if c)
 
@@ -61,7 +63,7 @@ class Elementwise:
 
     def __init__(
         self,
-        program: expr.Program,
+        program: Program,
         definition: Callable[..., Any],
         name: str,
         order: int = 0,
@@ -86,8 +88,8 @@ class Elementwise:
     @functools.cached_property
     def _own_dtypes(self) -> list[torch.dtype]:
         """The dtypes that the function gives to results on the way."""
-        found = {node.op for node in expr.topological(self.program.outputs)}
-        return [getattr(torch, name) for name in expr.FLOATS if name in found]
+        found = {node.op for node in topological(self.program.outputs)}
+        return [getattr(torch, name) for name in FLOATS if name in found]
 
     def keeps(self, dtype: torch.dtype) -> bool:
         """Have the results of tensors of a dtype that dtype too?"""
@@ -96,7 +98,7 @@ class Elementwise:
     @functools.cached_property
     def depends_on_all(self) -> bool:
         """Does every output depend on every input? Then each has the shape that all of them broadcast to."""
-        nodes = (expr.topological([output]) for output in self.program.outputs)
+        nodes = (topological([output]) for output in self.program.outputs)
         return all(x in occurring for occurring in nodes for x in self.program.inputs)
 
     @staticmethod
@@ -107,8 +109,8 @@ class Elementwise:
         """The name of the functor for a dtype, and the C++ that defines it."""
         if self.written:
             return self.written.functors[0], f'#include "{self.written.header}"'
-        name = codegen.struct_name(self.name)
-        return name, codegen.functor(self.program, name, dtype)
+        name = cpp.struct_name(self.name)
+        return name, cpp.functor(self.program, name, dtype)
 
     def kernel(self, device: str, dtype: torch.dtype) -> _kernels.PointwiseKernel | None:
         """The kernel, compiled on its first use; None if there is none. It gives a list of the outputs."""
@@ -119,11 +121,11 @@ class Elementwise:
                 self._failed.add(key)
         return self._kernels[key]
 
-    def source(self, device: str, dtype: torch.dtype) -> codegen.Kernel:
+    def source(self, device: str, dtype: torch.dtype) -> cpp.Kernel:
         """What is compiled."""
         of = _kernels.dtype_name(dtype)
         name, functor = self.functor(of)
-        return codegen.kernel(functor, name, self.program, device, of)
+        return cpp.kernel(functor, name, self.program, device, of)
 
     def _compile(self, device: str, dtype: torch.dtype) -> _kernels.PointwiseKernel | None:
         if not self.keeps(dtype):
@@ -194,7 +196,7 @@ class Elementwise:
         """This function in C++, None while there is none."""
         operands = len(self.program.inputs) + len(self.program.outputs)
         if self._eager is None and operands <= 64 and (module := _eager.module()):
-            node = codegen.struct_name(self._stem + self._suffix(self._order + 1))
+            node = cpp.struct_name(self._stem + self._suffix(self._order + 1))
             scalars, outputs = len(self.program.scalars), len(self.program.outputs)
             # Of two threads, the first decides.
             self.__dict__.setdefault("_eager", module.Function(self, scalars, outputs, self.name, node))
@@ -244,7 +246,7 @@ class Elementwise:
         return self._laplacians[key]
 
     def _derivative(
-        self, derivative: expr.Derivative, name: str, order: int, chosen: str, written: HandWritten | None = None
+        self, derivative: ProgramDerivative, name: str, order: int, chosen: str, written: HandWritten | None = None
     ) -> Derivative:
         program = derivative.program
         function = Elementwise(

@@ -26,8 +26,11 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from ._symbolic import expr
-from ._symbolic.trace import FUNCTIONS, ValueNeeded, _name, evaluate, is_of_torch, trace
+from ._symbolic.evaluate import evaluate
+from ._symbolic.expr import scalar, tensor
+from ._symbolic.torch_functions import FUNCTIONS
+from ._symbolic.torch_names import is_of_torch, name_of
+from ._symbolic.tracing import ValueNeeded, trace
 from .composed import (
     COMPOSED,
     affine,
@@ -286,11 +289,11 @@ class _Sweep:
         random = _random_states(values[0].device)
         value = f(*values)
         if not all(map(torch.equal, random, _random_states(values[0].device))):
-            raise _Unseen(f"{_name(func)}, which draws random numbers")
+            raise _Unseen(f"{name_of(func)}, which draws random numbers")
         results, structure = tree_flatten(value)
         if not any(map(_has_derivative, results)):
             return value
-        _fall_back(f"has no rule for {_name(func)}", "it is")
+        _fall_back(f"has no rule for {name_of(func)}", "it is")
         try:
             along = [tuple(x.tangents[k] for x in swept) for k in range(len(self.signs))]
             if any(x.laplacian is not None for x in swept):
@@ -300,7 +303,7 @@ class _Sweep:
             laplacians = [[sign * y for y in ys] for sign, ys in zip(self.signs, curvatures, strict=False)]
             laplacians.extend(slopes[len(self.signs) :])
         except (RuntimeError, NotImplementedError) as error:
-            raise _Unseen(f"{_name(func)} ({error})") from error
+            raise _Unseen(f"{name_of(func)} ({error})") from error
         totals = [functools.reduce(operator.add, terms) for terms in zip(*laplacians, strict=True)]
         rows = iter(zip(*tangents, totals, strict=True))
         return tree_unflatten([self.tensor(y, next(rows)) if _has_derivative(y) else y for y in results], structure)
@@ -391,15 +394,15 @@ def _fall_back(what: str, how: str) -> None:
 def _member(func: Any, kinds: tuple[Any, ...], names: tuple[str, ...]) -> Elementwise | None:
     """An elementwise function of PyTorch for arguments of these kinds, the last of which have names."""
     symbols = [
-        expr.tensor(("input", "other", "end", "weight")[i] if i < 4 else f"x{i}")
+        tensor(("input", "other", "end", "weight")[i] if i < 4 else f"x{i}")
         if kind is _TENSOR
-        else expr.scalar(f"s{i}")
+        else scalar(f"s{i}")
         if kind is _SCALAR
         else kind
         for i, kind in enumerate(kinds)
     ]
     count = len(kinds) - len(names)
-    name = _name(func).strip("_")
+    name = name_of(func).strip("_")
     try:
         program = trace(lambda xs: func(*xs[:count], **dict(zip(names, xs[count:], strict=True))), symbols, name)
     except (TypeError, ValueNeeded):  # a TraceError, or one of PyTorch's parser: it is not elementwise
@@ -416,7 +419,7 @@ def _elementwise(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     elif any(isinstance(x, (list, tuple, dict)) for x in arguments):
         return NotImplemented
     else:
-        if "pow" in _name(func) or "polygamma" in _name(func):  # a constant power is a few products
+        if "pow" in name_of(func) or "polygamma" in name_of(func):  # a constant power is a few products
             kinds = tuple(x if kind is _SCALAR else kind for x, kind in zip(arguments, kinds, strict=True))
         member = _member(getattr(func, "overloadpacket", func), kinds, tuple(kwargs))
     xs = [x for x, kind in zip(arguments, kinds, strict=True) if kind is _TENSOR]
@@ -444,7 +447,7 @@ def _applied(member: Elementwise, xs: Sequence[torch.Tensor], numbers: tuple[flo
 
 def _scaled(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     """a b or a / b, linear where the other factor or the denominator is constant."""
-    if kwargs or (sweep.owns(args[0]) and sweep.owns(args[1])) or ("div" in _name(func) and sweep.owns(args[1])):
+    if kwargs or (sweep.owns(args[0]) and sweep.owns(args[1])) or ("div" in name_of(func) and sweep.owns(args[1])):
         return NotImplemented
     return sweep.linear(func, args, kwargs)
 
@@ -476,7 +479,7 @@ def _added(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     def row(a: Any, b: Any) -> Any:
         if a is None and b is None:
             return None
-        if b is None and "rsub" not in _name(func):
+        if b is None and "rsub" not in name_of(func):
             y = a.to(value.dtype)
         else:
             y = func(zero if a is None else a, zero if b is None else b, **kwargs)

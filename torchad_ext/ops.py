@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from ._kernels import DTYPES
-from ._symbolic import codegen
-from ._symbolic.codegen import Kernel
+from ._symbolic import cpp
+from ._symbolic.cpp import Kernel
 from .elementwise import HandWritten
 from .pointwise import Interval, Pointwise
 
@@ -254,7 +254,7 @@ def prebuilt_kernels(device: str) -> list[Kernel]:
     """The kernels that a prebuilt wheel brings: those of the hand-written functors, and on CUDA the quadratic form."""
     functions = [op._order(order) for op in (sin, exp) for order in (0, 1, 2)]
     kernels = [function.source(device, dtype) for function in functions for dtype in DTYPES]
-    return kernels + [codegen.quadratic_form(dtype) for dtype in codegen.DTYPES] if device == "cuda" else kernels
+    return kernels + [cpp.quadratic_form(dtype) for dtype in cpp.DTYPES] if device == "cuda" else kernels
 
 
 def table() -> str:

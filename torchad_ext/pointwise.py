@@ -20,10 +20,13 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from . import _build, _eager, _kernels
 from ._kernels import DTYPES
-from ._symbolic import expr
-from ._symbolic.expr import Program
+from ._symbolic.captured import captures, plain
+from ._symbolic.expr import scalar, tensor
 from ._symbolic.latex import latex
-from ._symbolic.trace import TraceError, ValueNeeded, captures, plain, signature_of, trace
+from ._symbolic.program import Program
+from ._symbolic.refusals import TraceError
+from ._symbolic.torch_functions import signature_of
+from ._symbolic.tracing import ValueNeeded, trace
 from .elementwise import Elementwise, HandWritten
 
 Interval = tuple[float, float]
@@ -312,7 +315,7 @@ class Pointwise:
 
     def _trace(self, kinds: Sequence[Any]) -> Program:
         symbols = [
-            expr.tensor(name) if kind is _TENSOR else expr.scalar(name) if kind is _SCALAR else kind
+            tensor(name) if kind is _TENSOR else scalar(name) if kind is _SCALAR else kind
             for name, kind in zip(self._parameters, kinds, strict=True)
         ]
         return trace(self.define, symbols, self.__name__)

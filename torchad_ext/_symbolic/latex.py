@@ -6,7 +6,8 @@ import collections
 import math
 import re
 
-from .expr import FLOATS, Expr, Program, topological
+from .expr import OPERATIONS, Expr, topological
+from .program import Program
 
 _WIDTH = 24  # nodes of a repeated subexpression before it gets a name
 _GREEK = """
@@ -25,50 +26,9 @@ _NAMED = {
     0.25: r"\tfrac{1}{4}",
     math.inf: r"\infty",
 }
-_FUNCTIONS = {
-    **{name: rf"\{name}" for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh", "log")},
-    **{name: rf"\arc{name[1:]}" for name in ("asin", "acos", "atan")},
-    "sigmoid": r"\sigma",
-    "lgamma": r"\log\Gamma",
-    "erfinv": r"\operatorname{erf}^{-1}",
-    "log_ndtr": r"\log\Phi",
-    "logistic_density": r"\sigma'",
-    "ndtr": r"\Phi",
-    "normal_density": r"\varphi",
-    "log2": r"\log_{2}",
-    "log10": r"\log_{10}",
-    "maximum": r"\max",
-    "minimum": r"\min",
-    "clamp_min": r"\max",
-    "clamp_max": r"\min",
-}
-_AROUND = {
-    "abs": r"\left|%s\right|",
-    "floor": r"\left\lfloor %s\right\rfloor",
-    "ceil": r"\left\lceil %s\right\rceil",
-    "sqrt": r"\sqrt{%s}",
-    "rsqrt": r"\frac{1}{\sqrt{%s}}",
-    "reciprocal": r"\frac{1}{%s}",
-    "exp": r"e^{%s}",
-    "exp_minus_square": r"e^{-\left(%s\right)^{2}}",
-    "exp2": r"2^{%s}",
-    "log1pexp": r"\log\left(1 + e^{%s}\right)",
-    "detach": r"\left\lbrack %s\right\rbrack",
-    **{name: r"\left(%s\right)_{\mathrm{" + name + "}}" for name in FLOATS},
-}
-_RELATIONS = {
-    "lt": "<",
-    "le": r"\le",
-    "gt": ">",
-    "ge": r"\ge",
-    "eq": "=",
-    "ne": r"\ne",
-    "and": r"\wedge",
-    "or": r"\vee",
-}
-_OF_BRACKETS = frozenset("sigmoid logistic_density ndtr normal_density lgamma log_ndtr".split())
 _SUM, _PRODUCT, _POWER, _ATOM = 1, 2, 3, 4
-_SELF_DELIMITED = frozenset(("abs", "floor", "ceil", "sqrt", "rsqrt", "reciprocal", "detach"))
+_DELIMITED = (r"\left", r"\sqrt", r"\frac")  # beginnings of what needs no brackets around it
+_GREEK_FUNCTION = re.compile(r"\\(sigma|Gamma|Phi|varphi)")  # has brackets around its argument
 
 
 def symbol(name: str) -> str:
@@ -158,10 +118,10 @@ class _Printer:
             return rf"\frac{{{self.text(args[0])}}}{{{self.text(args[1])}}}", _POWER
         if op == "pow":
             return self._power(*args), _POWER
-        if op in _RELATIONS:
-            return f"{self.text(args[0], _SUM)} {_RELATIONS[op]} {self.text(args[1], _SUM)}", 0
         if op == "not":
             return rf"\neg\left({self.text(args[0])}\right)", 0
+        if node.is_mask:
+            return f"{self.text(args[0], _SUM)} {OPERATIONS[op].latex} {self.text(args[1], _SUM)}", 0
         if op == "where":
             condition, first, second = map(self.text, args)
             return rf"\begin{{cases}}{first} & {condition} \\ {second} & \text{{otherwise}}\end{{cases}}", 0
@@ -187,13 +147,14 @@ class _Printer:
             return rf"1 - {self.text(args[0], _ATOM)}^{{2}}", _SUM
         if op == "log1p":
             return rf"\log\left(1 + {self.text(args[0])}\right)", _ATOM
-        if op in _AROUND:
-            return _AROUND[op] % self.text(args[0]), _ATOM if op in _SELF_DELIMITED else _POWER
+        template = OPERATIONS[op].latex
+        if "%s" in template:
+            return template % self.text(args[0]), _ATOM if template.startswith(_DELIMITED) else _POWER
         return self._call(op, args), _ATOM
 
     def _call(self, op: str, args: tuple[Expr, ...]) -> str:
-        function = _FUNCTIONS.get(op, rf"\operatorname{{{op}}}")
-        if len(args) == 1 and not args[0].args and op not in _OF_BRACKETS:
+        function = OPERATIONS[op].latex or rf"\operatorname{{{op}}}"
+        if len(args) == 1 and not args[0].args and not _GREEK_FUNCTION.search(function):
             return f"{function} {self.text(args[0], _ATOM)}"
         return rf"{function}\left({', '.join(map(self.text, args))}\right)"
 
@@ -203,6 +164,7 @@ class _Printer:
         return f"{first}{space}{second}"
 
     def _power(self, base: Expr, exponent: Expr) -> str:
-        if base.op in _FUNCTIONS and len(base.args) == 1 and exponent.is_constant and exponent.value == 2:
-            return rf"{_FUNCTIONS[base.op]}^{{2}}\left({self.text(base.args[0])}\right)"
+        function = OPERATIONS[base.op].latex if len(base.args) == 1 else ""
+        if function and "%s" not in function and exponent.is_constant and exponent.value == 2:
+            return rf"{function}^{{2}}\left({self.text(base.args[0])}\right)"
         return f"{self.text(base, _ATOM)}^{{{self.text(exponent)}}}"

@@ -12,10 +12,13 @@ import itertools
 import math
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from .expr import FAMILIES, LOGICAL, Expr, Program, constant, make, mul, pow_, reciprocal, rsqrt, sqrt, topological
+from .expr import OPERATIONS, Expr, Operation, constant, make, topological
+from .operations import mul, pow_, reciprocal, rsqrt, sqrt
+from .program import Program
 
 DTYPES = {"float16": 5, "float32": 6, "float64": 7, "bfloat16": 15}  # of kernels, and their numbers in C++
 _LARGEST = {
@@ -26,27 +29,9 @@ _LARGEST = {
 }
 _WIDTH = 100  # characters of an expression before it is given a name
 _PART = 200  # lines of a functor before it is compiled in parts
-_INFIX = {
-    # operation: (symbol, precedence as in C++)
-    "mul": ("*", 6),
-    "div": ("/", 6),
-    "add": ("+", 5),
-    "sub": ("-", 5),
-    "lt": ("<", 4),
-    "le": ("<=", 4),
-    "gt": (">", 4),
-    "ge": (">=", 4),
-    "eq": ("==", 3),
-    "ne": ("!=", 3),
-    "and": ("&", 2),
-    "or": ("|", 1),
-}
-_PREFIX = {"neg": "-", "not": "!"}
-_ROUNDINGS = {"float16": "rounded<Half>", "bfloat16": "rounded<BFloat16>", "float32": "rounded<float>"}
-_FUNCTIONS = {"clamp_min": "maximum", "clamp_max": "minimum", **_ROUNDINGS}
+_PRECEDENCE = {"*": 6, "/": 6, "+": 5, "-": 5, "<": 4, "<=": 4, ">": 4, ">=": 4, "==": 3, "!=": 3, "&": 2, "|": 1}
+_PREFIXES = ("-", "!")
 _TOP, _UNARY = 8, 7
-# What the constructor of a functor can compute in double.
-_UNIFORM = {"pow": "std::pow", "log": "std::log", "sqrt": "std::sqrt", "abs": "std::abs", **_ROUNDINGS}
 _KEYWORDS = """
     alignas alignof asm auto bool break case catch char class const constexpr continue decltype default delete do double
     dynamic_cast else enum explicit export extern false float for friend goto if inline int long mutable namespace new
@@ -54,14 +39,10 @@ _KEYWORDS = """
     static_assert static_cast struct switch template this thread_local throw true try typedef typeid typename union
     unsigned using virtual void volatile wchar_t while
 """
-_OWN = """
-    T Outputs Parts of parts outputs number scalars std abs sign sqrt rsqrt reciprocal exp expm1 exp2 log log1p log2
-    log10 sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh sigmoid log1pexp erf erfc hypot floor
-    ceil round trunc maximum minimum where rounded fmod remainder lerp spherical_bessel exp_minus_square pow lgamma
-    polygamma erfcx erfinv log_ndtr logit logaddexp logaddexp2 entr copysign logistic_density tanh_half
-    one_minus_square ndtr normal_density softsign tanhshrink
-"""
-_TAKEN = frozenset((_KEYWORDS + _OWN).split())
+_OWN = "T Outputs Parts of parts outputs number scalars std rounded"
+_TAKEN = frozenset(
+    (*_KEYWORDS.split(), *_OWN.split(), *OPERATIONS, *(operation.cpp for operation in OPERATIONS.values()))
+)
 
 
 def functor(program: Program, name: str, dtype: str = "float64") -> str:
@@ -141,7 +122,12 @@ def _lower_power(base: Expr, exponent: Expr) -> Expr:
     value = exponent.value if exponent.is_constant else None
     if isinstance(value, float) and value.is_integer() and 2 <= value <= 8:
         return _power(base, int(value))
-    special = {-1.0: reciprocal, -2.0: lambda x: reciprocal(mul(x, x)), 0.5: sqrt, -0.5: rsqrt}
+    special: dict[Any, Callable[[Expr], Expr]] = {
+        -1.0: reciprocal,
+        -2.0: lambda x: reciprocal(mul(x, x)),
+        0.5: sqrt,
+        -0.5: rsqrt,
+    }
     return special[value](base) if value in special else pow_(base, exponent)
 
 
@@ -281,8 +267,9 @@ class _Functor:
 
     def _is_computed_once(self, node: Expr) -> bool:
         """Can the constructor compute it in double?"""
-        known = node.op in _INFIX or node.op in _PREFIX or node.op in _UNIFORM or node.op == "where"
-        return known and not node.varies and all(arg in self.uniform for arg in node.args)
+        operation = OPERATIONS[node.op]
+        known = operation.cpp in _PRECEDENCE or operation.cpp in _PREFIXES or operation.cpp_double or node.op == "where"
+        return bool(known) and not node.varies and all(arg in self.uniform for arg in node.args)
 
     def _write(self, node: Expr, results: dict[Expr, tuple[str, int]]) -> tuple[str, int]:
         """The text of a node and its precedence."""
@@ -292,7 +279,7 @@ class _Functor:
             return self.names[node], _TOP
         uniform = self._is_computed_once(node)
         operands = [self._operand(node, arg, uniform, results) for arg in node.args]
-        text, precedence = self._operation(node, operands, _UNIFORM if uniform else {})
+        text, precedence = self._operation(OPERATIONS[node.op], operands, uniform)
         if not uniform:
             return text, precedence
         self.uniform.add(node)
@@ -304,25 +291,27 @@ class _Functor:
     def _operand(self, node: Expr, arg: Expr, uniform: bool, results: dict[Expr, tuple[str, int]]) -> tuple[str, int]:
         if uniform and arg.is_constant:
             return _literal(arg.number, short=False), _TOP  # 1 / 0 is not to be a division of integers
-        if uniform or arg not in self.uniform or (node.op in FAMILIES and arg is node.args[0]):
+        if uniform or arg not in self.uniform or (OPERATIONS[node.op].is_family and arg is node.args[0]):
             return results[arg]
         return self._number(arg, results), _TOP
 
     @staticmethod
-    def _operation(node: Expr, operands: list[tuple[str, int]], functions: dict[str, str]) -> tuple[str, int]:
+    def _operation(operation: Operation, operands: list[tuple[str, int]], in_double: bool) -> tuple[str, int]:
         def wrapped(i: int, least: int) -> str:
             text, precedence = operands[i]
             return text if precedence >= least else f"({text})"
 
-        if node.op in _PREFIX:
-            return f"{_PREFIX[node.op]}{wrapped(0, _UNARY + 1)}", _UNARY
-        if node.op in _INFIX:
-            symbol, precedence = _INFIX[node.op]
-            right = wrapped(1, precedence if node.op in LOGICAL else precedence + 1)  # a + (b + c) rounds in this order
-            return f"{wrapped(0, precedence)} {symbol} {right}", precedence
-        if node.op == "detach":
+        name = operation.cpp or operation.name
+        if name in _PREFIXES and len(operands) == 1:
+            return f"{name}{wrapped(0, _UNARY + 1)}", _UNARY
+        if name in _PRECEDENCE:
+            precedence = _PRECEDENCE[name]
+            is_associative = name in ("&", "|")
+            right = wrapped(1, precedence if is_associative else precedence + 1)  # a + (b + c) rounds in this order
+            return f"{wrapped(0, precedence)} {name} {right}", precedence
+        if name == "detach":
             return operands[0]
-        if node.op in FAMILIES:
-            return f"{node.op}<{operands[0][0]}>({operands[1][0]})", _TOP
-        name = functions.get(node.op) or _FUNCTIONS.get(node.op, node.op)
-        return f"{name}({', '.join(text for text, _ in operands)})", _TOP
+        if operation.is_family:
+            return f"{name}<{operands[0][0]}>({operands[1][0]})", _TOP
+        function = (operation.cpp_double if in_double else "") or name
+        return f"{function}({', '.join(text for text, _ in operands)})", _TOP

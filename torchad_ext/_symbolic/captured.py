@@ -1,0 +1,48 @@
+"""What a function reads from outside its arguments."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Iterator
+from typing import Any
+
+_IMMUTABLE = frozenset("torch torchad_ext math cmath numpy builtins typing functools itertools operator".split())
+
+
+def plain(function: Any) -> Any:
+    """A function without what ``torch.compile`` or ``staticmethod`` put around it."""
+    if isinstance(function, staticmethod):
+        return function.__func__
+    return getattr(function, "_torchdynamo_orig_callable", getattr(function, "_orig_mod", function))
+
+
+def captures(function: Any) -> bool:
+    """Can a function read something from outside that may change after it was declared?"""
+    return _may_change(function, set())
+
+
+def _may_change(x: Any, seen: set[Any]) -> bool:
+    if isinstance(x, functools.partial):
+        return any(_may_change(y, seen) for y in (x.func, *x.args, *x.keywords.values()) if callable(y))
+    if isinstance(x, types.ModuleType):
+        return x.__name__.partition(".")[0] not in _IMMUTABLE
+    if isinstance(x, type) or not isinstance(x, types.FunctionType):
+        module = getattr(x, "__module__", None) or "builtins"
+        known = hasattr(x, "define") or (callable(x) and not hasattr(x, "__self__")) or inspect.isbuiltin(x)
+        return not (known and module.partition(".")[0] in _IMMUTABLE)
+    if x in seen or (x.__module__ or "").partition(".")[0] == "torch":
+        return False
+    seen.add(x)
+    cells = [cell.cell_contents for cell in x.__closure__ or ()]
+    used = {name for code in _codes(x.__code__) for name in code.co_names}
+    return any(_may_change(y, seen) for y in [*cells, *(x.__globals__[name] for name in used & x.__globals__.keys())])
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """The code of a function and of those that it defines."""
+    yield code
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            yield from _codes(inner)

@@ -1,0 +1,177 @@
+"""Programs: functions of several expressions, closed under ``vjp`` (reverse mode over the graph) and ``jvp`` (forward
+mode, by the same derivatives)."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from .expr import OPERATIONS, Expr, constant, tensor, topological
+
+
+def _dependent(nodes: Iterable[Expr], on: Iterable[Expr]) -> set[Expr]:
+    """Those of ``nodes`` (in topological order) through which a derivative in ``on`` can pass."""
+    dependent = set(on)
+    for node in nodes:
+        if node.args and OPERATIONS[node.op].derivative and any(arg in dependent for arg in node.args):
+            dependent.add(node)
+    return dependent
+
+
+def pushforward(outputs: Sequence[Expr], tangents: Mapping[Expr, Expr]) -> list[Expr | None]:
+    """The tangents of ``outputs`` for those of some symbols, by forward mode; None for zero."""
+    known = dict(tangents)
+    order = topological(outputs)
+    dependent = _dependent(order, known)
+    for node in order:
+        if node in known or node not in dependent:
+            continue
+        terms = [
+            term
+            for i, arg in enumerate(node.args)
+            if arg in known and (term := OPERATIONS[node.op].gradients(known[arg], node)[i]) is not None
+        ]
+        if terms:
+            known[node] = functools.reduce(operator.add, terms)
+    return [known.get(y) for y in outputs]
+
+
+def _unique(name: str, taken: Iterable[str]) -> str:
+    taken = set(taken)
+    candidates = (name if i == 1 else f"{name}{i}" for i in range(1, len(taken) + 2))
+    return next(candidate for candidate in candidates if candidate not in taken)
+
+
+@dataclass(frozen=True)
+class Program:
+    """Several expressions in the same symbols: what a kernel computes.
+
+    Attributes:
+        inputs: the symbols of the tensors, in the order of the kernel's arguments.
+        scalars: the symbols of the numbers that follow them.
+        outputs: the expressions.
+        names: a name for each output.
+    """
+
+    inputs: tuple[Expr, ...]
+    scalars: tuple[Expr, ...]
+    outputs: tuple[Expr, ...]
+    names: tuple[str, ...]
+
+    def vjp(self, wanted: Sequence[bool], given: Sequence[bool]) -> ProgramDerivative:
+        """The gradients of the wanted inputs, for cotangents of the given outputs."""
+        seeds = self._symbols("grad_", self.names)
+        targets = [x for x, w in zip(self.inputs, wanted, strict=True) if w]
+        order = topological(self.outputs)
+        dependent = _dependent(order, targets)
+        gradients: dict[Expr, Expr] = {}
+
+        def contribute(node: Expr, gradient: Expr) -> None:
+            gradients[node] = gradients[node] + gradient if node in gradients else gradient
+
+        for output, seed, is_given in zip(self.outputs, seeds, given, strict=True):
+            if is_given and output in dependent:
+                contribute(output, seed)
+        for node in reversed(order):
+            if node.args and node in gradients:
+                contributions = OPERATIONS[node.op].gradients(gradients[node], node)
+                for arg, gradient in zip(node.args, contributions, strict=True):
+                    if gradient is not None and arg in dependent:
+                        contribute(arg, gradient)
+        results = {f"grad_{x.value}": gradients.get(x) for x in self.inputs if x in targets}
+        return self._derivative([s for s, is_given in zip(seeds, given, strict=True) if is_given], results)
+
+    def jvp(self, given: Sequence[bool]) -> ProgramDerivative:
+        """The tangents of the outputs, for tangents of the given inputs."""
+        seeds = self._symbols("tangent_", [str(x.value) for x in self.inputs])
+        tangents = {x: seed for x, seed, is_given in zip(self.inputs, seeds, given, strict=True) if is_given}
+        results = dict(
+            zip((f"tangent_{name}" for name in self.names), pushforward(self.outputs, tangents), strict=True)
+        )
+        return self._derivative([s for s, is_given in zip(seeds, given, strict=True) if is_given], results)
+
+    def laplacian(self, carried: Sequence[int], signs: Sequence[int]) -> ProgramDerivative:
+        """The outputs y, their tangents y_k along some directions and their Laplacians Δy, from those of the inputs.
+
+        y_k = Σ_a f_a x_a,k and Δy = Σ_a f_a Δx_a + Σ_ab f_ab Σ_k ±x_a,k x_b,k with the derivatives f_a and f_ab.
+
+        Args:
+            carried: of each input, 0 for a constant, 1 if its tangents are given, 2 if its Laplacian is as well.
+            signs: of the squares of the directions, 1 or -1.
+        """
+        count = len(signs)
+        kinds = (*(f"tangent{k}_" for k in range(count)), "laplacian_")
+        symbols = iter(self._symbols("", [kind + str(x.value) for x in self.inputs for kind in kinds]))
+        tangents, laplacians, seeds = {}, {}, []
+        for x, order in zip(self.inputs, carried, strict=True):
+            *along, laplacian = (next(symbols) for _ in kinds)
+            if order:
+                tangents[x] = along
+            if order == 2:
+                laplacians[x] = laplacian
+            seeds += (along if order else []) + ([laplacian] if order == 2 else [])
+        one = constant(1)
+        results: dict[str, Expr | None] = {}
+        for name, y in zip(self.names, self.outputs, strict=True):
+            slopes = {x: f for x in tangents if (f := pushforward([y], {x: one})[0]) is not None}
+            terms = [f * laplacians[a] for a, f in slopes.items() if a in laplacians]
+            for (a, slope), b in itertools.product(slopes.items(), tangents):
+                if (curvature := pushforward([slope], {b: one})[0]) is not None:
+                    products = [s * (u * v) for s, u, v in zip(signs, tangents[a], tangents[b], strict=True)]
+                    terms.append(curvature * functools.reduce(operator.add, products))
+            results[f"value_{name}"] = y
+            for k in range(count):
+                along = [f * tangents[a][k] for a, f in slopes.items()]
+                results[f"tangent{k}_{name}"] = functools.reduce(operator.add, along) if along else None
+            results[f"laplacian_{name}"] = functools.reduce(operator.add, terms) if terms else None
+        return self._derivative(seeds, results)
+
+    def _symbols(self, prefix: str, names: Iterable[str]) -> list[Expr]:
+        taken = [str(x.value) for x in (*self.inputs, *self.scalars)]
+        symbols = []
+        for name in names:
+            taken.append(_unique(prefix + name, taken))
+            symbols.append(tensor(taken[-1]))
+        return symbols
+
+    def _derivative(self, seeds: Sequence[Expr], results: dict[str, Expr | None]) -> ProgramDerivative:
+        arguments = (*self.inputs, *seeds)
+        outputs = {name: result for name, result in results.items() if result is not None}
+        occurring = set(topological(outputs.values()))
+        used = tuple(i for i, x in enumerate(arguments) if x in occurring)
+        program = Program(
+            tuple(arguments[i] for i in used),
+            tuple(x for x in self.scalars if x in occurring),
+            tuple(outputs.values()),
+            tuple(outputs),
+        )
+        return ProgramDerivative(
+            program,
+            used,
+            tuple(i for i, x in enumerate(self.scalars) if x in occurring),
+            tuple(i for i, result in enumerate(results.values()) if result is not None),
+        )
+
+    def __len__(self) -> int:
+        """The number of operations."""
+        return sum(bool(node.args) for node in topological(self.outputs))
+
+
+@dataclass(frozen=True)
+class ProgramDerivative:
+    """A derivative of a program, reduced to what is not zero.
+
+    Attributes:
+        program: computes the results that are not zero from the arguments that they depend on.
+        arguments: which of (the inputs, the given cotangents or tangents) its inputs are.
+        scalars: which of the scalars its scalars are.
+        results: which of the wanted results its outputs are; the others are zero.
+    """
+
+    program: Program
+    arguments: tuple[int, ...]
+    scalars: tuple[int, ...]
+    results: tuple[int, ...]

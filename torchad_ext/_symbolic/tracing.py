@@ -1,0 +1,427 @@
+"""A plain PyTorch function of elements as expressions.
+
+The function is called once with symbols in place of tensors. Every PyTorch function, method and operator it uses on
+them is looked up by its name in ``FUNCTIONS``, and what is not there raises with the line that used it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.autograd.function import BackwardCFunction
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
+
+from . import operations as op
+from . import refusals
+from .expr import FLOATS, Expr, make, topological
+from .kinks import decided
+from .program import Program
+from .refusals import Problem, TraceError, refusal
+from .torch_functions import (
+    ALIASES,
+    ARITHMETIC,
+    CHOICES,
+    CONSTANTS,
+    FUNCTIONS,
+    INTEGRAL,
+    OF_NOTHING,
+    OF_NUMBERS,
+    OF_TENSORS,
+    PROMOTED,
+    ROUNDS_NUMBERS,
+    STEPS,
+    number,
+)
+from .torch_names import is_of_torch, module_of, name_of, written_by
+
+
+class ValueNeeded(Exception):
+    """The function asks for the value of run-time numbers, whose names these are; trace it with the values."""
+
+    def __init__(self, names: frozenset[str]) -> None:
+        super().__init__(names)
+        self.names = names
+
+
+class _Symbol(torch.Tensor):
+    """Stands for a tensor, or for a Python number, while a function is traced.
+
+    Attributes:
+        expr: its value.
+        kind: ``"tensor"``, of the dtype of the function's tensors; ``"number"``, a Python number; ``"mask"``, bool;
+            ``"integer"``, int64; or the name of a dtype that PyTorch gives it whatever the function's tensors have.
+        stored: its value as PyTorch has it in memory, where each result is rounded to the dtype.
+        is_in_use: is it an argument, or does another name stand for its memory?
+    """
+
+    expr: Expr
+    kind: str
+    stored: Expr
+    is_in_use: bool
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"<{self.kind} {self.expr}>"
+
+    def __round__(self, digits: int | None = None) -> Any:  # tensors have none; numbers do
+        return round(float(self), digits)
+
+    def __divmod__(self, other: Any) -> Any:
+        return divmod(float(self), other)
+
+
+# No tensor of a function has it, so that a dtype which the function asks its tensors for differs from all it names.
+_DTYPE = torch.float8_e5m2
+
+
+def _symbol(value: Expr, kind: str, stored: Expr | None = None, is_in_use: bool = False) -> _Symbol:
+    # A custom autograd.Function leaves its mark on what requires a gradient.
+    symbol = torch.Tensor._make_subclass(_Symbol, torch.zeros((), device="cpu"), kind == "tensor")
+    symbol.expr, symbol.kind, symbol.is_in_use = value, kind, is_in_use
+    symbol.stored = value if stored is None else stored
+    return symbol
+
+
+def trace(function: Callable[[list[Any]], Any], arguments: Sequence[Any], name: str) -> Program:
+    """The program of a function.
+
+    Args:
+        function: calls plain PyTorch with a list of arguments.
+        arguments: that list: symbols of :mod:`torchad_ext._symbolic.expr` for tensors and run-time numbers, anything
+            else as it is.
+        name: of the function, for messages.
+
+    Raises:
+        TraceError: the function is not elementwise in its tensors.
+        ValueNeeded: it asks for the value of a run-time number.
+    """
+    program, asked = _traced(function, arguments, name, _DTYPE)
+    for dtype in (getattr(torch, name) for name in (FLOATS if asked else ())):
+        other, _ = _traced(function, arguments, name, dtype)
+        if _without_dtypes(other) != _without_dtypes(program):
+            raise TraceError(
+                f"{name} computes something else in {dtype} than in other dtypes, because it asks for the dtype of a "
+                "tensor; pass what depends on it as an argument, as in f(x, eps=1e-6)"
+            )
+    return program
+
+
+def _without_dtypes(program: Program) -> Program:
+    """The program without roundings to a dtype."""
+    plain: dict[Expr, Expr] = {}
+    for node in topological(program.outputs):
+        args = tuple(plain[arg] for arg in node.args)
+        rounds = node.op in FLOATS or node.op == "rounded"
+        plain[node] = args[0] if rounds else make(node.op, *args) if args else node
+    return Program(program.inputs, program.scalars, tuple(plain[y] for y in program.outputs), program.names)
+
+
+def _traced(
+    function: Callable[[list[Any]], Any], arguments: Sequence[Any], name: str, dtype: torch.dtype
+) -> tuple[Program, bool]:
+    """The program for tensors of a dtype, and whether the function asks for it."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_disable_current_modes())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if "torch._dynamo" in sys.modules:  # what torch.compile made is run as it was written
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        symbols = [
+            _symbol(x, "number" if x.op == "scalar" else "tensor", is_in_use=True) if isinstance(x, Expr) else x
+            for x in arguments
+        ]
+        tracing = stack.enter_context(_Tracing(name, dtype))
+        try:
+            result = function(symbols)
+        except TypeError as error:
+            if not tracing.error:
+                numbers = [x for x in arguments if isinstance(x, Expr) and x.op == "scalar"]
+                if numbers and "_Symbol" in str(error):  # PyTorch takes a Python number there, nothing else
+                    raise ValueNeeded(frozenset(str(x.value) for x in numbers)) from None
+                raise
+        except ValueNeeded:
+            if not tracing.error:
+                raise
+    if tracing.error:  # PyTorch's operators make NotImplemented of it, Python "unsupported operand type(s)"
+        raise tracing.error
+    results = tuple(result) if isinstance(result, (tuple, list)) else (result,)
+    if not results:
+        raise TraceError(f"{name} returns no tensor")
+    outputs = []
+    for output in results:
+        if function_name := _function_of(output):
+            raise TraceError(f"{name} returns a result of {function_name}, {refusals.HAS_BACKWARD}")
+        if not isinstance(output, _Symbol) or output.kind == "number":
+            raise TraceError(
+                f"{name} returns {_described(output)}, not an elementwise function of its tensors; return a tensor, "
+                "torch.full_like(x, c) for a constant"
+            )
+        if output.kind == "mask":
+            raise TraceError(
+                f"{name} returns a truth value, which has no derivative; return torch.where(condition, a, b)"
+            )
+        if output.kind != "tensor":
+            raise TraceError(
+                f"{name} returns a tensor of dtype {_dtype_of(output)}, not of the dtype of its arguments, because it "
+                "is made of truth values and numbers alone; convert them, as in (x > 0).to(x.dtype)"
+            )
+        outputs.append(make("float64", output.expr) if tracing.widened else output.expr)
+    inputs = tuple(x for x in arguments if isinstance(x, Expr) and x.op == "tensor")
+    scalars = tuple(x for x in arguments if isinstance(x, Expr) and x.op == "scalar")
+    names = ("output",) if len(outputs) == 1 else tuple(f"output{i}" for i in range(len(outputs)))
+    return Program(inputs, scalars, tuple(outputs), names), tracing.asked
+
+
+class _Tracing(TorchFunctionMode):
+    """Computes with expressions what is called on symbols."""
+
+    error: TraceError | None = None
+    asked = False  # for the dtype of a tensor
+    widened = False  # to float64, from some result on
+
+    def __init__(self, name: str, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.name, self.dtype = name, dtype
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        try:
+            if define := getattr(func, "define", None):  # a declared op within a declared op
+                with self:
+                    return define(args)
+            return self._call(func, args, kwargs or {})
+        except TraceError as error:
+            self.error = error
+            raise
+
+    def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = name_of(func)
+        if name in _SWITCHES:
+            return func(*args, **kwargs)
+        if name in _QUESTIONS and len(args) == 1 and isinstance(args[0], _Symbol) and args[0].kind == "tensor":
+            self.asked = self.asked or name == "dtype"
+            return self.dtype if name == "dtype" else _QUESTIONS[name]
+        given = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
+        if function := next(filter(None, map(_function_of, given)), None):
+            raise refusal(name, f"is given a result of {function}, {refusals.HAS_BACKWARD}")
+        if name in _VALUES and len(given) == 1 and isinstance(given[0], _Symbol) and given[0].kind == "number":
+            return self._asked_for(name, given[0].expr)
+        if not is_of_torch(func):
+            raise refusal(name, f"is a function of {module_of(func)}, not of PyTorch; {refusals.OUTSIDE}")
+        kwargs = {key: x for key, x in kwargs.items() if not (key in _IDLE and (x is None or x is False))}
+        if name == "_is_view":  # PyTorch asks before an assignment
+            return False
+        place = written_by(name, kwargs)
+        if place is not None:
+            return self._write(name, place, args, kwargs)
+        if "out" in kwargs:
+            raise refusal(name, refusals.IN_PLACE)
+        if name in _CONVERSIONS and isinstance(args[0], _Symbol) and args[0].kind != "number":
+            return self._converted(name, args, kwargs)
+        return self._result(name, args, kwargs)
+
+    def _result(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Symbol:
+        """A function of symbols."""
+        if name in refusals.REFUSED:
+            raise refusal(name, refusals.REFUSED[name])
+        base = name.strip("_") if name.startswith("__") else name
+        handler = FUNCTIONS.get(base)
+        if handler is None:
+            raise refusal(name, refusals.UNKNOWN)
+        kwargs = self._without_dtype(name, kwargs)
+        given = [x for x in (*args, *kwargs.values()) if isinstance(x, _Symbol)]
+        symbols, kinds = [x.expr for x in given], {x.kind for x in given}
+        if kinds == {"number"} and base in OF_NUMBERS:
+            raise ValueNeeded(frozenset().union(*map(_numbers_in, symbols)))
+        if name in OF_TENSORS and "number" in kinds:
+            raise refusal(name, "takes no number; write torch.full_like(x, c) for c")
+        if symbols and not any(x.varies for x in symbols) and name not in ARITHMETIC:
+            raise refusal(name, refusals.CONSTANT if all(x.is_constant for x in symbols) else refusals.OF_A_NUMBER)
+
+        if any(isinstance(x, torch.Tensor) and not isinstance(x, _Symbol) for x in (*args, *kwargs.values())):
+            raise refusal(name, refusals.OUTSIDE_TENSOR)
+
+        def apply(of: Callable[[Any], Any]) -> Expr:
+            try:
+                applied = handler(*map(of, args), **{key: of(x) for key, x in kwargs.items()})
+            except Problem as problem:
+                raise refusal(name, str(problem)) from None
+            except TypeError as error:
+                text = re.sub(r"^\S+\(\) ", "", str(error))  # without the name of the handler
+                raise refusal(name, f"has no kernel for these arguments ({text}); {refusals.OUTSIDE}") from None
+            assert isinstance(applied, Expr)
+            return applied
+
+        self.widened = self.widened or base == "float_power"
+        rounds = base in ROUNDS_NUMBERS
+        steps = base in STEPS or "rounding_mode" in kwargs
+        value = apply(_with_rounded_numbers(_value) if rounds and steps else _value)
+        stored = apply(_with_rounded_numbers(_stored) if rounds else _stored)
+        if steps:
+            value = decided(value, {x.expr: x.stored for x in given if x.stored is not x.expr})
+        if not torch.is_grad_enabled() and not value.is_mask:  # PyTorch records nothing under no_grad
+            value, stored = op.detach(value), op.detach(stored)
+        kind = "tensor" if name in OF_NOTHING and "dtype" in kwargs else _kind_of(name, value, args, kwargs)
+        if kind in FLOATS:
+            value = stored = make(kind, value)
+        elif kind == "tensor":
+            if base in CONSTANTS:
+                value = op.rounded(value)
+            stored = op.rounded(stored)
+        symbol = _symbol(value, kind, stored)
+        if base in ALIASES:
+            for x in given:
+                x.is_in_use = True
+            symbol.is_in_use = True
+        return symbol
+
+    @staticmethod
+    def _asked_for(name: str, value: Expr) -> Any:
+        """The value of a number, where a Python number is wanted."""
+        if names := _numbers_in(value):
+            raise ValueNeeded(names)
+        if not value.is_constant:
+            raise refusal(name, refusals.NUMBER)
+        convert = {"__bool__": bool, "__int__": int, "__index__": int, "__complex__": complex}.get(name, float)
+        return convert(value.number)
+
+    def _without_dtype(self, name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The keywords without a dtype that is the tensors' own, and without what makes no difference."""
+        if name not in CONSTANTS and name not in OF_NOTHING:
+            return kwargs
+        if (dtype := kwargs.get("dtype", self.dtype)) is not self.dtype:
+            raise refusal(name, f"is given dtype={dtype}, but {refusals.KEEPS}; give x.dtype, or no dtype")
+        idle = ("device", "memory_format", "requires_grad", "layout", "pin_memory", *(["dtype"] * (name in CONSTANTS)))
+        return {key: x for key, x in kwargs.items() if key not in idle}
+
+    def _write(self, name: str, base: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Symbol:
+        """y += x and the like, on an intermediate result."""
+        y = args[0] if args else next(iter(kwargs.values()))
+        if not isinstance(y, _Symbol):
+            raise refusal(name, refusals.OUTSIDE_TENSOR)
+        if y.is_in_use and y.kind != "number":
+            raise refusal(name, refusals.IN_PLACE)
+        if not torch.is_grad_enabled():
+            raise refusal(
+                name, "changes a tensor in place under no_grad, which hides that from autograd; " + refusals.NEW_NAME
+            )
+        result = self._result(base, args, {key: x for key, x in kwargs.items() if key != "inplace"})
+        if y.kind == "number":  # a Python number is not changed but replaced
+            return result
+        if result.kind != y.kind:
+            raise refusal(name, f"changes a tensor in place and its dtype; {refusals.NEW_NAME}")
+        y.expr, y.stored = result.expr, result.stored
+        return y
+
+    def _converted(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Symbol:
+        """x.to(dtype), x.float() and the like."""
+        x = args[0]
+        wanted = [*args[1:], *(value for key, value in kwargs.items() if key in ("dtype", "other", "tensor"))]
+        if name in _DTYPES_BY_NAME:
+            wanted.append(_DTYPES_BY_NAME[name])
+        elsewhere = (bool, torch.device) if name == "type" else (bool, torch.device, str)
+        wanted = [y for y in wanted if not isinstance(y, elsewhere)]
+        if len(wanted) > 1 or (name == "type" and not wanted):
+            raise refusal(name, refusals.TYPE)
+        kind = self._kind(wanted[0]) if wanted else x.kind
+        if kind == x.kind:
+            x.is_in_use = True
+            return _symbol(x.expr, x.kind, x.stored, is_in_use=True)
+        if kind in (None, "mask", "number") or x.kind == "tensor":
+            raise refusal(name, refusals.TYPE)
+        value = number(x.expr)
+        assert isinstance(value, Expr) and kind
+        return _symbol(make(kind, value) if kind in FLOATS else value, kind)
+
+    def _kind(self, target: Any) -> str | None:
+        """The kind that a conversion to a dtype, or to that of another tensor, gives; None if that is unknown."""
+        if isinstance(target, _Symbol):
+            return target.kind
+        return "tensor" if target is self.dtype else _KINDS.get(target)
+
+
+def _value(x: Any) -> Any:
+    return x.expr if isinstance(x, _Symbol) else x
+
+
+def _stored(x: Any) -> Any:
+    return x.stored if isinstance(x, _Symbol) else x
+
+
+def _with_rounded_numbers(of: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """PyTorch rounds a number that it compares with a tensor."""
+
+    def operand(x: Any) -> Any:
+        is_number = isinstance(x, float) or (isinstance(x, _Symbol) and x.kind == "number")
+        return op.rounded(of(x)) if is_number else of(x)
+
+    return operand
+
+
+def _function_of(x: Any) -> str | None:
+    """The custom autograd.Function that gave x: what it computes is seen here, its backward is not."""
+    node = x.grad_fn if isinstance(x, torch.Tensor) else None
+    if node is None or not isinstance(node, BackwardCFunction):
+        return None
+    return str(node._forward_cls.__name__)
+
+
+def _numbers_in(value: Expr) -> frozenset[str]:
+    return frozenset(str(x.value) for x in topological([value]) if x.op == "scalar")
+
+
+def _kind_of(name: str, value: Expr, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
+    """The kind of a result, by PyTorch's rules of type promotion."""
+    operands = [x for i, x in enumerate(args) if i != CHOICES.get(name)]
+    operands += [x for key, x in kwargs.items() if key != "condition"]
+    kinds = {x.kind for x in operands if isinstance(x, _Symbol)}
+    if value.is_mask and kinds != {"number"}:
+        return "mask"
+    if kinds <= {"number"} and name not in CHOICES:
+        return "number"
+    if "tensor" in kinds:
+        return "tensor"
+    floats = [kind for kind in kinds if kind in FLOATS]
+    has_floats = "number" in kinds or any(isinstance(x, float) for x in operands)
+    if not floats and not has_floats and name in INTEGRAL:
+        return "integer"
+    if name not in PROMOTED:
+        raise refusal(name, "is given a truth value; convert it to the dtype of a tensor, as in (x > 0).to(x.dtype)")
+    dtypes = [getattr(torch, kind) for kind in floats] or [torch.get_default_dtype()]
+    return str(functools.reduce(torch.promote_types, dtypes)).removeprefix("torch.")
+
+
+def _dtype_of(x: _Symbol) -> str:
+    return {"mask": "bool", "integer": "int64"}.get(x.kind, x.kind)
+
+
+def _described(x: Any) -> str:
+    return "a Python number" if isinstance(x, (_Symbol, int, float)) else f"a {type(x).__name__}"
+
+
+_IDLE = ("inplace", "out", "training")  # arguments that do nothing while they are false
+_SWITCHES = frozenset(("_set_grad_enabled", "set_grad_enabled", "_enter_inference_mode", "_exit_inference_mode"))
+# What a tensor answers while it is a symbol; a device is only good for being passed on.
+_QUESTIONS: dict[str, Any] = {
+    "dtype": None, "device": torch.device("meta"), "is_floating_point": True, "is_complex": False,
+}  # fmt: skip
+_VALUES = frozenset("__bool__ __float__ __int__ __index__ __complex__ __array__ __format__ item".split())
+_CONVERSIONS = frozenset("to type type_as float double half bfloat16 int long bool".split())
+_KINDS: dict[Any, str] = {
+    **{getattr(torch, name): name for name in FLOATS},
+    **dict.fromkeys((float, torch.DoubleTensor), "float64"),
+    **dict.fromkeys((int, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64), "integer"),
+    **dict.fromkeys((bool, torch.bool), "mask"),
+    torch.FloatTensor: "float32",
+}
+_DTYPES_BY_NAME = {
+    "float": torch.float32, "double": torch.float64, "half": torch.float16, "bfloat16": torch.bfloat16,
+    "int": torch.int32, "long": torch.int64, "bool": torch.bool,
+}  # fmt: skip

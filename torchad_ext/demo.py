@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from .ops import exp, sin
-from .plot import plot_derivatives, plot_fit, psnr
+from .plot import Field, Fit, plot_derivatives, plot_fit, psnr
 from .quadratic_form import quadratic_form
 from .verify import verify
 
@@ -154,19 +154,6 @@ def workloads(device: str, quick: bool = False) -> Iterator[tuple[Function, Func
         yield quadratic_form, quadratic_form.definition, (x, A)  # type: ignore[attr-defined]
 
 
-@dataclass(frozen=True)
-class Field:
-    """A picture over [-1, 1] x [-1, 1] and its gradient.
-
-    Attributes:
-        picture: grey levels, ``[side, side]``.
-        gradient: the derivatives along rows and columns, ``[side, side, 2]``, in grey levels per half width.
-    """
-
-    picture: torch.Tensor
-    gradient: torch.Tensor
-
-
 def load_picture(side: int = 96, path: str | Path | None = None) -> Field:
     """A grey picture, cropped to a square, with its gradient by central differences.
 
@@ -235,15 +222,6 @@ class SineNetwork(nn.Module):
             x = self.sine(self.omega * layer(x))
         output: torch.Tensor = self.last(x)
         return output.squeeze(-1)
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What a network learned, and the loss and the seconds of every training step."""
-
-    field: Field
-    losses: list[float]
-    seconds: list[float]
 
 
 def train(network: nn.Module, x: torch.Tensor, gradient: torch.Tensor, steps: int) -> Iterator[float]:

@@ -7,6 +7,7 @@ line styles differ as well.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,8 +15,6 @@ import torch
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from .demo import Field, Fit
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 STYLES = ("-", "--", "-.", ":")
@@ -107,6 +106,34 @@ def plot_derivatives(
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return ax
+
+
+@dataclass(frozen=True)
+class Field:
+    """A picture over [-1, 1] x [-1, 1] and its gradient.
+
+    Attributes:
+        picture: grey levels, ``[side, side]``.
+        gradient: the derivatives along rows and columns, ``[side, side, 2]``, in grey levels per half width.
+    """
+
+    picture: torch.Tensor
+    gradient: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A picture that a network learned from a gradient.
+
+    Attributes:
+        field: the picture that it learned.
+        losses: the loss of every training step.
+        seconds: the seconds of every training step.
+    """
+
+    field: Field
+    losses: list[float]
+    seconds: list[float]
 
 
 def plot_fit(target: Field, fits: Mapping[str, Fit], figure: Figure | None = None) -> Figure:

@@ -30,51 +30,13 @@ T sum(typename VectorOf<T, n>::type v) {
 // The first `count` numbers, and zeros.
 template <class T>
 Vector<compute_t<T>> load_some(const T* from, int64_t count) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) return (Float)_mm512_maskz_loadu_ps((1u << count) - 1, from);
+  if constexpr (std::is_same_v<T, double>) return (Double)_mm512_maskz_loadu_pd((1u << count) - 1, from);
+#endif
   T padded[lanes<T>] = {};
   std::memcpy(padded, from, count * sizeof(T));
   return load(padded);
-}
-
-// Rows [begin, end) of one problem: returns their part of q, adds their part of A^T x to s and writes theirs of A x to
-// Ax. The arrays are padded to whole vectors, x with zeros.
-template <bool product, class T, class Number = compute_t<T>>
-Number rows(const QuadraticForms<T>& forms, const T* A, const Number* x, Number* s, Number* Ax, int64_t begin,
-            int64_t end) {
-  constexpr int together = 4;  // rows, so that x and s are read once for four of them
-  constexpr int w = lanes<T>;
-  const int64_t whole = forms.n / w * w;
-  Number q = 0;
-  for (int64_t i = begin; i < end; i += together) {
-    const int count = int(std::min<int64_t>(together, end - i));
-    const T* row[together];
-    Vector<Number> y[together], weight[together];
-    for (int r = 0; r < together; ++r) {
-      row[r] = A + (r < count ? i + r : i) * forms.row_stride;
-      weight[r] = broadcast(r < count ? x[i + r] : Number(0));
-      y[r] = Vector<Number>{};
-    }
-    const auto columns = [&](int64_t j, auto load_from) {
-      const Vector<Number> x_j = load(x + j);
-      Vector<Number> s_j = load(s + j);
-      for (int r = 0; r < together; ++r) {
-        if (r >= count) break;
-        const Vector<Number> a = load_from(row[r] + j);
-        y[r] = fma(a, x_j, y[r]);
-        if (product) s_j = fma(a, weight[r], s_j);
-      }
-      if (product) store(s + j, s_j);
-    };
-    for (int64_t j = 0; j < whole; j += w) columns(j, [](const T* from) { return load(from); });
-    if (whole < forms.n) {
-      columns(whole, [&](const T* from) { return load_some(from, forms.n - whole); });
-    }
-    for (int r = 0; r < count; ++r) {
-      const Number y_i = sum<w, Number>(y[r]);
-      q += x[i + r] * y_i;
-      Ax[i + r] = y_i;
-    }
-  }
-  return q;
 }
 
 #if defined(__clang__) || __GNUC__ >= 12
@@ -100,6 +62,92 @@ V sums(V (&v)[n]) {
   for (int i = 0; i < n; ++i) result[i] = sum<n, T>(v[i]);
   return result;
 #endif
+}
+
+// The sum of the lanes of each of several vectors.
+template <int w, int count, class V, class Number>
+void sums_of(V (&v)[count], Number (&total)[count]) {
+  if constexpr (w > 1 && count % w == 0) {
+    for (int i = 0; i < count; i += w) store(total + i, sums<Number>(*reinterpret_cast<V(*)[w]>(v + i)));
+  } else {
+    for (int i = 0; i < count; ++i) total[i] = sum<w, Number>(v[i]);
+  }
+}
+
+// Memory for whole vectors, aligned to them.
+template <class Number>
+class Vectors {
+ public:
+  explicit Vectors(int64_t count) : memory_(new Whole[count]) {}
+  Number* numbers() const { return memory_[0].lane; }
+
+ private:
+  struct alignas(vector_bytes) Whole {
+    Number lane[lanes<Number>];
+  };
+  const std::unique_ptr<Whole[]> memory_;
+};
+
+// Vectors x that share a reading of A; registers hold as many sums for each of its rows.
+constexpr int most_together = vector_bytes == 64 ? 8 : 4;
+
+// Bytes of x and s that stay in the first-level cache beside the rows of A.
+constexpr int64_t cached_columns = 32 << 10;
+
+// A few rows of a matrix for k vectors: adds their part of A^T x to s over columns [left, right), and theirs of A x to
+// y [rows, k]. x and s are [columns / w, k, w], `weight` is x at the first of the rows.
+template <bool product, int together, int k, class T, class Number>
+void few_rows(const T* A, int64_t row_stride, int64_t left, int64_t right, const Number* x, const Number* weight,
+              Number* s, Number* y) {
+  constexpr int w = lanes<T>;
+  Vector<Number> sums_y[together * k] = {};
+  const auto columns = [&](int64_t j, auto load_from) {
+    const Number* x_j = x + j * k;
+    Number* s_j = s + j * k;
+    Vector<Number> a[together];
+#pragma GCC unroll 4
+    for (int r = 0; r < together; ++r) {
+      a[r] = load_from(A + r * row_stride + j);
+      if (k > 1) __builtin_prefetch(A + (together + r) * row_stride + j);
+    }
+#pragma GCC unroll 8
+    for (int b = 0; b < k; ++b) {
+      const Vector<Number> x_b = load(x_j + b * w);
+      Vector<Number> s_b{};
+      if (product) s_b = load(s_j + b * w);
+#pragma GCC unroll 4
+      for (int r = 0; r < together; ++r) {
+        sums_y[r * k + b] = fma(a[r], x_b, sums_y[r * k + b]);
+        if (product) s_b = fma(a[r], broadcast(weight[b * w + r]), s_b);
+      }
+      if (product) store(s_j + b * w, s_b);
+    }
+  };
+  int64_t j = left;
+  for (; j + w <= right; j += w) columns(j, [](const T* from) { return load(from); });
+  if (j < right) columns(j, [&](const T* from) { return load_some(from, right - j); });
+  Number total[together * k];
+  sums_of<w>(sums_y, total);
+  for (int i = 0; i < together * k; ++i) y[i] += total[i];
+}
+
+// Rows [begin, end) of a matrix for k vectors: adds A x to y [rows, k] and A^T x to s. x and s are [n / w, k, w], the
+// last vector padded, that of x with zeros. `begin` is a multiple of 4.
+template <bool product, int k, class T, class Number = compute_t<T>>
+void rows(const T* A, int64_t row_stride, int64_t n, int64_t begin, int64_t end, const Number* x, Number* s,
+          Number* y) {
+  constexpr int together = std::max(2, std::min(4, 2 * most_together / k));
+  constexpr int w = lanes<T>;
+  constexpr int64_t width = cached_columns / ((1 + product) * k * sizeof(Number)) / w * w;
+  for (int64_t left = 0; left < n; left += width) {
+    const auto at = [&](auto few, int64_t i) {
+      few_rows<product, few, k>(A + i * row_stride, row_stride, left, std::min(n, left + width), x,
+                                x + i / w * k * w + i % w, s, y + (i - begin) * k);
+    };
+    int64_t i = begin;
+    for (; i + together <= end; i += together) at(std::integral_constant<int, together>(), i);
+    for (; i < end; ++i) at(std::integral_constant<int, 1>(), i);
+  }
 }
 
 template <class T>
@@ -275,63 +323,118 @@ struct QuadraticFormCpu {
 
   template <bool product, class T>
   static void run(const QuadraticForms<T>& forms) {
-    using Number = compute_t<T>;
     if (with_constant<T>(forms.n, [&](auto n) { run_unrolled<product, n>(forms); })) return;
-    const int64_t n = forms.n;
-    const int64_t padded = (n + lanes<T> - 1) / lanes<T> * lanes<T>;
-    const int64_t block = n * n < 4 * worth_a_thread ? std::max<int64_t>(n, 1) : std::max<int64_t>(64, (n + 15) / 16);
-    const int64_t blocks = std::max<int64_t>((n + block - 1) / block, 1);
+    if (forms.count == 1 || !forms.shared) {
+      run_groups<product, 1>(forms);
+    } else if (forms.count <= 2) {
+      run_groups<product, 2>(forms);
+    } else if (forms.count <= 4) {
+      run_groups<product, 4>(forms);
+    } else {
+      run_groups<product, most_together>(forms);
+    }
+  }
 
-    // Every block of every problem has its own part of q and s, added up in order below.
-    const std::unique_ptr<Number[]> q_part(new Number[forms.count * blocks]);
-    const std::unique_ptr<Number[]> s_part(new Number[product && blocks > 1 ? forms.count * blocks * padded : 0]);
-    const int64_t grain = std::max<int64_t>(1, 2 * worth_a_thread / std::max<int64_t>(block * n, 1));
-    torch::stable::parallel_for(0, forms.count * blocks, grain, [&](int64_t from, int64_t to) {
-      const std::unique_ptr<Number[]> x(new Number[padded]), Ax(new Number[padded]), own_s(new Number[padded]);
+  // Groups of k problems, which have one A if k > 1. Threads share out the groups, or blocks of rows of a large A.
+  template <bool product, int k, class T>
+  static void run_groups(const QuadraticForms<T>& forms) {
+    using Number = compute_t<T>;
+    constexpr int w = lanes<T>;
+    constexpr int64_t most_bytes = 256 << 10;  // of A, which stay in a cache while all groups are served
+    const int64_t n = forms.n, count = forms.count, groups = (count + k - 1) / k;
+    const int64_t size = (n + w - 1) / w * w * k;  // of x and s of a group, [n / w, k, w]
+    const int64_t block = n * n < 4 * worth_a_thread ? n : std::max<int64_t>(64, (n + 63) / 64 * 4);
+    const int64_t blocks = n == 0 ? 1 : (n + block - 1) / block;
+    const int64_t at_once = k > 1 && blocks > 1 ? groups : 1;  // groups for a block
+    const int64_t some = at_once == 1 ? block : std::clamp<int64_t>(most_bytes / (n * sizeof(T)) / 4 * 4, 4, block);
+
+    // Every block of every group has its own part of q and s, added up in order below.
+    const std::unique_ptr<Number[]> q_part(new Number[groups * blocks * k]);
+    const Vectors<Number> s_memory(product && blocks > 1 ? groups * blocks * size / w : 0);
+    Number* const s_part = s_memory.numbers();
+    const int64_t grain = std::max<int64_t>(1, 2 * worth_a_thread / std::max<int64_t>(block * n * at_once * k, 1));
+    torch::stable::parallel_for(0, groups / at_once * blocks, grain, [&](int64_t from, int64_t to) {
+      const Vectors<Number> memory((at_once + (product && blocks == 1)) * size / w);
+      const std::unique_ptr<Number[]> y(new Number[k * some]);
+      Number *const x = memory.numbers(), *const own_s = x + at_once * size;
+      int64_t first = -1;  // of the groups in x
+      const T* A = nullptr;
       for (int64_t task = from; task < to; ++task) {
-        const int64_t problem = task / blocks, begin = task % blocks * block;
-        int64_t offset[2];
-        forms.batch.offsets(problem, offset);
-        read_padded(forms.x + offset[0], forms.x_stride, n, x.get());
-        Number* s = product && blocks > 1 ? &s_part[task * padded] : own_s.get();
-        std::fill_n(s, padded, Number(0));
-        q_part[task] =
-            rows<product>(forms, forms.A + offset[1], x.get(), s, Ax.get(), begin, std::min(n, begin + block));
-        for (int64_t i = begin; product && i < std::min(n, begin + block); ++i) s[i] += Ax[i];
-        if (product && blocks == 1) write_padded(s, forms.s + problem * n, n);
+        const int64_t begin = task % blocks * block, end = std::min(n, begin + block);
+        if (first != task / blocks * at_once) {
+          first = task / blocks * at_once;
+          for (int64_t group = 0; group < at_once; ++group) A = read_group<k>(forms, first + group, &x[group * size]);
+        }
+        for (int64_t i = begin; i < end || n == 0; i += some) {
+          const int64_t last = std::min(end, i + some);
+          for (int64_t group = 0; group < at_once; ++group) {
+            const int64_t part = (first + group) * blocks + task % blocks;
+            const Number* of_group = &x[group * size];
+            Number* s = product && blocks > 1 ? &s_part[part * size] : own_s;
+            if (i == begin) std::fill_n(&q_part[part * k], k, Number(0));
+            if (i == begin && product) std::fill_n(s, size, Number(0));
+            std::fill_n(y.get(), k * (last - i), Number(0));
+            rows<product, k>(A, forms.row_stride, n, i, last, of_group, s, y.get());
+            for (int64_t r = i; r < last; ++r) {
+              for (int b = 0; b < k; ++b) {
+                const int64_t at = (r / w * k + b) * w + r % w;
+                q_part[part * k + b] += of_group[at] * y[(r - i) * k + b];
+                if (product) s[at] += y[(r - i) * k + b];
+              }
+            }
+            if (product && blocks == 1) write_group<k>(forms, first + group, s);
+          }
+          if (n == 0) break;
+        }
       }
     });
-    for (int64_t problem = 0; problem < forms.count; ++problem) {
-      Number q = 0;
-      for (int64_t b = 0; b < blocks; ++b) q += q_part[problem * blocks + b];
-      write(forms.q + problem, q);
-      if (!product || blocks == 1) continue;
-      Number* total = &s_part[problem * blocks * padded];
-      for (int64_t b = 1; b < blocks; ++b) {
-        const Number* part = total + b * padded;
-        for (int64_t j = 0; j < n; ++j) total[j] += part[j];
+    const int64_t worth = std::max<int64_t>(1, worth_a_thread / (blocks * size));
+    torch::stable::parallel_for(0, groups, worth, [&](int64_t from, int64_t to) {
+      for (int64_t group = from; group < to; ++group) {
+        for (int64_t b = 0; b < std::min<int64_t>(k, count - group * k); ++b) {
+          Number q = 0;
+          for (int64_t part = 0; part < blocks; ++part) q += q_part[(group * blocks + part) * k + b];
+          write(forms.q + group * k + b, q);
+        }
+        if (!product || blocks == 1) continue;
+        Number* total = &s_part[group * blocks * size];
+        for (int64_t part = 1; part < blocks; ++part) {
+          for (int64_t j = 0; j < size; ++j) total[j] += total[part * size + j];
+        }
+        write_group<k>(forms, group, total);
       }
-      write_padded(total, forms.s + problem * n, n);
-    }
+    });
   }
 
-  template <class T>
-  static void read_padded(const T* from, int64_t stride, int64_t n, compute_t<T>* to) {
-    T run[lanes<T>] = {};
-    for (int64_t j = 0; j < n; j += lanes<T>) {
-      const int64_t count = std::min<int64_t>(lanes<T>, n - j);
-      for (int64_t i = 0; i < count; ++i) run[i] = from[(j + i) * stride];
-      for (int64_t i = count; i < lanes<T>; ++i) run[i] = T{};
-      store(to + j, load(run));
+  // Reads the vectors of a group, and zeros behind them; returns its A.
+  template <int k, class T>
+  static const T* read_group(const QuadraticForms<T>& forms, int64_t group, compute_t<T>* x) {
+    constexpr int w = lanes<T>;
+    int64_t offset[2];
+    for (int b = k - 1; b >= 0; --b) {
+      const int64_t problem = group * k + b;
+      forms.batch.offsets(std::min(problem, forms.count - 1), offset);
+      const T* from = forms.x + offset[0];
+      for (int64_t j = 0; j < forms.n; j += w) {
+        T run[w] = {};
+        const int64_t count = problem < forms.count ? std::min<int64_t>(w, forms.n - j) : 0;
+        for (int64_t i = 0; i < count; ++i) run[i] = from[(j + i) * forms.x_stride];
+        store(x + j * k + b * w, load(run));
+      }
     }
+    return forms.A + offset[1];
   }
 
-  template <class T>
-  static void write_padded(const compute_t<T>* from, T* to, int64_t n) {
-    T run[lanes<T>];
-    for (int64_t j = 0; j < n; j += lanes<T>) {
-      store(run, load(from + j));
-      std::memcpy(to + j, run, std::min<int64_t>(lanes<T>, n - j) * sizeof(T));
+  template <int k, class T>
+  static void write_group(const QuadraticForms<T>& forms, int64_t group, const compute_t<T>* s) {
+    constexpr int w = lanes<T>;
+    for (int b = 0; b < std::min<int64_t>(k, forms.count - group * k); ++b) {
+      T* to = forms.s + (group * k + b) * forms.n;
+      for (int64_t j = 0; j < forms.n; j += w) {
+        T run[w];
+        store(run, load(s + j * k + b * w));
+        std::memcpy(to + j, run, std::min<int64_t>(w, forms.n - j) * sizeof(T));
+      }
     }
   }
 };

@@ -67,6 +67,7 @@ struct QuadraticForm {
                     "torchad_ext: the rows or the columns of A must be contiguous");
     STD_TORCH_CHECK(x.scalar_type() == A.scalar_type() && x.device() == A.device(),
                     "torchad_ext: x and A must have one dtype and one device");
+    if (A_dims == 0 && dims == 1 && x.numel() > 0 && Device::by_products(x, A, q, s)) return;
     with_dtype<Device>(x, [&](auto number) { run<decltype(number)>(x, A, q, s); });
   }
 

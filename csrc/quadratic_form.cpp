@@ -346,20 +346,37 @@ struct QuadraticFormCpu {
 
   // q and s by matrix products, for more vectors than are worth reading A themselves; false for fewer.
   //
-  // Measured on a core with AVX-512 and its matrix products at 150 billion operations a second in float32: K vectors
-  // in one reading of A take 0.035 K n^2 ns, A + A^T takes 0.3 n^2 ns, and a product with it 0.013 K n^2 ns and some
-  // microseconds; in float64 all but the last take twice as long.
+  // Which way is the quickest was measured on a core with AVX-512, 150 billion operations a second in matrix products of
+  // float32, and 26 GB/s. For `count` vectors, in ns per element of A: one reading of A for each eight of them takes
+  // 0.035 count; a product with A and one with its transpose take 0.013 count each, but 0.3 at the least; forming
+  // A + A^T takes 0.4, more for a large A, whose columns lie further apart. A product costs some microseconds besides.
   static bool by_products(const Tensor& x, const Tensor& A, const Tensor& q, const Tensor* s) {
     const int64_t count = x.size(0), n = x.size(1);
     if (n <= 16 || count <= (s == nullptr ? 4 : 8) + 120'000 / (n * n)) return false;
     with_dtype<QuadraticFormCpu>(x, [&](auto number) {
       using T = decltype(number);
-      s == nullptr ? values_by_products<T>(x, A, q) : values_by_products<T>(x, A, q, *s);
+      if (s == nullptr) {
+        values_by_products<T>(x, A, q);
+      } else if (count < 24 + n / 64) {
+        by_two_products<T>(x, A, q, *s);
+      } else {
+        by_product_with_sum<T>(x, A, q, *s);
+      }
     });
     return true;
   }
 
-  static constexpr int64_t panel_bytes = 4 << 20;
+  // s = x A + x A^T
+  template <class T>
+  static void by_two_products(const Tensor& x, const Tensor& A, const Tensor& q, const Tensor& s) {
+    const Tensor more = empty_contiguous(x, 2, x.sizes().data());
+    Tensor matrix = A;
+    multiply(x, A, s);
+    multiply(x, torch::stable::transpose(matrix, 0, 1), more);
+    dots<T>(x, s, &more, 0.5, static_cast<T*>(q.data_ptr()));
+  }
+
+  static constexpr int64_t panel_bytes = 1 << 20;
 
   // q = x . A x, for some of the vectors after others so that A x stays in the cache.
   template <class T>
@@ -372,15 +389,15 @@ struct QuadraticFormCpu {
       const int64_t length = std::min(some, count - begin);
       const Tensor part = slice(x, 0, begin, length), product = slice(y, 0, 0, length);
       multiply(part, A, product);
-      dots<T>(part, product, 1, static_cast<T*>(q.data_ptr()) + begin);
+      dots<T>(part, product, nullptr, 1, static_cast<T*>(q.data_ptr()) + begin);
     }
   }
 
   // s = x (A + A^T) and q = x . s / 2, a panel of columns of A + A^T after the other.
   template <class T>
-  static void values_by_products(const Tensor& x, const Tensor& A, const Tensor& q, const Tensor& s) {
+  static void by_product_with_sum(const Tensor& x, const Tensor& A, const Tensor& q, const Tensor& s) {
     const int64_t n = x.size(1);
-    const int64_t width = std::min(n, std::max<int64_t>(256, panel_bytes / int64_t(n * sizeof(T)) / 16 * 16));
+    const int64_t width = std::min(n, std::max<int64_t>(128, panel_bytes / int64_t(n * sizeof(T)) / 16 * 16));
     const int64_t sizes[] = {n, width};
     const Tensor panel = empty_contiguous(x, 2, sizes);
     for (int64_t left = 0; left < n; left += width) {
@@ -390,7 +407,7 @@ struct QuadraticFormCpu {
                          columns, static_cast<T*>(S.data_ptr()), width);
       multiply(x, S, slice(s, 1, left, columns));
     }
-    dots<T>(x, s, 0.5, static_cast<T*>(q.data_ptr()));
+    dots<T>(x, s, nullptr, 0.5, static_cast<T*>(q.data_ptr()));
   }
 
   static Tensor slice(const Tensor& x, int64_t dim, int64_t begin, int64_t length) {
@@ -413,26 +430,33 @@ struct QuadraticFormCpu {
     using Number = compute_t<T>;
     constexpr int w = lanes<T>;
     const auto read = [](const T* from, int64_t count) { return count >= w ? load(from) : load_some(from, count); };
-    const int64_t grain = std::max<int64_t>(1, worth_a_thread / (w * columns));
-    torch::stable::parallel_for(0, (n + w - 1) / w, grain, [&](int64_t from, int64_t to) {
-      for (int64_t i = from * w; i < std::min(n, to * w); i += w) {
+    constexpr int64_t strip = 64;  // of rows, so that a few neighbouring cache lines of each column are read together
+    const int64_t grain = std::max<int64_t>(1, worth_a_thread / (strip * columns));
+    torch::stable::parallel_for(0, (n + strip - 1) / strip, grain, [&](int64_t from, int64_t to) {
+      for (int64_t top = from * strip; top < std::min(n, to * strip); top += strip) {
         for (int64_t j = left; j < left + columns; j += w) {
           const int64_t across = std::min<int64_t>(w, left + columns - j);
-          Vector<Number> tile[w];
+          for (int64_t i = top; i < std::min(n, top + strip); i += w) {
+            Vector<Number> tile[w];
 #pragma GCC unroll 16
-          for (int c = 0; c < w; ++c) tile[c] = c < across ? read(A + (j + c) * row_stride + i, n - i) : tile[0];
-          transpose(tile, std::make_integer_sequence<int, w>());
+            for (int c = 0; c < w; ++c) {
+              const T* column = A + (j + c) * row_stride + i;
+              __builtin_prefetch(column + w * row_stride, 0, 2);
+              tile[c] = c < across ? read(column, n - i) : tile[0];
+            }
+            transpose(tile, std::make_integer_sequence<int, w>());
 #pragma GCC unroll 16
-          for (int r = 0; r < w; ++r) {
-            if (r >= n - i) break;
-            T* to_row = S + (i + r) * width + j - left;
-            const auto sum = tile[r] + read(A + (i + r) * row_stride + j, across);
-            if (across == w) {
-              store(to_row, sum);
-            } else {
-              T rest[w];
-              store(rest, sum);
-              std::memcpy(to_row, rest, across * sizeof(T));
+            for (int r = 0; r < w; ++r) {
+              if (r >= n - i) break;
+              T* to_row = S + (i + r) * width + j - left;
+              const auto sum = tile[r] + read(A + (i + r) * row_stride + j, across);
+              if (across == w) {
+                store(to_row, sum);
+              } else {
+                T rest[w];
+                store(rest, sum);
+                std::memcpy(to_row, rest, across * sizeof(T));
+              }
             }
           }
         }
@@ -440,23 +464,35 @@ struct QuadraticFormCpu {
     });
   }
 
-  // q = scale x . y, row by row; the rows of y are contiguous.
+  // q = scale x . s, row by row, after s += more, if that is given. The rows of s and `more` are contiguous.
   template <class T>
-  static void dots(const Tensor& x, const Tensor& y, double scale, T* q) {
+  static void dots(const Tensor& x, const Tensor& s, const Tensor* more, double scale, T* q) {
     using Number = compute_t<T>;
     constexpr int w = lanes<T>;
-    const int64_t count = x.size(0), n = x.size(1), column_stride = x.stride(1);
-    const T *x_data = static_cast<const T*>(x.data_ptr()), *y_data = static_cast<const T*>(y.data_ptr());
-    torch::stable::parallel_for(0, count, std::max<int64_t>(1, worth_a_thread / n), [&](int64_t from, int64_t to) {
+    const int64_t n = x.size(1), x_strides[] = {x.stride(0), x.stride(1)}, s_stride = s.stride(0);
+    const T* const x_data = static_cast<const T*>(x.data_ptr());
+    T* const s_data = static_cast<T*>(s.data_ptr());
+    const T* const more_data = more == nullptr ? nullptr : static_cast<const T*>(more->data_ptr());
+    const int64_t grain = std::max<int64_t>(1, worth_a_thread / n);
+    torch::stable::parallel_for(0, x.size(0), grain, [&](int64_t from, int64_t to) {
       for (int64_t row = from; row < to; ++row) {
-        const T *a = x_data + row * x.stride(0), *b = y_data + row * y.stride(0);
+        const T* a = x_data + row * x_strides[0];
+        T* b = s_data + row * s_stride;
+        const T* c = more_data == nullptr ? nullptr : more_data + row * n;
         Vector<Number> sums[4] = {};
         int64_t j = 0;
-        for (; column_stride == 1 && j + 4 * w <= n; j += 4 * w) {
-          for (int c = 0; c < 4; ++c) sums[c] = fma(load(a + j + c * w), load(b + j + c * w), sums[c]);
+        for (; x_strides[1] == 1 && j + 4 * w <= n; j += 4 * w) {
+          for (int i = 0; i < 4; ++i) {
+            Vector<Number> b_j = load(b + j + i * w);
+            if (c != nullptr) store(b + j + i * w, b_j += load(c + j + i * w));
+            sums[i] = fma(load(a + j + i * w), b_j, sums[i]);
+          }
         }
         Number total = sum<w, Number>((sums[0] + sums[1]) + (sums[2] + sums[3]));
-        for (; j < n; ++j) total += number(a[j * column_stride]) * number(b[j]);
+        for (; j < n; ++j) {
+          if (c != nullptr) write(b + j, number(b[j]) + number(c[j]));
+          total += number(a[j * x_strides[1]]) * number(b[j]);
+        }
         write(q + row, Number(scale) * total);
       }
     });

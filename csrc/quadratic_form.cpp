@@ -376,6 +376,98 @@ struct QuadraticFormCpu {
     dots<T>(x, s, &more, 0.5, static_cast<T*>(q.data_ptr()));
   }
 
+  // G = sum_b (g_b x_b + h_b) x_b^T + x_b h_b^T = L^T R with a row of L and R for each of the products.
+  template <class T>
+  static void sum_of_outer_products(const Tensor& x, const std::optional<Tensor>& g, const std::optional<Tensor>& h,
+                                    const Tensor& G) {
+    const int64_t count = x.size(0), n = x.size(1), products = h ? 2 * count : count;
+    if (n == 0) return;
+    const int64_t sizes[] = {products, n};
+    const Tensor left = empty_contiguous(x, 2, sizes), right = h ? empty_contiguous(x, 2, sizes) : x;
+    T *const L = static_cast<T*>(left.data_ptr()), *const R = static_cast<T*>(right.data_ptr());
+    const T* const x_data = static_cast<const T*>(x.data_ptr());
+    const T* const g_data = g ? static_cast<const T*>(g->data_ptr()) : nullptr;
+    const T* const h_data = h ? static_cast<const T*>(h->data_ptr()) : nullptr;
+    torch::stable::parallel_for(0, count, std::max<int64_t>(1, worth_a_thread / n), [&](int64_t from, int64_t to) {
+      for (int64_t row = from; row < to; ++row) {
+        factors(x_data + row * n, g_data == nullptr ? nullptr : g_data + row,
+                h_data == nullptr ? nullptr : h_data + row * n, n, L + row * n);
+      }
+      if (h_data == nullptr) return;
+      const int64_t length = (to - from) * n;
+      std::copy_n(x_data + from * n, length, L + (count + from) * n);
+      std::copy_n(x_data + from * n, length, R + from * n);
+      std::copy_n(h_data + from * n, length, R + (count + from) * n);
+    });
+    if (products > most_outer_products) {
+      Tensor rows = left;
+      multiply(torch::stable::transpose(rows, 0, 1), right, G);
+    } else {
+      few_outer_products(products, n, L, R, static_cast<T*>(G.data_ptr()));
+    }
+  }
+
+  // u = g x + h. No product with an h or g that is none: 0 times infinity is no 0.
+  template <class T>
+  static void factors(const T* x, const T* g, const T* h, int64_t n, T* u) {
+    using Number = compute_t<T>;
+    constexpr int w = lanes<T>;
+    const Number scale = g == nullptr ? Number(0) : number(*g);
+    const auto at = [&](auto x_j, auto h_j) {
+      return g == nullptr ? h_j : h == nullptr ? broadcast(scale) * x_j : fma(broadcast(scale), x_j, h_j);
+    };
+    int64_t j = 0;
+    for (; j + w <= n; j += w) store(u + j, at(load(x + j), h == nullptr ? Vector<Number>{} : load(h + j)));
+    if (j == n) return;
+    T rest[w];
+    store(rest, at(load_some(x + j, n - j), h == nullptr ? Vector<Number>{} : load_some(h + j, n - j)));
+    std::memcpy(u + j, rest, (n - j) * sizeof(T));
+  }
+
+  static constexpr int64_t most_outer_products = 16;  // of more a matrix product takes less time than writing G
+
+  // G = L^T R, a few rows at a time.
+  template <class T>
+  static void few_outer_products(int64_t products, int64_t n, const T* L, const T* R, T* G) {
+    using Number = compute_t<T>;
+    constexpr int w = lanes<T>, together = 4;
+    const int64_t whole = n / w * w;
+    const int64_t grain = std::max<int64_t>(1, worth_a_thread / (together * n));
+    torch::stable::parallel_for(0, (n + together - 1) / together, grain, [&](int64_t from, int64_t to) {
+      const bool cached = whole < n || (to - from) * together * n * int64_t(sizeof(T)) < most_cached_bytes;
+      for (int64_t i = from * together; i < std::min(n, to * together); i += together) {
+        const int count = int(std::min<int64_t>(together, n - i));
+        Number left[most_outer_products][together];
+        for (int64_t k = 0; k < products; ++k) {
+          for (int r = 0; r < together; ++r) left[k][r] = number(L[k * n + i + std::min(r, count - 1)]);
+        }
+        const auto columns = [&](int64_t j, auto read, auto put) {
+          Vector<Number> sums[together] = {};
+          for (int64_t k = 0; k < products; ++k) {
+            const Vector<Number> right = read(R + k * n + j);
+#pragma GCC unroll 4
+            for (int r = 0; r < together; ++r) sums[r] = fma(broadcast(left[k][r]), right, sums[r]);
+          }
+          for (int r = 0; r < count; ++r) put(G + (i + r) * n + j, sums[r]);
+        };
+        for (int64_t j = 0; j < whole; j += w) {
+          columns(
+              j, [](const T* from) { return load(from); },
+              [&](T* to, Vector<Number> v) { cached ? store(to, v) : store_uncached(to, v); });
+        }
+        if (whole == n) continue;
+        columns(
+            whole, [&](const T* from) { return load_some(from, n - whole); },
+            [&](T* to, Vector<Number> v) {
+              T rest[w];
+              store(rest, v);
+              std::memcpy(to, rest, (n - whole) * sizeof(T));
+            });
+      }
+      if (!cached) store_fence();
+    });
+  }
+
   static constexpr int64_t panel_bytes = 1 << 20;
 
   // q = x . A x, for some of the vectors after others so that A x stays in the cache.
@@ -627,7 +719,7 @@ struct QuadraticFormCpu {
 STABLE_TORCH_LIBRARY_FRAGMENT(torchad_ext, m) {
   m.def("quadratic_form(Tensor x, Tensor A) -> Tensor");
   m.def("quadratic_form_and_product(Tensor x, Tensor A) -> (Tensor, Tensor)");
-  m.def("quadratic_form_outer(Tensor x, Tensor? g, Tensor? h) -> Tensor");
+  m.def("quadratic_form_outer(Tensor x, Tensor? g, Tensor? h, bool summed=False) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(torchad_ext, CPU, m) {

@@ -84,19 +84,22 @@ struct QuadraticForm {
     return {q, s};
   }
 
-  static Tensor outer(const Tensor& x, const std::optional<Tensor>& g, const std::optional<Tensor>& h) {
+  static Tensor outer(const Tensor& x, const std::optional<Tensor>& g, const std::optional<Tensor>& h, bool summed) {
     STD_TORCH_CHECK(x.dim() >= 1 && x.is_contiguous() && (!g || g->is_contiguous()) && (!h || h->is_contiguous()),
                     "torchad_ext: the vectors of an outer product must be contiguous");
     STD_TORCH_CHECK((!g || g->numel() * x.size(x.dim() - 1) == x.numel()) && (!h || h->numel() == x.numel()),
                     "torchad_ext: expected x [..., n], g [...] and h [..., n]");
     STD_TORCH_CHECK((!g || g->scalar_type() == x.scalar_type()) && (!h || h->scalar_type() == x.scalar_type()),
                     "torchad_ext: x, g and h must have one dtype");
+    STD_TORCH_CHECK(!summed || x.dim() == 2, "torchad_ext: expected x [count, n] for a sum of outer products");
     int64_t sizes[64];
-    const int64_t dims = x.dim() + 1;
-    for (int64_t d = 0; d < dims; ++d) sizes[d] = x.size(std::min(d, dims - 2));
+    const int64_t dims = summed ? 2 : x.dim() + 1;
+    for (int64_t d = 0; d < dims; ++d) sizes[d] = x.size(summed ? 1 : std::min(d, dims - 2));
     const Tensor G = empty_contiguous(x, dims, sizes);
     Device::prepare(G);
-    with_dtype<Device>(x, [&](auto number) { run<decltype(number)>(x, g, h, G); });
+    with_dtype<Device>(x, [&](auto number) {
+      summed ? Device::template sum_of_outer_products<decltype(number)>(x, g, h, G) : run<decltype(number)>(x, g, h, G);
+    });
     return G;
   }
 

@@ -56,6 +56,12 @@ struct Cuda {
   static bool by_products(const Tensor&, const Tensor&, const Tensor&, const Tensor*) { return false; }
 
   template <class T>
+  static void sum_of_outer_products(const Tensor&, const std::optional<Tensor>&, const std::optional<Tensor>&,
+                                    const Tensor&) {
+    STD_TORCH_CHECK(false, "torchad_ext: a sum of outer products is a matrix product on CUDA");
+  }
+
+  template <class T>
   static void run(const OuterProducts<T>& outer, const Tensor& x) {
     const DeviceGuard guard(x.get_device_index());
     const bool wide = outer.n % pack<T> == 0 && is_aligned(outer.x) && is_aligned(outer.h) && is_aligned(outer.G);

@@ -352,7 +352,7 @@ struct QuadraticFormCpu {
   // A + A^T takes 0.4, more for a large A, whose columns lie further apart. A product costs some microseconds besides.
   static bool by_products(const Tensor& x, const Tensor& A, const Tensor& q, const Tensor* s) {
     const int64_t count = x.size(0), n = x.size(1);
-    if (n <= 16 || count <= (s == nullptr ? 4 : 8) + 120'000 / (n * n)) return false;
+    if (n <= 16 || count <= (s == nullptr ? 2 : 8) || count * n * n <= (s == nullptr ? 20'000 : 40'000)) return false;
     with_dtype<QuadraticFormCpu>(x, [&](auto number) {
       using T = decltype(number);
       if (s == nullptr) {
@@ -399,12 +399,8 @@ struct QuadraticFormCpu {
       std::copy_n(x_data + from * n, length, R + from * n);
       std::copy_n(h_data + from * n, length, R + (count + from) * n);
     });
-    if (products > most_outer_products) {
-      Tensor rows = left;
-      multiply(torch::stable::transpose(rows, 0, 1), right, G);
-    } else {
-      few_outer_products(products, n, L, R, static_cast<T*>(G.data_ptr()));
-    }
+    Tensor rows = left;
+    multiply(torch::stable::transpose(rows, 0, 1), right, G);
   }
 
   // u = g x + h. No product with an h or g that is none: 0 times infinity is no 0.
@@ -422,50 +418,6 @@ struct QuadraticFormCpu {
     T rest[w];
     store(rest, at(load_some(x + j, n - j), h == nullptr ? Vector<Number>{} : load_some(h + j, n - j)));
     std::memcpy(u + j, rest, (n - j) * sizeof(T));
-  }
-
-  static constexpr int64_t most_outer_products = 16;  // of more a matrix product takes less time than writing G
-
-  // G = L^T R, a few rows at a time.
-  template <class T>
-  static void few_outer_products(int64_t products, int64_t n, const T* L, const T* R, T* G) {
-    using Number = compute_t<T>;
-    constexpr int w = lanes<T>, together = 4;
-    const int64_t whole = n / w * w;
-    const int64_t grain = std::max<int64_t>(1, worth_a_thread / (together * n));
-    torch::stable::parallel_for(0, (n + together - 1) / together, grain, [&](int64_t from, int64_t to) {
-      const bool cached = whole < n || (to - from) * together * n * int64_t(sizeof(T)) < most_cached_bytes;
-      for (int64_t i = from * together; i < std::min(n, to * together); i += together) {
-        const int count = int(std::min<int64_t>(together, n - i));
-        Number left[most_outer_products][together];
-        for (int64_t k = 0; k < products; ++k) {
-          for (int r = 0; r < together; ++r) left[k][r] = number(L[k * n + i + std::min(r, count - 1)]);
-        }
-        const auto columns = [&](int64_t j, auto read, auto put) {
-          Vector<Number> sums[together] = {};
-          for (int64_t k = 0; k < products; ++k) {
-            const Vector<Number> right = read(R + k * n + j);
-#pragma GCC unroll 4
-            for (int r = 0; r < together; ++r) sums[r] = fma(broadcast(left[k][r]), right, sums[r]);
-          }
-          for (int r = 0; r < count; ++r) put(G + (i + r) * n + j, sums[r]);
-        };
-        for (int64_t j = 0; j < whole; j += w) {
-          columns(
-              j, [](const T* from) { return load(from); },
-              [&](T* to, Vector<Number> v) { cached ? store(to, v) : store_uncached(to, v); });
-        }
-        if (whole == n) continue;
-        columns(
-            whole, [&](const T* from) { return load_some(from, n - whole); },
-            [&](T* to, Vector<Number> v) {
-              T rest[w];
-              store(rest, v);
-              std::memcpy(to, rest, (n - whole) * sizeof(T));
-            });
-      }
-      if (!cached) store_fence();
-    });
   }
 
   static constexpr int64_t panel_bytes = 1 << 20;
@@ -597,6 +549,10 @@ struct QuadraticFormCpu {
 
   template <bool product, class T>
   static void run(const QuadraticForms<T>& forms) {
+    if (forms.n == 0) {
+      std::fill_n(forms.q, forms.count, T{});
+      return;
+    }
     if (with_constant<T>(forms.n, [&](auto n) { run_unrolled<product, n>(forms); })) return;
     if (forms.count == 1 || !forms.shared) {
       run_groups<product, 1>(forms);
@@ -618,7 +574,7 @@ struct QuadraticFormCpu {
     const int64_t n = forms.n, count = forms.count, groups = (count + k - 1) / k;
     const int64_t size = (n + w - 1) / w * w * k;  // of x and s of a group, [n / w, k, w]
     const int64_t block = n * n < 4 * worth_a_thread ? n : std::max<int64_t>(64, (n + 63) / 64 * 4);
-    const int64_t blocks = n == 0 ? 1 : (n + block - 1) / block;
+    const int64_t blocks = (n + block - 1) / block;
     const int64_t at_once = k > 1 && blocks > 1 ? groups : 1;  // groups for a block
     const int64_t some = at_once == 1 ? block : std::clamp<int64_t>(most_bytes / (n * sizeof(T)) / 4 * 4, 4, block);
 
@@ -626,7 +582,7 @@ struct QuadraticFormCpu {
     const std::unique_ptr<Number[]> q_part(new Number[groups * blocks * k]);
     const Vectors<Number> s_memory(product && blocks > 1 ? groups * blocks * size / w : 0);
     Number* const s_part = s_memory.numbers();
-    const int64_t grain = std::max<int64_t>(1, 2 * worth_a_thread / std::max<int64_t>(block * n * at_once * k, 1));
+    const int64_t grain = std::max<int64_t>(1, 2 * worth_a_thread / (block * n * at_once * k));
     torch::stable::parallel_for(0, groups / at_once * blocks, grain, [&](int64_t from, int64_t to) {
       const Vectors<Number> memory((at_once + (product && blocks == 1)) * size / w);
       const std::unique_ptr<Number[]> y(new Number[k * some]);
@@ -639,7 +595,7 @@ struct QuadraticFormCpu {
           first = task / blocks * at_once;
           for (int64_t group = 0; group < at_once; ++group) A = read_group<k>(forms, first + group, &x[group * size]);
         }
-        for (int64_t i = begin; i < end || n == 0; i += some) {
+        for (int64_t i = begin; i < end; i += some) {
           const int64_t last = std::min(end, i + some);
           for (int64_t group = 0; group < at_once; ++group) {
             const int64_t part = (first + group) * blocks + task % blocks;
@@ -658,7 +614,6 @@ struct QuadraticFormCpu {
             }
             if (product && blocks == 1) write_group<k>(forms, first + group, s);
           }
-          if (n == 0) break;
         }
       }
     });

@@ -14,8 +14,6 @@ using MaybeTensor = std::optional<at::Tensor>;
 // _gradients of quadratic_form.py, for what is not plain.
 PyObject* form_gradients;
 
-MaybeTensor given(const at::Tensor& x) { return x.defined() ? MaybeTensor(x) : std::nullopt; }
-
 bool are_plain_on_cpu(const Tensors& xs) {
   Tensors defined;
   for (const at::Tensor& x : xs) {
@@ -24,15 +22,23 @@ bool are_plain_on_cpu(const Tensors& xs) {
   return defined[0].is_cpu() && are_plain(defined);
 }
 
+// An operator of csrc/quadratic_form.h.
+template <class Signature>
+struct Operator;
 template <class Result, class... Arguments>
-Result call_kernel(const char* name, Arguments... arguments) {
-  RECORD_FUNCTION(std::string("torchad_ext::") + name, std::vector<c10::IValue>());
-  const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  const auto op = c10::Dispatcher::singleton()
-                      .findSchemaOrThrow((std::string("torchad_ext::") + name).c_str(), "")
-                      .typed<Result(Arguments...)>();
-  return op.redispatch(c10::DispatchKeySet(c10::DispatchKey::CPU), arguments...);
-}
+struct Operator<Result(Arguments...)> {
+  explicit Operator(const char* name)
+      : name(name), handle(c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Result(Arguments...)>()) {}
+
+  Result operator()(Arguments... arguments) const {
+    RECORD_FUNCTION(name, std::vector<c10::IValue>());
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    return handle.redispatch(c10::DispatchKeySet(c10::DispatchKey::CPU), arguments...);
+  }
+
+  const char* const name;
+  const c10::TypedOperatorHandle<Result(Arguments...)> handle;
+};
 
 at::Tensor readable(const at::Tensor& A) {
   return A.stride(-1) == 1 || A.stride(-2) == 1 ? A : A.contiguous();
@@ -121,8 +127,9 @@ NodePtr make_form_node(FormNode::Kind kind, bool shared, const Tensors& inputs) 
 
 // q and s, differentiable.
 std::pair<at::Tensor, at::Tensor> value_and_product(const at::Tensor& x, const at::Tensor& A) {
-  using Both = std::tuple<at::Tensor, at::Tensor>;
-  auto [q, s] = call_kernel<Both, const at::Tensor&, const at::Tensor&>("quadratic_form_and_product", x, readable(A));
+  static const Operator<std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&)> kernel(
+      "torchad_ext::quadratic_form_and_product");
+  auto [q, s] = kernel(x, readable(A));
   if (is_recorded({x, A})) {
     const NodePtr node = make_form_node(FormNode::form, A.dim() == 2, {x, A});
     torch::autograd::set_history(q, node);
@@ -135,12 +142,12 @@ std::pair<at::Tensor, at::Tensor> value_and_product(const at::Tensor& x, const a
 // (g x + h) x^T + x h^T, summed over x [count, n] if A is shared; differentiable. g or h may be undefined.
 at::Tensor outer_products(const at::Tensor& x, const at::Tensor& g, const at::Tensor& h, bool shared) {
   const auto dense = [](const at::Tensor& v) { return v.defined() ? MaybeTensor(v.contiguous()) : std::nullopt; };
-  at::Tensor G;
-  {
+  static const Operator<at::Tensor(const at::Tensor&, const MaybeTensor&, const MaybeTensor&, bool)> kernel(
+      "torchad_ext::quadratic_form_outer");
+  const at::Tensor G = [&] {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    G = call_kernel<at::Tensor, const at::Tensor&, const MaybeTensor&, const MaybeTensor&, bool>(
-        "quadratic_form_outer", x.contiguous(), dense(g), dense(h), shared && x.dim() == 2);
-  }
+    return kernel(x.contiguous(), dense(g), dense(h), shared && x.dim() == 2);
+  }();
   Tensors given{x};
   if (g.defined()) given.push_back(g);
   if (h.defined()) given.push_back(h);
@@ -214,9 +221,8 @@ PyObject* quadratic_form(PyObject*, PyObject* const* arguments, Py_ssize_t count
   at::Tensor q;
   {
     const py::gil_scoped_release no_gil;
-    q = is_recorded({x, A})
-            ? value_and_product(x, A).first
-            : call_kernel<at::Tensor, const at::Tensor&, const at::Tensor&>("quadratic_form", x, readable(A));
+    static const Operator<at::Tensor(const at::Tensor&, const at::Tensor&)> kernel("torchad_ext::quadratic_form");
+    q = is_recorded({x, A}) ? value_and_product(x, A).first : kernel(x, readable(A));
   }
   return THPVariable_Wrap(std::move(q));
   END_HANDLE_TH_ERRORS

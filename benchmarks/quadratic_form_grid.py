@@ -1,6 +1,6 @@
 """Measures quadratic_form with one A for a batch over a grid of lengths, batches, dtypes and derivatives.
 
-    python benchmarks/quadratic_form_grid.py                                # all of it, some ten minutes; rewrites results/
+    python benchmarks/quadratic_form_grid.py                                  # all of it; rewrites results/
     python benchmarks/quadratic_form_grid.py --n 64 300 --batch 1 8 --quick   # a part, which is printed only
 
 A cell is how many times faster ``torchad_ext`` is than the fastest way in plain PyTorch, in lower quartiles.
@@ -14,6 +14,8 @@ import itertools
 import json
 import os
 import sys
+from collections.abc import Callable, Mapping
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -28,7 +30,7 @@ import torchad_ext as ad
 LENGTHS = (3, 16, 64, 300, 1000, 2000, 4096)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 256, 10_000)
 DTYPES = ("float32", "float64")
-COMPUTATIONS = {
+COMPUTATIONS: dict[str, Callable[..., Any]] = {
     "f": value,
     "f + b for x": form_gradient,
     "f + b": form_pullback,
@@ -45,7 +47,7 @@ def ratio(n: int, batch: int, dtype: str, computation: str, seconds: float) -> d
     inputs = [randn(batch, n), randn(n, n)]
     if run is not value:
         inputs = [*(x.requires_grad_() for x in (*inputs, randn(batch))), randn(batch, n), randn(n, n)]
-    ways = {name: functools.partial(run, op, *inputs) for name, op in SHARED_A.items()}
+    ways: dict[str, Callable[[], Any]] = {name: functools.partial(run, op, *inputs) for name, op in SHARED_A.items()}
     if 4 * batch * n * n > 1e11:  # the three take as long, all but their last percents
         ways = {"vecdot(x @ A, x)": ways["vecdot(x @ A, x)"]}
     ways["torchad_ext"] = functools.partial(run, ad.quadratic_form, *inputs)
@@ -58,9 +60,8 @@ def ratio(n: int, batch: int, dtype: str, computation: str, seconds: float) -> d
     return {"native": fastest, "ratio": times[fastest] / ours, "seconds": {**times, "torchad_ext": ours}}
 
 
-def alternate_few(ways: dict[str, Any]) -> dict[str, list[float]]:
-    from time import perf_counter
-
+def alternate_few(ways: Mapping[str, Callable[[], Any]]) -> dict[str, list[float]]:
+    """Seconds of three calls of each way, in turn."""
     samples: dict[str, list[float]] = {name: [] for name in ways}
     for _, (name, call) in itertools.product(range(3), ways.items()):
         start = perf_counter()

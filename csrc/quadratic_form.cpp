@@ -346,13 +346,13 @@ struct QuadraticFormCpu {
 
   // q and s by matrix products, for more vectors than are worth reading A themselves; false for fewer.
   //
-  // Which way is the quickest was measured on a core with AVX-512, 150 billion operations a second in matrix products of
-  // float32, and 26 GB/s. For `count` vectors, in ns per element of A: one reading of A for each eight of them takes
+  // Which way is the quickest was measured on a core with AVX-512, 150 billion operations a second in matrix products
+  // of float32, and 26 GB/s. For `count` vectors, in ns per element of A: one reading of A for each eight of them takes
   // 0.035 count; a product with A and one with its transpose take 0.013 count each, but 0.3 at the least; forming
   // A + A^T takes 0.4, more for a large A, whose columns lie further apart. A product costs some microseconds besides.
   static bool by_products(const Tensor& x, const Tensor& A, const Tensor& q, const Tensor* s) {
     const int64_t count = x.size(0), n = x.size(1);
-    if (n <= 16 || count <= (s == nullptr ? 2 : 8) || count * n * n <= (s == nullptr ? 20'000 : 40'000)) return false;
+    if (n <= 16 || count <= (s == nullptr ? 1 : 8) || count * n * n <= (s == nullptr ? 20'000 : 40'000)) return false;
     with_dtype<QuadraticFormCpu>(x, [&](auto number) {
       using T = decltype(number);
       if (s == nullptr) {

@@ -57,9 +57,10 @@ def quadratic_form(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
     if torch.compiler.is_compiling() or torch._C._is_tracing():
         return definition(x, A)
     if eager := _in_eager_mode():
-        q = eager(x, A)
+        q: Any = eager(x, A)
         if q is not NotImplemented:
-            return q
+            result: torch.Tensor = q
+            return result
     if has_torch_function((x, A)):
         if _kernels.traced_before_autograd():
             return definition(x, A)
@@ -224,12 +225,14 @@ def _tangents_enabled(saved: Sequence[torch.Tensor | None]) -> Iterator[list[Any
         yield [None if x is None else forward_ad.unpack_dual(x).primal for x in saved]
 
 
-def _gradients(form: bool, tensors: list[torch.Tensor | None], wanted: list[bool]) -> tuple[Any, ...]:
+def _gradients(form: bool, tensors: list[Any], wanted: list[bool]) -> tuple[Any, ...]:
     """The gradients that a node in C++ asks for: of ``_QuadraticForm`` or of ``_Outer``, saved tensors and cotangents
     given."""
     if form:
-        return _form_gradients(*tensors, *wanted)  # type: ignore[arg-type]
-    return _outer_gradients(*tensors, wanted[0])  # type: ignore[arg-type]
+        x, A, s, grad_q, grad_s = tensors
+        return _form_gradients(x, A, s, grad_q, grad_s, *wanted)
+    x, g, h, grad = tensors
+    return _outer_gradients(x, g, h, grad, wanted[0])
 
 
 def _form_gradients(
@@ -280,8 +283,9 @@ class _QuadraticForm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_q: torch.Tensor | None, grad_s: torch.Tensor | None) -> Any:
-        wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[1] and is_wanted(ctx, 1)
-        return _form_gradients(*ctx.saved_tensors, grad_q, grad_s, *wanted)
+        x, A, s = ctx.saved_tensors
+        for_A = ctx.needs_input_grad[1] and is_wanted(ctx, 1)
+        return _form_gradients(x, A, s, grad_q, grad_s, ctx.needs_input_grad[0], for_A)
 
     @staticmethod
     def jvp(ctx: Any, x_t: torch.Tensor | None, A_t: torch.Tensor | None) -> Any:
@@ -348,7 +352,8 @@ class _Outer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        return *_outer_gradients(*ctx.saved_tensors, grad, ctx.needs_input_grad[0]), None
+        x, g, h = ctx.saved_tensors
+        return *_outer_gradients(x, g, h, grad, ctx.needs_input_grad[0]), None
 
     @staticmethod
     def jvp(ctx: Any, x_t: torch.Tensor | None, g_t: torch.Tensor | None, h_t: torch.Tensor | None, _: None) -> Any:

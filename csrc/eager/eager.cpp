@@ -635,12 +635,13 @@ PyType_Slot front_slots[] = {{Py_tp_new, reinterpret_cast<void*>(front_new)},
                              {Py_tp_clear, reinterpret_cast<void*>(front_clear)},
                              {Py_tp_methods, front_methods},
                              {}};
-PyMethodDef module_methods[] = {{"set_run", set_run, METH_VARARGS, "set_run(device, address)"},
-                                {"is_wanted", is_wanted, METH_O, "is_wanted(tensor)"},
+PyMethodDef module_methods[] = {
+    {"set_run", set_run, METH_VARARGS, "set_run(device, address)"},
+    {"is_wanted", is_wanted, METH_O, "is_wanted(tensor)"},
     {"quadratic_form", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(quadratic_form)), METH_FASTCALL,
      "quadratic_form(x, A): the result, or NotImplemented"},
     {"set_form_gradients", set_form_gradients, METH_O, "set_form_gradients(function)"},
-                                {}};
+    {}};
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "torchad_ext_eager", "Calls of pointwise ops on plain tensors.", -1,
                       module_methods};
 

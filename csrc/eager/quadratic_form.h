@@ -40,9 +40,7 @@ struct Operator<Result(Arguments...)> {
   const c10::TypedOperatorHandle<Result(Arguments...)> handle;
 };
 
-at::Tensor readable(const at::Tensor& A) {
-  return A.stride(-1) == 1 || A.stride(-2) == 1 ? A : A.contiguous();
-}
+at::Tensor readable(const at::Tensor& A) { return A.stride(-1) == 1 || A.stride(-2) == 1 ? A : A.contiguous(); }
 
 // One application of a Function of quadratic_form.py in the autograd graph.
 struct FormNode : torch::autograd::Node {
@@ -69,7 +67,8 @@ struct FormNode : torch::autograd::Node {
   Tensors unpacked() {
     const std::lock_guard<std::mutex> lock(mutex_);
     Tensors xs;
-    for (size_t i = 0; i < saved.size(); ++i) xs.push_back(i < inputs ? saved[i].unpack() : saved[i].unpack(self(this)));
+    for (size_t i = 0; i < saved.size(); ++i)
+      xs.push_back(i < inputs ? saved[i].unpack() : saved[i].unpack(self(this)));
     return xs;
   }
 
@@ -88,8 +87,8 @@ struct FormNode : torch::autograd::Node {
     return mask;
   }
 
-  static variable_list gradients(Kind kind, bool shared, const Tensors& xs, const variable_list& grads,
-                                 uint64_t wanted, size_t count);
+  static variable_list gradients(Kind kind, bool shared, const Tensors& xs, const variable_list& grads, uint64_t wanted,
+                                 size_t count);
 
   void compiled_args(dynamo::CompiledNodeArgs& args) const override {
     args.collect(uint64_t(kind));

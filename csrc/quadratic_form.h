@@ -23,16 +23,20 @@ struct QuadraticForm {
     const int64_t dims = x.dim() - 1;
     forms.count = q.numel();
     forms.n = x.size(dims);
+    forms.shared = true;
     forms.batch.dims = dims;
+    const int64_t A_dims = A.dim() - 2;  // 0 or those of x
     for (int64_t d = 0; d < dims; ++d) {
+      const int64_t stride = d < A_dims ? A.stride(d) : 0;
       forms.batch.sizes[dims - 1 - d] = x.size(d);
       forms.batch.strides[0][dims - 1 - d] = x.stride(d);
-      forms.batch.strides[1][dims - 1 - d] = A.stride(d);
+      forms.batch.strides[1][dims - 1 - d] = stride;
+      forms.shared = forms.shared && (stride == 0 || x.size(d) == 1);
     }
     forms.x = static_cast<const T*>(x.data_ptr());
     forms.x_stride = x.stride(dims);
     forms.A = static_cast<const T*>(A.data_ptr());
-    forms.row_stride = A.stride(dims + 1) == 1 ? A.stride(dims) : A.stride(dims + 1);
+    forms.row_stride = A.stride(A_dims + 1) == 1 ? A.stride(A_dims) : A.stride(A_dims + 1);
     forms.q = static_cast<T*>(q.data_ptr());
     forms.s = s == nullptr ? nullptr : static_cast<T*>(s->data_ptr());
     if (forms.count > 0) Device::run(forms, x);
@@ -52,15 +56,18 @@ struct QuadraticForm {
 
   static void dispatch(const Tensor& x, const Tensor& A, const Tensor& q, const Tensor* s) {
     const int64_t dims = x.dim() - 1;
-    STD_TORCH_CHECK(dims >= 0 && dims <= most_cuda_dims && A.dim() == dims + 2,
-                    "torchad_ext: expected x [..., n] and A [..., n, n]");
-    for (int64_t d = 0; d <= dims + 1; ++d) {
-      STD_TORCH_CHECK(A.size(d) == x.size(std::min(d, dims)), "torchad_ext: expected x [..., n] and A [..., n, n]");
+    const int64_t A_dims = A.dim() - 2;
+    STD_TORCH_CHECK(dims >= 0 && dims <= most_cuda_dims && (A_dims == 0 || A_dims == dims),
+                    "torchad_ext: expected x [..., n] and A [..., n, n] or [n, n]");
+    for (int64_t d = 0; d <= A_dims + 1; ++d) {
+      STD_TORCH_CHECK(A.size(d) == x.size(d < A_dims ? d : dims),
+                      "torchad_ext: expected x [..., n] and A [..., n, n] or [n, n]");
     }
-    STD_TORCH_CHECK(A.stride(dims) == 1 || A.stride(dims + 1) == 1 || A.size(dims) <= 1 || A.numel() == 0,
+    STD_TORCH_CHECK(A.stride(A_dims) == 1 || A.stride(A_dims + 1) == 1 || A.size(A_dims) <= 1 || A.numel() == 0,
                     "torchad_ext: the rows or the columns of A must be contiguous");
     STD_TORCH_CHECK(x.scalar_type() == A.scalar_type() && x.device() == A.device(),
                     "torchad_ext: x and A must have one dtype and one device");
+    if (A_dims == 0 && dims == 1 && x.numel() > 0 && Device::by_products(x, A, q, s)) return;
     with_dtype<Device>(x, [&](auto number) { run<decltype(number)>(x, A, q, s); });
   }
 
@@ -77,19 +84,22 @@ struct QuadraticForm {
     return {q, s};
   }
 
-  static Tensor outer(const Tensor& x, const std::optional<Tensor>& g, const std::optional<Tensor>& h) {
+  static Tensor outer(const Tensor& x, const std::optional<Tensor>& g, const std::optional<Tensor>& h, bool summed) {
     STD_TORCH_CHECK(x.dim() >= 1 && x.is_contiguous() && (!g || g->is_contiguous()) && (!h || h->is_contiguous()),
                     "torchad_ext: the vectors of an outer product must be contiguous");
     STD_TORCH_CHECK((!g || g->numel() * x.size(x.dim() - 1) == x.numel()) && (!h || h->numel() == x.numel()),
                     "torchad_ext: expected x [..., n], g [...] and h [..., n]");
     STD_TORCH_CHECK((!g || g->scalar_type() == x.scalar_type()) && (!h || h->scalar_type() == x.scalar_type()),
                     "torchad_ext: x, g and h must have one dtype");
+    STD_TORCH_CHECK(!summed || x.dim() == 2, "torchad_ext: expected x [count, n] for a sum of outer products");
     int64_t sizes[64];
-    const int64_t dims = x.dim() + 1;
-    for (int64_t d = 0; d < dims; ++d) sizes[d] = x.size(std::min(d, dims - 2));
+    const int64_t dims = summed ? 2 : x.dim() + 1;
+    for (int64_t d = 0; d < dims; ++d) sizes[d] = x.size(summed ? 1 : std::min(d, dims - 2));
     const Tensor G = empty_contiguous(x, dims, sizes);
     Device::prepare(G);
-    with_dtype<Device>(x, [&](auto number) { run<decltype(number)>(x, g, h, G); });
+    with_dtype<Device>(x, [&](auto number) {
+      summed ? Device::template sum_of_outer_products<decltype(number)>(x, g, h, G) : run<decltype(number)>(x, g, h, G);
+    });
     return G;
   }
 

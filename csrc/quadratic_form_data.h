@@ -17,6 +17,7 @@ template <class T>
 struct QuadraticForms {
   int64_t count;  // problems
   int64_t n;      // length of x
+  bool shared;    // is there one A for all?
   Strided<2> batch;
   const T* x;
   int64_t x_stride;

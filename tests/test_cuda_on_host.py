@@ -339,6 +339,10 @@ class TestQuadraticForm:
             exact = (x.double() * Ax).sum(-1)
             assert ((q - exact).abs() <= tolerance * (x.double().abs() * size).sum(-1)).all()
             assert torch.equal(on_host.quadratic_form(x, matrix), q)
+            if batch:  # one A for all
+                expanded = on_host.quadratic_form_and_product(x, matrix[0].expand(*batch, n, n))
+                shared = on_host.quadratic_form_and_product(x, matrix[0])
+                assert all(map(torch.equal, shared, expanded))
         for has_g, has_h in ((True, False), (False, True), (True, True)):
             G = on_host.quadratic_form_outer(x, g if has_g else None, h if has_h else None)
             u = g.double().unsqueeze(-1) * x.double() * has_g + h.double() * has_h

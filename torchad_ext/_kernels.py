@@ -147,8 +147,10 @@ def _fake_pointwise(kernel: int, inputs: list[torch.Tensor], scalars: list[float
     return [x.new_empty_strided(x.shape, strides) for _ in range(outputs)]
 
 
-def _fake_quadratic_form_outer(x: torch.Tensor, g: torch.Tensor | None, h: torch.Tensor | None) -> torch.Tensor:
-    return x.new_empty(*x.shape, x.shape[-1])
+def _fake_quadratic_form_outer(
+    x: torch.Tensor, g: torch.Tensor | None, h: torch.Tensor | None, summed: bool = False
+) -> torch.Tensor:
+    return x.new_empty(*(x.shape[-1:] if summed else x.shape), x.shape[-1])
 
 
 # What the kernels give, without data: for fake tensors.

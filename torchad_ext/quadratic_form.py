@@ -9,15 +9,22 @@ another matrix. Two Functions, each the derivative of the other, thus give every
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 
-from . import _kernels
+from . import _eager, _kernels
 from .elementwise import is_wanted
+
+# Vectors that a GPU reads one A for; more are worth a matrix product with A + A^T, or with A where only q is wanted.
+# The product costs three times as many bytes as A has, and one more reading; a reading for each vector comes from the
+# cache of the device for all but the first.
+MOST_READ_BY_A_GPU = 4
 
 _transforms_active = torch._C._are_functorch_transforms_active
 
@@ -49,6 +56,11 @@ def quadratic_form(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
     """
     if torch.compiler.is_compiling() or torch._C._is_tracing():
         return definition(x, A)
+    if eager := _in_eager_mode():
+        q: Any = eager(x, A)
+        if q is not NotImplemented:
+            result: torch.Tensor = q
+            return result
     if has_torch_function((x, A)):
         if _kernels.traced_before_autograd():
             return definition(x, A)
@@ -68,6 +80,19 @@ def definition(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
 
 
 quadratic_form.definition = definition  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _of_module(module: ModuleType) -> Callable[..., Any]:
+    module.set_form_gradients(_gradients)
+    eager: Callable[..., Any] = module.quadratic_form
+    return eager
+
+
+def _in_eager_mode() -> Callable[..., Any] | None:
+    """The calls on plain tensors of the CPU in C++, once they are there."""
+    module = _eager.module()
+    return None if module is None else _of_module(module)
 
 
 def _check(x: Any, A: Any) -> None:
@@ -136,7 +161,7 @@ def _aligned(x: torch.Tensor, A: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 
 def _evaluate(x: torch.Tensor, A: torch.Tensor, product: bool) -> tuple[torch.Tensor, Any]:
     """q and, if wanted, s for aligned plain tensors."""
-    if x.dim() == 2 and A.dim() == 2:
+    if x.dim() == 2 and A.dim() == 2 and not x.is_cpu and x.shape[0] > MOST_READ_BY_A_GPU:
         if product:
             s = x @ (A + A.T)
             return 0.5 * (x * s).sum(-1), s
@@ -200,6 +225,49 @@ def _tangents_enabled(saved: Sequence[torch.Tensor | None]) -> Iterator[list[Any
         yield [None if x is None else forward_ad.unpack_dual(x).primal for x in saved]
 
 
+def _gradients(form: bool, tensors: list[Any], wanted: list[bool]) -> tuple[Any, ...]:
+    """The gradients that a node in C++ asks for: of ``_QuadraticForm`` or of ``_Outer``, saved tensors and cotangents
+    given."""
+    if form:
+        x, A, s, grad_q, grad_s = tensors
+        return _form_gradients(x, A, s, grad_q, grad_s, *wanted)
+    x, g, h, grad = tensors
+    return _outer_gradients(x, g, h, grad, wanted[0])
+
+
+def _form_gradients(
+    x: torch.Tensor,
+    A: torch.Tensor,
+    s: torch.Tensor,
+    grad_q: torch.Tensor | None,
+    grad_s: torch.Tensor | None,
+    for_x: bool,
+    for_A: bool,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    grad_x = grad_A = None
+    if for_x:
+        grad_x = _sum(
+            None if grad_q is None else grad_q.unsqueeze(-1) * s,
+            None if grad_s is None else _product(grad_s, A),
+        )
+    if for_A and not (grad_q is None and grad_s is None):
+        grad_A = _outer(x, grad_q, grad_s, A.dim() == 2)
+    return grad_x, grad_A
+
+
+def _outer_gradients(
+    x: torch.Tensor, g: torch.Tensor | None, h: torch.Tensor | None, grad: torch.Tensor, for_x: bool
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    grad_g, grad_h = _value_and_product(x, grad)
+    grad_x = None
+    if for_x:
+        grad_x = _sum(
+            None if g is None else g.unsqueeze(-1) * grad_h,
+            None if h is None else _product(h, grad),
+        )
+    return grad_x, None if g is None else grad_g, None if h is None else grad_h
+
+
 class _QuadraticForm(torch.autograd.Function):
     """(x, A) -> (q, s), aligned as ``_aligned`` says."""
 
@@ -216,15 +284,8 @@ class _QuadraticForm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_q: torch.Tensor | None, grad_s: torch.Tensor | None) -> Any:
         x, A, s = ctx.saved_tensors
-        grad_x = grad_A = None
-        if ctx.needs_input_grad[0]:
-            grad_x = _sum(
-                None if grad_q is None else grad_q.unsqueeze(-1) * s,
-                None if grad_s is None else _product(grad_s, A),
-            )
-        if ctx.needs_input_grad[1] and is_wanted(ctx, 1) and not (grad_q is None and grad_s is None):
-            grad_A = _outer(x, grad_q, grad_s, A.dim() == 2)
-        return grad_x, grad_A
+        for_A = ctx.needs_input_grad[1] and is_wanted(ctx, 1)
+        return _form_gradients(x, A, s, grad_q, grad_s, ctx.needs_input_grad[0], for_A)
 
     @staticmethod
     def jvp(ctx: Any, x_t: torch.Tensor | None, A_t: torch.Tensor | None) -> Any:
@@ -277,8 +338,9 @@ class _Outer(torch.autograd.Function):
         given = [v for v in (x, g, h) if v is not None]
         device = _kernels.device_of(given)
         kernel = device and _kernels.find("quadratic_form_outer", device, given[0].dtype)
-        if kernel and not (shared and x.dim() == 2):
-            fused: torch.Tensor = kernel(*(None if v is None else v.contiguous() for v in (x, g, h)))
+        summed = shared and x.dim() == 2
+        if kernel and not (summed and device == "cuda"):
+            fused: torch.Tensor = kernel(*(None if v is None else v.contiguous() for v in (x, g, h)), summed)
             return fused
         return _sum_of_outer_products(x, g, h, shared)
 
@@ -291,14 +353,7 @@ class _Outer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         x, g, h = ctx.saved_tensors
-        grad_g, grad_h = _value_and_product(x, grad)
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = _sum(
-                None if g is None else g.unsqueeze(-1) * grad_h,
-                None if h is None else _product(h, grad),
-            )
-        return grad_x, None if g is None else grad_g, None if h is None else grad_h, None
+        return *_outer_gradients(x, g, h, grad, ctx.needs_input_grad[0]), None
 
     @staticmethod
     def jvp(ctx: Any, x_t: torch.Tensor | None, g_t: torch.Tensor | None, h_t: torch.Tensor | None, _: None) -> Any:

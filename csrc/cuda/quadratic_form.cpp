@@ -52,6 +52,15 @@ struct Cuda {
 
   static void prepare(const Tensor&) {}
 
+  // What is worth a matrix product does not come here.
+  static bool by_products(const Tensor&, const Tensor&, const Tensor&, const Tensor*) { return false; }
+
+  template <class T>
+  static void sum_of_outer_products(const Tensor&, const std::optional<Tensor>&, const std::optional<Tensor>&,
+                                    const Tensor&) {
+    STD_TORCH_CHECK(false, "torchad_ext: a sum of outer products is a matrix product on CUDA");
+  }
+
   template <class T>
   static void run(const OuterProducts<T>& outer, const Tensor& x) {
     const DeviceGuard guard(x.get_device_index());

@@ -103,24 +103,30 @@ c10::DispatchKeySet plain_keys(bool cuda) {
   return cuda ? cuda_keys : cpu_keys;
 }
 
-// The kernel for tensors that are nothing but numbers in memory, where no transform, mode or tangent is at work; else
-// null.
-const Kernel* Function::plain_kernel(const Tensors& xs) const {
+// Are tensors of one dtype nothing but numbers in the memory of one device, with no transform, mode or tangent at work?
+bool are_plain(const Tensors& xs) {
   const auto local = c10::impl::tls_local_dispatch_key_set();
   const bool cuda = xs[0].is_cuda();
   const auto autocast = cuda ? c10::DispatchKey::AutocastCUDA : c10::DispatchKey::AutocastCPU;
   const auto included = local.included_ - c10::default_included_set - c10::DispatchKeySet(c10::DispatchKey::VmapMode);
-  if (!included.empty() || !local.excluded_.has(autocast)) return nullptr;
-  const int dtype = place(xs[0].scalar_type());
-  if (dtype < 0 || xs[0].dim() > most_dims) return nullptr;
+  if (!included.empty() || !local.excluded_.has(autocast)) return false;
+  if (Function::place(xs[0].scalar_type()) < 0 || xs[0].dim() > most_dims) return false;
   const auto plain = plain_keys(cuda);
   for (const at::Tensor& x : xs) {
-    if (x.key_set() - c10::autograd_dispatch_keyset_with_ADInplaceOrView != plain) return nullptr;
-    if (x.scalar_type() != xs[0].scalar_type() || !x.sizes().equals(xs[0].sizes())) return nullptr;
-    if (cuda && x.device() != xs[0].device()) return nullptr;
-    if (x._fw_grad(0).defined()) return nullptr;
+    if (x.key_set() - c10::autograd_dispatch_keyset_with_ADInplaceOrView != plain) return false;
+    if (x.scalar_type() != xs[0].scalar_type() || x._fw_grad(0).defined()) return false;
+    if (cuda && x.device() != xs[0].device()) return false;
   }
-  return kernels[cuda][dtype].load(std::memory_order_acquire);
+  return true;
+}
+
+// The kernel for plain tensors of one shape, else null.
+const Kernel* Function::plain_kernel(const Tensors& xs) const {
+  if (!are_plain(xs)) return nullptr;
+  for (const at::Tensor& x : xs) {
+    if (!x.sizes().equals(xs[0].sizes())) return nullptr;
+  }
+  return kernels[xs[0].is_cuda()][place(xs[0].scalar_type())].load(std::memory_order_acquire);
 }
 
 Tensors Function::compute(const Kernel& kernel, const Tensors& xs, const Numbers& scalars) const {
@@ -167,6 +173,27 @@ auto ask_python(F f) {
     raised.persist();
     throw raised;
   }
+}
+
+// In compiled autograd: what a node computes, call(grads, saved), as a call in the graph.
+template <class Call>
+variable_list call_functional(const torch::autograd::Node& node, dynamo::SwapSavedVariables& swap,
+                              const variable_list& grads, const Tensors& saved, Call call) {
+  dynamo::PackedArgs packed;
+  packed.pack(variable_list(saved.begin(), saved.end()));
+  const auto args = std::move(packed).vec();
+  std::vector<at::TypePtr> schema;
+  for (const auto& arg : args) schema.push_back(arg.isTensor() ? at::TensorType::get() : arg.type());
+  const auto unpacking = [call](const variable_list& grads, const std::vector<c10::IValue>& args) {
+    dynamo::PackedArgs packed(args);
+    return call(grads, packed.unpack<variable_list>());
+  };
+  const auto& interface = dynamo::getPyCompilerInterface();
+  const auto metadata = dynamo::IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
+      dynamo::get_input_metadata(node.next_edges()));
+  const auto bound = interface->bind_function(swap.get_py_compiler(), node.name(), unpacking, schema,
+                                              /*is_custom_function=*/true, /*is_traceable=*/true);
+  return interface->call_function(swap.get_py_compiler(), "apply_functional", bound, grads, args, metadata);
 }
 
 // One application of a Function in the autograd graph.
@@ -256,23 +283,11 @@ struct Pullback : torch::autograd::Node {
   variable_list apply_with_saved(const variable_list& grads, dynamo::SwapSavedVariables& swap) override {
     swap.before(saved);
     const Tensors xs = unpacked();
-    dynamo::PackedArgs packed;
-    packed.pack(variable_list(xs.begin(), xs.end()));
-    const auto args = std::move(packed).vec();
-    std::vector<at::TypePtr> schema;
-    for (const auto& arg : args) schema.push_back(arg.isTensor() ? at::TensorType::get() : arg.type());
     const auto call = [function = function, scalars = scalars, wanted = wanted(), count = num_outputs()](
-                          const variable_list& grads, const std::vector<c10::IValue>& args) {
-      dynamo::PackedArgs packed(args);
-      const auto xs = packed.unpack<variable_list>();
+                          const variable_list& grads, const variable_list& xs) {
       return gradients(*function, scalars, Tensors(xs.begin(), xs.end()), grads, wanted, count);
     };
-    const auto& interface = dynamo::getPyCompilerInterface();
-    const auto metadata = dynamo::IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
-        dynamo::get_input_metadata(next_edges()));
-    const auto bound = interface->bind_function(swap.get_py_compiler(), name(), call, schema,
-                                                /*is_custom_function=*/true, /*is_traceable=*/true);
-    auto results = interface->call_function(swap.get_py_compiler(), "apply_functional", bound, grads, args, metadata);
+    auto results = call_functional(*this, swap, grads, xs, call);
     swap.after(saved);
     return results;
   }
@@ -283,12 +298,12 @@ struct Pullback : torch::autograd::Node {
 };
 
 // Before PyTorch 2.13 the graph holds its nodes by shared_ptr.
-template <class N>
-NodePtr make_node(std::shared_ptr<Function> function, const Tensors& xs, const Numbers& scalars) {
+template <class N, class... Arguments>
+NodePtr make_node(Arguments&&... arguments) {
   if constexpr (std::is_same_v<NodePtr, std::shared_ptr<torch::autograd::Node>>) {
-    return NodePtr(new N(std::move(function), xs, scalars), [](auto* node) { deleteNode(node); });
+    return NodePtr(new N(std::forward<Arguments>(arguments)...), [](auto* node) { deleteNode(node); });
   } else {
-    return c10::make_intrusive<N>(std::move(function), xs, scalars);
+    return c10::make_intrusive<N>(std::forward<Arguments>(arguments)...);
   }
 }
 
@@ -588,6 +603,14 @@ PyObject* is_wanted(PyObject*, PyObject* tensor) {
   END_HANDLE_TH_ERRORS
 }
 
+}  // namespace
+}  // namespace torchad_ext
+
+#include "quadratic_form.h"
+
+namespace torchad_ext {
+namespace {
+
 template <class T>
 PyType_Spec type_spec(const char* name, PyType_Slot* slots) {
   return {name, sizeof(Object<T>), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, slots};
@@ -612,9 +635,13 @@ PyType_Slot front_slots[] = {{Py_tp_new, reinterpret_cast<void*>(front_new)},
                              {Py_tp_clear, reinterpret_cast<void*>(front_clear)},
                              {Py_tp_methods, front_methods},
                              {}};
-PyMethodDef module_methods[] = {{"set_run", set_run, METH_VARARGS, "set_run(device, address)"},
-                                {"is_wanted", is_wanted, METH_O, "is_wanted(tensor)"},
-                                {}};
+PyMethodDef module_methods[] = {
+    {"set_run", set_run, METH_VARARGS, "set_run(device, address)"},
+    {"is_wanted", is_wanted, METH_O, "is_wanted(tensor)"},
+    {"quadratic_form", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(quadratic_form)), METH_FASTCALL,
+     "quadratic_form(x, A): the result, or NotImplemented"},
+    {"set_form_gradients", set_form_gradients, METH_O, "set_form_gradients(function)"},
+    {}};
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "torchad_ext_eager", "Calls of pointwise ops on plain tensors.", -1,
                       module_methods};
 

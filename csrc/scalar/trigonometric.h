@@ -22,7 +22,7 @@ struct Reduced {
 inline Reduced<Float> reduce_by_half_pi(Float x) {
   const Float rounded = fma(x, broadcast(0x1.45f306p-1f), broadcast(round_float));
   const Float n = rounded - round_float;
-  const Float half_pi1 = broadcast(0x1.777ap-25f);  // n half_pi1 is exact
+  const Float half_pi1 = broadcast(0x1.777ap-25f);           // n half_pi1 is exact
   const Float first = fma(n, broadcast(-0x1.921fb6p0f), x);  // exact
   const Float r = fma(n, half_pi1, first);
   const Float tail = fma(n, broadcast(0x1.73dcb4p-43f), fma(n, half_pi1, first - r));

@@ -32,11 +32,12 @@ table: $(INSTALLED)  ## Run the tests of what drop-in means, and write their tab
 notebooks: $(INSTALLED)  ## Execute the notebooks in place
 	$(dir $(PYTHON))jupyter-execute --inplace notebooks/*.ipynb
 
-bench: $(INSTALLED)  ## Run the benchmarks
-	$(PYTHON) benchmarks/run.py
+LEVEL :=
+bench: $(INSTALLED)  ## Run the benchmarks; make bench LEVEL=v3 runs them with AVX2 on a CPU that has AVX-512
+	$(PYTHON) benchmarks/run.py $(LEVEL:%=--level %)
 
 bench-check: $(INSTALLED)  ## Run the benchmarks, and fail where a floor that was kept is missed
-	$(PYTHON) benchmarks/run.py --check
+	$(PYTHON) benchmarks/run.py --check $(LEVEL:%=--level %)
 
 gpu: $(INSTALLED)  ## Test and measure everything on the GPU at hand, in eight minutes
 	$(PYTHON) benchmarks/gpu.py

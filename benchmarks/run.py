@@ -20,6 +20,7 @@ from typing import Any
 
 import derivative_cases
 import gpu_cases
+import levels
 import torch
 from cases import CASES, STARTUPS, Case, Results, Startup
 from marks import replace_between
@@ -51,19 +52,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measures torchad_ext against PyTorch.")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float64"))
+    parser.add_argument("--level", choices=levels.ENVIRONMENTS, help="instructions of x86-64 to use: v3 has AVX2")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=3.0, help="for each row")
     parser.add_argument("--only", default="", metavar="PATTERN", help="the rows that this regular expression matches")
     parser.add_argument("--quick", action="store_true", help="a few samples a row: does everything run?")
     parser.add_argument("--check", action="store_true", help="fail if a floor that was kept is missed; keep nothing")
     parser.add_argument(
-        "--name", help="keep the results as results/NAME; a complete run has the name of its device and dtype"
+        "--name", help="keep the results as results/DEVICE-NAME; the name of a complete run is its dtype"
     )
     args = parser.parse_args()
 
     os.environ["TORCHAD_EXT_EAGER"] = "wait"  # its compiler would disturb what is measured
     torch.set_num_threads(args.threads)
     on_gpu = args.device == "cuda"
+    level = "" if on_gpu else levels.start_again_at(args.level)
     with_floors = args.dtype == "float32" and (on_gpu or args.threads == 2)
     everything: list[Case | Training] = (
         [*gpu_cases.cases()] if on_gpu else [*CASES, *derivative_cases.CASES, *trainings()]
@@ -72,7 +75,7 @@ def main() -> None:
     startups = [
         startup for startup in (gpu_cases.STARTUPS if on_gpu else STARTUPS) if re.search(args.only, startup.name)
     ]
-    of_device = re.sub(r"\W+", "-", torch.cuda.get_device_name()).lower() if on_gpu else args.device
+    of_device = re.sub(r"\W+", "-", torch.cuda.get_device_name()).lower() if on_gpu else f"{args.device}-{level}"
     failed = []
     console = Console()
     record: Json = {"machine": machine(args.device), "rows": [], "training": [], "startup": []}
@@ -115,8 +118,8 @@ def main() -> None:
     if failed:
         record["failed"] = failed
     complete = not (args.quick or args.only)
-    if name := args.name or (f"{of_device}-{args.dtype}" if complete else None):
-        save(record, name)
+    if name := args.name or (args.dtype if complete else None):
+        save(record, f"{of_device}-{name}")
     sys.exit("\n".join(["failed:", *failed]) if failed else 0)
 
 
@@ -303,10 +306,15 @@ def markdown(record: Json) -> str:
 
 
 def save(record: Json, name: str) -> None:
-    """Writes results/NAME.json and .md, and puts the tables of everything in results/ into the README."""
+    """Writes results/NAME.json and .md, and the tables of everything in results/ into the README."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     (RESULTS / f"{name}.md").write_text(markdown(record))
+    write_tables()
+
+
+def write_tables() -> None:
+    """Puts the tables of everything in results/ into the README."""
     parts = (f"### {path.stem}\n\n{path.read_text()}\n" for path in sorted(RESULTS.glob("*.md")))
     replace_between(README, BEGIN, END, "\n" + "".join(parts))
 

@@ -135,7 +135,9 @@ struct Cpu {
       any_gathered = any_gathered || gathered[k];
       from[k] = {scratch[k], repeated || (by_rows && step == 0) ? 0 : 1};
     }
-    bool cached = (end - begin) * int64_t(sizeof(T)) < most_cached_bytes;
+    int streams = outputs;  // of as much memory as an output
+    for (int k = 0; k < inputs; ++k) streams += gathered[k] || from[k].step == 1;
+    bool cached = (end - begin) * streams * int64_t(sizeof(T)) < most_cached_bytes;
     for (int k = 1; k < outputs; ++k) {
       cached = cached || until_aligned<T>(loop.data[k]) != until_aligned<T>(loop.data[0]);
     }

@@ -6,6 +6,7 @@ import functools
 import itertools
 
 import gpu_cases
+import levels
 import pytest
 import run
 import torch
@@ -68,3 +69,25 @@ def test_losses_that_differ_by_a_rounding_agree_and_others_do_not() -> None:
 def test_a_failed_row_is_told_beside_the_others() -> None:
     record = {"machine": {"CPU": "one"}, "rows": [], "training": [], "startup": [], "failed": ["sin, 1e3: differ"]}
     assert run.markdown(record) == "CPU one\n\nFailed: sin, 1e3: differ\n"
+
+
+@pytest.mark.parametrize("level", levels.ENVIRONMENTS)
+def test_a_level_is_measured_in_its_environment(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Replaced(Exception):
+        pass
+
+    def execve(_program: str, command: list[str], environment: dict[str, str]) -> None:
+        raise Replaced(command, environment)
+
+    monkeypatch.setattr(levels.os, "execve", execve)
+    monkeypatch.setattr(levels._build, "cpu_level", lambda: f"x86-64-{level}")
+    for name in {name for environment in levels.ENVIRONMENTS.values() for name in environment}:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(Replaced) as replaced:
+        levels.start_again_at(level)
+    command, environment = replaced.value.args
+    assert command[1:] == levels.sys.orig_argv[1:]
+    for name, value in levels.ENVIRONMENTS[level].items():
+        assert environment[name] == value
+        monkeypatch.setenv(name, value)
+    assert levels.start_again_at(None) == levels.start_again_at(level) == level

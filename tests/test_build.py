@@ -272,6 +272,46 @@ ACCIDENTS = {
 }
 
 
+X86 = _build.platform.machine() in ("x86_64", "AMD64")
+
+
+@pytest.mark.skipif(not X86, reason="levels are those of x86-64")
+class TestLevel:
+    def test_kernels_are_compiled_for_the_chosen_one(
+        self, csrc: Path, compiler: Compiler, cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TORCHAD_EXT_CPU_LEVEL", "x86-64-v2")
+        assert load_again()
+        assert "-march=x86-64-v2" in compiler.calls[0].split()
+        assert len(list(cache.glob("cpu-x86-64-v2-*/library.so"))) == 1
+
+    @pytest.mark.parametrize("level", ["v3", "x86-64-v5", "x86-64", "avx2"])
+    def test_an_unknown_one_is_an_error_that_names_the_known(
+        self, level: str, csrc: Path, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TORCHAD_EXT_CPU_LEVEL", level)
+        known = f"TORCHAD_EXT_CPU_LEVEL={level}; it is one of x86-64-v2, x86-64-v3, x86-64-v4"
+        with pytest.warns(UserWarning, match=known):
+            assert not load_again()
+        assert not compiler.calls
+
+    @pytest.mark.parametrize(("level", "most"), [("x86-64-v3", "x86-64-v2"), ("x86-64-v4", "x86-64-v3")])
+    def test_one_that_the_cpu_cannot_run_is_an_error_that_names_the_best(
+        self, level: str, most: str, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TORCHAD_EXT_CPU_LEVEL", level)
+        monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: most == "x86-64-v3")
+        monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: False)
+        with pytest.raises(BuildError, match=f"{level}, but this CPU runs no more than {most}; set that"):
+            _build.cpu_level()
+
+    def test_one_of_another_architecture_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TORCHAD_EXT_CPU_LEVEL", "x86-64-v3")
+        monkeypatch.setattr(_build.platform, "machine", lambda: "aarch64")
+        with pytest.raises(BuildError, match="this CPU is one of aarch64; unset it"):
+            _build.cpu_level()
+
+
 class TestPrecompiledHeader:
     """The header of the kernels is compiled with the operators; g++ takes that in its place."""
 

@@ -5,16 +5,18 @@ One kernel computes them all. float32 is held against float64 on a sample of all
 
 from __future__ import annotations
 
+import ctypes
 import math
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import mpmath
 import pytest
 import torch
 
 import torchad_ext as ad
-from torchad_ext import Pointwise
+from torchad_ext import Pointwise, _build, _kernels
 
 # Function: the largest error in ulp on the CPU, in float32 and float64 alike, as the headers state it.
 UNARY = {
@@ -128,6 +130,27 @@ class TestFloat32:
         x = torch.full((16,), 252.898209, dtype=torch.float32)
         tangent = unary(x)[list(UNARY).index("tan")]
         assert ulps(tangent, x.double().tan(), torch.float32).max() <= UNARY["tan"]
+
+
+@pytest.mark.skipif(_build.find_cxx() is None, reason="no C++ compiler")
+@pytest.mark.parametrize("level", ["x86-64-v2", "x86-64-v3"])
+def test_every_level_of_instructions_keeps_the_bounds_and_the_sign_of_zero(level: str, tmp_path: Path) -> None:
+    if not _build.cpu_level().startswith("x86-64") or not _build._can_run(level):
+        pytest.skip(f"this CPU has no {level}")
+    run = _kernels._load("pointwise", "cpu")
+    assert run is not None
+    source = unary._usual.source("cpu", torch.float32)
+    _build.compile_library("cpu", _build.cpu_toolchain(level), tmp_path / "kernel.so", [source])
+    library = ctypes.CDLL(str(tmp_path / "kernel.so"))
+    x = sample(torch.float32, 30_000, seed=4)
+    results = run(ctypes.addressof(ctypes.c_char.in_dll(library, source.symbol)), [x], [])
+    for (name, bound), result in zip(UNARY.items(), results, strict=True):
+        expected = native(name)(x.double())
+        errors = ulps(result, expected, torch.float32)
+        worst = errors.argmax()
+        assert errors[worst] <= bound + 1e-6, f"{name}({x[worst]:.9g}) is off by {errors[worst]:.3g} ulp"
+        zero = (x == 0) & (expected == 0)
+        assert torch.equal(result[zero].signbit(), expected[zero].signbit()), f"{name} of zeros"
 
 
 class TestFloat64:

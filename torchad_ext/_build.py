@@ -12,6 +12,7 @@ Environment:
     TORCHAD_EXT_CACHE_DIR   where compiled libraries are kept (default: ``~/.cache/torchad_ext``)
     TORCHAD_EXT_STRICT      ``1``: a library that cannot be built is an error, not a warning
     TORCHAD_EXT_CXXFLAGS    flags added to the C++ compilation, ``-fsanitize=address`` for example
+    TORCHAD_EXT_CPU_LEVEL   the instruction set of CPU kernels: ``x86-64-v2``, ``x86-64-v3``, ``x86-64-v4``
     TORCHAD_EXT_EAGER       ``0``: calls go through Python; ``wait``: the first one waits for the compiler
     CXX                     the C++ compiler
     CUDA_HOME               the CUDA toolkit whose NVRTC serves where none came with PyTorch
@@ -61,6 +62,7 @@ _EAGER_FLAGS = ["-std=c++20", "-O1", "-fPIC"]
 _CUDA_FLAGS = ["-std=c++17", "-default-device"]
 _STANDARD = ("cstdint", "cstring", "type_traits", "utility")  # headers in whose place it is given csrc/cuda/std.h
 _CPU_LEVELS = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3", "DEFAULT": "x86-64"}
+_CHOICES = ("x86-64-v2", "x86-64-v3", "x86-64-v4")  # of TORCHAD_EXT_CPU_LEVEL
 _PRECOMPILED = "pointwise_cpu.h"  # whose parsing takes longer than a kernel itself
 _BUILDING = ".building-"
 _SUFFIXES = (".h", ".cpp", ".cuh")
@@ -86,10 +88,32 @@ class Toolchain:
 
 
 def cpu_level() -> str:
-    """The instruction set to compile for: the best that PyTorch itself would use on this CPU."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return platform.machine()
-    return _CPU_LEVELS.get(torch.backends.cpu.get_cpu_capability(), "x86-64")
+    """The instruction set to compile for: that of ``TORCHAD_EXT_CPU_LEVEL``, or the best that PyTorch itself would use
+    on this CPU.
+
+    Raises:
+        BuildError: the level is unknown, or this CPU cannot run it.
+    """
+    chosen = os.environ.get("TORCHAD_EXT_CPU_LEVEL")
+    machine = platform.machine()
+    if machine not in ("x86_64", "AMD64"):
+        if chosen:
+            raise BuildError(f"TORCHAD_EXT_CPU_LEVEL={chosen}, but this CPU is one of {machine}; unset it")
+        return machine
+    if not chosen:
+        return _CPU_LEVELS.get(torch.backends.cpu.get_cpu_capability(), "x86-64")
+    if chosen not in _CHOICES:
+        raise BuildError(f"TORCHAD_EXT_CPU_LEVEL={chosen}; it is one of {', '.join(_CHOICES)}")
+    can_run = [level for level in _CHOICES if _can_run(level)]
+    if chosen not in can_run:
+        raise BuildError(f"TORCHAD_EXT_CPU_LEVEL={chosen}, but this CPU runs no more than {can_run[-1]}; set that")
+    return chosen
+
+
+def _can_run(level: str) -> bool:
+    """Does this CPU have the instructions of a level? PyTorch asks it for AVX2 and AVX-512, whatever it uses itself."""
+    has = {"x86-64-v3": torch.cpu._is_avx2_supported, "x86-64-v4": torch.cpu._is_avx512_supported}
+    return level not in has or has[level]()
 
 
 def processors() -> int:
@@ -407,7 +431,7 @@ def prebuild(folder: Path, devices: str, kernels: Callable[[str], Sequence[Kerne
     """
     if devices not in ("1", "cpu"):
         raise BuildError(f"TORCHAD_EXT_PREBUILD={devices}; it is 1, or cpu to leave CUDA out")
-    levels = sorted(_CPU_LEVELS.values()) if cpu_level() in _CPU_LEVELS.values() else [cpu_level()]
+    levels = sorted(_CPU_LEVELS.values()) if cpu_level().startswith("x86-64") else [cpu_level()]
     chosen = [("cpu", cpu_toolchain(level), what) for level in levels for what in ("operators", "kernels")]
     chosen.append(("eager", eager_toolchain(), "calls"))
     gpus = PREBUILT_GPUS if devices == "1" and _nvrtc.is_there() else ()

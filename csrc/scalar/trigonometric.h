@@ -22,30 +22,42 @@ struct Reduced {
 inline Reduced<Float> reduce_by_half_pi(Float x) {
   const Float rounded = fma(x, broadcast(0x1.45f306p-1f), broadcast(round_float));
   const Float n = rounded - round_float;
-  const Float half_pi1 = broadcast(-0x1.777ap-25f);  // n half_pi1 is exact
-  const Float half_pi2 = broadcast(-0x1.73dcb4p-43f);
-  const Float first = fma(-n, broadcast(0x1.921fb6p0f), x);  // exact
-  const Float r = fma(-n, half_pi1, first);
-  const Float tail = fma(-n, half_pi2, fma(-n, half_pi1, first - r));
+  const Float half_pi1 = broadcast(0x1.777ap-25f);           // n half_pi1 is exact
+  const Float first = fma(n, broadcast(-0x1.921fb6p0f), x);  // exact
+  const Float r = fma(n, half_pi1, first);
+  const Float tail = fma(n, broadcast(0x1.73dcb4p-43f), fma(n, half_pi1, first - r));
   return {r, tail, (Int32)rounded};
 }
 
-// (r + tail)^2
-inline Float squared(Float r, Float tail) { return fma(r, r, (r + r) * tail); }
+// A comparison with 0 that a blend of AVX2 makes by itself.
+inline Int32 is_odd(Int32 n) {
+#if defined(__AVX512F__)
+  return (n & 1) != 0;
+#else
+  return n << 31 < 0;
+#endif
+}
+inline Int64 is_odd(Int64 n) {
+#if defined(__AVX512F__)
+  return (n & 1) != 0;
+#else
+  return n << 63 < 0;
+#endif
+}
 
 // Relative error of the polynomials: 2^-27 and 2^-32.
 inline Float sin_polynomial(Float r, Float tail) {
-  const Float z = squared(r, tail);
+  const Float z = r * r;
   Float p = fma(z, broadcast(-0x1.9919dp-13f), broadcast(0x1.1106c2p-7f));
   p = fma(z, p, broadcast(-0x1.555544p-3f));
   return r + fma(r * z, p, tail);
 }
 inline Float cos_polynomial(Float r, Float tail) {
-  const Float z = squared(r, tail);
+  const Float z = r * r;
   Float p = fma(z, broadcast(0x1.99db8ap-16f), broadcast(-0x1.6c0c0ep-10f));
   p = fma(z, p, broadcast(0x1.55554ap-5f));
   p = fma(z, p, broadcast(-0.5f));
-  return fma(z, p, broadcast(1.0f));
+  return fma(fma(r + r, tail, z), p, broadcast(1.0f));
 }
 
 // Beyond the bound, lane by lane.
@@ -99,25 +111,25 @@ inline Double cos_polynomial(Double r, Double tail) {
 // Error below 0.8 ulp.
 inline Double sin(Double x) {
   const auto [r, tail, quadrant] = reduce_by_half_pi(abs(x));
-  const Double y = (quadrant & 1) != 0 ? cos_polynomial(r, tail) : sin_polynomial(r, tail);
+  const Double y = is_odd(quadrant) ? cos_polynomial(r, tail) : sin_polynomial(r, tail);
   return flip(y, quadrant << 62 ^ (Int64)x);
 }
 inline Double cos(Double x) {
   const auto [r, tail, quadrant] = reduce_by_half_pi(abs(x));
-  const Double y = (quadrant & 1) != 0 ? sin_polynomial(r, tail) : cos_polynomial(r, tail);
+  const Double y = is_odd(quadrant) ? sin_polynomial(r, tail) : cos_polynomial(r, tail);
   return flip(y, (quadrant + 1) << 62);
 }
 
 // Error below 0.9 ulp.
 inline Float sin(Float x) {
   const auto [r, tail, quadrant] = reduce_by_half_pi(abs(x));
-  const Float y = (quadrant & 1) != 0 ? cos_polynomial(r, tail) : sin_polynomial(r, tail);
+  const Float y = is_odd(quadrant) ? cos_polynomial(r, tail) : sin_polynomial(r, tail);
   if (__builtin_expect(all_within(abs(x), reducible_float), 1)) return flip(y, quadrant << 30 ^ (Int32)x);
   return in_double(x, [](Double v) { return sin(v); });
 }
 inline Float cos(Float x) {
   const auto [r, tail, quadrant] = reduce_by_half_pi(abs(x));
-  const Float y = (quadrant & 1) != 0 ? sin_polynomial(r, tail) : cos_polynomial(r, tail);
+  const Float y = is_odd(quadrant) ? sin_polynomial(r, tail) : cos_polynomial(r, tail);
   if (__builtin_expect(all_within(abs(x), reducible_float), 1)) return flip(y, (quadrant + 1) << 30);
   return in_double(x, [](Double v) { return cos(v); });
 }
@@ -159,7 +171,7 @@ inline V tan_by_quadrant(Reduced<V> x) {
   const V y = r + rest;
   const V inverse = -one / y;
   const V remainder = fma(inverse, (r - y) + rest, fma(inverse, y, one));
-  return (quadrant & 1) != 0 ? fma(inverse, remainder, inverse) : y;
+  return is_odd(quadrant) ? fma(inverse, remainder, inverse) : y;
 }
 
 // Error below 1.3 ulp.

@@ -7,6 +7,7 @@ import itertools
 
 import gpu_cases
 import pytest
+import rivals
 import run
 import torch
 from cases import Case
@@ -68,3 +69,20 @@ def test_losses_that_differ_by_a_rounding_agree_and_others_do_not() -> None:
 def test_a_failed_row_is_told_beside_the_others() -> None:
     record = {"machine": {"CPU": "one"}, "rows": [], "training": [], "startup": [], "failed": ["sin, 1e3: differ"]}
     assert run.markdown(record) == "CPU one\n\nFailed: sin, 1e3: differ\n"
+
+
+@pytest.mark.parametrize("name", rivals.ACTIVATIONS)
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_ways_of_rivals_give_one_loss_and_its_gradients(name: str, d: int) -> None:
+    problem = rivals.Problem.of(d, points=17, width=8).to(torch.float64)
+    native, ours, with_derivatives = rivals.ACTIVATIONS[name]
+    expected = rivals.eagerly(rivals.nested_autograd, native)(problem)
+    ways = [
+        (rivals.nested_autograd, ours),
+        (rivals.one_sweep, native),
+        (rivals.reverse_over_reverse, native),
+        (rivals.by_hand, with_derivatives),
+    ]
+    for way, activation in ways:
+        given = rivals.eagerly(way, activation)(problem)
+        assert max(rivals.distance(a, b) for a, b in zip(given, expected, strict=True)) < 1e-12, way.__name__

@@ -282,7 +282,7 @@ def main() -> None:
     """Measures, prints a table, and keeps a complete run."""
     parser = argparse.ArgumentParser(description="Measures training steps on a Laplacian in PyTorch and in JAX.")
     parser.add_argument("--jax", type=Path, default=JAX, help="the Python that has the packages of rivals.txt")
-    parser.add_argument("--rounds", type=int, default=9, help="steps that are timed of each way")
+    parser.add_argument("--rounds", type=int, default=7, help="steps that are timed of each way")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="one small network, three steps: does everything run?")
     args = parser.parse_args()

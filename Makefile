@@ -6,7 +6,7 @@ CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh')
 ASAN_CACHE := build/asan
 INSTALLED := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/installed)
 
-.PHONY: help demo test fuzz table notebooks bench bench-check gpu ulp tails lint format asan clean
+.PHONY: help demo test fuzz table notebooks bench bench-check rivals gpu ulp tails lint format asan clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -38,6 +38,14 @@ bench: $(INSTALLED)  ## Run the benchmarks; make bench LEVEL=v3 runs them with A
 
 bench-check: $(INSTALLED)  ## Run the benchmarks, and fail where a floor that was kept is missed
 	$(PYTHON) benchmarks/run.py --check $(LEVEL:%=--level %)
+
+build/rivals/installed: benchmarks/rivals.txt
+	python3 -m venv build/rivals
+	build/rivals/bin/python -m pip install --quiet -r benchmarks/rivals.txt
+	touch $@
+
+rivals: $(INSTALLED) build/rivals/installed  ## Measure training steps on a Laplacian against torch.compile and JAX, in ten minutes
+	$(PYTHON) benchmarks/rivals.py
 
 gpu: $(INSTALLED)  ## Test and measure everything on the GPU at hand, in eight minutes
 	$(PYTHON) benchmarks/gpu.py

@@ -27,11 +27,13 @@ def alternate(
     synchronize: Callable[[], None],
     least: int = 15,
     of_a_sample: float = 5e-4,
+    warm: int = 5,
 ) -> dict[str, list[float]]:
     """Seconds per call of each way, sampled in turn (A B C A B C ...) for about ``seconds`` in all.
 
     A sample is as many calls as last ``of_a_sample``, the same number for every way; what a call returns is freed
     within it. At least ``least`` samples are taken of each way, at most 1,000, and no garbage is collected meanwhile.
+    Before that each way runs ``warm`` times.
     """
 
     def sample(call: Callable[[], object], calls: int) -> float:
@@ -42,9 +44,9 @@ def alternate(
         synchronize()
         return (time.perf_counter() - start) / calls
 
-    warm = [min(sample(call, 1) for _ in range(5)) for call in ways.values()]
-    calls = max(1, round(of_a_sample / min(warm)))
-    rounds = min(1000, max(least, round(seconds / (calls * sum(warm)))))
+    quickest = [min(sample(call, 1) for _ in range(warm)) for call in ways.values()]
+    calls = max(1, round(of_a_sample / min(quickest)))
+    rounds = min(1000, max(least, round(seconds / (calls * sum(quickest)))))
     samples: dict[str, list[float]] = {name: [] for name in ways}
     gc.collect()
     gc.disable()

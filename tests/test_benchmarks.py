@@ -8,6 +8,7 @@ import itertools
 import gpu_cases
 import levels
 import pytest
+import rivals
 import run
 import torch
 from cases import Case
@@ -91,3 +92,20 @@ def test_a_level_is_measured_in_its_environment(level: str, monkeypatch: pytest.
         assert environment[name] == value
         monkeypatch.setenv(name, value)
     assert levels.start_again_at(None) == levels.start_again_at(level) == level
+
+
+@pytest.mark.parametrize("name", rivals.ACTIVATIONS)
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_ways_of_rivals_give_one_loss_and_its_gradients(name: str, d: int) -> None:
+    problem = rivals.Problem.of(d, points=17, width=8).to(torch.float64)
+    native, ours, with_derivatives = rivals.ACTIVATIONS[name]
+    expected = rivals.eagerly(rivals.nested_autograd, native)(problem)
+    ways = [
+        (rivals.nested_autograd, ours),
+        (rivals.one_sweep, native),
+        (rivals.reverse_over_reverse, native),
+        (rivals.by_hand, with_derivatives),
+    ]
+    for way, activation in ways:
+        given = rivals.eagerly(way, activation)(problem)
+        assert max(rivals.distance(a, b) for a, b in zip(given, expected, strict=True)) < 1e-12, way.__name__

@@ -93,6 +93,14 @@ class Elementwise:
         return all(torch.promote_types(dtype, own) == dtype for own in self._own_dtypes)
 
     @functools.cached_property
+    def is_analytic(self) -> bool:
+        """Is it holomorphic in complex numbers, with the derivatives that it has in real ones?"""
+        return all(
+            not node.args or node.op in expr.ANALYTIC or (node.op == "pow" and node.args[1].is_constant)
+            for node in expr.topological(self.program.outputs)
+        )
+
+    @functools.cached_property
     def depends_on_all(self) -> bool:
         """Does every output depend on every input? Then each has the shape that all of them broadcast to."""
         nodes = (expr.topological([output]) for output in self.program.outputs)

@@ -17,10 +17,8 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
-import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
@@ -41,12 +39,21 @@ from .composed import (
     with_powers,
     without_guard,
 )
-from .derivatives import _depends_on_others, foreign_nodes, graph_nodes
 from .elementwise import Elementwise
-from .foreign_functions import check_functions
+from .nested import (
+    by_reverse_mode,
+    by_transforms,
+    checked,
+    fall_back,
+    has_derivative,
+    of_elements,
+    of_operation,
+    random_states,
+)
 from .pointwise import _SCALAR, _TENSOR, Pointwise, _kind
 from .quadratic_form import _sum, quadratic_form
 from .quadratic_form import definition as _quadratic_form
+from .recurrent import RECURRENT
 from .trace import FUNCTIONS, ValueNeeded, _name, evaluate, is_of_torch, trace
 
 Function = Callable[[torch.Tensor], torch.Tensor]
@@ -56,7 +63,6 @@ _AT_ONCE = 10  # the most directions of one kernel
 _STACKED = 2**21  # the most elements of results that are written one behind the other
 _transforms_active = torch._C._are_functorch_transforms_active
 _numbers = itertools.count()
-_warned: set[str] = set()
 
 
 class ForwardLaplacian(NamedTuple):
@@ -131,6 +137,8 @@ class _Sweep:
             what disables them shows.
         applying: does it apply a rule?
         unseen: what it could not follow, if that was met below Python, where another exception is made of it.
+        elements: of all results.
+        unruled: elements of operands and results of the operations without a rule, whose names are ``without_rule``.
     """
 
     number: int
@@ -138,6 +146,9 @@ class _Sweep:
     recording: bool
     applying: bool = False
     unseen: _Unseen | None = None
+    elements: int = 0
+    unruled: int = 0
+    without_rule: set[str] = field(default_factory=set)
 
     def owns(self, x: Any) -> TypeGuard[_Swept]:
         return type(x) is _Swept and x.sweep is self
@@ -151,13 +162,14 @@ class _Sweep:
         if not isinstance(value, torch.Tensor):
             parts = ([None if row is None else row[i] for row in rows] for i in range(len(value)))
             return type(value)(map(self.tensor, value, parts))
-        if not _has_derivative(value) or not rows[:-1] or any(row is None for row in rows[:-1]):
+        if not has_derivative(value) or not rows[:-1] or any(row is None for row in rows[:-1]):
             return value
         return self.wrapped(value, tuple(rows[:-1]), rows[-1])
 
     def wrapped(self, value: torch.Tensor, given: Any, laplacian: torch.Tensor | None) -> Any:
         x: Any = torch.Tensor._make_wrapper_subclass(_Swept, value.shape, dtype=value.dtype, device=value.device)
         x.sweep, x.value, x.given, x.laplacian = self, value, given, laplacian
+        self.elements += value.numel()
         return x
 
     def mapped(self, value: Any, x: _Swept, of: Callable[[Any], Any], at_once: bool = False) -> Any:
@@ -169,7 +181,7 @@ class _Sweep:
 
         curvature = None if x.laplacian is None else of(x.laplacian)
         needed = self.recording or torch._C._is_any_autocast_enabled() or not isinstance(value, torch.Tensor)
-        if needed or not _has_derivative(value):
+        if needed or not has_derivative(value):
             return self.tensor(value, [*of_tangents(), curvature])
         return self.wrapped(value, of_tangents, curvature)
 
@@ -196,7 +208,7 @@ class _Sweep:
     def by_rule(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """An operation by the first of the rules that fits."""
         elementwise = name in FUNCTIONS or isinstance(func, Pointwise)
-        for rule in (_RULES.get(name), _unguarded, _elementwise if elementwise else None, _composed):
+        for rule in (_RULES.get(name), _unguarded, _elementwise if elementwise else None, _composed, _by_slopes):
             result = NotImplemented if rule is None else rule(self, func, args, kwargs)
             if result is not NotImplemented:
                 return result
@@ -217,7 +229,7 @@ class _Sweep:
 
         def row(i: int, x: Any) -> Any:
             if not self.owns(x):
-                return torch.zeros_like(x) if jointly and _has_derivative(x) else x
+                return torch.zeros_like(x) if jointly and has_derivative(x) else x
             part = x.laplacian if i == count else x.tangents[i]
             return _or_zeros(part, x.value)
 
@@ -281,92 +293,37 @@ class _Sweep:
             return composing(func)(*args, **kwargs)
 
         def differentiable(*xs: torch.Tensor) -> Tangents:
-            return tuple(y for y in tree_leaves(f(*xs)) if _has_derivative(y))
+            return tuple(y for y in tree_leaves(f(*xs)) if has_derivative(y))
 
-        random = _random_states(values[0].device)
-        value = f(*values)
-        if not all(map(torch.equal, random, _random_states(values[0].device))):
-            raise _Unseen(f"{_name(func)}, which draws random numbers")
+        value = _drawing_nothing(func, *tree_map(self.value, (args, kwargs)))
         results, structure = tree_flatten(value)
-        if not any(map(_has_derivative, results)):
+        if not any(map(has_derivative, results)):
             return value
-        _fall_back(f"has no rule for {_name(func)}", "it is")
+        fall_back(f"has no rule for {_name(func)}", "it is")
+        self.unruled += sum(x.numel() for x in (*values, *filter(has_derivative, results)))
+        self.without_rule.add(_name(func))
+        along = [tuple(x.tangents[k] for x in swept) for k in range(len(self.signs))]
+        laplacians = tuple(_or_zeros(x.laplacian, x.value) for x in swept)
         try:
-            along = [tuple(x.tangents[k] for x in swept) for k in range(len(self.signs))]
-            if any(x.laplacian is not None for x in swept):
-                along.append(tuple(_or_zeros(x.laplacian, x.value) for x in swept))
-            slopes, curvatures = zip(*_twice(differentiable, values, along, self.recording), strict=True)
-            tangents = slopes[: len(self.signs)]
-            laplacians = [[sign * y for y in ys] for sign, ys in zip(self.signs, curvatures, strict=False)]
-            laplacians.extend(slopes[len(self.signs) :])
+            tangents, totals = of_operation(differentiable, values, along, laplacians, self.signs, self.recording)
         except (RuntimeError, NotImplementedError) as error:
             raise _Unseen(f"{_name(func)} ({error})") from error
-        totals = [functools.reduce(operator.add, terms) for terms in zip(*laplacians, strict=True)]
         rows = iter(zip(*tangents, totals, strict=True))
-        return tree_unflatten([self.tensor(y, next(rows)) if _has_derivative(y) else y for y in results], structure)
+        return tree_unflatten([self.tensor(y, next(rows)) if has_derivative(y) else y for y in results], structure)
 
 
-def _twice(
-    f: Callable[..., Tangents], xs: Tangents, directions: Sequence[Tangents], recording: bool
-) -> list[tuple[Tangents, Tangents]]:
-    """f'(x) u and f''(x)[u, u] for each u.
-
-    The gradient of g·f is linear in g, so the gradients in g of g·f'(x) u and of g·f''(x)[u, u] are these. What PyTorch
-    differentiates in x is that of double reverse mode: forward mode is wrong in ``torch.linalg.solve``, a third
-    derivative in ``batch_norm``, a transform in ``torch.linalg.det``.
-    """
-    if _transforms_active():
-        return [_twice_by_transforms(f, xs, us) for us in directions]
-    with torch.enable_grad():
-        xs = tuple(x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in xs)
-        ys = f(*xs)
-        gs = tuple(torch.ones_like(y, requires_grad=True) for y in ys)  # not zeros: some operations take its logarithm
-        gradients = _gradients(ys, xs, gs)
-        _check_twice(gradients)
-        check_functions(foreign_nodes(ys), lambda: f(*xs))
-        rows = []
-        for us in directions:
-            curved = _gradients(gradients, xs, us)
-            rows.append((_gradients(gradients, gs, us), _gradients(curved, gs, us)))
-    if recording and _depends_on_others(ys, xs):
-        return rows
-    return [tuple(tuple(y.detach() for y in part) for part in row) for row in rows]  # type: ignore[misc]
-
-
-def _gradients(ys: Tangents, xs: Tangents, gs: Tangents) -> Tangents:
-    """Those of g·y, with a graph; zeros where y does not depend on x."""
-    chosen = [i for i, y in enumerate(ys) if y.requires_grad]
-    if not chosen:
-        return tuple(map(torch.zeros_like, xs))
-    of, at = (tuple(rows[i] for i in chosen) for rows in (ys, gs))
-    return torch.autograd.grad(of, xs, at, create_graph=True, materialize_grads=True)
-
-
-def _twice_by_transforms(f: Callable[..., Tangents], xs: Tangents, us: Tangents) -> tuple[Tangents, Tangents]:
-    def pullback(gs: Tangents, xs: Tangents) -> Tangents:
-        of: Any = torch.func.vjp(f, *xs)
-        return of[1](gs)  # type: ignore[no-any-return]
-
-    def slopes(gs: Tangents) -> tuple[Tangents, Tangents]:
-        of: Any = torch.func.vjp(pullback, gs, xs)
-        tangents, gradients = of[1](us)
-        return gradients, tangents
-
-    gs = tuple(map(torch.ones_like, f(*xs)))
-    of: Any = torch.func.vjp(slopes, gs, has_aux=True)
-    return of[2], of[1](us)[0]
-
-
-def _random_states(device: torch.device) -> list[torch.Tensor]:
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+def _drawing_nothing(func: Any, args: Any, kwargs: Any) -> Any:
+    """The value of an operation that will be run again."""
+    device = next((x.device for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)), torch.device("cpu"))
+    random = random_states(device)
+    value = composing(func)(*args, **kwargs)
+    if not all(map(torch.equal, random, random_states(device))):
+        raise _Unseen(f"{_name(func)}, which draws random numbers")
+    return value
 
 
 def _is_ours(func: Any) -> bool:
     return isinstance(func, Pointwise) or func is quadratic_form
-
-
-def _has_derivative(x: Any) -> bool:
-    return isinstance(x, torch.Tensor) and (x.is_floating_point() or x.is_complex())
 
 
 def _or_zeros(x: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
@@ -375,16 +332,6 @@ def _or_zeros(x: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
 
 def _rows(x: _Swept) -> tuple[Any, ...]:
     return (*x.tangents, x.laplacian)
-
-
-def _fall_back(what: str, how: str) -> None:
-    """Says once that something is differentiated the slow way."""
-    message = f"torchad_ext.laplacian {what}; {how} differentiated twice instead, which is exact but slower"
-    if os.environ.get("TORCHAD_EXT_STRICT") == "1":
-        raise RuntimeError(f"{message}. TORCHAD_EXT_STRICT=1 makes that an error")
-    if what not in _warned:
-        _warned.add(what)
-        warnings.warn(message, stacklevel=2)
 
 
 @functools.lru_cache(1024)
@@ -421,14 +368,82 @@ def _elementwise(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
         member = _member(getattr(func, "overloadpacket", func), kinds, tuple(kwargs))
     xs = [x for x, kind in zip(arguments, kinds, strict=True) if kind is _TENSOR]
     values = list(map(sweep.value, xs))
-    if values[0].is_complex():  # a function of real numbers has rules
-        return NotImplemented
+    if any(x.is_complex() for x in values):
+        if member is None or not member.is_analytic or any(isinstance(x, complex) for x in arguments):
+            return NotImplemented
+        dtype = functools.reduce(torch.promote_types, (x.dtype for x in values))
+        xs = [x.to(dtype) for x in xs]
+        values = list(map(sweep.value, xs))
     if member is None or any(x.dtype != values[0].dtype or x.device != values[0].device for x in values[1:]):
         return NotImplemented
     if not member.keeps(values[0].dtype):
         return NotImplemented
     numbers = tuple([float(x) for x, kind in zip(arguments, kinds, strict=True) if kind is _SCALAR])
     return sweep.elementwise(member, xs, numbers)
+
+
+@functools.lru_cache(1024)
+def _is_elementwise(func: Any) -> bool:
+    """Does PyTorch say so of all that has the name?"""
+    if not is_of_torch(func):
+        return False
+    if isinstance(func, torch._ops.OpOverload):
+        overloads = [func]
+    else:
+        packets = (getattr(torch.ops.aten, name, None) for name in (_name(func), f"special_{_name(func)}"))
+        packet = next((packet for packet in packets if packet), None)
+        overloads = [getattr(packet, name) for name in packet.overloads() if "out" not in name] if packet else []
+    return bool(overloads) and all(torch.Tag.pointwise in overload.tags for overload in overloads)
+
+
+def _by_slopes(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+    """An elementwise operation without an expression, by the gradients that PyTorch has of it."""
+    if not _is_elementwise(func) or _transforms_active():
+        return NotImplemented
+    value = _drawing_nothing(func, tree_map(sweep.value, args), tree_map(sweep.value, kwargs))
+    leaves, tree = tree_flatten((args, kwargs))
+    places = [i for i, x in enumerate(leaves) if sweep.owns(x)]
+    if not has_derivative(value) or any(leaves[i].is_complex() > value.is_complex() for i in places):
+        return NotImplemented
+    xs = [leaves[i].to(value.dtype) if value.is_complex() else leaves[i] for i in places]
+    if torch.broadcast_shapes(*(x.shape for x in xs)) != value.shape:
+        xs = [x.expand(value.shape) for x in xs]
+
+    def f(*xs: torch.Tensor) -> Any:
+        for i, x in zip(places, xs, strict=True):
+            leaves[i] = x
+        args, kwargs = tree_unflatten(leaves, tree)
+        return func(*args, **kwargs)
+
+    tangents = [tuple(x.tangents[k] for x in xs) for k in range(len(sweep.signs))]
+    try:
+        rows, total = of_elements(
+            f, tuple(x.value for x in xs), tangents, [x.laplacian for x in xs], sweep.signs, sweep.recording
+        )
+    except (RuntimeError, NotImplementedError) as error:
+        raise _Unseen(f"{_name(func)} ({error})") from error
+    return sweep.tensor(value, [*rows, total])
+
+
+def _sgn(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+    """z / |z|, 0 at 0; of a real number a constant."""
+    (z,) = args
+    if not z.is_complex():
+        return func(sweep.value(z))
+    size = z.abs()
+    return z / size.masked_fill(size == 0, 1)
+
+
+def _angle(z: Any) -> Any:
+    return torch.atan2(z.imag, z.real) if z.is_complex() else NotImplemented
+
+
+def _polar(r: Any, angle: Any) -> Any:
+    return torch.complex(r * angle.cos(), r * angle.sin())
+
+
+def _size(z: Any) -> Any:
+    return root(squared(z)) if z.is_complex() else NotImplemented
 
 
 def _applied(member: Elementwise, xs: Sequence[torch.Tensor], numbers: tuple[float, ...]) -> Sequence[Any]:
@@ -579,14 +594,14 @@ _LINEAR = (
     "half bfloat16 cpu cuda sum mean cumsum narrow select index_select gather take take_along_dim getitem split "
     "split_with_sizes chunk unbind tensor_split hsplit vsplit unsafe_split unsafe_chunk unfold roll flip fliplr "
     "flipud rot90 tile repeat repeat_interleave diagonal diag diag_embed tril triu trace masked_select real imag conj "
-    "resolve_conj view_as_real view_as_complex pixel_shuffle pixel_unshuffle avg_pool1d avg_pool2d avg_pool3d "
+    "resolve_conj view_as_complex conj_physical pixel_shuffle pixel_unshuffle avg_pool1d avg_pool2d avg_pool3d "
     "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d upsample_linear1d upsample_bilinear2d "
     "upsample_bicubic2d upsample_trilinear3d upsample_nearest1d upsample_nearest2d im2col col2im fft_fft fft_ifft "
     "fft_rfft fft_irfft"
 ).split()
 _LINEAR_IN_ALL = (
     "cat concat concatenate stack hstack vstack dstack column_stack block_diag broadcast_tensors meshgrid index_add "
-    "scatter_add index_copy"
+    "scatter_add index_copy complex"
 ).split()
 # By the name of an operation, with the sweep, the operation and its arguments; NotImplemented where it does not fit.
 _RULES: dict[str, Callable[..., Any]] = {
@@ -600,6 +615,8 @@ _RULES: dict[str, Callable[..., Any]] = {
     "pad": _padded,
     "where": _chosen,
     "Tensor.where": _chosen,
+    "view_as_real": lambda sweep, func, args, kwargs: _of_first(sweep, lambda x: func(x.resolve_conj()), args, kwargs),
+    "sgn": _sgn,
     "einsum": _einsum,
     "hypot": lambda *call: _composed(*call),
 }
@@ -659,6 +676,7 @@ def _composed(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
 # Written with operations that have rules; the arguments are those of PyTorch's function.
 _COMPOSED: dict[str, Callable[..., Any]] = {
     **COMPOSED,
+    **RECURRENT,
     "batch_norm": _of_own_point(COMPOSED["batch_norm"]),
     "native_batch_norm": _of_own_point(COMPOSED["native_batch_norm"]),
     "rms_norm": _rms_norm,
@@ -673,6 +691,10 @@ _COMPOSED: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("addmm", "baddbmm", "addmv"), _sum_and_product),
     "bilinear": lambda a, b, weight, bias=None: affine(torch.einsum("...i,oij,...j->...o", a, weight, b), None, bias),
     "quadratic_form": _quadratic_form,
+    "abs": _size,
+    "absolute": _size,
+    "angle": _angle,
+    "polar": _polar,
 }
 
 
@@ -685,7 +707,7 @@ _CONSTANT = frozenset(
     "greater_equal not_equal __lt__ __le__ __gt__ __ge__ __eq__ __ne__ isnan isinf isfinite isclose allclose equal "
     "any all logical_and logical_or logical_not logical_xor argmax argmin argsort nonzero count_nonzero "
     "searchsorted bucketize zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros "
-    "new_ones new_empty new_full new_tensor sign sgn signbit floor ceil round trunc fix heaviside bernoulli "
+    "new_ones new_empty new_full new_tensor sign signbit floor ceil round trunc fix heaviside bernoulli "
     "result_type".split()
 )
 # Differentiates, or hides what it computes.
@@ -855,6 +877,19 @@ def _directions(x: torch.Tensor, C: torch.Tensor | None) -> tuple[list[torch.Ten
     return directions, tuple(signs)
 
 
+_SHARE = 1 / 8  # of all elements, from which on operations without a rule cost more than the sweep saves
+_without_rules: dict[Any, list[str]] = {}  # of functions that are differentiated as a whole
+
+
+def _identity(f: Any, x: torch.Tensor) -> Any:
+    """What tells one function from another for which the same choice may be wrong."""
+    while isinstance(f, functools.partial):
+        f = f.func
+    code = getattr(f, "__code__", None)
+    cells = tuple([id(cell.cell_contents) for cell in f.__closure__ or ()]) if code else id(f)
+    return code, cells, id(getattr(f, "__self__", None)), x.shape[-1]
+
+
 def _run(
     f: Function,
     x: torch.Tensor,
@@ -865,7 +900,12 @@ def _run(
 ) -> tuple[torch.Tensor, Sequence[torch.Tensor] | None, torch.Tensor | None]:
     """The value of f, its tangents if they are wanted, and its Laplacian; None for zero."""
     if torch.compiler.is_compiling():
-        return _by_transforms(f, x, directions, signs, name)
+        return by_transforms(f, x, directions, signs, name)
+    identity = _identity(f, x)
+    if identity in _without_rules and not _transforms_active() and type(x) is not _Swept:
+        for operation in _without_rules[identity]:
+            fall_back(f"has no rule for {operation}", "it is")
+        return by_reverse_mode(f, x, directions, signs, name)
     sweep = _Sweep(next(_numbers), signs, torch.is_grad_enabled())
     try:
         with torch.enable_grad():
@@ -874,76 +914,15 @@ def _run(
         unseen = error if isinstance(error, _Unseen) else sweep.unseen
         if unseen is None:
             raise
-        _fall_back(f"cannot follow {unseen}", "the function is")
-        by = _by_transforms if _transforms_active() else _by_reverse_mode
+        fall_back(f"cannot follow {unseen}", "the function is")
+        by = by_transforms if _transforms_active() else by_reverse_mode
         return by(f, x, directions, signs, name)
-    value = _checked(sweep.value(y), x, name)
+    value = checked(sweep.value(y), x, name)
+    few = value.numel() * x.shape[-1] <= 2 * x.numel()  # results, for each of which autograd is run
+    if few and sweep.unruled > _SHARE * (sweep.elements + sweep.unruled):
+        if len(_without_rules) > 1000:
+            _without_rules.clear()
+        _without_rules[identity] = sorted(sweep.without_rule)
     if not sweep.owns(y):
         return value, None, None
     return value, y.tangents if with_tangents else None, y.laplacian
-
-
-def _checked(y: Any, x: torch.Tensor, name: str) -> torch.Tensor:
-    """The result of f, if it is one."""
-    if not isinstance(y, torch.Tensor):
-        raise TypeError(f"torchad_ext.{name}: f returns a tensor, got {type(y).__name__}; pick one, lambda x: f(x)[0]")
-    if not _has_derivative(y):
-        raise TypeError(f"torchad_ext.{name}: f returns floating-point numbers, got {y.dtype}, which has no derivative")
-    batch = x.shape[:-1]
-    if y.shape[: len(batch)] != batch:
-        raise ValueError(
-            f"torchad_ext.{name}: f maps x [..., d] to [...] or [..., outputs], each result from its own point; got "
-            f"{list(y.shape)} for x {list(x.shape)}"
-        )
-    return y
-
-
-def _by_transforms(
-    f: Function, x: torch.Tensor, directions: Sequence[torch.Tensor], signs: tuple[int, ...], name: str
-) -> tuple[torch.Tensor, Sequence[torch.Tensor] | None, torch.Tensor | None]:
-    """The same by torch.func, a direction at a time."""
-    f = composing(f)
-    value = _checked(f(x), x, name)
-    rows = [_twice_by_transforms(lambda x: (f(x),), (x,), (u,)) for u in directions]
-    return value, [y for (y,), _ in rows], _sum(*(sign * y for sign, (_, (y,)) in zip(signs, rows, strict=True)))
-
-
-def _check_twice(slopes: Sequence[torch.Tensor]) -> None:
-    """Raises for a gradient that ``once_differentiable`` cut off from x: autograd would take it for a constant."""
-    if any(node.name() == "torch::autograd::Error" for node in graph_nodes(slopes)):
-        raise RuntimeError("a backward in it is marked with @once_differentiable")
-
-
-def _by_reverse_mode(
-    f: Function, x: torch.Tensor, directions: Sequence[torch.Tensor], signs: tuple[int, ...], name: str
-) -> tuple[torch.Tensor, Sequence[torch.Tensor] | None, torch.Tensor | None]:
-    """The same by reverse mode over reverse mode, a direction and a result at a time."""
-    recording = torch.is_grad_enabled()
-    with torch.enable_grad():
-        leaf = x if x.requires_grad else x.detach().requires_grad_()
-        wanted = leaf is x
-        x = leaf.view_as(leaf)
-        value = _checked(composing(f)(x), x, name)
-        recording = recording and (wanted or _depends_on_others([value], [leaf]))
-        results = value.reshape(*x.shape[:-1], -1).unbind(-1)
-
-        def gradient(y: torch.Tensor) -> torch.Tensor:
-            if not y.requires_grad:
-                return torch.zeros_like(x)
-            one = torch.ones_like(y, requires_grad=True)  # for once_differentiable to leave its mark
-            return torch.autograd.grad(y, x, one, create_graph=True, materialize_grads=True)[0]
-
-        try:
-            slopes = [gradient(y) for y in results]
-            _check_twice(slopes)
-            check_functions(foreign_nodes([value]), lambda: f(x))
-            tangents = [torch.stack([(g * u).sum(-1) for g in slopes], -1) for u in directions]
-            parts = [
-                sign * torch.stack([(gradient(y) * u).sum(-1) for y in tangent.unbind(-1)], -1)
-                for sign, u, tangent in zip(signs, directions, tangents, strict=True)
-            ]
-        except RuntimeError as error:
-            raise RuntimeError(f"torchad_ext.{name}: f cannot be differentiated twice: {error}") from error
-    rows = [value, *(row.reshape(value.shape) for row in (*tangents, functools.reduce(operator.add, parts)))]
-    value, *tangents, total = rows if recording else [row.detach() for row in rows]
-    return value, tangents, total

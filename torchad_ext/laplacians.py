@@ -617,6 +617,7 @@ _RULES: dict[str, Callable[..., Any]] = {
     "Tensor.where": _chosen,
     "view_as_real": lambda sweep, func, args, kwargs: _of_first(sweep, lambda x: func(x.resolve_conj()), args, kwargs),
     "sgn": _sgn,
+    **RECURRENT,
     "einsum": _einsum,
     "hypot": lambda *call: _composed(*call),
 }
@@ -676,7 +677,6 @@ def _composed(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
 # Written with operations that have rules; the arguments are those of PyTorch's function.
 _COMPOSED: dict[str, Callable[..., Any]] = {
     **COMPOSED,
-    **RECURRENT,
     "batch_norm": _of_own_point(COMPOSED["batch_norm"]),
     "native_batch_norm": _of_own_point(COMPOSED["native_batch_norm"]),
     "rms_norm": _rms_norm,

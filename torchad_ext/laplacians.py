@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from . import expr
+from . import expr, writes
 from .composed import (
     COMPOSED,
     affine,
@@ -41,6 +41,7 @@ from .composed import (
 )
 from .elementwise import Elementwise
 from .nested import (
+    Unseen,
     by_reverse_mode,
     by_transforms,
     checked,
@@ -73,31 +74,47 @@ class ForwardLaplacian(NamedTuple):
     laplacian: torch.Tensor
 
 
-class _Unseen(Exception):
-    """The sweep cannot follow what the message names."""
-
-
 class _Swept(torch.Tensor):
-    """A tensor with its tangents along the directions of a sweep and with its Laplacian, None for zero."""
+    """A tensor with its tangents along the directions of a sweep and with its Laplacian, None for zero.
+
+    Attributes:
+        given: the tangents, or what computes them: of the last linear functions nobody may ask for them.
+        base: the tensor of which it is a view, with its ``place`` in it: shape, strides and offset.
+        written: how often its contents were changed; ``seen``, those of the base that it has.
+        shown: does a plain tensor share its memory?
+    """
 
     sweep: _Sweep
     value: torch.Tensor
     given: Tangents | Callable[[], Tangents]
     laplacian: torch.Tensor | None
+    base: _Swept | None = None
+    place: Any = None
+    written: int = 0
+    seen: int = 0
+    shown: bool = False
+
+    @property
+    def root(self) -> _Swept:
+        """The tensor whose memory it shares."""
+        return self if self.base is None else self.base
 
     @property
     def tangents(self) -> Tangents:
-        """Of the last linear functions nobody may ask for them."""
-        if callable(self.given):
-            self.given = self.given()
-        return self.given
+        return self.given() if callable(self.given) else self.given
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        sweep = max((x.sweep for x in _swept((args, kwargs))), key=lambda sweep: sweep.number)
+        sweep = None
+        for x in _swept((args, kwargs)):
+            if x.base is not None and x.seen != x.base.written:
+                writes.read_again(x)
+            if sweep is None or x.sweep.number > sweep.number:
+                sweep = x.sweep
+        assert sweep
         if not (sweep.applying or torch.is_grad_enabled()):
-            raise _Unseen("what runs under torch.no_grad() or in a torch.autograd.Function")
+            raise Unseen("what runs under torch.no_grad() or in a torch.autograd.Function")
         applying, sweep.applying = sweep.applying, True
         try:
             with torch.set_grad_enabled(sweep.recording):
@@ -109,7 +126,7 @@ class _Swept(torch.Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        unseen = _Unseen(f"{func}, which a transform, a script or an extension calls")
+        unseen = Unseen(f"{func}, which a transform, a script or an extension calls")
         for x in _swept((args, kwargs or {})):
             x.sweep.unseen = unseen
         raise unseen
@@ -139,16 +156,18 @@ class _Sweep:
         unseen: what it could not follow, if that was met below Python, where another exception is made of it.
         elements: of all results.
         unruled: elements of operands and results of the operations without a rule, whose names are ``without_rule``.
+        received: the plain tensors that became tensors of this sweep, and what they were.
     """
 
     number: int
     signs: tuple[int, ...]
     recording: bool
     applying: bool = False
-    unseen: _Unseen | None = None
+    unseen: Unseen | None = None
     elements: int = 0
     unruled: int = 0
     without_rule: set[str] = field(default_factory=set)
+    received: list[tuple[Any, Any]] = field(default_factory=list)
 
     def owns(self, x: Any) -> TypeGuard[_Swept]:
         return type(x) is _Swept and x.sweep is self
@@ -175,9 +194,13 @@ class _Sweep:
     def mapped(self, value: Any, x: _Swept, of: Callable[[Any], Any], at_once: bool = False) -> Any:
         """y = A x + b, for A of a row of x; with ``at_once`` also of several in a further first dimension."""
 
+        given = x.given  # x may be written to
+
+        @functools.cache
         def of_tangents() -> Tangents:
-            stack = _stack(x.tangents) if at_once and not self.recording else None
-            return tuple(map(of, x.tangents)) if stack is None else of(stack).unbind()
+            tangents = given() if callable(given) else given
+            stack = _stack(tangents) if at_once and not self.recording else None
+            return tuple(map(of, tangents)) if stack is None else of(stack).unbind()
 
         curvature = None if x.laplacian is None else of(x.laplacian)
         needed = self.recording or torch._C._is_any_autocast_enabled() or not isinstance(value, torch.Tensor)
@@ -192,14 +215,16 @@ class _Sweep:
         known = _is_ours(func) or is_of_torch(func)
         if known and name == "requires_grad":
             return True
+        if writes.is_write(spoken, func, kwargs):
+            return writes.written(self, func, args, kwargs)
         if known and spoken in _CONSTANT:
+            if spoken in _SHOWS:
+                args[0].root.shown = True
             if len(args) == 1 and not kwargs:
                 return func(args[0].value)
             return func(*tree_map(self.value, args), **tree_map(self.value, kwargs))
         if known and name in _HIDDEN:
-            raise _Unseen(name)
-        if name.endswith("_") or kwargs.get("inplace") or kwargs.get("out") is not None:
-            raise _Unseen(f"{name}, which changes a tensor in place")
+            raise Unseen(name)
         if not known:
             return self.differentiated(func, args, kwargs)
         args, kwargs = positional(func, args, kwargs)
@@ -307,7 +332,7 @@ class _Sweep:
         try:
             tangents, totals = of_operation(differentiable, values, along, laplacians, self.signs, self.recording)
         except (RuntimeError, NotImplementedError) as error:
-            raise _Unseen(f"{_name(func)} ({error})") from error
+            raise Unseen(f"{_name(func)} ({error})") from error
         rows = iter(zip(*tangents, totals, strict=True))
         return tree_unflatten([self.tensor(y, next(rows)) if has_derivative(y) else y for y in results], structure)
 
@@ -318,7 +343,7 @@ def _drawing_nothing(func: Any, args: Any, kwargs: Any) -> Any:
     random = random_states(device)
     value = composing(func)(*args, **kwargs)
     if not all(map(torch.equal, random, random_states(device))):
-        raise _Unseen(f"{_name(func)}, which draws random numbers")
+        raise Unseen(f"{_name(func)}, which draws random numbers")
     return value
 
 
@@ -393,6 +418,7 @@ def _is_elementwise(func: Any) -> bool:
         packets = (getattr(torch.ops.aten, name, None) for name in (_name(func), f"special_{_name(func)}"))
         packet = next((packet for packet in packets if packet), None)
         overloads = [getattr(packet, name) for name in packet.overloads() if "out" not in name] if packet else []
+        overloads = [of for of in overloads if any("Tensor" in str(a.type) for a in of._schema.arguments)]
     return bool(overloads) and all(torch.Tag.pointwise in overload.tags for overload in overloads)
 
 
@@ -421,7 +447,7 @@ def _by_slopes(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
             f, tuple(x.value for x in xs), tangents, [x.laplacian for x in xs], sweep.signs, sweep.recording
         )
     except (RuntimeError, NotImplementedError) as error:
-        raise _Unseen(f"{_name(func)} ({error})") from error
+        raise Unseen(f"{_name(func)} ({error})") from error
     return sweep.tensor(value, [*rows, total])
 
 
@@ -473,11 +499,29 @@ def _of_first(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     value = func(sweep.value(first), *others, **options)
     if not sweep.owns(first):
         return value
-    return sweep.mapped(value, first, lambda row: func(row, *others, **options))
+    result = sweep.mapped(value, first, lambda row: func(row, *others, **options))
+    if not _transforms_active():
+        for part in result if isinstance(result, (tuple, list)) else (result,):
+            if sweep.owns(part):
+                writes.follow(part, first)
+    return result
 
 
 def _combined(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     return sweep.linear(func, args, kwargs, jointly=True)
+
+
+def _assigned(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+    """x with some elements replaced by those of a tensor, or by a number: the rows by zero."""
+    if kwargs or len(args) != 4:
+        return NotImplemented
+    *others, source = args
+    if isinstance(source, torch.Tensor):
+        return _combined(sweep, func, args, kwargs)
+    return sweep.linear(
+        functools.partial(lambda source, *others: func(*others, source), source), others, {},
+        functools.partial(lambda *others: func(*others, 0)), jointly=True,
+    )  # fmt: skip
 
 
 def _added(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
@@ -601,7 +645,8 @@ _LINEAR = (
 ).split()
 _LINEAR_IN_ALL = (
     "cat concat concatenate stack hstack vstack dstack column_stack block_diag broadcast_tensors meshgrid index_add "
-    "scatter_add index_copy complex"
+    "scatter_add index_copy index_put put masked_scatter select_scatter slice_scatter diagonal_scatter "
+    "as_strided_scatter complex"
 ).split()
 # By the name of an operation, with the sweep, the operation and its arguments; NotImplemented where it does not fit.
 _RULES: dict[str, Callable[..., Any]] = {
@@ -617,6 +662,7 @@ _RULES: dict[str, Callable[..., Any]] = {
     "Tensor.where": _chosen,
     "view_as_real": lambda sweep, func, args, kwargs: _of_first(sweep, lambda x: func(x.resolve_conj()), args, kwargs),
     "sgn": _sgn,
+    **dict.fromkeys(("scatter", "index_fill"), _assigned),
     **RECURRENT,
     "einsum": _einsum,
     "hypot": lambda *call: _composed(*call),
@@ -710,9 +756,11 @@ _CONSTANT = frozenset(
     "new_ones new_empty new_full new_tensor sign signbit floor ceil round trunc fix heaviside bernoulli "
     "result_type".split()
 )
+# Give plain tensors in the same memory.
+_SHOWS = frozenset("data detach numpy __array__".split())
 # Differentiates, or hides what it computes.
 _HIDDEN = frozenset(
-    "grad grad_fn backward register_hook register_post_accumulate_grad_hook retain_grad setitem "
+    "grad grad_fn backward register_hook register_post_accumulate_grad_hook retain_grad "
     "_make_dual _unpack_dual".split()
 )
 
@@ -907,16 +955,27 @@ def _run(
             fall_back(f"has no rule for {operation}", "it is")
         return by_reverse_mode(f, x, directions, signs, name)
     sweep = _Sweep(next(_numbers), signs, torch.is_grad_enabled())
+    points = sweep.tensor(x, [*directions, None])
+    if sweep.owns(points):
+        points.shown = True
+    y = None
     try:
         with torch.enable_grad():
-            y = f(sweep.tensor(x, [*directions, None]))
+            y = f(points)
+        if sweep.owns(y):
+            writes.read_again(y)
+            y = sweep.wrapped(y.value, y.given, y.laplacian)
     except Exception as error:
-        unseen = error if isinstance(error, _Unseen) else sweep.unseen
+        unseen = error if isinstance(error, Unseen) else sweep.unseen
         if unseen is None:
             raise
         fall_back(f"cannot follow {unseen}", "the function is")
         by = by_transforms if _transforms_active() else by_reverse_mode
+        writes.returned(sweep, finished=False)
         return by(f, x, directions, signs, name)
+    finally:
+        with torch.set_grad_enabled(sweep.recording):
+            writes.returned(sweep, finished=y is not None)
     value = checked(sweep.value(y), x, name)
     few = value.numel() * x.shape[-1] <= 2 * x.numel()  # results, for each of which autograd is run
     if few and sweep.unruled > _SHARE * (sweep.elements + sweep.unruled):

@@ -6,6 +6,7 @@ import functools
 import operator
 import os
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +24,11 @@ Tensors = tuple[Tensor, ...]
 _AT_ONCE = 10  # the most directions whose graphs are kept at a time
 _transforms_active = torch._C._are_functorch_transforms_active
 _warned: set[str] = set()
+_differentiable: weakref.WeakSet[type] = weakref.WeakSet()  # Functions whose backward was found to be complete
+
+
+class Unseen(Exception):
+    """The sweep cannot follow what the message names."""
 
 
 def fall_back(what: str, how: str) -> None:
@@ -204,16 +210,18 @@ def by_reverse_mode(
         numbers = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
         results = numbers.reshape(*x.shape[:-1], -1).unbind(-1)
 
-        def gradient(y: Tensor, create_graph: bool) -> Tensor:
-            if not y.requires_grad:
-                return torch.zeros_like(x)
-            one = torch.ones_like(y, requires_grad=create_graph)  # for once_differentiable to leave its mark
-            return _gradients([y], [x], [one], create_graph)[0]
+        functions = list(foreign_nodes([value]))
+        unknown = not all(node._forward_cls in _differentiable for node in functions)
+
+        def gradient(y: Tensor, create_graph: bool, marked: bool = False) -> Tensor:
+            return _gradients([y], [x], [torch.ones_like(y, requires_grad=marked)], create_graph)[0]
 
         try:
-            slopes = [gradient(y, True) for y in results]
-            _check_twice(slopes)
-            check_functions(foreign_nodes([value]), lambda: f(x))
+            slopes = [gradient(y, True, unknown) for y in results]  # for once_differentiable to leave its mark
+            if unknown:
+                _check_twice(slopes)
+                check_functions(functions, lambda: f(x))
+                _differentiable.update(node._forward_cls for node in functions)
             tangents = [torch.stack([(g * u).sum(-1) for g in slopes], -1) for u in directions]
             parts = [
                 sign * torch.stack([(gradient(y, recording) * u).sum(-1) for y in tangent.unbind(-1)], -1)

@@ -173,8 +173,9 @@ def _one_way(
 
 def _network(step: Step) -> Callable[..., Any]:
     def network(sweep: Any, func: Any, args: Any, kwargs: Any) -> Any:
-        if kwargs or len(args) != 9 or isinstance(args[2], Tensor) or any(map(sweep.owns, args[2])):
-            return NotImplemented  # packed sequences have their batch sizes in second place
+        packed = len(args) != 9 or (isinstance(args[1], Tensor) and not args[1].is_floating_point())
+        if kwargs or packed or any(map(sweep.owns, args[2])):  # those have the sizes of their batches in second place
+            return NotImplemented
         x, hx, weights, biased, layers, p, train, bidirectional, batch_first = args
         states = _states(hx)
         x = x.transpose(0, 1) if batch_first else x

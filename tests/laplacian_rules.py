@@ -1,4 +1,4 @@
-"""The table of operations in ``docs/laplacian_rules.md``: which have a rule under ``ad.laplacian``, and which fall back.
+"""The table of operations in ``docs/laplacian_rules.md``: which have a rule under ``ad.laplacian``, which none.
 
 ``make rules`` writes it. Each operation is run on the samples with which PyTorch tests its own derivatives: what warns
 falls back. How one that does not is differentiated, the registries of rules tell.
@@ -11,7 +11,6 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import torch
@@ -21,7 +20,8 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 from test_torch_functions import AT, UNUSUAL, of_numbers, second_derivative_exists, size_of  # noqa: E402
 from torch.testing._internal.common_methods_invocations import op_db  # noqa: E402
-from torch.testing._internal.opinfo.core import OpInfo, SampleInput  # noqa: E402
+from torch.testing._internal.opinfo.core import OpInfo  # noqa: E402
+from torch.utils._pytree import tree_map  # noqa: E402
 
 import torchad_ext as ad  # noqa: E402
 from torchad_ext import laplacians, nested, recurrent, trace  # noqa: E402
@@ -35,7 +35,8 @@ WAYS = {
     "kernel": "one fused kernel for value, tangents and Laplacian",
     "composed": "composed of operations that have rules",
     "slopes": "elementwise: its derivatives by one gradient each, for all directions",
-    "operation": "**falls back**: no rule; it is differentiated twice by itself, or with all of f where f is mostly that",
+    "first": "these rules, where the first argument alone depends on x; else they fall back",
+    "operation": "**falls back**: differentiated twice by itself, or with all of f where f is mostly that",
     "function": "**falls back**: the sweep cannot follow it; all of f is differentiated twice",
 }
 
@@ -82,32 +83,36 @@ def ways_of(info: OpInfo, dtype: torch.dtype) -> set[str]:
     samples = itertools.islice(info.sample_inputs("cpu", dtype, requires_grad=True), 6)
     found = set()
     for sample in [s for s in samples if 0 < size_of(s) <= 60][:1]:
-        found.add(followed(of_numbers(_call(info, sample), (sample.input, *sample.args), sample.kwargs)))
+        args, kwargs = (sample.input, *sample.args), sample.kwargs
+        way = followed(of_numbers(info.get_op(), args, kwargs))
+        if way == "operation":
+            others = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, (sample.args, kwargs))
+            alone = followed(of_numbers(info.get_op(), (sample.input, *others[0]), others[1]))
+            way = "first" if alone == "rule" else way
+        found.add(way)
     return {way for way in found if way}
-
-
-def _call(info: OpInfo, sample: SampleInput) -> Callable[..., Any]:
-    function = info.get_op()
-    return lambda *args, **kwargs: function(*args, **kwargs)
 
 
 def table() -> str:
     """The rows of the page."""
     names: dict[str, set[str]] = {way: set() for way in WAYS}
-    with mock.patch.object(Elementwise, "kernel", lambda *_: None), torch.random.fork_rng():
+    with mock.patch.object(Elementwise, "kernel", return_value=None), torch.random.fork_rng():
         for info in op_db:
             if info.variant_test_name in UNUSUAL or info.name in RANDOM:
                 continue
             torch.manual_seed(0)
             found = ways_of(info, torch.float64)
-            worst = next((way for way in ("function", "operation", "rule") if way in found), None)
+            worst = next((way for way in ("function", "operation", "first", "rule") if way in found), None)
             if worst:
                 name = info.name.removeprefix("nn.functional.").removeprefix("special.")
                 names[registered(name) if worst == "rule" else worst].add(name)
-    for better, worse in (("rule", "operation"), ("composed", "operation"), ("operation", "function")):
-        names[better] -= names[worse]  # variants of one name
+    for better, worse in itertools.combinations(WAYS, 2):  # of variants of one name
+        if worse in ("first", "operation", "function"):
+            names[better] -= names[worse]
     rows = [
-        f"| {what} | {' '.join(f'`{name}`' for name in sorted(names[way]))} |" for way, what in WAYS.items() if names[way]
+        f"| {what} | {' '.join(f'`{name}`' for name in sorted(names[way]))} |"
+        for way, what in WAYS.items()
+        if names[way]
     ]
     return "\n".join(["| how | operations |", "|---|---|", *rows, ""])
 

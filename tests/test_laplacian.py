@@ -248,6 +248,11 @@ RULES: dict[str, Function] = {
     "constant": lambda x: torch.ones_like(x) + x.sign(),
     "power of nothing": lambda x: sum(c * x.sin() ** k for k, c in enumerate((1.0, 2.0, 3.0))),  # type: ignore[return-value, misc]
     "linear": lambda x: F.linear(x, W.to(x), V.to(x)),
+    "convolution of both": lambda x: F.conv1d(
+        x.sin()[None], x.cos()[:, None, :2], x[:, 0], groups=len(x), padding=1
+    ).squeeze(0),
+    "tensordot": lambda x: torch.tensordot(x.sin(), W.to(x), 1) + torch.tensordot(W.to(x)[:1], x.cos(), ([1], [1])).mT,
+    "fft2": lambda x: torch.fft.fft2(pairs(x)).real.flatten(1),
     "comparison": lambda x: x.sin() * (x > 0) + (x == x).to(x),
 }
 SEVERAL = ad.pointwise(lambda a, b: (torch.sin(a * b), torch.exp(a) + b, b * b))
@@ -545,7 +550,6 @@ def constant_without_grad(x: Tensor) -> Tensor:
 
 # What has no rule, and what the warning names.
 FALLBACKS: dict[str, tuple[Function, str]] = {
-    "unfold_copy": (lambda x: torch.unfold_copy(x.sin(), -1, 2, 1).flatten(1), "unfold_copy"),
     "cummax": (lambda x: x.sin().cummax(-1)[0], "cummax"),
     "max": (lambda x: x.sin().max(-1)[0] * x.sum(-1), "max"),
     "solve": (lambda x: torch.linalg.solve(torch.eye(3).to(x) * (2 + x.cos()[:, :, None]), x.sin()), "solve"),
@@ -570,14 +574,18 @@ FALLBACKS: dict[str, tuple[Function, str]] = {
 
 # What torch.func does not differentiate twice.
 OTHER_RULES: dict[str, Function] = {
-    "slopes": lambda x: torch.special.i0(x.sin()) * torch.special.i1(x) + torch.ldexp(x.cos(), x[:, :1].sin() * V.to(x)),
+    "slopes": lambda x: (
+        torch.special.i0(x.sin()) * torch.special.i1(x) + torch.ldexp(x.cos(), x[:, :1].sin() * V.to(x))
+    ),
     "slopes of smaller operands": lambda x: torch.ldexp(x[:, :1].exp(), x.sin()) + torch.fmax(x.sin(), x[:, 1:2]),
     "complex numbers": lambda x: (1j * x).exp().imag + phase(x).conj().mul(1j * x).real + (phase(x) * x).abs(),
     "complex product": lambda x: (phase(x) * phase(x.sin()) / (2 + phase(x.cos()))).imag + (x / phase(x)).real,
     "phase": lambda x: phase(x).angle() + phase(x).sgn().real + torch.polar(x.exp(), x.sin()).imag,
     "complex pairs": lambda x: torch.view_as_real(phase(x).conj().resolve_conj() * phase(x)).prod(-1),
     "complex powers": lambda x: (phase(x) ** 2.5).real + ((3 + phase(x)) ** (x + 1j)).imag + (2 ** phase(x)).real,
-    "complex choice": lambda x: torch.where(x > 0, phase(x), phase(x).exp()).imag + torch.lerp(phase(x), x + 0j, 0.3).abs(),
+    "complex choice": lambda x: (
+        torch.where(x > 0, phase(x), phase(x).exp()).imag + torch.lerp(phase(x), x + 0j, 0.3).abs()
+    ),
     "a wave function": lambda x: torch.view_as_real(
         torch.exp(1j * x.sin().sum(-1)) * torch.stack([phase(x), 1j * x + 1], -1).prod(-1).sum(-1)
     ),
@@ -597,8 +605,8 @@ def test_other_rule(name: str, device: str) -> None:
 
 
 HOLOMORPHIC = (
-    "exp log sin cos tan tanh sinh cosh sqrt rsqrt reciprocal sigmoid expm1 log1p log2 log10 exp2 square asin acos atan "
-    "asinh acosh atanh"
+    "exp log sin cos tan tanh sinh cosh sqrt rsqrt reciprocal sigmoid expm1 log1p log2 log10 exp2 square asin acos "
+    "atan asinh acosh atanh"
 ).split()
 
 

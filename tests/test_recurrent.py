@@ -65,7 +65,9 @@ def by_autograd(f: Any, x: Tensor, C: Tensor | None = None) -> Tensor:
     x = x.detach().requires_grad_()
     (slope,) = grad(f(x).sum(), x, create_graph=True)
     C = torch.eye(x.shape[-1]).to(x) if C is None else C
-    return sum((grad(s.sum(), x, create_graph=True)[0] * row).sum(-1) for s, row in zip(slope.unbind(-1), C, strict=True))
+    return sum(
+        (grad(s.sum(), x, create_graph=True)[0] * row).sum(-1) for s, row in zip(slope.unbind(-1), C, strict=True)
+    )
 
 
 def assert_exact(f: nn.Module, x: Tensor) -> None:

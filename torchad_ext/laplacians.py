@@ -593,9 +593,11 @@ def _stack(rows: Sequence[torch.Tensor]) -> torch.Tensor | None:
 
 
 def _convolution(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
-    """The rows without the bias."""
+    """Linear in x with a bias, a product of x and the weight where that varies."""
     if any(True for _ in _swept((args[1:], kwargs))):
-        return NotImplemented
+        x, weight, bias, *rest = (*args, None) if len(args) == 2 else args
+        y = sweep.product(lambda x, weight: func(x, weight, None, *rest, **kwargs), x, weight)
+        return y if bias is None else y + bias.reshape(-1, *(1,) * (weight.dim() - 2))
 
     def of_rows(x: Any, weight: Any, bias: Any = None, *rest: Any, **options: Any) -> Any:
         return func(x, weight, None, *rest, **options)
@@ -607,7 +609,7 @@ def _padded(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     """The rows with zeros."""
 
     def of_rows(x: Any, pad: Any, mode: str = "constant", value: Any = None) -> Any:
-        return func(x, pad, mode)
+        return func(x, pad) if known_name(func) == "constant_pad_nd" else func(x, pad, mode)
 
     return sweep.linear(func, args, kwargs, of_rows)
 
@@ -640,8 +642,12 @@ _LINEAR = (
     "flipud rot90 tile repeat repeat_interleave diagonal diag diag_embed tril triu trace masked_select real imag conj "
     "resolve_conj view_as_complex conj_physical pixel_shuffle pixel_unshuffle avg_pool1d avg_pool2d avg_pool3d "
     "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d upsample_linear1d upsample_bilinear2d "
-    "upsample_bicubic2d upsample_trilinear3d upsample_nearest1d upsample_nearest2d im2col col2im fft_fft fft_ifft "
-    "fft_rfft fft_irfft"
+    "upsample_bicubic2d upsample_trilinear3d upsample_nearest1d upsample_nearest2d upsample_nearest3d "
+    "_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d im2col col2im ravel resolve_neg "
+    "cfloat cdouble chalf sum_to_size diagflat atleast_1d atleast_2d atleast_3d alias_copy diagonal_copy expand_copy "
+    "permute_copy squeeze_copy t_copy transpose_copy unbind_copy unfold_copy unsqueeze_copy view_copy fft_fft fft_ifft "
+    "fft_rfft fft_irfft fft_hfft fft_ihfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_hfft2 fft_ihfft2 fft_fftn "
+    "fft_ifftn fft_rfftn fft_irfftn fft_hfftn fft_ihfftn fft_fftshift fft_ifftshift"
 ).split()
 _LINEAR_IN_ALL = (
     "cat concat concatenate stack hstack vstack dstack column_stack block_diag broadcast_tensors meshgrid index_add "
@@ -657,7 +663,11 @@ _RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys("matmul rmatmul mm bmm mv dot inner outer ger vdot kron vecdot cross".split(), _multiplied),
     **dict.fromkeys("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split(), _convolution),
     "linear": _linear_layer,
-    "pad": _padded,
+    **dict.fromkeys(("pad", "constant_pad_nd"), _padded),
+    "embedding": lambda sweep, func, args, kwargs: sweep.linear(func, args, kwargs),
+    "tensordot": lambda sweep, func, args, kwargs: sweep.product(
+        lambda a, b: func(a, b, *args[2:], **kwargs), *args[:2]
+    ),
     "where": _chosen,
     "Tensor.where": _chosen,
     "view_as_real": lambda sweep, func, args, kwargs: _of_first(sweep, lambda x: func(x.resolve_conj()), args, kwargs),
@@ -735,6 +745,7 @@ _COMPOSED: dict[str, Callable[..., Any]] = {
     "prod": _prod,
     "masked_fill": lambda x, mask, value: torch.where(mask, value, x),
     **dict.fromkeys(("addmm", "baddbmm", "addmv"), _sum_and_product),
+    "addr": lambda x, a, b, *, beta=1, alpha=1: beta * x + alpha * torch.outer(a, b),
     "bilinear": lambda a, b, weight, bias=None: affine(torch.einsum("...i,oij,...j->...o", a, weight, b), None, bias),
     "quadratic_form": _quadratic_form,
     "abs": _size,
@@ -760,8 +771,7 @@ _CONSTANT = frozenset(
 _SHOWS = frozenset("data detach numpy __array__".split())
 # Differentiates, or hides what it computes.
 _HIDDEN = frozenset(
-    "grad grad_fn backward register_hook register_post_accumulate_grad_hook retain_grad "
-    "_make_dual _unpack_dual".split()
+    "grad grad_fn backward register_hook register_post_accumulate_grad_hook retain_grad _make_dual _unpack_dual".split()
 )
 
 
@@ -782,10 +792,12 @@ def laplacian(
     Values, Jacobians and Laplacians go through the program together, so that no graph is differentiated twice: the
     forward Laplacian (Li et al., 2024, Nature Machine Intelligence 6, 209, arXiv:2307.08214), also known as collapsed
     Taylor mode (Dangel et al., 2025, arXiv:2505.13644). An elementwise function, of PyTorch or declared by
-    :func:`pointwise`, is one fused kernel; linear operations, products and what is composed of them (normalisation,
-    attention) have rules. Any other operation is differentiated twice by itself, and a program that cannot be followed
-    (in-place writes, ``torch.autograd.grad`` or a ``torch.autograd.Function`` in f) as a whole. Each time one warning
-    says so; with ``TORCHAD_EXT_STRICT=1`` it is an error. Within ``torch.compile`` all of f is differentiated twice.
+    :func:`pointwise`, is one fused kernel; linear operations, products, what is composed of them (normalisation,
+    attention), recurrent networks, complex numbers and writes in place have rules (``docs/laplacian_rules.md``). Any
+    other operation is differentiated twice by itself; where these touch more than an eighth of the elements that f
+    computes, calls after the first differentiate all of f by nested autograd. So is a program that cannot be followed
+    (``torch.autograd.grad`` or a ``torch.autograd.Function`` in f). Each time one warning says so; with
+    ``TORCHAD_EXT_STRICT=1`` it is an error. Within ``torch.compile`` all of f is differentiated twice.
     The result may be differentiated again. Derivatives of a norm at 0 are 0, even powers of one are differentiated as
     the smooth functions that they are: ``docs/where_pytorch_is_wrong.md``.
 

@@ -1,4 +1,4 @@
-"""Second derivatives by PyTorch's own autograd, where the forward Laplacian has no rule: of one operation, or of all."""
+"""Second derivatives by PyTorch's own autograd, where the forward Laplacian has no rule: of an operation or of all."""
 
 from __future__ import annotations
 
@@ -82,10 +82,11 @@ def of_elements(
     for a, row in enumerate(curvatures):
         for b, f_ab in enumerate(row, a):
             if f_ab is not None:
-                squares = _sum(*(s * along[a] * along[b] for s, along in zip(signs, tangents, strict=True)))
+                squares: Any = _sum(*(s * along[a] * along[b] for s, along in zip(signs, tangents, strict=True)))
                 terms.append((1 if a == b else 2) * f_ab * squares)
     zero = torch.zeros_like(y.detach())
-    return [zero if row is None else row for row in rows], zero if not terms else _sum(*terms)
+    total = _sum(*terms)
+    return [zero if row is None else row for row in rows], zero if total is None else total
 
 
 def _slopes(y: Tensor, xs: Sequence[Tensor]) -> Sequence[Tensor | None]:

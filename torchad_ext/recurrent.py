@@ -40,11 +40,13 @@ class Jet:
         none = [None] * len(value)
         tangents = none if self.tangents is None else of(self.tangents, 1)
         laplacian = none if self.laplacian is None else of(self.laplacian, 0)
-        return [Jet(*parts, self.signs) for parts in zip(value, tangents, laplacian, strict=True)]
+        return [Jet(v, t, z, self.signs) for v, t, z in zip(value, tangents, laplacian, strict=True)]
 
     def linear(self, weight: Any, bias: Any) -> Jet:
-        rows = [None if row is None else F.linear(row, weight) for row in (self.tangents, self.laplacian)]
-        return Jet(F.linear(self.value, weight, bias), *rows, self.signs)
+        tangents, laplacian = (
+            None if row is None else F.linear(row, weight) for row in (self.tangents, self.laplacian)
+        )
+        return Jet(F.linear(self.value, weight, bias), tangents, laplacian, self.signs)
 
     def chunk(self, count: int) -> list[Jet]:
         return self.each(lambda x, _: x.chunk(count, -1))
@@ -54,11 +56,8 @@ class Jet:
         return Jet(self.value + other.value, tangents, laplacian, self.signs)
 
     def __sub__(self, other: Jet) -> Jet:
-        return self + other._of(lambda y: -y)
-
-    def _of(self, linear: Callable[[Any], Any]) -> Jet:
-        rows = [None if row is None else linear(row) for row in (self.value, self.tangents, self.laplacian)]
-        return Jet(*rows, self.signs)
+        tangents, laplacian = (None if row is None else -row for row in (other.tangents, other.laplacian))
+        return self + Jet(-other.value, tangents, laplacian, self.signs)
 
     def _summed(self, squares: Any) -> Any:
         if self.signs is None:

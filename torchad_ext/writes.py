@@ -56,11 +56,17 @@ def written(sweep: Any, func: Any, args: Any, kwargs: Any) -> Any:
     """The tensor that an operation changed."""
     name = known_name(func)
     unseen = Unseen(f"{name}, which changes a tensor in place")
-    if not is_of_torch(func) or not args or kwargs.get("out") is not None or torch._C._are_functorch_transforms_active():
+    if (
+        not is_of_torch(func)
+        or not args
+        or kwargs.get("out") is not None
+        or torch._C._are_functorch_transforms_active()
+    ):
         raise unseen
     y = _receiver(sweep, args[0], unseen)
     if name == "__setitem__":
-        _set(sweep, y, *args[1:], unseen)
+        index, source = args[1:]
+        _set(sweep, y, index, source, unseen)
         return None
     write(sweep, y, _contents(func, name, (y, *args[1:]), kwargs, unseen), unseen)
     return args[0]
@@ -124,7 +130,9 @@ def _set(sweep: Any, y: Any, index: Any, source: Any, unseen: Unseen) -> None:
         source = torch.full((), source, dtype=y.dtype, device=y.device)
     while source.dim() and source.shape[0] == 1 and source.dim() > 1:
         source = source.squeeze(0)
-    if all(x is None or x is Ellipsis or type(x) in (int, slice) for x in (index if type(index) is tuple else (index,))):
+    if all(
+        x is None or x is Ellipsis or type(x) in (int, slice) for x in (index if type(index) is tuple else (index,))
+    ):
         part = y[index]
         if part.dim() == 0 and source.dim() == 1 and source.numel() == 1:
             source = source.squeeze(0)
@@ -192,7 +200,7 @@ def follow(y: Any, x: Any) -> None:
     """Notes that y is a view of x, if it is."""
     base = x.root
     at, of = y.value, base.value
-    if type(at) is Tensor and type(of) is Tensor and torch._C._is_alias_of(at, of):
+    if type(at) is Tensor and type(of) is Tensor and torch._C._is_alias_of(at, of):  # type: ignore[attr-defined]
         if at.dtype != of.dtype or at.is_conj() != of.is_conj() or at.is_neg() != of.is_neg():
             base.shown = True  # as other numbers, which are not followed
         y.base, y.seen = base, base.written

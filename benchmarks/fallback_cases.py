@@ -62,7 +62,7 @@ def atoms(x: Tensor, *parameters: Tensor) -> Tensor:
     y = torch.zeros(len(x), 4, A.shape[0]).to(x)
     y.index_add_(1, i, pairs)
     y.index_add_(1, j, pairs)
-    y += F.linear(y, B).tanh()
+    y = y.clone().add_(F.linear(y, B).tanh())
     return F.linear(y, out).sum((1, 2))
 
 

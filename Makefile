@@ -6,7 +6,7 @@ CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh')
 ASAN_CACHE := build/asan
 INSTALLED := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/installed)
 
-.PHONY: help demo test fuzz table notebooks bench bench-check rivals gpu ulp tails lint format asan clean
+.PHONY: help demo test fuzz table rules notebooks bench bench-check rivals gpu ulp tails lint format asan clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -28,6 +28,9 @@ fuzz: $(INSTALLED)  ## Hold random programs against plain PyTorch; make fuzz SEC
 
 table: $(INSTALLED)  ## Run the tests of what drop-in means, and write their table into the README
 	$(PYTHON) -m pytest -n 2 --dist loadfile -m drop_in --drop-in-table=README.md
+
+rules: $(INSTALLED)  ## Write the table of operations that ad.laplacian has rules for
+	$(PYTHON) -W ignore tests/laplacian_rules.py
 
 notebooks: $(INSTALLED)  ## Execute the notebooks in place
 	$(dir $(PYTHON))jupyter-execute --inplace notebooks/*.ipynb

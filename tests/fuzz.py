@@ -784,6 +784,20 @@ u / (1 + u.detach().norm(dim=-1, keepdim=True)); Flip.apply(u) * v; Through.appl
 Cube.apply(u) * v; t = u.clone()|t[..., 0] = t[..., 0] * 2
 t = torch.zeros_like(u)|t[..., 1:] = u[..., :-1] * v[..., 1:]
 with torch.no_grad():|    s = u.norm(dim=-1, keepdim=True)|t = u / (1 + s)
+t = u * 1|t.mul_(v); t = u * 1|t -= v|t /= 2; t = u * 1|t[..., 1:] += v[..., :1]; t = u * 1|t[t > 0.3] = 0.3
+t = u * 1|t[..., [0, 1]] = v[..., :2].sin(); t = u * 1|t.view(-1, n)[:, 1] *= 2; t = u * 1|t.transpose(0, -1).exp_()
+t = torch.empty_like(u)|t.copy_(v.sin())|t[..., -1].add_(u[..., 0]); t = u * 1|t.clamp_(-0.4, 0.6)|t = t * u
+t = torch.zeros_like(u)|t.index_add_(-1, torch.arange(n), u * v)
+t = u * 1|s = t.unsqueeze(-1)|s.mul_(2)|t = t + s[..., 0]
+t = u * 1|s = t[..., 0]|t.add_(v)|t = t * s.unsqueeze(-1); t = u * 1|s = t.detach()|t.mul_(v)|t = t * s
+t = u * 1|t.masked_fill_(v > 0, 0.5)|t[..., 0].zero_(); F.relu(u * 1, inplace=True) * v; F.silu(u + 0, inplace=True)
+t = torch.complex(u, v) * 1|t.mul_(1j)|t[..., 0] *= 2|t = t.real + t.imag; torch.special.i0(u) * v; torch.ldexp(u, v)
+t = torch.zeros(*u.shape, 2, dtype=u.dtype)|t[..., 1] = u|t[..., 0] += v|t = t.prod(-1)
+(torch.complex(u, v) / (2 + 1j * v)).real; torch.complex(1 + u * u, v).angle(); torch.complex(1 + u * u, v).sgn().imag
+torch.log(2 + torch.complex(u * u, v)).imag; torch.complex(u, v).sin().real; (torch.complex(u, v) ** 3).imag
+torch.complex(1 + u * u, v).sqrt().imag; torch.rnn_tanh_cell(u, u.sin(), C(n, n), C(n, n, shift=1.0))
+torch.gru_cell(u, v, C(3 * n, n), C(3 * n, n, shift=1.0), C(3 * n), C(3 * n, shift=2.0))
+torch.lstm_cell(u, [v, u], C(4 * n, n), C(4 * n, n, shift=1.0), C(4 * n), C(4 * n, shift=2.0))[0]
 """
 WHOLE = """
 scaled(u); u @ u.mT; u.mT @ u; torch.mm(u, u.t()); C(3, u.shape[0]) @ u; u.sum(0); u.mean(0, keepdim=True) * u

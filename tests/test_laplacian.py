@@ -18,7 +18,8 @@ from torch.profiler import profile
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext.laplacians import _warned, bilaplacian, forward_laplacian, laplacian
+from torchad_ext.laplacians import _without_rules, bilaplacian, forward_laplacian, laplacian
+from torchad_ext.nested import _warned
 
 Function = Callable[[Tensor], Tensor]
 DIRECTIONS = 3
@@ -32,6 +33,7 @@ pytestmark = pytest.mark.filterwarnings("error:torchad_ext.laplacian")
 def _nothing_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHAD_EXT_STRICT", raising=False)
     _warned.clear()
+    _without_rules.clear()
 
 
 def points(device: str, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -55,7 +57,7 @@ def traces(f: Function, x: Tensor, C: Tensor | None = None) -> Tensor:
 
 def by_autograd(f: Function, x: Tensor) -> Tensor:
     """Nested reverse mode with a graph, for training; f gives a number for each point."""
-    x = x.detach().requires_grad_()
+    x = x if x.requires_grad else x.detach().requires_grad_()
     (slope,) = grad(f(x).sum(), x, create_graph=True)
     return torch.stack([grad(slope[:, i].sum(), x, create_graph=True)[0][:, i] for i in range(x.shape[-1])]).sum(0)
 
@@ -171,6 +173,10 @@ def pairs(x: Tensor) -> Tensor:
     return x.sin()[:, :, None] * x.cos()[:, None]
 
 
+def phase(x: Tensor) -> Tensor:
+    return torch.complex(2 * x.sin() + 0.1, x.flip(-1))
+
+
 W = torch.linspace(-1, 1, 9, dtype=torch.float64).reshape(3, 3)
 V = torch.linspace(0.5, 1.5, 3, dtype=torch.float64)
 # Each rule by itself, from points [n, 3]; every operand that may vary does.
@@ -242,6 +248,11 @@ RULES: dict[str, Function] = {
     "constant": lambda x: torch.ones_like(x) + x.sign(),
     "power of nothing": lambda x: sum(c * x.sin() ** k for k, c in enumerate((1.0, 2.0, 3.0))),  # type: ignore[return-value, misc]
     "linear": lambda x: F.linear(x, W.to(x), V.to(x)),
+    "convolution of both": lambda x: F.conv1d(
+        x.sin()[None], x.cos()[:, None, :2], x[:, 0], groups=len(x), padding=1
+    ).squeeze(0),
+    "tensordot": lambda x: torch.tensordot(x.sin(), W.to(x), 1) + torch.tensordot(W.to(x)[:1], x.cos(), ([1], [1])).mT,
+    "fft2": lambda x: torch.fft.fft2(pairs(x)).real.flatten(1),
     "comparison": lambda x: x.sin() * (x > 0) + (x == x).to(x),
 }
 SEVERAL = ad.pointwise(lambda a, b: (torch.sin(a * b), torch.exp(a) + b, b * b))
@@ -311,16 +322,6 @@ class Attention(nn.Module):
         return y
 
 
-class Recurrent(nn.Module):
-    def __init__(self, kind: type[nn.RNNBase]) -> None:
-        super().__init__()
-        self.recurrent = kind(1, 4, batch_first=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.recurrent(x.unsqueeze(-1))[0].square().sum((-2, -1))
-        return y
-
-
 class Convolutions(nn.Sequential):
     def __init__(self) -> None:
         first, second = nn.Conv1d(1, 4, 3, padding=1), nn.Conv1d(4, 2, 2)
@@ -337,19 +338,6 @@ class TestPrograms:
     def test_with_rules(self, module: Callable[[], nn.Module], device: str) -> None:
         f, x = seeded(module, device), points(device)
         assert_close(laplacian(f, x), traces(f, x))
-
-    @pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU], ids=lambda kind: kind.__name__)
-    def test_recurrent_networks_fall_back(self, kind: type[nn.RNNBase], device: str) -> None:
-        f, x = seeded(lambda: Recurrent(kind), device), points(device)
-        with pytest.warns(UserWarning, match=f"laplacian has no rule for {kind.__name__.lower()}"):
-            assert_close(laplacian(f, x), traces(f, x))
-        parameters = list(f.parameters())
-        for ours, theirs in zip(
-            grad(laplacian(f, x).sum(), parameters, allow_unused=True),
-            grad(by_autograd(f, x).sum(), parameters, allow_unused=True),
-            strict=True,
-        ):
-            assert_close(ours, theirs)
 
     @settings(max_examples=25, deadline=None)
     @given(st.data())
@@ -523,19 +511,6 @@ class Once(Cube):
     backward = staticmethod(torch.autograd.function.once_differentiable(Cube.backward))
 
 
-def written(x: Tensor) -> Tensor:
-    y = torch.zeros_like(x)
-    y[:, 0] = x[:, 0].sin() * x[:, 1]
-    return y
-
-
-def in_place(x: Tensor) -> Tensor:
-    y = x.sin()
-    same = y
-    y += x.cos()
-    return same * x
-
-
 @torch.library.custom_op("test_laplacian::sin", mutates_args=())
 def cube(x: Tensor) -> Tensor:
     return x**3
@@ -563,6 +538,10 @@ def inner_gradient(x: Tensor) -> Tensor:
     return grad(x.sin().prod(-1).sum(), x, create_graph=True)[0]
 
 
+def cubed_sine(x: Tensor) -> Tensor:
+    return torch.ops.test_laplacian.sin(x.sin())
+
+
 def constant_without_grad(x: Tensor) -> Tensor:
     with torch.no_grad():
         scale = x.cos()
@@ -571,7 +550,6 @@ def constant_without_grad(x: Tensor) -> Tensor:
 
 # What has no rule, and what the warning names.
 FALLBACKS: dict[str, tuple[Function, str]] = {
-    "special": (lambda x: torch.special.i0(x), "i0"),
     "cummax": (lambda x: x.sin().cummax(-1)[0], "cummax"),
     "max": (lambda x: x.sin().max(-1)[0] * x.sum(-1), "max"),
     "solve": (lambda x: torch.linalg.solve(torch.eye(3).to(x) * (2 + x.cos()[:, :, None]), x.sin()), "solve"),
@@ -584,11 +562,7 @@ FALLBACKS: dict[str, tuple[Function, str]] = {
     "median": (lambda x: x.sin().median(-1)[0], "median"),
     "max_pool1d": (lambda x: F.max_pool1d(x.sin()[:, None], 2).flatten(1), "max_pool1d"),
     "adaptive_max_pool1d": (lambda x: F.adaptive_max_pool1d(x.sin()[:, None], 1).flatten(1), "adaptive_max_pool1d"),
-    "in place": (in_place, "in place"),
-    "method in place": (lambda x: x.sin().mul_(x), "in place"),
     "custom operator": (lambda x: torch.ops.test_laplacian.sin(x.sin()), "sin"),
-    "complex": (lambda x: (x + 1j * x.sin()).abs(), "abs"),
-    "setitem": (written, "setitem"),
     "Function": (Cube.apply, "autograd.Function"),
     "no_grad": (constant_without_grad, "no_grad"),
     "autograd.grad": (inner_gradient, "grad"),
@@ -596,6 +570,114 @@ FALLBACKS: dict[str, tuple[Function, str]] = {
     "func.jvp": (lambda x: torch.func.jvp(torch.sin, (x,), (torch.ones_like(x),))[1] * x, "_make_dual"),
     "func.vmap": (torch.func.vmap(lambda x: x.sin().prod()), "transform"),
 }
+
+
+# What torch.func does not differentiate twice.
+OTHER_RULES: dict[str, Function] = {
+    "slopes": lambda x: (
+        torch.special.i0(x.sin()) * torch.special.i1(x) + torch.ldexp(x.cos(), x[:, :1].sin() * V.to(x))
+    ),
+    "slopes of smaller operands": lambda x: torch.ldexp(x[:, :1].exp(), x.sin()) + torch.fmax(x.sin(), x[:, 1:2]),
+    "complex numbers": lambda x: (1j * x).exp().imag + phase(x).conj().mul(1j * x).real + (phase(x) * x).abs(),
+    "complex product": lambda x: (phase(x) * phase(x.sin()) / (2 + phase(x.cos()))).imag + (x / phase(x)).real,
+    "phase": lambda x: phase(x).angle() + phase(x).sgn().real + torch.polar(x.exp(), x.sin()).imag,
+    "complex pairs": lambda x: torch.view_as_real(phase(x).conj().resolve_conj() * phase(x)).prod(-1),
+    "complex powers": lambda x: (phase(x) ** 2.5).real + ((3 + phase(x)) ** (x + 1j)).imag + (2 ** phase(x)).real,
+    "complex choice": lambda x: (
+        torch.where(x > 0, phase(x), phase(x).exp()).imag + torch.lerp(phase(x), x + 0j, 0.3).abs()
+    ),
+    "a wave function": lambda x: torch.view_as_real(
+        torch.exp(1j * x.sin().sum(-1)) * torch.stack([phase(x), 1j * x + 1], -1).prod(-1).sum(-1)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_RULES)
+def test_other_rule(name: str, device: str) -> None:
+    f, x = OTHER_RULES[name], points(device).requires_grad_()
+    for g in (f, lambda x: f(x + 0.1 * x.sin())):
+        summed = lambda x, g=g: g(x).reshape(len(x), -1).sum(-1)  # noqa: E731
+        ours, theirs = laplacian(summed, x), by_autograd(summed, x)
+        assert_close(ours, theirs)
+        assert_close(grad(ours.square().sum(), x), grad(theirs.square().sum(), x))
+        with torch.no_grad():
+            assert_close(laplacian(summed, x), theirs.detach())
+
+
+HOLOMORPHIC = (
+    "exp log sin cos tan tanh sinh cosh sqrt rsqrt reciprocal sigmoid expm1 log1p log2 log10 exp2 square asin acos "
+    "atan asinh acosh atanh"
+).split()
+
+
+@pytest.mark.parametrize("name", HOLOMORPHIC)
+def test_functions_of_complex_numbers_in_all_quadrants(name: str, device: str) -> None:
+    """Branches included."""
+    x = points(device, 40, 3)
+    function = getattr(torch, name)
+
+    def f(x: Tensor) -> Tensor:
+        z = function(phase(x)[:, 0])
+        return z.real + 2 * z.imag
+
+    assert_close(laplacian(f, x), by_autograd(f, x))
+
+
+class TestCost:
+    """By counts: what is run how often."""
+
+    def test_an_elementwise_function_without_a_kernel_has_the_same_gradients_for_any_number_of_directions(
+        self, device: str
+    ) -> None:
+        counts = []
+        for d in (2, 20):
+            x = points(device, 4, d)
+            with torch.no_grad(), profile() as profiler:
+                laplacian(torch.special.i0, x)
+            counts.append(sum(event.name in ("aten::special_i1", "aten::i0") for event in profiler.events()))
+        assert counts[0] == counts[1]
+
+    def test_a_function_that_is_mostly_without_rules_is_differentiated_as_a_whole_from_the_second_time_on(
+        self, device: str
+    ) -> None:
+        x, seen = points(device), []
+
+        def f(x: Tensor) -> Tensor:
+            seen.append(type(x) is Tensor)
+            return cubed_sine(x).sum(-1)
+
+        with pytest.warns(UserWarning, match="no rule"):
+            first = laplacian(f, x)
+        assert_close(laplacian(f, x), first)
+        assert_close(first, by_autograd(f, x).detach())
+        assert seen[:2] == [False, True]
+
+    def test_a_function_with_a_few_elements_without_a_rule_stays_in_the_sweep(self, device: str) -> None:
+        f, x, seen = network(device), points(device), []
+
+        def mostly_ruled(x: Tensor) -> Tensor:
+            seen.append(type(x) is Tensor)
+            return f(torch.cat([x[:, :2], torch.ops.test_laplacian.sin(x[:, 2:])], -1))
+
+        with pytest.warns(UserWarning, match="no rule"):
+            first = laplacian(mostly_ruled, x)
+        assert_close(laplacian(mostly_ruled, x), first)
+        assert seen == [False, False]
+
+    def test_another_function_of_the_same_code_is_not_affected(self, device: str) -> None:
+        x, seen = points(device), []
+
+        def of(inner: Function) -> Function:
+            def f(x: Tensor) -> Tensor:
+                seen.append(type(x) is Tensor)
+                return inner(x)
+
+            return f
+
+        with pytest.warns(UserWarning, match="no rule"):
+            laplacian(of(cubed_sine), x)
+        laplacian(of(torch.sin), x)
+        assert seen == [False, False]
 
 
 class TestFallback:
@@ -619,7 +701,7 @@ class TestFallback:
         (theirs,) = grad(laplacian(lambda x: (x.sin() ** 3).sum(-1), x).sum(), x)
         assert_close(ours, theirs)
 
-    @pytest.mark.parametrize("f", [inner_gradient, torch.special.i0], ids=["of the whole", "of an operation"])
+    @pytest.mark.parametrize("f", [inner_gradient, cubed_sine], ids=["of the whole", "of an operation"])
     def test_has_a_graph_if_something_requires_a_gradient(self, f: Function, device: str) -> None:
         x, w = points(device), V.to(device).requires_grad_()
         with pytest.warns(UserWarning, match="differentiated twice"):
@@ -629,7 +711,7 @@ class TestFallback:
 
     def test_is_an_error_if_strict(self, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TORCHAD_EXT_STRICT", "1")
-        for f in (Cube.apply, torch.special.i0):
+        for f in (Cube.apply, cubed_sine):
             with pytest.raises(RuntimeError, match="TORCHAD_EXT_STRICT=1"):
                 laplacian(f, points(device))
 

@@ -21,7 +21,7 @@ from torch.autograd import forward_ad
 from . import _eager, _kernels
 from ._symbolic import cpp
 from ._symbolic.evaluate import evaluate
-from ._symbolic.expr import FLOATS, Expr, topological
+from ._symbolic.expr import FLOATS, OPERATIONS, Expr, topological
 from ._symbolic.program import Program, ProgramDerivative
 
 Tensors = Sequence[torch.Tensor]
@@ -94,6 +94,14 @@ class Elementwise:
     def keeps(self, dtype: torch.dtype) -> bool:
         """Have the results of tensors of a dtype that dtype too?"""
         return all(torch.promote_types(dtype, own) == dtype for own in self._own_dtypes)
+
+    @functools.cached_property
+    def is_analytic(self) -> bool:
+        """Is it holomorphic in complex numbers, with the derivatives that it has in real ones?"""
+        return all(
+            not node.args or OPERATIONS[node.op].is_analytic or (node.op == "pow" and node.args[1].is_constant)
+            for node in topological(self.program.outputs)
+        )
 
     @functools.cached_property
     def depends_on_all(self) -> bool:

@@ -17,15 +17,14 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
-import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from . import writes
 from ._symbolic.evaluate import evaluate
 from ._symbolic.expr import scalar, tensor
 from ._symbolic.torch_functions import FUNCTIONS
@@ -45,12 +44,22 @@ from .composed import (
     with_powers,
     without_guard,
 )
-from .derivatives import _depends_on_others, foreign_nodes, graph_nodes
 from .elementwise import Elementwise
-from .foreign_functions import check_functions
+from .nested import (
+    Unseen,
+    by_reverse_mode,
+    by_transforms,
+    checked,
+    fall_back,
+    has_derivative,
+    of_elements,
+    of_operation,
+    random_states,
+)
 from .pointwise import _SCALAR, _TENSOR, Pointwise, _kind
 from .quadratic_form import _sum, quadratic_form
 from .quadratic_form import definition as _quadratic_form
+from .recurrent import RECURRENT
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 Tangents = tuple[torch.Tensor, ...]
@@ -59,7 +68,6 @@ _AT_ONCE = 10  # the most directions of one kernel
 _STACKED = 2**21  # the most elements of results that are written one behind the other
 _transforms_active = torch._C._are_functorch_transforms_active
 _numbers = itertools.count()
-_warned: set[str] = set()
 
 
 class ForwardLaplacian(NamedTuple):
@@ -70,31 +78,47 @@ class ForwardLaplacian(NamedTuple):
     laplacian: torch.Tensor
 
 
-class _Unseen(Exception):
-    """The sweep cannot follow what the message names."""
-
-
 class _Swept(torch.Tensor):
-    """A tensor with its tangents along the directions of a sweep and with its Laplacian, None for zero."""
+    """A tensor with its tangents along the directions of a sweep and with its Laplacian, None for zero.
+
+    Attributes:
+        given: the tangents, or what computes them: of the last linear functions nobody may ask for them.
+        base: the tensor of which it is a view, with its ``place`` in it: shape, strides and offset.
+        written: how often its contents were changed; ``seen``, those of the base that it has.
+        shown: does a plain tensor share its memory?
+    """
 
     sweep: _Sweep
     value: torch.Tensor
     given: Tangents | Callable[[], Tangents]
     laplacian: torch.Tensor | None
+    base: _Swept | None = None
+    place: Any = None
+    written: int = 0
+    seen: int = 0
+    shown: bool = False
+
+    @property
+    def root(self) -> _Swept:
+        """The tensor whose memory it shares."""
+        return self if self.base is None else self.base
 
     @property
     def tangents(self) -> Tangents:
-        """Of the last linear functions nobody may ask for them."""
-        if callable(self.given):
-            self.given = self.given()
-        return self.given
+        return self.given() if callable(self.given) else self.given
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        sweep = max((x.sweep for x in _swept((args, kwargs))), key=lambda sweep: sweep.number)
+        sweep = None
+        for x in _swept((args, kwargs)):
+            if x.base is not None and x.seen != x.base.written:
+                writes.read_again(x)
+            if sweep is None or x.sweep.number > sweep.number:
+                sweep = x.sweep
+        assert sweep
         if not (sweep.applying or torch.is_grad_enabled()):
-            raise _Unseen("what runs under torch.no_grad() or in a torch.autograd.Function")
+            raise Unseen("what runs under torch.no_grad() or in a torch.autograd.Function")
         applying, sweep.applying = sweep.applying, True
         try:
             with torch.set_grad_enabled(sweep.recording):
@@ -106,7 +130,7 @@ class _Swept(torch.Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        unseen = _Unseen(f"{func}, which a transform, a script or an extension calls")
+        unseen = Unseen(f"{func}, which a transform, a script or an extension calls")
         for x in _swept((args, kwargs or {})):
             x.sweep.unseen = unseen
         raise unseen
@@ -134,13 +158,20 @@ class _Sweep:
             what disables them shows.
         applying: does it apply a rule?
         unseen: what it could not follow, if that was met below Python, where another exception is made of it.
+        elements: of all results.
+        unruled: elements of operands and results of the operations without a rule, whose names are ``without_rule``.
+        received: the plain tensors that became tensors of this sweep, and what they were.
     """
 
     number: int
     signs: tuple[int, ...]
     recording: bool
     applying: bool = False
-    unseen: _Unseen | None = None
+    unseen: Unseen | None = None
+    elements: int = 0
+    unruled: int = 0
+    without_rule: set[str] = field(default_factory=set)
+    received: list[tuple[Any, Any]] = field(default_factory=list)
 
     def owns(self, x: Any) -> TypeGuard[_Swept]:
         return type(x) is _Swept and x.sweep is self
@@ -154,25 +185,30 @@ class _Sweep:
         if not isinstance(value, torch.Tensor):
             parts = ([None if row is None else row[i] for row in rows] for i in range(len(value)))
             return type(value)(map(self.tensor, value, parts))
-        if not _has_derivative(value) or not rows[:-1] or any(row is None for row in rows[:-1]):
+        if not has_derivative(value) or not rows[:-1] or any(row is None for row in rows[:-1]):
             return value
         return self.wrapped(value, tuple(rows[:-1]), rows[-1])
 
     def wrapped(self, value: torch.Tensor, given: Any, laplacian: torch.Tensor | None) -> Any:
         x: Any = torch.Tensor._make_wrapper_subclass(_Swept, value.shape, dtype=value.dtype, device=value.device)
         x.sweep, x.value, x.given, x.laplacian = self, value, given, laplacian
+        self.elements += value.numel()
         return x
 
     def mapped(self, value: Any, x: _Swept, of: Callable[[Any], Any], at_once: bool = False) -> Any:
         """y = A x + b, for A of a row of x; with ``at_once`` also of several in a further first dimension."""
 
+        given = x.given  # x may be written to
+
+        @functools.cache
         def of_tangents() -> Tangents:
-            stack = _stack(x.tangents) if at_once and not self.recording else None
-            return tuple(map(of, x.tangents)) if stack is None else of(stack).unbind()
+            tangents = given() if callable(given) else given
+            stack = _stack(tangents) if at_once and not self.recording else None
+            return tuple(map(of, tangents)) if stack is None else of(stack).unbind()
 
         curvature = None if x.laplacian is None else of(x.laplacian)
         needed = self.recording or torch._C._is_any_autocast_enabled() or not isinstance(value, torch.Tensor)
-        if needed or not _has_derivative(value):
+        if needed or not has_derivative(value):
             return self.tensor(value, [*of_tangents(), curvature])
         return self.wrapped(value, of_tangents, curvature)
 
@@ -183,14 +219,16 @@ class _Sweep:
         known = _is_ours(func) or is_of_torch(func)
         if known and name == "requires_grad":
             return True
+        if writes.is_write(spoken, func, kwargs):
+            return writes.written(self, func, args, kwargs)
         if known and spoken in _CONSTANT:
+            if spoken in _SHOWS:
+                args[0].root.shown = True
             if len(args) == 1 and not kwargs:
                 return func(args[0].value)
             return func(*tree_map(self.value, args), **tree_map(self.value, kwargs))
         if known and name in _HIDDEN:
-            raise _Unseen(name)
-        if name.endswith("_") or kwargs.get("inplace") or kwargs.get("out") is not None:
-            raise _Unseen(f"{name}, which changes a tensor in place")
+            raise Unseen(name)
         if not known:
             return self.differentiated(func, args, kwargs)
         args, kwargs = positional(func, args, kwargs)
@@ -199,7 +237,7 @@ class _Sweep:
     def by_rule(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """An operation by the first of the rules that fits."""
         elementwise = name in FUNCTIONS or isinstance(func, Pointwise)
-        for rule in (_RULES.get(name), _unguarded, _elementwise if elementwise else None, _composed):
+        for rule in (_RULES.get(name), _unguarded, _elementwise if elementwise else None, _composed, _by_slopes):
             result = NotImplemented if rule is None else rule(self, func, args, kwargs)
             if result is not NotImplemented:
                 return result
@@ -220,7 +258,7 @@ class _Sweep:
 
         def row(i: int, x: Any) -> Any:
             if not self.owns(x):
-                return torch.zeros_like(x) if jointly and _has_derivative(x) else x
+                return torch.zeros_like(x) if jointly and has_derivative(x) else x
             part = x.laplacian if i == count else x.tangents[i]
             return _or_zeros(part, x.value)
 
@@ -284,92 +322,37 @@ class _Sweep:
             return composing(func)(*args, **kwargs)
 
         def differentiable(*xs: torch.Tensor) -> Tangents:
-            return tuple(y for y in tree_leaves(f(*xs)) if _has_derivative(y))
+            return tuple(y for y in tree_leaves(f(*xs)) if has_derivative(y))
 
-        random = _random_states(values[0].device)
-        value = f(*values)
-        if not all(map(torch.equal, random, _random_states(values[0].device))):
-            raise _Unseen(f"{name_of(func)}, which draws random numbers")
+        value = _drawing_nothing(func, *tree_map(self.value, (args, kwargs)))
         results, structure = tree_flatten(value)
-        if not any(map(_has_derivative, results)):
+        if not any(map(has_derivative, results)):
             return value
-        _fall_back(f"has no rule for {name_of(func)}", "it is")
+        fall_back(f"has no rule for {name_of(func)}", "it is")
+        self.unruled += sum(x.numel() for x in (*values, *filter(has_derivative, results)))
+        self.without_rule.add(name_of(func))
+        along = [tuple(x.tangents[k] for x in swept) for k in range(len(self.signs))]
+        laplacians = tuple(_or_zeros(x.laplacian, x.value) for x in swept)
         try:
-            along = [tuple(x.tangents[k] for x in swept) for k in range(len(self.signs))]
-            if any(x.laplacian is not None for x in swept):
-                along.append(tuple(_or_zeros(x.laplacian, x.value) for x in swept))
-            slopes, curvatures = zip(*_twice(differentiable, values, along, self.recording), strict=True)
-            tangents = slopes[: len(self.signs)]
-            laplacians = [[sign * y for y in ys] for sign, ys in zip(self.signs, curvatures, strict=False)]
-            laplacians.extend(slopes[len(self.signs) :])
+            tangents, totals = of_operation(differentiable, values, along, laplacians, self.signs, self.recording)
         except (RuntimeError, NotImplementedError) as error:
-            raise _Unseen(f"{name_of(func)} ({error})") from error
-        totals = [functools.reduce(operator.add, terms) for terms in zip(*laplacians, strict=True)]
+            raise Unseen(f"{name_of(func)} ({error})") from error
         rows = iter(zip(*tangents, totals, strict=True))
-        return tree_unflatten([self.tensor(y, next(rows)) if _has_derivative(y) else y for y in results], structure)
+        return tree_unflatten([self.tensor(y, next(rows)) if has_derivative(y) else y for y in results], structure)
 
 
-def _twice(
-    f: Callable[..., Tangents], xs: Tangents, directions: Sequence[Tangents], recording: bool
-) -> list[tuple[Tangents, Tangents]]:
-    """f'(x) u and f''(x)[u, u] for each u.
-
-    The gradient of g·f is linear in g, so the gradients in g of g·f'(x) u and of g·f''(x)[u, u] are these. What PyTorch
-    differentiates in x is that of double reverse mode: forward mode is wrong in ``torch.linalg.solve``, a third
-    derivative in ``batch_norm``, a transform in ``torch.linalg.det``.
-    """
-    if _transforms_active():
-        return [_twice_by_transforms(f, xs, us) for us in directions]
-    with torch.enable_grad():
-        xs = tuple(x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in xs)
-        ys = f(*xs)
-        gs = tuple(torch.ones_like(y, requires_grad=True) for y in ys)  # not zeros: some operations take its logarithm
-        gradients = _gradients(ys, xs, gs)
-        _check_twice(gradients)
-        check_functions(foreign_nodes(ys), lambda: f(*xs))
-        rows = []
-        for us in directions:
-            curved = _gradients(gradients, xs, us)
-            rows.append((_gradients(gradients, gs, us), _gradients(curved, gs, us)))
-    if recording and _depends_on_others(ys, xs):
-        return rows
-    return [tuple(tuple(y.detach() for y in part) for part in row) for row in rows]  # type: ignore[misc]
-
-
-def _gradients(ys: Tangents, xs: Tangents, gs: Tangents) -> Tangents:
-    """Those of g·y, with a graph; zeros where y does not depend on x."""
-    chosen = [i for i, y in enumerate(ys) if y.requires_grad]
-    if not chosen:
-        return tuple(map(torch.zeros_like, xs))
-    of, at = (tuple(rows[i] for i in chosen) for rows in (ys, gs))
-    return torch.autograd.grad(of, xs, at, create_graph=True, materialize_grads=True)
-
-
-def _twice_by_transforms(f: Callable[..., Tangents], xs: Tangents, us: Tangents) -> tuple[Tangents, Tangents]:
-    def pullback(gs: Tangents, xs: Tangents) -> Tangents:
-        of: Any = torch.func.vjp(f, *xs)
-        return of[1](gs)  # type: ignore[no-any-return]
-
-    def slopes(gs: Tangents) -> tuple[Tangents, Tangents]:
-        of: Any = torch.func.vjp(pullback, gs, xs)
-        tangents, gradients = of[1](us)
-        return gradients, tangents
-
-    gs = tuple(map(torch.ones_like, f(*xs)))
-    of: Any = torch.func.vjp(slopes, gs, has_aux=True)
-    return of[2], of[1](us)[0]
-
-
-def _random_states(device: torch.device) -> list[torch.Tensor]:
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+def _drawing_nothing(func: Any, args: Any, kwargs: Any) -> Any:
+    """The value of an operation that will be run again."""
+    device = next((x.device for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)), torch.device("cpu"))
+    random = random_states(device)
+    value = composing(func)(*args, **kwargs)
+    if not all(map(torch.equal, random, random_states(device))):
+        raise Unseen(f"{name_of(func)}, which draws random numbers")
+    return value
 
 
 def _is_ours(func: Any) -> bool:
     return isinstance(func, Pointwise) or func is quadratic_form
-
-
-def _has_derivative(x: Any) -> bool:
-    return isinstance(x, torch.Tensor) and (x.is_floating_point() or x.is_complex())
 
 
 def _or_zeros(x: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
@@ -378,16 +361,6 @@ def _or_zeros(x: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
 
 def _rows(x: _Swept) -> tuple[Any, ...]:
     return (*x.tangents, x.laplacian)
-
-
-def _fall_back(what: str, how: str) -> None:
-    """Says once that something is differentiated the slow way."""
-    message = f"torchad_ext.laplacian {what}; {how} differentiated twice instead, which is exact but slower"
-    if os.environ.get("TORCHAD_EXT_STRICT") == "1":
-        raise RuntimeError(f"{message}. TORCHAD_EXT_STRICT=1 makes that an error")
-    if what not in _warned:
-        _warned.add(what)
-        warnings.warn(message, stacklevel=2)
 
 
 @functools.lru_cache(1024)
@@ -424,14 +397,83 @@ def _elementwise(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
         member = _member(getattr(func, "overloadpacket", func), kinds, tuple(kwargs))
     xs = [x for x, kind in zip(arguments, kinds, strict=True) if kind is _TENSOR]
     values = list(map(sweep.value, xs))
-    if values[0].is_complex():  # a function of real numbers has rules
-        return NotImplemented
+    if any(x.is_complex() for x in values):
+        if member is None or not member.is_analytic or any(isinstance(x, complex) for x in arguments):
+            return NotImplemented
+        dtype = functools.reduce(torch.promote_types, (x.dtype for x in values))
+        xs = [x.to(dtype) for x in xs]
+        values = list(map(sweep.value, xs))
     if member is None or any(x.dtype != values[0].dtype or x.device != values[0].device for x in values[1:]):
         return NotImplemented
     if not member.keeps(values[0].dtype):
         return NotImplemented
     numbers = tuple([float(x) for x, kind in zip(arguments, kinds, strict=True) if kind is _SCALAR])
     return sweep.elementwise(member, xs, numbers)
+
+
+@functools.lru_cache(1024)
+def _is_elementwise(func: Any) -> bool:
+    """Does PyTorch say so of all that has the name?"""
+    if not is_of_torch(func):
+        return False
+    if isinstance(func, torch._ops.OpOverload):
+        overloads = [func]
+    else:
+        packets = (getattr(torch.ops.aten, name, None) for name in (name_of(func), f"special_{name_of(func)}"))
+        packet = next((packet for packet in packets if packet), None)
+        overloads = [getattr(packet, name) for name in packet.overloads() if "out" not in name] if packet else []
+        overloads = [of for of in overloads if any("Tensor" in str(a.type) for a in of._schema.arguments)]
+    return bool(overloads) and all(torch.Tag.pointwise in overload.tags for overload in overloads)
+
+
+def _by_slopes(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+    """An elementwise operation without an expression, by the gradients that PyTorch has of it."""
+    if not _is_elementwise(func) or _transforms_active():
+        return NotImplemented
+    value = _drawing_nothing(func, tree_map(sweep.value, args), tree_map(sweep.value, kwargs))
+    leaves, tree = tree_flatten((args, kwargs))
+    places = [i for i, x in enumerate(leaves) if sweep.owns(x)]
+    if not has_derivative(value) or any(leaves[i].is_complex() > value.is_complex() for i in places):
+        return NotImplemented
+    xs = [leaves[i].to(value.dtype) if value.is_complex() else leaves[i] for i in places]
+    if torch.broadcast_shapes(*(x.shape for x in xs)) != value.shape:
+        xs = [x.expand(value.shape) for x in xs]
+
+    def f(*xs: torch.Tensor) -> Any:
+        for i, x in zip(places, xs, strict=True):
+            leaves[i] = x
+        args, kwargs = tree_unflatten(leaves, tree)
+        return func(*args, **kwargs)
+
+    tangents = [tuple(x.tangents[k] for x in xs) for k in range(len(sweep.signs))]
+    try:
+        rows, total = of_elements(
+            f, tuple(x.value for x in xs), tangents, [x.laplacian for x in xs], sweep.signs, sweep.recording
+        )
+    except (RuntimeError, NotImplementedError) as error:
+        raise Unseen(f"{name_of(func)} ({error})") from error
+    return sweep.tensor(value, [*rows, total])
+
+
+def _sgn(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+    """z / |z|, 0 at 0; of a real number a constant."""
+    (z,) = args
+    if not z.is_complex():
+        return func(sweep.value(z))
+    size = z.abs()
+    return z / size.masked_fill(size == 0, 1)
+
+
+def _angle(z: Any) -> Any:
+    return torch.atan2(z.imag, z.real) if z.is_complex() else NotImplemented
+
+
+def _polar(r: Any, angle: Any) -> Any:
+    return torch.complex(r * angle.cos(), r * angle.sin())
+
+
+def _size(z: Any) -> Any:
+    return root(squared(z)) if z.is_complex() else NotImplemented
 
 
 def _applied(member: Elementwise, xs: Sequence[torch.Tensor], numbers: tuple[float, ...]) -> Sequence[Any]:
@@ -461,11 +503,29 @@ def _of_first(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     value = func(sweep.value(first), *others, **options)
     if not sweep.owns(first):
         return value
-    return sweep.mapped(value, first, lambda row: func(row, *others, **options))
+    result = sweep.mapped(value, first, lambda row: func(row, *others, **options))
+    if not _transforms_active():
+        for part in result if isinstance(result, (tuple, list)) else (result,):
+            if sweep.owns(part):
+                writes.follow(part, first)
+    return result
 
 
 def _combined(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     return sweep.linear(func, args, kwargs, jointly=True)
+
+
+def _assigned(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+    """x with some elements replaced by those of a tensor, or by a number: the rows by zero."""
+    if kwargs or len(args) != 4:
+        return NotImplemented
+    *others, source = args
+    if isinstance(source, torch.Tensor):
+        return _combined(sweep, func, args, kwargs)
+    return sweep.linear(
+        functools.partial(lambda source, *others: func(*others, source), source), others, {},
+        functools.partial(lambda *others: func(*others, 0)), jointly=True,
+    )  # fmt: skip
 
 
 def _added(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
@@ -537,9 +597,11 @@ def _stack(rows: Sequence[torch.Tensor]) -> torch.Tensor | None:
 
 
 def _convolution(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
-    """The rows without the bias."""
+    """Linear in x with a bias, a product of x and the weight where that varies."""
     if any(True for _ in _swept((args[1:], kwargs))):
-        return NotImplemented
+        x, weight, bias, *rest = (*args, None) if len(args) == 2 else args
+        y = sweep.product(lambda x, weight: func(x, weight, None, *rest, **kwargs), x, weight)
+        return y if bias is None else y + bias.reshape(-1, *(1,) * (weight.dim() - 2))
 
     def of_rows(x: Any, weight: Any, bias: Any = None, *rest: Any, **options: Any) -> Any:
         return func(x, weight, None, *rest, **options)
@@ -551,7 +613,7 @@ def _padded(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     """The rows with zeros."""
 
     def of_rows(x: Any, pad: Any, mode: str = "constant", value: Any = None) -> Any:
-        return func(x, pad, mode)
+        return func(x, pad) if known_name(func) == "constant_pad_nd" else func(x, pad, mode)
 
     return sweep.linear(func, args, kwargs, of_rows)
 
@@ -582,14 +644,19 @@ _LINEAR = (
     "half bfloat16 cpu cuda sum mean cumsum narrow select index_select gather take take_along_dim getitem split "
     "split_with_sizes chunk unbind tensor_split hsplit vsplit unsafe_split unsafe_chunk unfold roll flip fliplr "
     "flipud rot90 tile repeat repeat_interleave diagonal diag diag_embed tril triu trace masked_select real imag conj "
-    "resolve_conj view_as_real view_as_complex pixel_shuffle pixel_unshuffle avg_pool1d avg_pool2d avg_pool3d "
+    "resolve_conj view_as_complex conj_physical pixel_shuffle pixel_unshuffle avg_pool1d avg_pool2d avg_pool3d "
     "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d upsample_linear1d upsample_bilinear2d "
-    "upsample_bicubic2d upsample_trilinear3d upsample_nearest1d upsample_nearest2d im2col col2im fft_fft fft_ifft "
-    "fft_rfft fft_irfft"
+    "upsample_bicubic2d upsample_trilinear3d upsample_nearest1d upsample_nearest2d upsample_nearest3d "
+    "_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d im2col col2im ravel resolve_neg "
+    "cfloat cdouble chalf sum_to_size diagflat atleast_1d atleast_2d atleast_3d alias_copy diagonal_copy expand_copy "
+    "permute_copy squeeze_copy t_copy transpose_copy unbind_copy unfold_copy unsqueeze_copy view_copy fft_fft fft_ifft "
+    "fft_rfft fft_irfft fft_hfft fft_ihfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_hfft2 fft_ihfft2 fft_fftn "
+    "fft_ifftn fft_rfftn fft_irfftn fft_hfftn fft_ihfftn fft_fftshift fft_ifftshift"
 ).split()
 _LINEAR_IN_ALL = (
     "cat concat concatenate stack hstack vstack dstack column_stack block_diag broadcast_tensors meshgrid index_add "
-    "scatter_add index_copy"
+    "scatter_add index_copy index_put put masked_scatter select_scatter slice_scatter diagonal_scatter "
+    "as_strided_scatter complex"
 ).split()
 # By the name of an operation, with the sweep, the operation and its arguments; NotImplemented where it does not fit.
 _RULES: dict[str, Callable[..., Any]] = {
@@ -600,9 +667,17 @@ _RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys("matmul rmatmul mm bmm mv dot inner outer ger vdot kron vecdot cross".split(), _multiplied),
     **dict.fromkeys("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split(), _convolution),
     "linear": _linear_layer,
-    "pad": _padded,
+    **dict.fromkeys(("pad", "constant_pad_nd"), _padded),
+    "embedding": lambda sweep, func, args, kwargs: sweep.linear(func, args, kwargs),
+    "tensordot": lambda sweep, func, args, kwargs: sweep.product(
+        lambda a, b: func(a, b, *args[2:], **kwargs), *args[:2]
+    ),
     "where": _chosen,
     "Tensor.where": _chosen,
+    "view_as_real": lambda sweep, func, args, kwargs: _of_first(sweep, lambda x: func(x.resolve_conj()), args, kwargs),
+    "sgn": _sgn,
+    **dict.fromkeys(("scatter", "index_fill"), _assigned),
+    **RECURRENT,
     "einsum": _einsum,
     "hypot": lambda *call: _composed(*call),
 }
@@ -674,8 +749,13 @@ _COMPOSED: dict[str, Callable[..., Any]] = {
     "prod": _prod,
     "masked_fill": lambda x, mask, value: torch.where(mask, value, x),
     **dict.fromkeys(("addmm", "baddbmm", "addmv"), _sum_and_product),
+    "addr": lambda x, a, b, *, beta=1, alpha=1: beta * x + alpha * torch.outer(a, b),
     "bilinear": lambda a, b, weight, bias=None: affine(torch.einsum("...i,oij,...j->...o", a, weight, b), None, bias),
     "quadratic_form": _quadratic_form,
+    "abs": _size,
+    "absolute": _size,
+    "angle": _angle,
+    "polar": _polar,
 }
 
 
@@ -688,13 +768,14 @@ _CONSTANT = frozenset(
     "greater_equal not_equal __lt__ __le__ __gt__ __ge__ __eq__ __ne__ isnan isinf isfinite isclose allclose equal "
     "any all logical_and logical_or logical_not logical_xor argmax argmin argsort nonzero count_nonzero "
     "searchsorted bucketize zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros "
-    "new_ones new_empty new_full new_tensor sign sgn signbit floor ceil round trunc fix heaviside bernoulli "
+    "new_ones new_empty new_full new_tensor sign signbit floor ceil round trunc fix heaviside bernoulli "
     "result_type".split()
 )
+# Give plain tensors in the same memory.
+_SHOWS = frozenset("data detach numpy __array__".split())
 # Differentiates, or hides what it computes.
 _HIDDEN = frozenset(
-    "grad grad_fn backward register_hook register_post_accumulate_grad_hook retain_grad setitem "
-    "_make_dual _unpack_dual".split()
+    "grad grad_fn backward register_hook register_post_accumulate_grad_hook retain_grad _make_dual _unpack_dual".split()
 )
 
 
@@ -715,10 +796,12 @@ def laplacian(
     Values, Jacobians and Laplacians go through the program together, so that no graph is differentiated twice: the
     forward Laplacian (Li et al., 2024, Nature Machine Intelligence 6, 209, arXiv:2307.08214), also known as collapsed
     Taylor mode (Dangel et al., 2025, arXiv:2505.13644). An elementwise function, of PyTorch or declared by
-    :func:`pointwise`, is one fused kernel; linear operations, products and what is composed of them (normalisation,
-    attention) have rules. Any other operation is differentiated twice by itself, and a program that cannot be followed
-    (in-place writes, ``torch.autograd.grad`` or a ``torch.autograd.Function`` in f) as a whole. Each time one warning
-    says so; with ``TORCHAD_EXT_STRICT=1`` it is an error. Within ``torch.compile`` all of f is differentiated twice.
+    :func:`pointwise`, is one fused kernel; linear operations, products, what is composed of them (normalisation,
+    attention), recurrent networks, complex numbers and writes in place have rules (``docs/laplacian_rules.md``). Any
+    other operation is differentiated twice by itself; where these touch more than an eighth of the elements that f
+    computes, calls after the first differentiate all of f by nested autograd. So is a program that cannot be followed
+    (``torch.autograd.grad`` or a ``torch.autograd.Function`` in f). Each time one warning says so; with
+    ``TORCHAD_EXT_STRICT=1`` it is an error. Within ``torch.compile`` all of f is differentiated twice.
     The result may be differentiated again. Derivatives of a norm at 0 are 0, even powers of one are differentiated as
     the smooth functions that they are: ``docs/where_pytorch_is_wrong.md``.
 
@@ -858,6 +941,19 @@ def _directions(x: torch.Tensor, C: torch.Tensor | None) -> tuple[list[torch.Ten
     return directions, tuple(signs)
 
 
+_SHARE = 1 / 8  # of all elements, from which on operations without a rule cost more than the sweep saves
+_without_rules: dict[Any, list[str]] = {}  # of functions that are differentiated as a whole
+
+
+def _identity(f: Any, x: torch.Tensor) -> Any:
+    """What tells one function from another for which the same choice may be wrong."""
+    while isinstance(f, functools.partial):
+        f = f.func
+    code = getattr(f, "__code__", None)
+    cells = tuple([id(cell.cell_contents) for cell in f.__closure__ or ()]) if code else id(f)
+    return code, cells, id(getattr(f, "__self__", None)), x.shape[-1]
+
+
 def _run(
     f: Function,
     x: torch.Tensor,
@@ -868,85 +964,40 @@ def _run(
 ) -> tuple[torch.Tensor, Sequence[torch.Tensor] | None, torch.Tensor | None]:
     """The value of f, its tangents if they are wanted, and its Laplacian; None for zero."""
     if torch.compiler.is_compiling():
-        return _by_transforms(f, x, directions, signs, name)
+        return by_transforms(f, x, directions, signs, name)
+    identity = _identity(f, x)
+    if identity in _without_rules and not _transforms_active() and type(x) is not _Swept:
+        for operation in _without_rules[identity]:
+            fall_back(f"has no rule for {operation}", "it is")
+        return by_reverse_mode(f, x, directions, signs, name)
     sweep = _Sweep(next(_numbers), signs, torch.is_grad_enabled())
+    points = sweep.tensor(x, [*directions, None])
+    if sweep.owns(points):
+        points.shown = True
+    y = None
     try:
         with torch.enable_grad():
-            y = f(sweep.tensor(x, [*directions, None]))
+            y = f(points)
+        if sweep.owns(y):
+            writes.read_again(y)
+            y = sweep.wrapped(y.value, y.given, y.laplacian)
     except Exception as error:
-        unseen = error if isinstance(error, _Unseen) else sweep.unseen
+        unseen = error if isinstance(error, Unseen) else sweep.unseen
         if unseen is None:
             raise
-        _fall_back(f"cannot follow {unseen}", "the function is")
-        by = _by_transforms if _transforms_active() else _by_reverse_mode
+        fall_back(f"cannot follow {unseen}", "the function is")
+        by = by_transforms if _transforms_active() else by_reverse_mode
+        writes.returned(sweep, finished=False)
         return by(f, x, directions, signs, name)
-    value = _checked(sweep.value(y), x, name)
+    finally:
+        with torch.set_grad_enabled(sweep.recording):
+            writes.returned(sweep, finished=y is not None)
+    value = checked(sweep.value(y), x, name)
+    few = value.numel() * x.shape[-1] <= 2 * x.numel()  # results, for each of which autograd is run
+    if few and sweep.unruled > _SHARE * (sweep.elements + sweep.unruled):
+        if len(_without_rules) > 1000:
+            _without_rules.clear()
+        _without_rules[identity] = sorted(sweep.without_rule)
     if not sweep.owns(y):
         return value, None, None
     return value, y.tangents if with_tangents else None, y.laplacian
-
-
-def _checked(y: Any, x: torch.Tensor, name: str) -> torch.Tensor:
-    """The result of f, if it is one."""
-    if not isinstance(y, torch.Tensor):
-        raise TypeError(f"torchad_ext.{name}: f returns a tensor, got {type(y).__name__}; pick one, lambda x: f(x)[0]")
-    if not _has_derivative(y):
-        raise TypeError(f"torchad_ext.{name}: f returns floating-point numbers, got {y.dtype}, which has no derivative")
-    batch = x.shape[:-1]
-    if y.shape[: len(batch)] != batch:
-        raise ValueError(
-            f"torchad_ext.{name}: f maps x [..., d] to [...] or [..., outputs], each result from its own point; got "
-            f"{list(y.shape)} for x {list(x.shape)}"
-        )
-    return y
-
-
-def _by_transforms(
-    f: Function, x: torch.Tensor, directions: Sequence[torch.Tensor], signs: tuple[int, ...], name: str
-) -> tuple[torch.Tensor, Sequence[torch.Tensor] | None, torch.Tensor | None]:
-    """The same by torch.func, a direction at a time."""
-    f = composing(f)
-    value = _checked(f(x), x, name)
-    rows = [_twice_by_transforms(lambda x: (f(x),), (x,), (u,)) for u in directions]
-    return value, [y for (y,), _ in rows], _sum(*(sign * y for sign, (_, (y,)) in zip(signs, rows, strict=True)))
-
-
-def _check_twice(slopes: Sequence[torch.Tensor]) -> None:
-    """Raises for a gradient that ``once_differentiable`` cut off from x: autograd would take it for a constant."""
-    if any(node.name() == "torch::autograd::Error" for node in graph_nodes(slopes)):
-        raise RuntimeError("a backward in it is marked with @once_differentiable")
-
-
-def _by_reverse_mode(
-    f: Function, x: torch.Tensor, directions: Sequence[torch.Tensor], signs: tuple[int, ...], name: str
-) -> tuple[torch.Tensor, Sequence[torch.Tensor] | None, torch.Tensor | None]:
-    """The same by reverse mode over reverse mode, a direction and a result at a time."""
-    recording = torch.is_grad_enabled()
-    with torch.enable_grad():
-        leaf = x if x.requires_grad else x.detach().requires_grad_()
-        wanted = leaf is x
-        x = leaf.view_as(leaf)
-        value = _checked(composing(f)(x), x, name)
-        recording = recording and (wanted or _depends_on_others([value], [leaf]))
-        results = value.reshape(*x.shape[:-1], -1).unbind(-1)
-
-        def gradient(y: torch.Tensor) -> torch.Tensor:
-            if not y.requires_grad:
-                return torch.zeros_like(x)
-            one = torch.ones_like(y, requires_grad=True)  # for once_differentiable to leave its mark
-            return torch.autograd.grad(y, x, one, create_graph=True, materialize_grads=True)[0]
-
-        try:
-            slopes = [gradient(y) for y in results]
-            _check_twice(slopes)
-            check_functions(foreign_nodes([value]), lambda: f(x))
-            tangents = [torch.stack([(g * u).sum(-1) for g in slopes], -1) for u in directions]
-            parts = [
-                sign * torch.stack([(gradient(y) * u).sum(-1) for y in tangent.unbind(-1)], -1)
-                for sign, u, tangent in zip(signs, directions, tangents, strict=True)
-            ]
-        except RuntimeError as error:
-            raise RuntimeError(f"torchad_ext.{name}: f cannot be differentiated twice: {error}") from error
-    rows = [value, *(row.reshape(value.shape) for row in (*tangents, functools.reduce(operator.add, parts)))]
-    value, *tangents, total = rows if recording else [row.detach() for row in rows]
-    return value, tangents, total

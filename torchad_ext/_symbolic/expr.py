@@ -134,6 +134,7 @@ class Operation:
         latex: its command, or a template with ``%s`` for its argument.
         commutative: do its two operands commute?
         is_mask: does it give a truth value?
+        is_analytic: is it holomorphic in complex numbers, with the derivatives that it has in real ones?
         is_family: is its first operand, a constant, the order of a function of the second?
     """
 
@@ -147,6 +148,7 @@ class Operation:
     latex: str = ""
     commutative: bool = False
     is_mask: bool = False
+    is_analytic: bool = False
     is_family: bool = False
 
     def __call__(self, *operands: Operand) -> Expr:

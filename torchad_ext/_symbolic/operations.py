@@ -92,7 +92,7 @@ def _conversion(name: str, fold: Any, cpp: str, derivative: Any = None) -> Opera
 
 
 # Arithmetic
-neg = _define("neg", lambda g, y, x: -g, simplify=simplify.neg, fold=operator.neg, cpp="-")
+neg = _define("neg", lambda g, y, x: -g, simplify=simplify.neg, fold=operator.neg, cpp="-", is_analytic=True)
 add = _define(
     "add",
     lambda g, y, a, b: (g, g),
@@ -101,9 +101,16 @@ add = _define(
     reference=operator.add,
     cpp="+",
     commutative=True,
+    is_analytic=True,
 )
 sub = _define(
-    "sub", lambda g, y, a, b: (g, -g), simplify=simplify.sub, fold=operator.sub, reference=operator.sub, cpp="-"
+    "sub",
+    lambda g, y, a, b: (g, -g),
+    simplify=simplify.sub,
+    fold=operator.sub,
+    reference=operator.sub,
+    cpp="-",
+    is_analytic=True,
 )
 mul = _define(
     "mul",
@@ -113,6 +120,7 @@ mul = _define(
     reference=operator.mul,
     cpp="*",
     commutative=True,
+    is_analytic=True,
 )
 div = _define(
     "div",
@@ -121,21 +129,26 @@ div = _define(
     fold=operator.truediv,
     reference=operator.truediv,
     cpp="/",
+    is_analytic=True,
 )
-reciprocal = _define("reciprocal", lambda g, y, x: -(g * (y * y)), fold=lambda x: 1 / x, latex=r"\frac{1}{%s}")
-lerp = _define("lerp", lambda g, y, a, b, w: (g * (1 - w), g * w, g * (b - a)))
+reciprocal = _define(
+    "reciprocal", lambda g, y, x: -(g * (y * y)), fold=lambda x: 1 / x, latex=r"\frac{1}{%s}", is_analytic=True
+)
+lerp = _define("lerp", lambda g, y, a, b, w: (g * (1 - w), g * w, g * (b - a)), is_analytic=True)
 
 # Powers, exponentials, logarithms
 pow_ = _define("pow", _slope_of_power, simplify=simplify.pow_, fold=operator.pow, cpp_double="std::pow")
-sqrt = _define("sqrt", lambda g, y, x: g / (2 * y), fold=math.sqrt, cpp_double="std::sqrt", latex=r"\sqrt{%s}")
-rsqrt = _define("rsqrt", lambda g, y, x: -0.5 * (g * y**3), latex=r"\frac{1}{\sqrt{%s}}")
-exp = _define("exp", lambda g, y, x: g * y, fold=math.exp, latex="e^{%s}")
+sqrt = _define(
+    "sqrt", lambda g, y, x: g / (2 * y), fold=math.sqrt, cpp_double="std::sqrt", latex=r"\sqrt{%s}", is_analytic=True
+)
+rsqrt = _define("rsqrt", lambda g, y, x: -0.5 * (g * y**3), latex=r"\frac{1}{\sqrt{%s}}", is_analytic=True)
+exp = _define("exp", lambda g, y, x: g * y, fold=math.exp, latex="e^{%s}", is_analytic=True)
 exp2 = _define("exp2", lambda g, y, x: g * (y * math.log(2)), latex="2^{%s}")
-expm1 = _define("expm1", lambda g, y, x: g * exp(x))
-log = _define("log", lambda g, y, x: g / x, fold=math.log, cpp_double="std::log", latex=r"\log")
-log1p = _define("log1p", lambda g, y, x: g / (x + 1))
-log2 = _define("log2", lambda g, y, x: g / (x * math.log(2)), latex=r"\log_{2}")
-log10 = _define("log10", lambda g, y, x: g / (x * math.log(10)), latex=r"\log_{10}")
+expm1 = _define("expm1", lambda g, y, x: g * exp(x), is_analytic=True)
+log = _define("log", lambda g, y, x: g / x, fold=math.log, cpp_double="std::log", latex=r"\log", is_analytic=True)
+log1p = _define("log1p", lambda g, y, x: g / (x + 1), is_analytic=True)
+log2 = _define("log2", lambda g, y, x: g / (x * math.log(2)), latex=r"\log_{2}", is_analytic=True)
+log10 = _define("log10", lambda g, y, x: g / (x * math.log(10)), latex=r"\log_{10}", is_analytic=True)
 logaddexp = _define("logaddexp", lambda g, y, a, b: (g * sigmoid(a - b), g * sigmoid(b - a)), commutative=True)
 logaddexp2 = _define(
     "logaddexp2",
@@ -145,15 +158,20 @@ logaddexp2 = _define(
 entr = _define("entr", lambda g, y, x: -(g * (log(x) + 1)), reference=torch.special.entr)
 
 # The logistic function and tanh. 1 - y and 1 - y^2 would lose the digits of a y next to 1.
-sigmoid = _define("sigmoid", lambda g, y, x: g * logistic_density(x), latex=r"\sigma")
+sigmoid = _define("sigmoid", lambda g, y, x: g * logistic_density(x), latex=r"\sigma", is_analytic=True)
 logistic_density = _define(
     "logistic_density",
     lambda g, y, x: -(g * (y * tanh_half(x))),
     reference=lambda x: torch.sigmoid(x) * torch.sigmoid(-x),
     latex=r"\sigma'",
+    is_analytic=True,
 )
-tanh_half = _define("tanh_half", lambda g, y, x: 2 * (g * logistic_density(x)), reference=lambda x: torch.tanh(x / 2))
-tanh = _define("tanh", lambda g, y, x: 4 * (g * logistic_density(2 * x)), fold=math.tanh, latex=r"\tanh")
+tanh_half = _define(
+    "tanh_half", lambda g, y, x: 2 * (g * logistic_density(x)), reference=lambda x: torch.tanh(x / 2), is_analytic=True
+)
+tanh = _define(
+    "tanh", lambda g, y, x: 4 * (g * logistic_density(2 * x)), fold=math.tanh, latex=r"\tanh", is_analytic=True
+)
 tanhshrink = _define("tanhshrink", lambda g, y, x: g * tanh(x) ** 2, reference=F.tanhshrink)
 log1pexp = _define(
     "log1pexp",
@@ -165,19 +183,21 @@ logit = _define("logit", lambda g, y, x: where(and_(x >= 0, x <= 1), g / (x * (1
 softsign = _define("softsign", lambda g, y, x: g * reciprocal(abs_(x) + 1) ** 2, reference=F.softsign)
 
 # Trigonometric and hyperbolic functions
-sin = _define("sin", lambda g, y, x: g * cos(x), fold=math.sin, latex=r"\sin")
-cos = _define("cos", lambda g, y, x: -(g * sin(x)), fold=math.cos, latex=r"\cos")
-tan = _define("tan", lambda g, y, x: g * (1 + y * y), latex=r"\tan")
-one_minus_square = _define("one_minus_square", lambda g, y, x: -2 * (g * x), reference=lambda x: (1 - x) * (1 + x))
-asin = _define("asin", lambda g, y, x: g * rsqrt(one_minus_square(x)), latex=r"\arcsin")
-acos = _define("acos", lambda g, y, x: -(g * rsqrt(one_minus_square(x))), latex=r"\arccos")
-atan = _define("atan", lambda g, y, x: g / (x * x + 1), latex=r"\arctan")
+sin = _define("sin", lambda g, y, x: g * cos(x), fold=math.sin, latex=r"\sin", is_analytic=True)
+cos = _define("cos", lambda g, y, x: -(g * sin(x)), fold=math.cos, latex=r"\cos", is_analytic=True)
+tan = _define("tan", lambda g, y, x: g * (1 + y * y), latex=r"\tan", is_analytic=True)
+one_minus_square = _define(
+    "one_minus_square", lambda g, y, x: -2 * (g * x), reference=lambda x: (1 - x) * (1 + x), is_analytic=True
+)
+asin = _define("asin", lambda g, y, x: g * rsqrt(one_minus_square(x)), latex=r"\arcsin", is_analytic=True)
+acos = _define("acos", lambda g, y, x: -(g * rsqrt(one_minus_square(x))), latex=r"\arccos", is_analytic=True)
+atan = _define("atan", lambda g, y, x: g / (x * x + 1), latex=r"\arctan", is_analytic=True)
 atan2 = _define("atan2", _slope_of_atan2)
-sinh = _define("sinh", lambda g, y, x: g * cosh(x), latex=r"\sinh")
-cosh = _define("cosh", lambda g, y, x: g * sinh(x), latex=r"\cosh")
-asinh = _define("asinh", lambda g, y, x: g * rsqrt(x * x + 1))
+sinh = _define("sinh", lambda g, y, x: g * cosh(x), latex=r"\sinh", is_analytic=True)
+cosh = _define("cosh", lambda g, y, x: g * sinh(x), latex=r"\cosh", is_analytic=True)
+asinh = _define("asinh", lambda g, y, x: g * rsqrt(x * x + 1), is_analytic=True)
 acosh = _define("acosh", lambda g, y, x: g * rsqrt(0 - one_minus_square(x)))
-atanh = _define("atanh", lambda g, y, x: g / one_minus_square(x))
+atanh = _define("atanh", lambda g, y, x: g / one_minus_square(x), is_analytic=True)
 spherical_bessel = _define(
     "spherical_bessel",
     lambda g, y, n, x: (None, -(math.pi**2 * (g * (x * spherical_bessel(n + 1, x))))),
@@ -272,7 +292,7 @@ not_ = _define("not", simplify=simplify.not_, reference=torch.logical_not, cpp="
 # Dtypes and gradients
 detach = _define("detach", _flat, latex=r"\left\lbrack %s\right\rbrack")
 # To the dtype of the tensors, as a result of PyTorch's is.
-rounded = _define("rounded", lambda g, y, x: g, simplify=simplify.rounded, reference=lambda x: x)
+rounded = _define("rounded", lambda g, y, x: g, simplify=simplify.rounded, reference=lambda x: x, is_analytic=True)
 # The largest number of that dtype, with the sign of an infinite constant.
 finite = _define("finite", reference=special_functions.largest)
 float16 = _conversion("float16", _to_float16, "rounded<Half>")

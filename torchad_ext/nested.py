@@ -1,0 +1,236 @@
+"""Second derivatives by PyTorch's own autograd, where the forward Laplacian has no rule: of an operation or of all."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import os
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .composed import composing
+from .derivatives import _depends_on_others, foreign_nodes, graph_nodes
+from .foreign_functions import check_functions
+from .quadratic_form import _sum
+
+Function = Callable[[Tensor], Tensor]
+Tensors = tuple[Tensor, ...]
+
+_AT_ONCE = 10  # the most directions whose graphs are kept at a time
+_transforms_active = torch._C._are_functorch_transforms_active
+_warned: set[str] = set()
+_differentiable: weakref.WeakSet[type] = weakref.WeakSet()  # Functions whose backward was found to be complete
+
+
+class Unseen(Exception):
+    """The sweep cannot follow what the message names."""
+
+
+def fall_back(what: str, how: str) -> None:
+    """Says once that something is differentiated the slow way."""
+    message = f"torchad_ext.laplacian {what}; {how} differentiated twice instead, which is exact but slower"
+    if os.environ.get("TORCHAD_EXT_STRICT") == "1":
+        raise RuntimeError(f"{message}. TORCHAD_EXT_STRICT=1 makes that an error")
+    if what not in _warned:
+        _warned.add(what)
+        warnings.warn(message, stacklevel=2)
+
+
+def has_derivative(x: Any) -> bool:
+    return isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
+
+
+def random_states(device: torch.device) -> list[Tensor]:
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _variable(x: Tensor) -> Tensor:
+    """x as a tensor to differentiate in, which keeps the graph of x."""
+    return x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+
+
+def of_elements(
+    f: Callable[..., Tensor],
+    xs: Tensors,
+    tangents: Sequence[Tensors],
+    laplacians: Sequence[Tensor | None],
+    signs: Sequence[int],
+    recording: bool,
+) -> tuple[list[Tensor], Tensor]:
+    """Tangents and Laplacian of an elementwise y = f(x_a, x_b, ...), real or holomorphic, at the cost of f_a and f_ab.
+
+    y_k = Σ_a f_a x_a,k and Δy = Σ_a f_a Δx_a + Σ_ab f_ab Σ_k ±x_a,k x_b,k: each derivative is one gradient of a sum,
+    whatever the number of directions.
+    """
+    shape = torch.broadcast_shapes(*(x.shape for x in xs))
+    with torch.enable_grad():
+        xs = tuple(_variable(x.expand(shape)) for x in xs)
+        y = f(*xs)
+        slopes = _slopes(y, xs)
+        _check_twice([slope for slope in slopes if slope is not None])
+        curvatures = [() if slope is None else _slopes(slope, xs[a:]) for a, slope in enumerate(slopes)]
+    if not (recording and _depends_on_others([y], xs)):
+        slopes = [None if slope is None else slope.detach() for slope in slopes]
+        curvatures = [[None if c is None else c.detach() for c in row] for row in curvatures]
+    rows = [_sum(*(f_a * t for f_a, t in zip(slopes, along, strict=True) if f_a is not None)) for along in tangents]
+    terms = [f_a * x for f_a, x in zip(slopes, laplacians, strict=True) if f_a is not None and x is not None]
+    for a, row in enumerate(curvatures):
+        for b, f_ab in enumerate(row, a):
+            if f_ab is not None:
+                squares: Any = _sum(*(s * along[a] * along[b] for s, along in zip(signs, tangents, strict=True)))
+                terms.append((1 if a == b else 2) * f_ab * squares)
+    zero = torch.zeros_like(y.detach())
+    total = _sum(*terms)
+    return [zero if row is None else row for row in rows], zero if total is None else total
+
+
+def _slopes(y: Tensor, xs: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """The derivatives of an elementwise y; None for zero. Those that PyTorch has are conjugate."""
+    if not y.requires_grad:
+        return [None] * len(xs)
+    slopes = torch.autograd.grad(y, xs, torch.ones_like(y), create_graph=True, allow_unused=True)
+    return [None if slope is None else slope.conj() if slope.is_complex() else slope for slope in slopes]
+
+
+def of_operation(
+    f: Callable[..., Tensors],
+    xs: Tensors,
+    tangents: Sequence[Tensors],
+    laplacians: Tensors,
+    signs: Sequence[int],
+    recording: bool,
+) -> tuple[list[Tensors], Tensors]:
+    """Tangents f'(x) x_k and Laplacians f'(x) Δx + Σ_k ±f''(x)[x_k, x_k] of the results of any operation.
+
+    The gradient of g·f is linear in g, so the gradients in g of g·f'(x) u and of g·f''(x)[u, u] are these. What PyTorch
+    differentiates in x is that of double reverse mode: forward mode is wrong in ``torch.linalg.solve`` and zero in
+    custom operators, a third derivative is in ``batch_norm``, a transform in ``torch.linalg.det``.
+    """
+    if _transforms_active():
+        pairs = [_twice_by_transforms(f, xs, us) for us in tangents]
+        total = list(_twice_by_transforms(f, xs, laplacians)[0])
+        for sign, (_, curvatures) in zip(signs, pairs, strict=True):
+            total = [y + sign * c for y, c in zip(total, curvatures, strict=True)]
+        return [slopes for slopes, _ in pairs], tuple(total)
+    rows: list[Tensors] = []
+    with torch.enable_grad():
+        xs = tuple(map(_variable, xs))
+        ys = f(*xs)
+        gs = tuple(torch.ones_like(y, requires_grad=True) for y in ys)  # not zeros: some operations take its logarithm
+        gradients = _gradients(ys, xs, gs, True)
+        _check_twice(gradients)
+        check_functions(foreign_nodes(ys), lambda: f(*xs))
+        keeps = recording and _depends_on_others(ys, xs)
+        total = list(_gradients(gradients, gs, laplacians, True))
+        for start in range(0, len(signs), _AT_ONCE):
+            curved: list[Tensor] = []
+            weights: list[Tensor] = []
+            for sign, us in zip(signs[start : start + _AT_ONCE], tangents[start:], strict=False):
+                both = _gradients(gradients, (*xs, *gs), us, True)
+                curved += both[: len(xs)]
+                weights += [sign * u for u in us]
+                rows.append(both[len(xs) :] if keeps else tuple(y.detach() for y in both[len(xs) :]))
+            for i, y in enumerate(_gradients(curved, gs, weights, keeps)):
+                total[i] = total[i] + y
+    return rows, tuple(total if keeps else [y.detach() for y in total])
+
+
+def _gradients(ys: Sequence[Tensor], xs: Sequence[Tensor], gs: Sequence[Tensor], create_graph: bool) -> Tensors:
+    """The gradients of g·y; zeros where y does not depend on x."""
+    chosen = [i for i, y in enumerate(ys) if y.requires_grad]
+    if not chosen:
+        return tuple(map(torch.zeros_like, xs))
+    of, at = (tuple(rows[i] for i in chosen) for rows in (ys, gs))
+    return torch.autograd.grad(of, tuple(xs), at, create_graph=create_graph, retain_graph=True, materialize_grads=True)
+
+
+def _twice_by_transforms(f: Callable[..., Tensors], xs: Tensors, us: Tensors) -> tuple[Tensors, Tensors]:
+    """f'(x) u and f''(x)[u, u]."""
+
+    def pullback(gs: Tensors, xs: Tensors) -> Tensors:
+        of: Any = torch.func.vjp(f, *xs)
+        return of[1](gs)  # type: ignore[no-any-return]
+
+    def slopes(gs: Tensors) -> tuple[Tensors, Tensors]:
+        of: Any = torch.func.vjp(pullback, gs, xs)
+        tangents, gradients = of[1](us)
+        return gradients, tangents
+
+    gs = tuple(map(torch.ones_like, f(*xs)))
+    of: Any = torch.func.vjp(slopes, gs, has_aux=True)
+    return of[2], of[1](us)[0]
+
+
+def checked(y: Any, x: Tensor, name: str) -> Tensor:
+    """The result of f, if it is one."""
+    if not isinstance(y, Tensor):
+        raise TypeError(f"torchad_ext.{name}: f returns a tensor, got {type(y).__name__}; pick one, lambda x: f(x)[0]")
+    if not has_derivative(y):
+        raise TypeError(f"torchad_ext.{name}: f returns floating-point numbers, got {y.dtype}, which has no derivative")
+    batch = x.shape[:-1]
+    if y.shape[: len(batch)] != batch:
+        raise ValueError(
+            f"torchad_ext.{name}: f maps x [..., d] to [...] or [..., outputs], each result from its own point; got "
+            f"{list(y.shape)} for x {list(x.shape)}"
+        )
+    return y
+
+
+def by_transforms(
+    f: Function, x: Tensor, directions: Sequence[Tensor], signs: tuple[int, ...], name: str
+) -> tuple[Tensor, Sequence[Tensor] | None, Tensor | None]:
+    """Value, tangents and Laplacian of f by torch.func, a direction at a time."""
+    f = composing(f)
+    value = checked(f(x), x, name)
+    rows = [_twice_by_transforms(lambda x: (f(x),), (x,), (u,)) for u in directions]
+    return value, [y for (y,), _ in rows], _sum(*(sign * y for sign, (_, (y,)) in zip(signs, rows, strict=True)))
+
+
+def _check_twice(slopes: Sequence[Tensor]) -> None:
+    """Raises for a gradient that ``once_differentiable`` cut off from x: autograd would take it for a constant."""
+    if any(node.name() == "torch::autograd::Error" for node in graph_nodes(slopes)):
+        raise RuntimeError("a backward in it is marked with @once_differentiable")
+
+
+def by_reverse_mode(
+    f: Function, x: Tensor, directions: Sequence[Tensor], signs: tuple[int, ...], name: str
+) -> tuple[Tensor, Sequence[Tensor] | None, Tensor | None]:
+    """Value, tangents and Laplacian of f by reverse mode over reverse mode, a direction and a result at a time."""
+    recording = torch.is_grad_enabled()
+    with torch.enable_grad():
+        leaf = x if x.requires_grad else x.detach().requires_grad_()
+        wanted = leaf is x
+        x = leaf.view_as(leaf)
+        value = checked(composing(f)(x), x, name)
+        recording = recording and (wanted or _depends_on_others([value], [leaf]))
+        numbers = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+        results = numbers.reshape(*x.shape[:-1], -1).unbind(-1)
+
+        functions = list(foreign_nodes([value]))
+        unknown = not all(node._forward_cls in _differentiable for node in functions)
+
+        def gradient(y: Tensor, create_graph: bool, marked: bool = False) -> Tensor:
+            return _gradients([y], [x], [torch.ones_like(y, requires_grad=marked)], create_graph)[0]
+
+        try:
+            slopes = [gradient(y, True, unknown) for y in results]  # for once_differentiable to leave its mark
+            if unknown:
+                _check_twice(slopes)
+                check_functions(functions, lambda: f(x))
+                _differentiable.update(node._forward_cls for node in functions)
+            tangents = [torch.stack([(g * u).sum(-1) for g in slopes], -1) for u in directions]
+            parts = [
+                sign * torch.stack([(gradient(y, recording) * u).sum(-1) for y in tangent.unbind(-1)], -1)
+                for sign, u, tangent in zip(signs, directions, tangents, strict=True)
+            ]
+        except RuntimeError as error:
+            raise RuntimeError(f"torchad_ext.{name}: f cannot be differentiated twice: {error}") from error
+    rows = [row.reshape(numbers.shape) for row in (*tangents, functools.reduce(operator.add, parts))]
+    rows = [value, *(map(torch.view_as_complex, rows) if value.is_complex() else rows)]
+    value, *tangents, total = rows if recording else [row.detach() for row in rows]
+    return value, tangents, total

@@ -4,6 +4,11 @@ With s = (A + A^T) x, the derivatives of q are s with respect to x and x x^T wit
 and s in a single reading of A; s is a second output of the Function, so that it has derivatives of its own. The
 pullback of (q, s) needs s for another vector, and an outer product; the pullback of the outer product needs q and s for
 another matrix. Two Functions, each the derivative of the other, thus give every order.
+
+One A for a batch is read once for a few x; a larger batch takes matrix products with A and its transpose, a still
+larger one a product with A + A^T. ``by_products`` of ``csrc/quadratic_form.cpp`` chooses by the shape alone and says
+how the bounds were measured. On plain tensors of the CPU both Functions are nodes in C++, which come back here for
+what is not plain (``csrc/eager/quadratic_form.h``).
 """
 
 from __future__ import annotations

@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from torch.autograd import gradgradcheck
 from torch.testing import assert_close
 
@@ -332,14 +336,26 @@ def entries(cache: Path) -> list[Path]:
     return list(cache.glob("eager-*/*"))
 
 
-def with_environment(setting: str) -> list[str]:
-    """The commands of the processes that were started with a setting."""
-    commands = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended, or is another user's
-            if setting.encode() in (process / "environ").read_bytes().split(b"\0"):
-                commands.append((process / "cmdline").read_text())
-    return commands
+@pytest.fixture
+def counted(tmp_path: Path) -> Callable[..., dict[str, str]]:
+    """Settings under which the compiler of ``csrc/eager`` notes each of its calls, with its priority, before it does
+    what it was told; and the notes."""
+
+    def settings(order: str = "") -> dict[str, str]:
+        compiler, notes = tmp_path / "c++", tmp_path / "notes"
+        noting = f"ps -o sid=,ni=,cls= -p $$ >> {notes}; {order}"
+        compiler.write_text(f'#!/bin/sh\ncase "$*" in *eager.cpp*) {noting};; esac\nexec {CXX} "$@"\n')
+        compiler.chmod(0o755)
+        return {"CXX": str(compiler)}
+
+    return settings
+
+
+def wait_for_the_end(cache: Path) -> None:
+    """Waits until no process builds eager mode."""
+    for lock in cache.glob("eager-*/lock"):
+        with FileLock(lock):
+            pass
 
 
 class TestBuild:
@@ -348,20 +364,76 @@ class TestBuild:
         assert (finished.stdout, finished.stderr) == ("_ApplyBackward\n", "")
         assert entries(cold) == []
 
-    @pytest.mark.parametrize("times", [2, 30])  # the compiler has not begun yet, is at work
-    def test_no_call_waits_and_a_short_process_leaves_nothing_half_done(self, times: int, cold: Path) -> None:
-        finished = use(cold, times)
-        assert finished.returncode == 0, finished.stderr
-        assert finished.stdout == "_ApplyBackward\n"
-        assert "compiling the calls in eager mode for" in finished.stderr
-        assert "compiled" not in finished.stderr and "Traceback" not in finished.stderr
-        assert [path.name for path in entries(cold) if path.name in ("library.so", "library.log")] == []
-        assert with_environment(f"TORCHAD_EXT_CACHE_DIR={cold}") == []
+    def test_no_call_waits_and_the_next_process_finds_what_a_short_one_began(
+        self, tmp_path: Path, counted: Callable[..., dict[str, str]]
+    ) -> None:
+        settings = counted()
+        for _ in range(2):
+            finished = use(tmp_path / "cache", **settings)
+            assert finished.returncode == 0, finished.stderr
+            assert finished.stdout == "_ApplyBackward\n"
+        wait_for_the_end(tmp_path / "cache")
+        assert sorted(path.name for path in entries(tmp_path / "cache")) == ["library.so", "lock"]
+        finished = use(tmp_path / "cache", **settings)
+        assert (finished.stdout, finished.stderr) == ("SinBackward\n", "")
+        (note,) = (tmp_path / "notes").read_text().splitlines()
+        session, nice, scheduling = note.split()
+        assert int(session) != os.getsid(0)
+        assert (nice, scheduling) == ("19", "IDL")
 
     def test_calls_change_over_when_it_is_compiled(self, cold: Path) -> None:
-        finished = use(cold, times=2000)
+        finished = use(cold, times=4000)
         assert finished.stdout == "SinBackward\n", finished.stderr
-        assert [path.name for path in entries(cold) if path.suffix] == ["library.so"]
+        assert sorted(path.name for path in entries(cold)) == ["library.so", "lock"]
+
+    def test_many_processes_compile_once(self, tmp_path: Path, counted: Callable[..., dict[str, str]]) -> None:
+        settings = counted("sleep 1; echo failed; exit 1")
+        use(tmp_path / "cache", TORCHAD_EXT_EAGER="0", **settings)
+        with ThreadPoolExecutor(4) as pool:
+            all_finished = list(pool.map(lambda _: use(tmp_path / "cache", **settings), range(4)))
+        assert {finished.stdout for finished in all_finished} == {"_ApplyBackward\n"}
+        wait_for_the_end(tmp_path / "cache")
+        assert len((tmp_path / "notes").read_text().splitlines()) == 1
+
+    def test_a_killed_compilation_publishes_nothing_and_the_next_process_begins_again(
+        self, tmp_path: Path, counted: Callable[..., dict[str, str]]
+    ) -> None:
+        cache, notes = tmp_path / "cache", tmp_path / "notes"
+        use(cache, **counted("sleep 60"))
+        while not notes.exists():
+            time.sleep(0.05)
+        os.killpg(int(notes.read_text().split()[0]), signal.SIGKILL)
+        for process in Path("/proc").glob("[0-9]*"):  # ninja gives its compilers groups of their own
+            with contextlib.suppress(OSError):
+                if f"CXX={tmp_path}/c++".encode() in (process / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(process.name), signal.SIGKILL)
+        wait_for_the_end(cache)
+        (half,) = [path for path in entries(cache) if path.name != "lock"]
+        assert half.name.startswith(".building-")
+        counted("echo failed; exit 1")
+        use(cache, **counted("echo failed; exit 1"))
+        wait_for_the_end(cache)
+        assert not half.exists()
+        assert len(notes.read_text().splitlines()) == 2
+
+    def test_a_failure_is_remembered_and_told_once_in_each_process(
+        self, tmp_path: Path, counted: Callable[..., dict[str, str]]
+    ) -> None:
+        settings = counted("echo no headers; exit 1")
+        use(tmp_path / "cache", **settings)
+        wait_for_the_end(tmp_path / "cache")
+        (log,) = (tmp_path / "cache").glob("eager-*/library.log")
+        assert "no headers" in log.read_text()
+        for strict in ("0", "1"):
+            finished = use(tmp_path / "cache", times=4, TORCHAD_EXT_STRICT=strict, **settings)
+            assert finished.stderr.count(f"its output is in {log}") == 1
+            assert ("BuildError" in finished.stderr) is (strict == "1")
+            assert finished.stdout == ("" if strict == "1" else "_ApplyBackward\n")
+        assert len((tmp_path / "notes").read_text().splitlines()) == 1
+        log.unlink()
+        use(tmp_path / "cache", **settings)
+        wait_for_the_end(tmp_path / "cache")
+        assert len((tmp_path / "notes").read_text().splitlines()) == 2
 
     @pytest.mark.parametrize("strict", ["0", "1"])
     def test_a_failure_is_told_once(self, strict: str, tmp_path: Path) -> None:

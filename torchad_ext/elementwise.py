@@ -163,7 +163,7 @@ class Elementwise:
             outputs = self._apply_eagerly(device, xs, scalars)
             if outputs is not NotImplemented:
                 return outputs
-            if not (torch.is_grad_enabled() and any([x.requires_grad for x in xs])):
+            if not (torch.is_grad_enabled() and any(x.requires_grad for x in xs)):
                 return self._results(kernel(xs, scalars))
         return _Apply.apply(self, scalars, *xs)
 

@@ -6,7 +6,7 @@ CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh')
 ASAN_CACHE := build/asan
 INSTALLED := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/installed)
 
-.PHONY: help demo test fuzz table notebooks bench bench-check gpu ulp tails lint format asan clean
+.PHONY: help demo test fuzz table notebooks bench bench-check first-minute gpu ulp tails lint format asan clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -37,6 +37,9 @@ bench: $(INSTALLED)  ## Run the benchmarks
 
 bench-check: $(INSTALLED)  ## Run the benchmarks, and fail where a floor that was kept is missed
 	$(PYTHON) benchmarks/run.py --check
+
+first-minute: $(INSTALLED)  ## Time the first minute of a new user, from pip install on
+	$(PYTHON) benchmarks/first_minute.py
 
 gpu: $(INSTALLED)  ## Test and measure everything on the GPU at hand, in eight minutes
 	$(PYTHON) benchmarks/gpu.py

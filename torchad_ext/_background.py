@@ -18,7 +18,6 @@ from pathlib import Path
 
 from ._build import BUILDING
 
-
 # Reads a line first: its priority is set by then. ninja ends with 1 where a command failed, not where it was stopped.
 _SCRIPT = """
 read -r _

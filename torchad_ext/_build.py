@@ -1,12 +1,12 @@
 """Compiles and loads the native kernels; with ``_nvrtc.py`` the only file that knows compilers.
 
-There is one library for each device, which holds the operators and needs PyTorch's stable ABI, and for each pointwise
-kernel a small one for the CPU, which needs nothing, or an image for the GPU. One more library, of ``csrc/eager``, makes
-calls on plain tensors cheap; it needs all of PyTorch's headers and some ten seconds, so it is compiled in the background
-(``_background.py``), and calls go through Python until it is there. A file is looked for in three places: among the binaries that
-came with the package, in the cache, and at last it is compiled into the cache. A cache entry is a folder named by a
-hash of everything that counts (sources, flags, compilers, CPU or GPU, torch), written aside and renamed into place,
-under a lock that the operating system frees with its holder.
+There is one library for each device, which holds the operators and needs PyTorch's stable ABI, one for the quadratic
+form, and for each pointwise kernel a small one for the CPU, which needs nothing, or an image for the GPU. One more
+library, of ``csrc/eager``, makes calls on plain tensors cheap; it needs all of PyTorch's headers and some ten seconds,
+so it is compiled in the background (``_background.py``), and calls go through Python until it is there. A file is
+looked for in three places: among the binaries that came with the package, in the cache, and at last it is compiled into
+the cache. A cache entry is a folder named by a hash of everything that counts (sources, flags, compilers, CPU or GPU,
+torch), written aside and renamed into place, under a lock that the operating system frees with its holder.
 
 Environment:
     TORCHAD_EXT_CACHE_DIR   where compiled libraries are kept (default: ``~/.cache/torchad_ext``)
@@ -32,11 +32,9 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import sysconfig
 import tempfile
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -57,7 +55,8 @@ PREBUILT = _PACKAGE / "prebuilt"
 _ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 # The compiler may not fuse a * b + c on its own: a result is the same on every CPU. Nothing else trades accuracy.
 _CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
-_EAGER_FLAGS = ["-std=c++20", "-O1", "-fPIC"]
+# PyTorch's headers then include single operators, not all of them.
+_EAGER_FLAGS = ["-std=c++20", "-O1", "-fPIC", "-DAT_PER_OPERATOR_HEADERS"]
 # Of NVRTC, for which a function without a mark is one of the device.
 _CUDA_FLAGS = ["-std=c++17", "-default-device"]
 _STANDARD = ("cstdint", "cstring", "type_traits", "utility")  # headers in whose place it is given csrc/cuda/std.h

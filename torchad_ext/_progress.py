@@ -1,4 +1,4 @@
-"""Progress of compilations on stderr: one line that a terminal overwrites, else a line for the first and one at exit."""
+"""Progress of compilations on stderr: one line that a terminal overwrites, else one at the first and one at exit."""
 
 from __future__ import annotations
 

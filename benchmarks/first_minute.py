@@ -11,12 +11,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 20  # of the first impression
@@ -90,13 +93,20 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="how long each process trains (default: 60)")
     seconds = parser.parse_args().seconds
     with tempfile.TemporaryDirectory() as folder:
-        package, cache = Path(folder, "package"), Path(folder, "cache")
+        package, cache, source = (Path(folder, name) for name in ("package", "cache", "source"))
+        shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "dist", "*.egg-info"))
         options = ["--quiet", "--no-deps", "--no-build-isolation", "--target", str(package)]
         start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "pip", "install", *options, str(ROOT)], check=True)
+        subprocess.run([sys.executable, "-m", "pip", "install", *options, str(source)], check=True)
         print(f"pip install: {time.perf_counter() - start:.1f} s")
-        ways = {"torch.sin": "torch.sin", "torchad_ext": "ours", "torchad_ext, next": "ours"}
-        columns = {name: train(way, seconds, package, cache) for name, way in ways.items()}
+        columns = {"torch.sin": train("torch.sin", seconds, package, cache)}
+        start = time.time()
+        columns["torchad_ext"] = train("ours", seconds, package, cache)
+        (lock,) = cache.glob("eager-*/lock")
+        with FileLock(lock):
+            last = max(library.stat().st_mtime for library in cache.glob("*/library.so"))
+        print(f"everything compiled {last - start:.1f} s after the first process of torchad_ext began")
+        columns["torchad_ext, next"] = train("ours", seconds, package, cache)
     rows = list(next(iter(columns.values())))
     print(f"| {'':24} | " + " | ".join(f"{name:>17}" for name in columns) + " |")
     print(f"| {'-' * 24} | " + " | ".join("-" * 16 + ":" for _ in columns) + " |")

@@ -57,6 +57,8 @@ _ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 _CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 # PyTorch's headers then include single operators, not all of them.
 _EAGER_FLAGS = ["-std=c++20", "-O1", "-fPIC", "-DAT_PER_OPERATOR_HEADERS"]
+# GCC collects its garbage later: a tenth of the time, for a quarter more memory.
+_LATE_COLLECTION = ["--param=ggc-min-expand=1000", "--param=ggc-min-heapsize=4194304"]
 # Of NVRTC, for which a function without a mark is one of the device.
 _CUDA_FLAGS = ["-std=c++17", "-default-device"]
 _STANDARD = ("cstdint", "cstring", "type_traits", "utility")  # headers in whose place it is given csrc/cuda/std.h
@@ -130,8 +132,9 @@ def cpu_toolchain(level: str | None = None) -> Toolchain:
 
 def eager_toolchain() -> Toolchain:
     """The C++ compiler, for an extension module of this Python and this PyTorch."""
-    headers = f"-I{sysconfig.get_path('include')}"
-    return Toolchain(_cxx(), (*_EAGER_FLAGS, headers, *_chosen_flags()), _eager_target())
+    compiler, headers = _cxx(), f"-I{sysconfig.get_path('include')}"
+    collection = _LATE_COLLECTION if _is_gcc(compiler) else []
+    return Toolchain(compiler, (*_EAGER_FLAGS, *collection, headers, *_chosen_flags()), _eager_target())
 
 
 def _eager_target() -> str:
@@ -147,6 +150,10 @@ def _version(compiler: str | None) -> str:
     if compiler is None:
         return ""
     return subprocess.run([compiler, "--version"], capture_output=True, text=True, errors="replace", check=False).stdout
+
+
+def _is_gcc(compiler: str) -> bool:
+    return "Free Software Foundation" in _version(compiler)
 
 
 def _sources_hash() -> str:
@@ -398,8 +405,7 @@ def _library_from_cache(what: str, toolchain: Toolchain, name: str, key: str) ->
     file = _in_cache(key)
 
     def make(to: Path) -> None:
-        is_gcc = "Free Software Foundation" in _version(toolchain.compiler)
-        precompile = what == "cpu" and is_gcc and (CSRC / _PRECOMPILED).exists()
+        precompile = what == "cpu" and _is_gcc(toolchain.compiler) and (CSRC / _PRECOMPILED).exists()
         compile_library(what, toolchain, to, precompile=precompile)
 
     return _from_cache(file, name, make)

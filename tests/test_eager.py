@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import os
 import shutil
 import subprocess
@@ -184,6 +185,27 @@ class TestCalls:
         (first,) = torch.autograd.grad(op(x, y)[0].sum(), y, create_graph=True)
         assert first.grad_fn.name() == "_ApplyBackward"
         assert_close(first, 2 * x * (2 * y).cos())
+
+    def test_the_way_through_python_takes_no_detours(self, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+        """No signature is inspected, which takes longer than a small kernel; no Function where nothing is recorded."""
+        monkeypatch.setattr(_eager, "module", lambda: None)
+        x = torch.randn(5, device=device, requires_grad=True)
+        op = ad.pointwise(lambda x: torch.sin(x) * x)
+        op(x)
+
+        def refused(*args: object, **kwargs: object) -> None:
+            raise AssertionError("a detour")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(inspect, "signature", refused)
+            (slope,) = torch.autograd.grad(op(x).sum(), x, create_graph=True)
+            torch.autograd.grad(slope.sum(), x)
+            patch.setattr(torch.autograd.Function, "apply", refused)
+            with torch.no_grad():
+                value = op(x)
+            op(x.detach())
+        assert_close(value, (x.sin() * x).detach())
+        assert_close(slope, x.cos() * x + x.sin())
 
     def test_a_tensor_as_a_default(self, device: str) -> None:
         exponent = torch.full((5,), 2.0, device=device)

@@ -124,6 +124,7 @@ def test_an_installed_wheel_compiles_its_own_sources(wheel: Path, tmp_path: Path
         "PYTHONPATH": str(package),
         "TORCHAD_EXT_CACHE_DIR": str(tmp_path / "cache"),
         "TORCHAD_EXT_CXXFLAGS": "-O0",
+        "TORCHAD_EXT_EAGER": "0",
         "TORCHAD_EXT_STRICT": "1",
     }
     output = call("-c", USE, cwd=tmp_path / "empty", **settings)

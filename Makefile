@@ -6,7 +6,8 @@ CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh')
 ASAN_CACHE := build/asan
 INSTALLED := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/installed)
 
-.PHONY: help demo test fuzz table rules notebooks bench bench-check rivals gpu ulp tails lint format asan clean
+.PHONY: help demo test fuzz table rules notebooks bench bench-check rivals first-minute gpu ulp tails lint format asan \
+  clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -49,6 +50,9 @@ build/rivals/installed: benchmarks/rivals.txt
 
 rivals: $(INSTALLED) build/rivals/installed  ## Measure training steps on a Laplacian against torch.compile and JAX, in ten minutes
 	$(PYTHON) benchmarks/rivals.py
+
+first-minute: $(INSTALLED)  ## Time the first minute of a new user, from pip install on
+	$(PYTHON) benchmarks/first_minute.py
 
 gpu: $(INSTALLED)  ## Test and measure everything on the GPU at hand, in eight minutes
 	$(PYTHON) benchmarks/gpu.py

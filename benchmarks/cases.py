@@ -448,7 +448,7 @@ print(time.perf_counter() - start)
 
 STARTUPS = (
     Startup("import torchad_ext, after import torch", _IMPORT, limit=0.05),
-    Startup("first call, nothing compiled yet", _FIRST_CALL, limit=10.0, cached=False),
+    Startup("first call, nothing compiled yet", _FIRST_CALL, limit=6.0, cached=False),
     Startup("first call, kernels in the cache", _FIRST_CALL, limit=0.1),
     Startup("first call of a newly declared op", DECLARED, limit=3.0),
     Startup("import, value and gradient of ten ops, kernels in the cache", _TEN_OPS, limit=0.2),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from marks import replace_between
 
-os.environ.setdefault("TORCHAD_EXT_EAGER", "wait")  # for what a user has after a quarter of a minute
+os.environ.setdefault("TORCHAD_EXT_EAGER", "wait")  # for what a user has once it is compiled
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: torch.cuda.is_available() is False")
 _outcomes: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
 

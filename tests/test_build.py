@@ -22,6 +22,7 @@ from drop_in import row
 
 import torchad_ext as ad
 from torchad_ext import BuildError, _build, _nvrtc
+from torchad_ext._progress import Progress
 from torchad_ext._symbolic import cpp
 from torchad_ext._symbolic.cpp import Kernel
 from torchad_ext.ops import CATALOGUE
@@ -82,6 +83,7 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiler:
             monkeypatch.delenv(name)
     monkeypatch.setenv("TORCHAD_EXT_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("TORCHAD_EXT_EAGER", "0")
+    monkeypatch.setattr(_build, "progress", Progress())
     monkeypatch.setattr(_build, "_failures", {})
     monkeypatch.setattr(_build, "_loaded", {})
     (tmp_path / "bin").mkdir()
@@ -180,14 +182,10 @@ class TestCache:
         self, csrc: Path, compiler: Compiler, cache: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:
         assert load_again()
-        said = capfd.readouterr().err.splitlines()
-        assert len(said) == 2
-        assert said[0].startswith("torchad_ext: compiling the CPU kernels for ")
-        assert str(compiler.path) in said[0]
-        assert re.search(r"compiled the CPU kernels for .* in \d+\.\d s$", said[1])
+        said = capfd.readouterr().err
+        assert said == f"torchad_ext: compiling kernels on their first use, once; kept in {cache}\n"
         assert len(compiler.calls) == 2  # one source, one link
-        (library,) = cache.glob("*/library.so")
-        assert str(library.parent) in said[0]
+        assert len(list(cache.glob("*/library.so"))) == 1
 
         assert load_again()
         assert capfd.readouterr().err == ""
@@ -229,8 +227,9 @@ class TestCache:
         outputs, errors = zip(*(process.communicate(timeout=120) for process in processes), strict=True)
         assert outputs == ("True\n", "True\n"), errors
         assert len(compiler.calls) == 2
-        assert "".join(errors).count("compiling the CPU kernels for") == 2  # by the builder and by the waiter
-        assert "".join(errors).count("waiting for another process") == 1
+        assert "".join(errors).count("compiling kernels on their first use") == 1
+        assert "".join(errors).count("waiting for another process, which is compiling the CPU kernels for") == 1
+        assert "".join(errors).count("compiled 1 library in") == 1
 
     def test_a_killed_builder_frees_the_lock_and_its_remains_are_removed(
         self, csrc: Path, compiler: Compiler, cache: Path
@@ -341,6 +340,35 @@ class TestPrecompiledHeader:
         (precompiled,) = cache.glob("*/pointwise_cpu.h.gch")
         change(precompiled)
         assert answer("plain") == 42
+
+
+class TestProgress:
+    BATCH = """
+import sys
+from pathlib import Path
+from torchad_ext._progress import progress
+sys.stderr.isatty = lambda: sys.argv[1] == "terminal"
+for name in ("sin", "exp", "tanh"):
+    with progress.of(name, Path("cache", name)):
+        pass
+"""
+
+    def test_is_a_line_at_the_start_and_one_at_the_end(self) -> None:
+        _, errors = run(self.BATCH, "file")
+        first, last = errors.splitlines()
+        assert first == "torchad_ext: compiling kernels on their first use, once; kept in cache"
+        assert re.fullmatch(r"torchad_ext: compiled 3 libraries in \d+\.\d s", last)
+
+    def test_is_one_line_that_a_terminal_overwrites(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TERM", "xterm")
+        _, errors = run(self.BATCH, "terminal")
+        erase = "\x1b[1A\x1b[2K"  # the line above
+        for name in ("sin", "exp", "tanh"):
+            shown = errors.index(f"compiling {name}")
+            assert erase in errors[shown : errors.find("compiling", shown + 1) % len(errors)]
+        # A line and a carriage return, which is read as one, for each that is erased; the last one stays.
+        assert errors.count("\n") <= 2 * errors.count(erase) + 1
 
 
 class TestFailedBuild:

@@ -1,12 +1,12 @@
 """Compiles and loads the native kernels; with ``_nvrtc.py`` the only file that knows compilers.
 
-There is one library for each device, which holds the operators and needs PyTorch's stable ABI, and for each pointwise
-kernel a small one for the CPU, which needs nothing, or an image for the GPU. One more library, of ``csrc/eager``, makes
-calls on plain tensors cheap; it needs all of PyTorch's headers and a quarter of a minute, so it is compiled in the
-background, and calls go through Python until it is there. A file is looked for in three places: among the binaries that
-came with the package, in the cache, and at last it is compiled into the cache. A cache entry is a folder named by a
-hash of everything that counts (sources, flags, compilers, CPU or GPU, torch), written aside and renamed into place,
-under a lock that the operating system frees with its holder.
+There is one library for each device, which holds the operators and needs PyTorch's stable ABI, one for the quadratic
+form, and for each pointwise kernel a small one for the CPU, which needs nothing, or an image for the GPU. One more
+library, of ``csrc/eager``, makes calls on plain tensors cheap; it needs all of PyTorch's headers and some ten seconds,
+so it is compiled in the background (``_background.py``), and calls go through Python until it is there. A file is
+looked for in three places: among the binaries that came with the package, in the cache, and at last it is compiled into
+the cache. A cache entry is a folder named by a hash of everything that counts (sources, flags, compilers, CPU or GPU,
+torch), written aside and renamed into place, under a lock that the operating system frees with its holder.
 
 Environment:
     TORCHAD_EXT_CACHE_DIR   where compiled libraries are kept (default: ``~/.cache/torchad_ext``)
@@ -33,11 +33,9 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import sysconfig
 import tempfile
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -47,6 +45,7 @@ from types import ModuleType
 import torch
 
 from . import _nvrtc
+from ._progress import progress
 from ._symbolic.cpp import Kernel
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -57,18 +56,21 @@ PREBUILT = _PACKAGE / "prebuilt"
 _ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 # The compiler may not fuse a * b + c on its own: a result is the same on every CPU. Nothing else trades accuracy.
 _CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
-_EAGER_FLAGS = ["-std=c++20", "-O1", "-fPIC"]
+# PyTorch's headers then include single operators, not all of them.
+_EAGER_FLAGS = ["-std=c++20", "-O1", "-fPIC", "-DAT_PER_OPERATOR_HEADERS"]
+# GCC collects its garbage later: a tenth of the time, for a quarter more memory.
+_LATE_COLLECTION = ["--param=ggc-min-expand=1000", "--param=ggc-min-heapsize=4194304"]
 # Of NVRTC, for which a function without a mark is one of the device.
 _CUDA_FLAGS = ["-std=c++17", "-default-device"]
 _STANDARD = ("cstdint", "cstring", "type_traits", "utility")  # headers in whose place it is given csrc/cuda/std.h
 _CPU_LEVELS = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3", "DEFAULT": "x86-64"}
 _CHOICES = ("x86-64-v2", "x86-64-v3", "x86-64-v4")  # of TORCHAD_EXT_CPU_LEVEL
 _PRECOMPILED = "pointwise_cpu.h"  # whose parsing takes longer than a kernel itself
-_BUILDING = ".building-"
+BUILDING = ".building-"  # the folder of an unfinished build
 _SUFFIXES = (".h", ".cpp", ".cuh")
+_FORM = "quadratic_form"  # a library of its own: it takes longer to compile than all that a pointwise op needs
 _REMEDY = {
-    "cpu": "g++ 11 or clang++ 12 or newer is needed; CXX chooses the compiler",
-    "cuda": "g++ 11 or clang++ 12 or newer is needed; CXX chooses the compiler",
+    **dict.fromkeys(("cpu", _FORM, "cuda"), "g++ 11 or clang++ 12 or newer is needed; CXX chooses the compiler"),
     "eager": "g++ 11 or clang++ 14 or newer and the headers of Python are needed (Debian and Ubuntu: python3-dev)",
 }
 PREBUILT_GPUS = ("80", "90", "100")
@@ -154,8 +156,9 @@ def cpu_toolchain(level: str | None = None) -> Toolchain:
 
 def eager_toolchain() -> Toolchain:
     """The C++ compiler, for an extension module of this Python and this PyTorch."""
-    headers = f"-I{sysconfig.get_path('include')}"
-    return Toolchain(_cxx(), (*_EAGER_FLAGS, headers, *_chosen_flags()), _eager_target())
+    compiler, headers = _cxx(), f"-I{sysconfig.get_path('include')}"
+    collection = _LATE_COLLECTION if _is_gcc(compiler) else []
+    return Toolchain(compiler, (*_EAGER_FLAGS, *collection, headers, *_chosen_flags()), _eager_target())
 
 
 def _eager_target() -> str:
@@ -171,6 +174,10 @@ def _version(compiler: str | None) -> str:
     if compiler is None:
         return ""
     return subprocess.run([compiler, "--version"], capture_output=True, text=True, errors="replace", check=False).stdout
+
+
+def _is_gcc(compiler: str) -> bool:
+    return "Free Software Foundation" in _version(compiler)
 
 
 def _sources_hash() -> str:
@@ -241,6 +248,35 @@ def _find_ninja() -> str:
     raise BuildError("ninja was not found; pip install ninja")
 
 
+def _sources(what: str) -> list[Path]:
+    if what in ("cuda", "eager"):
+        return sorted((CSRC / what).glob("*.cpp"))
+    return sorted(path for path in CSRC.glob("*.cpp") if (path.stem == _FORM) is (what == _FORM))
+
+
+def _prepare(
+    what: str,
+    toolchain: Toolchain,
+    folder: Path,
+    kernels: Sequence[Kernel] = (),
+    precompiled: Path | None = None,
+) -> list[str]:
+    """Makes a folder ready for the compilation of ``library.so`` as ``compile_library`` describes it; its command."""
+    sources = _sources(what)
+    libraries = ["torch", "torch_cpu", "c10", *(["torch_python"] if what == "eager" else [])]
+    if kernels:
+        sources = [folder.absolute() / f"{kernel.symbol}.cpp" for kernel in kernels]
+        libraries = []
+        for source, kernel in zip(sources, kernels, strict=True):
+            source.write_text(kernel.text, encoding="utf-8")
+    write_ninja(folder, sources, toolchain, libraries, precompiled)
+    return [_find_ninja(), "-C", str(folder), "library.so"]
+
+
+def _failed(what: str, toolchain: Toolchain, log: Path) -> BuildError:
+    return BuildError(f"{toolchain.compiler} failed; its output is in {log}; {_REMEDY[what]}")
+
+
 def compile_library(
     what: str,
     toolchain: Toolchain,
@@ -249,11 +285,11 @@ def compile_library(
     precompile: bool = False,
     precompiled: Path | None = None,
 ) -> None:
-    """Compiles the operators of a device, pointwise kernels for the CPU or eager mode, and puts the library at ``to``,
-    whole or not at all.
+    """Compiles operators, pointwise kernels for the CPU or eager mode, and puts the library at ``to``, whole or not at
+    all.
 
     Args:
-        what: ``"cpu"``, ``"cuda"`` or ``"eager"``.
+        what: ``"cpu"``, ``"quadratic_form"``, ``"cuda"`` or ``"eager"``.
         toolchain: how.
         to: the library.
         kernels: what to compile for the CPU in place of the operators.
@@ -265,21 +301,14 @@ def compile_library(
     """
     log = to.with_suffix(".log")
     to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=to.parent, prefix=_BUILDING, ignore_cleanup_errors=True) as name:
-        sources = sorted((CSRC if what == "cpu" else CSRC / what).glob("*.cpp"))
-        libraries = ["torch", "torch_cpu", "c10", *(["torch_python"] if what == "eager" else [])]
-        if kernels:
-            sources = [Path(name, f"{kernel.symbol}.cpp").absolute() for kernel in kernels]
-            libraries = []
-            for source, kernel in zip(sources, kernels, strict=True):
-                source.write_text(kernel.text, encoding="utf-8")
-        write_ninja(Path(name), sources, toolchain, libraries, precompiled)
-        made = [f"{_PRECOMPILED}.gch", "library.so"] if precompile else ["library.so"]
-        failed, output = _run([_find_ninja(), "-C", name, *made])
+    with tempfile.TemporaryDirectory(dir=to.parent, prefix=BUILDING, ignore_cleanup_errors=True) as name:
+        command = _prepare(what, toolchain, Path(name), kernels, precompiled)
+        made = ["library.so", *([f"{_PRECOMPILED}.gch"] if precompile else [])]
+        failed, output = _run([*command[:-1], *made])
         if failed:
             texts = (kernel.text.encode() for kernel in kernels)
             log.write_bytes(b"\n".join([output, *texts]))
-            raise BuildError(f"{toolchain.compiler} failed; its output is in {log}; {_REMEDY[what]}")
+            raise _failed(what, toolchain, log)
         for file in made:
             os.replace(Path(name, file), to if file == "library.so" else to.parent / file)
     log.unlink(missing_ok=True)
@@ -307,7 +336,7 @@ def compile_image(texts: Sequence[str], gpu: str, to: Path) -> None:
     except _nvrtc.NvrtcError as error:
         log.write_text(f"{error}\n{source}", encoding="utf-8")
         raise BuildError(f"NVRTC {version} failed; its output is in {log}") from error
-    with tempfile.NamedTemporaryFile(dir=to.parent, prefix=_BUILDING, delete=False) as file:
+    with tempfile.NamedTemporaryFile(dir=to.parent, prefix=BUILDING, delete=False) as file:
         file.write(image)
     os.replace(file.name, to)
     log.unlink(missing_ok=True)
@@ -353,8 +382,8 @@ def _stop_all(owner: int = os.getpid()) -> None:
             _stop(running)
 
 
-def _say(text: str) -> None:
-    print(f"torchad_ext: {text}", file=sys.stderr, flush=True)
+def _unwritable(folder: Path, error: OSError) -> BuildError:
+    return BuildError(f"{folder} cannot be written ({error}); set TORCHAD_EXT_CACHE_DIR to a folder")
 
 
 @contextlib.contextmanager
@@ -368,10 +397,10 @@ def _locked(folder: Path, what: str) -> Iterator[None]:
         try:
             lock.acquire(timeout=1)
         except filelock.Timeout:
-            _say(f"waiting for another process, which is compiling {what}")
+            progress.say(f"waiting for another process, which is compiling {what}")
             lock.acquire()
     except OSError as error:
-        raise BuildError(f"{folder} cannot be written ({error}); set TORCHAD_EXT_CACHE_DIR to a folder") from error
+        raise _unwritable(folder, error) from error
     try:
         yield
     finally:
@@ -382,33 +411,28 @@ def _in_cache(key: str, file: str = "library.so") -> Path:
     return cache_dir() / key / file
 
 
-def _from_cache(file: Path, name: str, make: Callable[[Path], None], announcement: str = "") -> Path:
+def _from_cache(file: Path, name: str, make: Callable[[Path], None]) -> Path:
     """A file of the cache, called ``name`` in messages; made first if it is not there."""
     folder = file.parent
     if os.path.exists(file):
         return file
     with _locked(folder, name):
         if not file.exists():
-            for killed in folder.glob(f"{_BUILDING}*"):
+            for killed in folder.glob(f"{BUILDING}*"):
                 shutil.rmtree(killed) if killed.is_dir() else killed.unlink()
-            if announcement:
-                _say(announcement)
-            start = time.perf_counter()
-            make(file)
-            _say(f"compiled {name} in {time.perf_counter() - start:.1f} s")
+            with progress.of(name, folder):
+                make(file)
     return file
 
 
 def _library_from_cache(what: str, toolchain: Toolchain, name: str, key: str) -> Path:
     file = _in_cache(key)
-    announcement = f"compiling {name}, once, with {toolchain.compiler}; kept in {file.parent}"
 
     def make(to: Path) -> None:
-        is_gcc = "Free Software Foundation" in _version(toolchain.compiler)
-        precompile = what == "cpu" and is_gcc and (CSRC / _PRECOMPILED).exists()
+        precompile = what == "cpu" and _is_gcc(toolchain.compiler) and (CSRC / _PRECOMPILED).exists()
         compile_library(what, toolchain, to, precompile=precompile)
 
-    return _from_cache(file, name, make, announcement)
+    return _from_cache(file, name, make)
 
 
 def prebuilt_library(device: str, target: str, what: str = "operators") -> Path:
@@ -432,7 +456,7 @@ def prebuild(folder: Path, devices: str, kernels: Callable[[str], Sequence[Kerne
     if devices not in ("1", "cpu"):
         raise BuildError(f"TORCHAD_EXT_PREBUILD={devices}; it is 1, or cpu to leave CUDA out")
     levels = sorted(_CPU_LEVELS.values()) if cpu_level().startswith("x86-64") else [cpu_level()]
-    chosen = [("cpu", cpu_toolchain(level), what) for level in levels for what in ("operators", "kernels")]
+    chosen = [("cpu", cpu_toolchain(level), what) for level in levels for what in ("operators", _FORM, "kernels")]
     chosen.append(("eager", eager_toolchain(), "calls"))
     gpus = PREBUILT_GPUS if devices == "1" and _nvrtc.is_there() else ()
     if gpus:
@@ -440,7 +464,9 @@ def prebuild(folder: Path, devices: str, kernels: Callable[[str], Sequence[Kerne
     files = []
     for device, toolchain, what in chosen:
         library = folder / prebuilt_library(device, toolchain.target, what).name
-        compile_library(device, toolchain, library, kernels(device) if what == "kernels" else ())
+        compile_library(
+            _FORM if what == _FORM else device, toolchain, library, kernels(device) if what == "kernels" else ()
+        )
         files.append(library)
     for gpu in gpus:
         image = folder / prebuilt_image(gpu).name
@@ -466,15 +492,17 @@ def _prebuilt_images() -> list[Path]:
     return [image for image in images if image.exists()] if all(map(_runs_on, present_gpus())) else []
 
 
-def _find(device: str) -> Path:
-    """The library of a device's operators."""
-    if device == "cuda":
+def _find(what: str) -> Path:
+    """The library of ``load(what)``."""
+    if what == "cuda":
         _check_for_gpus()
-    if prebuilt := _prebuilt(device, cpu_level() if device == "cpu" else platform.machine(), "operators"):
+    on_cpu = what != "cuda"
+    held = _FORM if what == _FORM else "operators"
+    if prebuilt := _prebuilt("cpu" if on_cpu else "cuda", cpu_level() if on_cpu else platform.machine(), held):
         return prebuilt
-    toolchain = cpu_toolchain() if device == "cpu" else cuda_toolchain()
-    name = f"the {device.upper()} kernels for {toolchain.target}" if device == "cpu" else "what launches CUDA kernels"
-    return _library_from_cache(device, toolchain, name, cache_key(device, toolchain))
+    toolchain = cpu_toolchain() if on_cpu else cuda_toolchain()
+    name = {"cpu": "the CPU kernels", _FORM: "the quadratic form", "cuda": "what launches CUDA kernels"}[what]
+    return _library_from_cache(what, toolchain, f"{name} for {toolchain.target}", cache_key(what, toolchain))
 
 
 def _check_for_gpus() -> None:
@@ -498,19 +526,52 @@ def run_kernel(device: str) -> int:
     return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
+def _eager_entry() -> tuple[Toolchain, Path]:
+    """How the extension module of ``csrc/eager`` is compiled, and where the cache keeps it."""
+    toolchain = eager_toolchain()
+    return toolchain, _in_cache(cache_key("eager", toolchain))
+
+
+def compile_eager_aside() -> Callable[[], object]:
+    """Starts to compile the extension module of ``csrc/eager`` into the cache, in a process of its own.
+
+    Returns:
+        A function that waits for its end.
+
+    Raises:
+        BuildError: there is no compiler, or the cache cannot be written.
+    """
+    from . import _background
+
+    toolchain, library = _eager_entry()
+
+    def prepare(folder: Path) -> list[str]:
+        command = _prepare("eager", toolchain, folder)
+        progress.say(f"compiling faster calls in the background, once; kept in {library.parent}")
+        return command
+
+    try:
+        return _background.start(library.parent, prepare)
+    except OSError as error:
+        raise _unwritable(library.parent, error) from error
+
+
 def load_eager(compiling: bool) -> ModuleType | None:
     """The extension module of ``csrc/eager``; None if it is not there and is not to be compiled.
 
     Raises:
-        BuildError: it could not be compiled or loaded.
+        BuildError: it could not be compiled, now or by an earlier process, or not be loaded.
     """
     library = prebuilt_library("eager", _eager_target(), "calls")
     if os.environ.get("TORCHAD_EXT_CXXFLAGS") or not library.exists():
-        toolchain = eager_toolchain()
-        key = cache_key("eager", toolchain)
-        if not compiling and not _in_cache(key).exists():
+        toolchain, library = _eager_entry()
+        if compiling:
+            name = f"the calls in eager mode for {toolchain.target}"
+            library = _library_from_cache("eager", toolchain, name, library.parent.name)
+        elif not library.exists():
+            if (log := library.with_suffix(".log")).exists():
+                raise BuildError(f"{_failed('eager', toolchain, log)}; it is tried again when you delete that file")
             return None
-        library = _library_from_cache("eager", toolchain, f"the calls in eager mode for {toolchain.target}", key)
     loader = importlib.machinery.ExtensionFileLoader("torchad_ext_eager", str(library))
     spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec
@@ -536,38 +597,38 @@ if hasattr(os, "register_at_fork"):  # a thread that loads does not live on in a
     os.register_at_fork(after_in_child=_forget_the_lock)
 
 
-def load(device: str) -> bool:
-    """Loads the kernels of ``"cpu"`` or ``"cuda"``, compiling them on the first use; tried once a process.
+def load(what: str) -> bool:
+    """Loads the operators of ``"cpu"``, ``"quadratic_form"`` or ``"cuda"``, compiling them on the first use; tried once
+    a process.
 
-    The CUDA kernels implement operators that the CPU library declares, so loading them loads it first.
+    The library of the CPU declares what runs pointwise kernels, so it is loaded first.
 
     Returns:
-        Whether the kernels are there. If not, one warning has said why and what to do.
+        Whether they are there. If not, one warning has said why and what to do.
 
     Raises:
         BuildError: they are not there and ``TORCHAD_EXT_STRICT=1``.
     """
     strict = os.environ.get("TORCHAD_EXT_STRICT") == "1"
     with _loading:
-        if device == "cuda" and not load("cpu"):
-            _failures["cuda"] = _failures["cpu"]
-        if device not in _failures:
-            _failures[device] = failure = _failure(device)
+        if what != "cpu" and not load("cpu"):
+            _failures[what] = _failures["cpu"]
+        if what not in _failures:
+            _failures[what] = failure = _failure(what)
             if failure and not strict:
                 warnings.warn(f"{failure}. The plain PyTorch definitions run instead.", stacklevel=4)
-    if (failure := _failures[device]) and strict:
+    if (failure := _failures[what]) and strict:
         raise BuildError(str(failure)) from failure.__cause__
     return failure is None
 
 
-def _failure(device: str) -> BuildError | None:
+def _failure(what: str) -> BuildError | None:
     try:
-        library = _find(device)
+        library = _find(what)
         _load_library(library)
-        _loaded[device] = library
+        _loaded[what] = library
     except (RuntimeError, OSError) as error:
-        # The CUDA kernels need those for the CPU: where these are missing, there are none.
-        kernels = "native kernels" if device == "cpu" else "native CUDA kernels"
+        kernels = {"cpu": "native kernels", _FORM: "native quadratic form", "cuda": "native CUDA kernels"}[what]
         failure = BuildError(f"torchad_ext has no {kernels}: {error}")
         failure.__cause__ = error
         return failure

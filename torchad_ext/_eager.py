@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -29,19 +30,21 @@ if hasattr(os, "register_at_fork"):  # a child has neither the thread that compi
 def module() -> ModuleType | None:
     """The extension module, or None while there is none.
 
-    The first call after a kernel was loaded loads it; if it has to be compiled, that happens in the background and is
-    given up when the process ends. ``TORCHAD_EXT_EAGER=wait`` waits for it, ``0`` goes without.
+    The first call after a kernel was loaded loads it; if it has to be compiled, a process of its own does that in the
+    background. ``TORCHAD_EXT_EAGER=wait`` waits for it, ``0`` goes without.
     """
     global _started, _failure
-    mode = os.environ.get("TORCHAD_EXT_EAGER")
-    if _module is not None or mode == "0" or not _build.is_loaded("cpu"):
+    if _module is not None or (_started and _failure is None):
         return _module
+    mode = os.environ.get("TORCHAD_EXT_EAGER")
+    if mode == "0" or not _build.is_loaded("cpu"):
+        return None
     with _starting:
         if not _started:
             _started = True
-            _load(compiling=mode == "wait")
+            _load(lambda: _build.load_eager(compiling=mode == "wait"))
             if _module is None and _failure is None:
-                threading.Thread(target=_load, args=(True,), name="torchad_ext", daemon=True).start()
+                _load(_compile_aside)
         failure, _failure = _failure, None
     if failure:
         if os.environ.get("TORCHAD_EXT_STRICT") == "1":
@@ -50,10 +53,20 @@ def module() -> ModuleType | None:
     return _module
 
 
-def _load(compiling: bool) -> None:
+def _compile_aside() -> None:
+    wait = _build.compile_eager_aside()
+
+    def load() -> None:
+        wait()
+        _load(lambda: _build.load_eager(compiling=False))
+
+    threading.Thread(target=load, name="torchad_ext", daemon=True).start()
+
+
+def _load(load: Callable[[], ModuleType | None]) -> None:
     global _module, _failure
     try:
-        if loaded := _build.load_eager(compiling):
+        if loaded := load():
             loaded.set_run(_DEVICES["cpu"], _build.run_kernel("cpu"))
             _module = loaded
     except (RuntimeError, OSError, AttributeError) as error:  # it may lack what is asked of it

@@ -170,7 +170,8 @@ def _library() -> torch.library.Library:
 
 @functools.cache
 def _load(name: str, device: str, overload: str = "default") -> Callable[..., Any] | None:
-    if not _build.load(device):
+    operators = [] if name == "pointwise" else ["quadratic_form"]  # declared there for every device
+    if not all(map(_build.load, [*operators, device])):
         return None
     with _registering:
         _guard(name, _library())

@@ -146,8 +146,7 @@ class Elementwise:
         kernel = device and self.kernel(device, xs[0].dtype)
         if not kernel:
             return self.definition(*xs, *scalars)
-        outputs = kernel(xs, scalars)
-        return outputs[0] if self._single else tuple(outputs)
+        return self._results(kernel(xs, scalars))
 
     def stacked(self, xs: Tensors, scalars: Scalars) -> torch.Tensor | None:
         """The results without derivatives as one tensor ``[outputs, *shape]``; None if the kernel cannot run."""
@@ -166,13 +165,21 @@ class Elementwise:
         device = _kernels.device_for(xs)
         if device is None:
             return self._apply_without_device(xs, scalars)
-        if self.kernel(device, xs[0].dtype) is None:
+        kernel = self.kernel(device, xs[0].dtype)
+        if kernel is None:
             return self.definition(*xs, *scalars)
-        if not _transforms_active() and forward_ad._current_level < 0:
+        if _transforms_active():
+            return _ApplyUnderTransforms.apply(self, scalars, *xs)
+        if forward_ad._current_level < 0:
             outputs = self._apply_eagerly(device, xs, scalars)
             if outputs is not NotImplemented:
                 return outputs
+            if not (torch.is_grad_enabled() and any(x.requires_grad for x in xs)):
+                return self._results(kernel(xs, scalars))
         return _Apply.apply(self, scalars, *xs)
+
+    def _results(self, outputs: Sequence[torch.Tensor]) -> Any:
+        return outputs[0] if self._single else tuple(outputs)
 
     def _apply_without_device(self, xs: Tensors, scalars: Scalars) -> Any:
         batches = _kernels.without_batch(xs)
@@ -293,8 +300,8 @@ class Derivative:
         return [known.get(i, zero) for i in range(count)]
 
 
-class _Apply(torch.autograd.Function):
-    """Applies an Elementwise.
+class _ApplyUnderTransforms(torch.autograd.Function):
+    """Applies an Elementwise under transforms of ``torch.func``.
 
     Saves inputs alone, those that a derivative depends on: an intermediate made inside forward has no gradient to give
     to the double backward.
@@ -338,6 +345,22 @@ class _Apply(torch.autograd.Function):
         ]
         count = len(op.program.outputs)
         return op.apply(batched, scalars), 0 if count == 1 else (0,) * count
+
+
+class _Apply(_ApplyUnderTransforms):
+    """Applies an Elementwise where there is no transform.
+
+    For a Function with a ``setup_context`` of its own PyTorch inspects the signature of ``forward`` in each call, which
+    takes longer than a small kernel.
+    """
+
+    setup_context = staticmethod(torch.autograd.function._SingleLevelFunction.setup_context)
+
+    @staticmethod
+    def forward(ctx: Any, op: Elementwise, scalars: Scalars, *xs: torch.Tensor) -> Any:  # type: ignore[override]
+        output = op.run(xs, scalars)
+        _ApplyUnderTransforms.setup_context(ctx, (op, scalars, *xs), output)
+        return output
 
 
 def is_wanted(ctx: Any, tensor: int) -> bool:

@@ -31,6 +31,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from . import sparsity as _sparsity
+from .batch_sizes import Largest, largest_in_graph, rows_at_once
 from .composed import composing
 from .curvature import Curvature, UnknownOperation
 from .foreign_functions import COMPILED, check_functions
@@ -44,9 +45,8 @@ Strategy = Literal["reverse-over-reverse", "forward-over-reverse"]
 
 _STRATEGIES = ("reverse-over-reverse", "forward-over-reverse")
 _MODES = ("reverse", "forward")
-_ELEMENTS = 2**21  # of a batch of rows, where no chunk_size is given
 _SWEPT = 2**17  # of a batch of tangents, which stays in a cache
-_UNIT_ROWS = 256  # rows from which on they are worth a dispatch in Python
+_UNIT_ROWS = 256  # in a batch as wide, from which on they are worth a dispatch in Python
 _FEW = 3  # rows that are computed as quickly one by one
 
 
@@ -309,8 +309,7 @@ def _diagonal_of_batch(at: _Point, f: Function, chunk_size: int | None, progress
         if by_sweeps is not None:
             return by_sweeps
 
-    def products(chunk_size: int | None) -> Chunks:
-        rows = chunk_size or max(1, _ELEMENTS // max(1, x.numel()))
+    def products(rows: int) -> Chunks:
         for start in _track(range(0, x[:1].numel(), rows), at, progress):
             seeds = _coordinates(x, start, rows)
             yield start, gradient.pull_rows([seeds.expand(len(seeds), *x.shape)])
@@ -498,45 +497,55 @@ class _Pullback:
             rows = torch.func.vmap(self._pull)(tuple(cotangents))
             return [row if row.stride(0) else row.clone() for row in rows]  # of no dependence
 
-    def chunks(self, chunk_size: int | None, progress: bool) -> Iterator[tuple[int, Tensors]]:
+    def rows_at_once(self, width: int, batch: int = 1) -> int:
+        """The default number of rows of a batch, for a Jacobian of ``size // batch`` rows and so many columns."""
+        leaves = (*self.outputs, *self.at.leaves)
+        largest = max(y.numel() * y.element_size() for y in leaves)
+        if self.inputs:
+            largest = max(largest, largest_in_graph(graph_nodes(self.outputs)))
+        return rows_at_once(largest, self.size // batch * width * max(y.element_size() for y in leaves))
+
+    def chunks(self, rows: int, progress: bool) -> Iterator[tuple[int, Tensors]]:
         """The rows of J in batches: the number of the first, and for each leaf of x ``[rows, *leaf]``."""
-        if self.final and len(self.outputs) == 1 and self.size >= _UNIT_ROWS and chunk_size != 1:
+        if self.final and len(self.outputs) == 1 and self._are_units_worth(min(rows, self.size)):
             (y,) = self.outputs
-            for start, count in _batches(self.size, self.at, chunk_size, progress):
+            for start, count in _batches(self.size, self.at, rows, progress):
                 units = UnitRows(y.shape, y.new_ones(count), start)
-                rows: Tensors
                 try:
-                    rows = dense_rows(self._pull([units]), count)
+                    yield start, dense_rows(self._pull([units]), count)
                 except (RuntimeError, IndexError):  # of an operation that does not take them
-                    rows = self.pull_rows([units.dense_rows()])
-                yield start, rows
+                    yield start, self.pull_rows([units.dense_rows()])
             return
-        for start, seeds in _bases(self.outputs, self.at, chunk_size, progress):
+        for start, seeds in _bases(self.outputs, self.at, rows, progress):
             yield start, self.pull_rows(seeds)
+
+    def _are_units_worth(self, rows: int) -> bool:
+        return rows > 1 and self.size >= _UNIT_ROWS and rows * self.size >= _UNIT_ROWS**2
 
     def gathered(
         self,
         gather: Callable[[Chunks], Any],
         chunk_size: int | None,
         progress: bool,
-        chunks: Callable[[int | None], Chunks] | None = None,
+        chunks: Callable[[int], Chunks] | None = None,
         batch: int = 1,
     ) -> Any:
         """What ``gather`` makes of the rows. One random product checks those of batches; where it differs, they are
         computed one by one."""
         chunks = chunks or functools.partial(self.chunks, progress=progress)
+        rows = chunk_size or self.rows_at_once(self.at.size, batch)
         if _transformed() or not self.size or not self.at.size:
-            return gather(chunks(chunk_size))
-        if chunk_size == 1 or self.size <= _FEW * batch or COMPILED in self._names:
+            return gather(chunks(rows))
+        if rows == 1 or self.size <= _FEW * batch or COMPILED in self._names:
             return gather(chunks(1))  # a compiled backward runs for one row at a time
-        path = self._path("in batches", chunk_size)
+        path = self._path("in batches", rows)
         if path.is_wrong:
             return gather(chunks(1))
         with path.running():
             if not path.is_due:
-                return gather(chunks(chunk_size))
+                return gather(chunks(rows))
             product = RandomProduct(self.outputs, self.at.leaves, batch)
-            result = gather(product.recorded(chunks(chunk_size), path))
+            result = gather(product.recorded(chunks(rows), path))
             with path.checking():
                 agrees = product.agrees(self.pull_without_graph)
         return result if agrees else self._one_by_one(gather, chunks(1), path, "in batches", batch)
@@ -595,7 +604,8 @@ class _Pullback:
                     gradients = _grad(self.outputs, self.inputs, w, create_graph=True)
                 pull = functools.partial(_grad, gradients, w, create_graph=False)
                 transposed = _Pullback(_Point(at.name, at.f, w), self.spec, gradients, w, pull, True)
-                columns = _joined(transposed.chunks(1 if at.size <= _FEW else chunk_size, progress), at.size, w)
+                rows = chunk_size or transposed.rows_at_once(self.size)
+                columns = _joined(transposed.chunks(1 if at.size <= _FEW else rows, progress), at.size, w)
             except RuntimeError:  # of an operation that has no second derivative
                 return None
             agree = True
@@ -783,19 +793,18 @@ def _depends_on_others(outputs: Tensors, inputs: Tensors) -> bool:
     return not all(x.is_leaf for x in inputs) or any(x is not None and id(x) not in own for x in leaves)
 
 
-def _bases(leaves: Tensors, at: _Point, chunk_size: int | None, progress: bool) -> Iterator[tuple[int, list[Tensor]]]:
+def _bases(leaves: Tensors, at: _Point, rows: int, progress: bool) -> Iterator[tuple[int, list[Tensor]]]:
     """The unit vectors of the space of some leaves in batches: the number of the first, and for each leaf
     ``[rows, *leaf]``."""
-    for start, count in _batches(sum(leaf.numel() for leaf in leaves), at, chunk_size, progress):
+    for start, count in _batches(sum(leaf.numel() for leaf in leaves), at, rows, progress):
         units = [leaf.new_zeros(count, leaf.numel()) for leaf in leaves]
         for unit, offset in zip(units, _offsets(leaves), strict=True):
             unit.diagonal(start - offset).fill_(1)
         yield start, [unit.view(count, *leaf.shape) for unit, leaf in zip(units, leaves, strict=True)]
 
 
-def _batches(size: int, at: _Point, chunk_size: int | None, progress: bool) -> Iterator[tuple[int, int]]:
+def _batches(size: int, at: _Point, rows: int, progress: bool) -> Iterator[tuple[int, int]]:
     """The number of the first row of each batch, and how many it has."""
-    rows = chunk_size or max(1, _ELEMENTS // max(1, size, at.size))
     for start in _track(range(0, size, rows), at, progress):
         yield start, min(rows, size - start)
 
@@ -846,13 +855,13 @@ def _by_columns(
     mode checks it, if there is one."""
     draws = _Draws(at)
     if _transformed() or not at.size:
-        return _blocks_of_columns(at, *_columns(at, function, draws, chunk_size, progress), as_outputs)
+        return _blocks_of_columns(at, *_columns(at, function, draws, chunk_size, progress, None), as_outputs)
     path = _forward_path(at)
     if path.is_wrong:
         value = reverse()
         return value.blocks(value.rows(1, progress), as_outputs)
     with path.running():
-        columns, spec = _columns(at, function, draws, chunk_size, progress)
+        columns, spec = _columns(at, function, draws, chunk_size, progress, path)
         agree = True
         if path.is_due:
             with (
@@ -875,9 +884,10 @@ def _forward_path(at: _Point) -> FastPath:
 
 
 def _columns(
-    at: _Point, function: Function, draws: _Draws, chunk_size: int | None, progress: bool
+    at: _Point, function: Function, draws: _Draws, chunk_size: int | None, progress: bool, path: FastPath | None
 ) -> tuple[list[Tensor], TreeSpec]:
-    """Pushforwards of the unit vectors, for each output ``[columns, *output]``, and the structure of the outputs."""
+    """Pushforwards of the unit vectors, for each output ``[columns, *output]``, and the structure of the outputs. The
+    default number of them at once is measured with one, and kept in ``path``."""
     spec: TreeSpec | None = None
 
     def of_leaves(*leaves: Tensor) -> tuple[Tensor, ...]:
@@ -892,8 +902,19 @@ def _columns(
     def push(*tangents: Tensor) -> tuple[Tensor, ...]:
         return tuple(torch.func.jvp(of_leaves, leaves, tangents)[1])
 
+    def columns_at_once() -> int:
+        if path is None or at.size <= _FEW:
+            return max(1, at.size)
+        if path.at_once is None:
+            _, units = next(_bases(at.leaves, at, 1, False))
+            with Largest() as largest, _explained(at.name):
+                draws.again()
+                column = push(*(u[0] for u in units))
+            path.at_once = rows_at_once(largest.bytes, at.size * sum(y.numel() * y.element_size() for y in column))
+        return path.at_once
+
     def chunks() -> Iterator[tuple[int, Tensors]]:
-        for start, units in _bases(at.leaves, at, chunk_size, progress):
+        for start, units in _bases(at.leaves, at, chunk_size or columns_at_once(), progress):
             with _explained(at.name, of_rows=len(units[0]) > 1):
                 draws.again()
                 if len(units[0]) == 1:
@@ -929,11 +950,11 @@ def _by_colours(
         return None
     generator = torch.Generator(x.device).manual_seed(0)
     v = torch.empty(x.numel(), dtype=x.dtype, device=x.device).uniform_(-1, 1, generator=generator)
-    rows = chunk_size or max(1, _ELEMENTS // max(1, x.numel()))
 
     draws = _Draws(at)
     draws.again()
     gradient = _gradient(f, at)
+    rows = chunk_size or gradient.rows_at_once(colouring.count)
     if strategy == "forward-over-reverse":
         gradient_function = _gradient_function(f, at)
 

@@ -48,6 +48,8 @@ _MODES = ("reverse", "forward")
 _SWEPT = 2**17  # of a batch of tangents, which stays in a cache
 _UNIT_ROWS = 256  # in a batch as wide, from which on they are worth a dispatch in Python
 _FEW = 3  # rows that are computed as quickly one by one
+_LARGE = 2**16  # bytes of the largest tensor of a product, from which on it is computed as quickly by itself
+_SWEPT_FROM, _SWEPT_BYTES = 24, 2**19  # coordinates, and bytes of all of them, that are worth what a sweep prepares
 
 
 def hvp(f: Function, x: Any, v: Any) -> Any:
@@ -116,7 +118,8 @@ def jacobian(
         f: a function of one argument, ``x``, to a tensor or a pytree of tensors.
         x: a floating-point tensor, or a pytree of them, which f takes as a whole.
         chunk_size: how many rows (columns, in forward mode) are computed at once. That many times the memory of one
-            backward pass is needed. By default some millions of elements; 1 computes them one by one without ``vmap``.
+            backward pass is needed. By default the largest tensor of a batch takes 2 MB, as for :func:`hessian`; 1
+            computes them one by one without ``vmap``.
         strategy: ``"reverse"``, a pullback a row, or ``"forward"``, a pushforward a column, for which PyTorch has other
             formulas. By default reverse mode; where f has more than four times as many values as ``x``, columns by
             reverse mode of the pullback, which is linear in its cotangent.
@@ -171,8 +174,9 @@ def hessian(
         x: a floating-point tensor, or a pytree of them (a tuple, a dict of parameters for
             ``torch.func.functional_call``), which f takes as a whole.
         chunk_size: how many rows are computed at once. That many times the memory of one backward pass is needed,
-            besides the result. By default some millions of elements; 1 computes them one by one without ``vmap``,
-            which is the way for functions that ``vmap`` does not batch.
+            besides the result. By default the largest tensor of a batch, as f's graph tells it, takes 2 MB, or a 32nd
+            of H up to 16 MB; where these hold fewer than eight rows, they are computed one by one. 1 computes them so
+            without ``vmap``, which is the way for functions that ``vmap`` does not batch.
         sparsity: ``"auto"`` finds the pattern of H by :func:`hessian_sparsity`; where it has more than half of the
             entries of H, all rows are computed as without ``sparsity``. A bool tensor ``[n, n]``, dense or
             sparse, n being the number of elements of ``x``, is taken as the pattern; its transpose and the diagonal
@@ -244,8 +248,10 @@ def hessian_diagonal(
             value of which depends on its own row of ``x`` only.
         x: a floating-point tensor, or a pytree of them, which f takes as a whole; with ``batched`` a tensor
             ``[batch, *d]``.
-        batched: f maps a batch of points to their values.
-        chunk_size: how many products are computed at once; 1 computes them one by one without ``vmap``.
+        batched: f maps a batch of points to their values. Products are computed one after the other where they are
+            three or fewer, or large; else in batches; from 24 coordinates on tangents are tried, where they pay.
+        chunk_size: how many products are computed at once; 1 computes them one by one without ``vmap``. By default the
+            largest tensor of a batch takes 2 MB, as for :func:`hessian`.
         progress: show a progress bar.
 
     Returns:
@@ -255,7 +261,8 @@ def hessian_diagonal(
     Raises:
         TypeError: ``x`` or the value of f holds something else than floating-point tensors.
         ValueError: f has a value of another shape, ``chunk_size`` is not positive, or with ``batched`` a value of f
-            depends on other rows than its own, as one random pullback shows.
+            depends on other rows than its own, as one random pullback shows: at first, and from then on as often as 4 %
+            of the time allow.
         RuntimeError: f is not twice differentiable, or the backward of a ``torch.autograd.Function`` in it is not.
 
     Example:
@@ -302,9 +309,23 @@ def _diagonal_of_batch(at: _Point, f: Function, chunk_size: int | None, progress
 
     gradient = _gradient(total, at)
     if not _transformed():
-        points, y = seen
-        _check_rows(points, y, gradient.outputs[0])
-    if gradient.final:
+        path = _path_of_function(at, "independent rows", gradient.names)  # a module may change its mode
+        if path.is_due:
+            points, y = seen
+            with path.checking():
+                _check_rows(points, y, gradient.outputs[0])
+    with contextlib.nullcontext() if _transformed() else path.running():
+        return _diagonal_of_rows(at, f, x, gradient, chunk_size, progress)
+
+
+def _diagonal_of_rows(
+    at: _Point, f: Function, x: Tensor, gradient: _Pullback, chunk_size: int | None, progress: bool
+) -> Tensor:
+    """The diagonal of the Hessian of each row of x, by the way that is likely to be the quickest."""
+    way = "batches" if chunk_size else gradient.quickest_way(x[:1].numel())
+    if way == "products":
+        chunk_size = 1
+    elif gradient.final and (way == "sweeps" or chunk_size):
         by_sweeps = _by_sweeps(at, f, x, gradient, chunk_size, progress)
         if by_sweeps is not None:
             return by_sweeps
@@ -364,9 +385,10 @@ def _check_rows(x: Tensor, y: Tensor, gradient: Tensor) -> None:
 
     mixed = pulled(r)
     expected = r.view(-1, *[1] * (x.dim() - 1)) * gradient.detach()
-    # A pullback is linear but for its rounding.
-    noise = (pulled(3 * r) / 3 - mixed).abs().max()
     least = torch.finfo(x.dtype).eps * (100 * expected.abs().max() + y.detach().abs().max() / x.detach().abs().max())
+    if not _differ(mixed, expected, least):
+        return
+    noise = (pulled(3 * r) / 3 - mixed).abs().max()  # a pullback is linear but for its rounding
     if _differ(mixed, expected, 100 * noise + least):
         raise ValueError(
             "torchad_ext.hessian_diagonal with batched=True: a value of f depends on other rows of x than its own "
@@ -497,13 +519,24 @@ class _Pullback:
             rows = torch.func.vmap(self._pull)(tuple(cotangents))
             return [row if row.stride(0) else row.clone() for row in rows]  # of no dependence
 
+    def _largest(self) -> int:
+        """The bytes of the largest tensor that a row takes, of what is known of it within a transform."""
+        own = max(y.numel() * y.element_size() for y in (*self.outputs, *self.at.leaves))
+        return max(own, largest_in_graph(graph_nodes(self.outputs)) if self.inputs else 0)
+
+    def quickest_way(self, coordinates: int) -> Literal["products", "batches", "sweeps"]:
+        """The way to the diagonal of a batch of points: ``coordinates`` products one after the other, the same in
+        batches, or sweeps. Batches save calls, where their tensors are small; sweeps save the way back, where what they
+        prepare has many coordinates to serve. Both bounds are measured."""
+        largest = self._largest()
+        if coordinates >= _SWEPT_FROM and coordinates * largest >= _SWEPT_BYTES:
+            return "sweeps"
+        return "products" if coordinates <= _FEW or (self.inputs and largest >= _LARGE) else "batches"
+
     def rows_at_once(self, width: int, batch: int = 1) -> int:
         """The default number of rows of a batch, for a Jacobian of ``size // batch`` rows and so many columns."""
         leaves = (*self.outputs, *self.at.leaves)
-        largest = max(y.numel() * y.element_size() for y in leaves)
-        if self.inputs:
-            largest = max(largest, largest_in_graph(graph_nodes(self.outputs)))
-        return rows_at_once(largest, self.size // batch * width * max(y.element_size() for y in leaves))
+        return rows_at_once(self._largest(), self.size * width // max(1, batch) * max(y.element_size() for y in leaves))
 
     def chunks(self, rows: int, progress: bool) -> Iterator[tuple[int, Tensors]]:
         """The rows of J in batches: the number of the first, and for each leaf of x ``[rows, *leaf]``."""
@@ -536,7 +569,7 @@ class _Pullback:
         rows = chunk_size or self.rows_at_once(self.at.size, batch)
         if _transformed() or not self.size or not self.at.size:
             return gather(chunks(rows))
-        if rows == 1 or self.size <= _FEW * batch or COMPILED in self._names:
+        if rows == 1 or self.size <= _FEW * batch or COMPILED in self.names:
             return gather(chunks(1))  # a compiled backward runs for one row at a time
         path = self._path("in batches", rows)
         if path.is_wrong:
@@ -568,10 +601,10 @@ class _Pullback:
 
     def _path(self, *way: Any) -> FastPath:
         shapes = tuple((x.shape, x.stride(), x.dtype, x.device) for x in (*self.outputs, *self.at.leaves))
-        return fast_path((self.at.name, way, shapes, hash(self._names)))
+        return fast_path((self.at.name, way, shapes, hash(self.names)))
 
     @functools.cached_property
-    def _names(self) -> tuple[str, ...]:
+    def names(self) -> tuple[str, ...]:
         """Those of the nodes of the graph."""
         return tuple(node.name() for node in graph_nodes(self.outputs))
 
@@ -856,7 +889,7 @@ def _by_columns(
     draws = _Draws(at)
     if _transformed() or not at.size:
         return _blocks_of_columns(at, *_columns(at, function, draws, chunk_size, progress, None), as_outputs)
-    path = _forward_path(at)
+    path = _path_of_function(at, "in forward mode")
     if path.is_wrong:
         value = reverse()
         return value.blocks(value.rows(1, progress), as_outputs)
@@ -876,10 +909,10 @@ def _by_columns(
     return value.blocks_again(path, "in forward mode", progress, as_outputs)
 
 
-def _forward_path(at: _Point) -> FastPath:
+def _path_of_function(at: _Point, *way: Any) -> FastPath:
     shapes = tuple((x.shape, x.dtype, x.device) for x in at.leaves)
     with contextlib.suppress(TypeError):  # of functions without a weak reference, or a hash
-        return fast_path((at.name, "in forward mode", shapes, weakref.ref(at.f)))
+        return fast_path((at.name, way, shapes, weakref.ref(at.f)))
     return FastPath()
 
 

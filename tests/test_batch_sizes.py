@@ -96,7 +96,7 @@ class TestTheLargestTensor:
         assert largest <= 2 * MEGABYTES
 
     def test_of_a_tall_jacobian(self) -> None:
-        x, W = sample(20), sample(500, 20)
+        x, W = sample(30), sample(1000, 30)
         f = lambda x: (W @ (x * x.view(-1, 1)).sin()).sum(1)  # noqa: E731
         result, largest = largest_of(lambda: ad.jacobian(f, x))
         assert_close(result, torch.func.jacrev(f)(x))

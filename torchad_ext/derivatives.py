@@ -333,7 +333,7 @@ def _diagonal_of_rows(
     def products(rows: int) -> Chunks:
         for start in _track(range(0, x[:1].numel(), rows), at, progress):
             seeds = _coordinates(x, start, rows)
-            yield start, gradient.pull_rows([seeds.expand(len(seeds), *x.shape)])
+            yield start, gradient.pull_rows([seeds.expand(len(seeds), *x.shape).contiguous()])
 
     def diagonal(chunks: Chunks) -> Tensor:
         parts = [rows[0].reshape(-1, len(x), x[:1].numel()).diagonal(start, 0, 2).clone() for start, rows in chunks]

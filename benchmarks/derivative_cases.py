@@ -45,15 +45,87 @@ def chain(x: Tensor) -> Tensor:
     return (x[:-1].sin() * x[1:].exp()).sum()
 
 
+def pairs(x: Tensor) -> Tensor:
+    """The Lennard-Jones energy of all pairs of atoms ``[atoms, 3]``."""
+    d = x.unsqueeze(1) - x
+    inverse = (d.square().sum(-1) + torch.eye(len(x)).to(x)).pow(-3)
+    return (inverse.square() - inverse).triu(1).sum()
+
+
+def attention(x: Tensor) -> Tensor:
+    weights = torch.einsum("ik,jk->ij", x, x).softmax(-1)
+    return torch.einsum("ij,jk->ik", weights, x).square().sum()
+
+
+functional = torch.autograd.functional.hessian
+HESSIANS: dict[str, Callable[[Op, Tensor], Tensor]] = {
+    "torch.func.hessian": lambda f, x: torch.func.hessian(f)(x),
+    "jacrev(jacrev)": lambda f, x: torch.func.jacrev(torch.func.jacrev(f))(x),
+    "functional.hessian": lambda f, x: functional(f, x),
+    "functional.hessian, vectorized": lambda f, x: functional(f, x, vectorize=True),
+}
+
+
+def large_sums() -> Iterator[Case]:
+    """Hessians of sums whose intermediates are much larger than x; ``memory.py`` measures what these take."""
+
+    def atoms(randn: Randn) -> Inputs:
+        lattice = torch.cartesian_prod(*[torch.arange(5.0)] * 3)[:100]
+        return (1.1 * lattice + 0.02 * randn(100, 3),)
+
+    def tokens(randn: Randn) -> Inputs:
+        return (randn(64, 4),)
+
+    def regression(randn: Randn) -> Inputs:
+        return randn(50) / 10, randn(100_000, 50), randn(100_000).sign()
+
+    energies: tuple[tuple[str, str, Callable[[Randn], Inputs], Callable[..., Tensor]], ...] = (
+        ("hessian of the energy of all pairs", "100 × 3", atoms, pairs),
+        ("hessian of attention", "64 × 4", tokens, attention),
+        ("hessian of a logistic regression", "1e5 × 50", regression, lambda w, X, y: F.softplus(-y * (X @ w)).sum()),
+    )
+    for name, size, inputs, f in energies:
+
+        def of(take: Callable[[Op, Tensor], Tensor], f: Callable[..., Tensor] = f) -> Op:
+            return lambda x, *data: take(lambda x: f(x, *data), x)
+
+        natives: dict[str, Op] = {way: of(take) for way, take in HESSIANS.items()}
+        yield Case(name, size, value, inputs, natives, of(ad.hessian), 1 / 1.5, equal=f is not pairs, least=3)
+
+
+def diagonals() -> Iterator[Case]:
+    """hessian_diagonal(batched=True) against a product for each coordinate."""
+
+    def products(f: Op, x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        (slope,) = grad(f(x).sum(), x, create_graph=True)
+        rows = [grad(s.sum(), x, retain_graph=True)[0][:, i] for i, s in enumerate(slope.unbind(1))]
+        return torch.stack(rows, 1)
+
+    def hard(f: Op) -> Op:
+        return lambda x: (x * (1 - x)).prod(-1) * f(x)
+
+    kinds: dict[str, Callable[[tuple[Tensor, ...]], Op]] = {
+        "a tanh network": lambda parameters: sine_network(torch.tanh, *parameters),
+        "a sine network in our ops": lambda parameters: sine_network(ad.sin, *parameters),
+        "a hard constraint": lambda parameters: hard(sine_network(torch.tanh, *parameters)),
+    }
+    networks = {d: parameters(torch.randn, d, 64, 64, 1) for d in (1, 3, 10, 50)}
+    for (kind, make), (d, network) in itertools.product(kinds.items(), networks.items()):
+        f = make(network)
+        for batch in (64, 1024):
+
+            def inputs(randn: Randn, batch: int = batch, d: int = d) -> Inputs:
+                return (randn(batch, d).sigmoid(),)
+
+            natives: dict[str, Op] = {f"{d} products": functools.partial(products, f)}
+            ours = functools.partial(ad.hessian_diagonal, f, batched=True)
+            yield Case(f"hessian_diagonal of {kind}", f"{batch} × {d}", value, inputs, natives, ours, 1 / 1.1)
+
+
 def derivatives() -> Iterator[Case]:
     """Hessians and their diagonals. These rows are in float64 but for the diagonal."""
-    functional = torch.autograd.functional.hessian
-    ways: dict[str, Callable[[Op, Tensor], Tensor]] = {
-        "torch.func.hessian": lambda f, x: torch.func.hessian(f)(x),
-        "jacrev(jacrev)": lambda f, x: torch.func.jacrev(torch.func.jacrev(f))(x),
-        "functional.hessian": lambda f, x: functional(f, x),
-        "functional.hessian, vectorized": lambda f, x: functional(f, x, vectorize=True),
-    }
+    ways = HESSIANS
 
     def of(take: Callable[[Op, Tensor], Tensor], which: int = 0) -> Op:
         return lambda x, A: take(energy(A)[which], x)
@@ -128,4 +200,4 @@ def laplacian() -> Iterator[Case]:
         yield Case("laplacian: evaluation", f"4096 × {d}", evaluate, of(d, False), ways, ours, floor)
 
 
-CASES = (*derivatives(), *laplacian())
+CASES = (*derivatives(), *large_sums(), *diagonals(), *laplacian())

@@ -31,6 +31,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from . import sparsity as _sparsity
+from .batch_sizes import Largest, largest_in_graph, rows_at_once
 from .composed import composing
 from .curvature import Curvature, UnknownOperation
 from .foreign_functions import COMPILED, check_functions
@@ -44,10 +45,11 @@ Strategy = Literal["reverse-over-reverse", "forward-over-reverse"]
 
 _STRATEGIES = ("reverse-over-reverse", "forward-over-reverse")
 _MODES = ("reverse", "forward")
-_ELEMENTS = 2**21  # of a batch of rows, where no chunk_size is given
 _SWEPT = 2**17  # of a batch of tangents, which stays in a cache
-_UNIT_ROWS = 256  # rows from which on they are worth a dispatch in Python
+_UNIT_ROWS = 256  # in a batch as wide, from which on they are worth a dispatch in Python
 _FEW = 3  # rows that are computed as quickly one by one
+_LARGE = 2**16  # bytes of the largest tensor of a product, from which on it is computed as quickly by itself
+_SWEPT_FROM, _SWEPT_BYTES = 24, 2**19  # coordinates, and bytes of all of them, that are worth what a sweep prepares
 
 
 def hvp(f: Function, x: Any, v: Any) -> Any:
@@ -116,7 +118,8 @@ def jacobian(
         f: a function of one argument, ``x``, to a tensor or a pytree of tensors.
         x: a floating-point tensor, or a pytree of them, which f takes as a whole.
         chunk_size: how many rows (columns, in forward mode) are computed at once. That many times the memory of one
-            backward pass is needed. By default some millions of elements; 1 computes them one by one without ``vmap``.
+            backward pass is needed. By default the largest tensor of a batch takes 2 MB, as for :func:`hessian`; 1
+            computes them one by one without ``vmap``.
         strategy: ``"reverse"``, a pullback a row, or ``"forward"``, a pushforward a column, for which PyTorch has other
             formulas. By default reverse mode; where f has more than four times as many values as ``x``, columns by
             reverse mode of the pullback, which is linear in its cotangent.
@@ -171,8 +174,9 @@ def hessian(
         x: a floating-point tensor, or a pytree of them (a tuple, a dict of parameters for
             ``torch.func.functional_call``), which f takes as a whole.
         chunk_size: how many rows are computed at once. That many times the memory of one backward pass is needed,
-            besides the result. By default some millions of elements; 1 computes them one by one without ``vmap``,
-            which is the way for functions that ``vmap`` does not batch.
+            besides the result. By default the largest tensor of a batch, as f's graph tells it, takes 2 MB, or a 32nd
+            of H up to 16 MB; where these hold fewer than eight rows, they are computed one by one. 1 computes them so
+            without ``vmap``, which is the way for functions that ``vmap`` does not batch.
         sparsity: ``"auto"`` finds the pattern of H by :func:`hessian_sparsity`; where it has more than half of the
             entries of H, all rows are computed as without ``sparsity``. A bool tensor ``[n, n]``, dense or
             sparse, n being the number of elements of ``x``, is taken as the pattern; its transpose and the diagonal
@@ -244,8 +248,10 @@ def hessian_diagonal(
             value of which depends on its own row of ``x`` only.
         x: a floating-point tensor, or a pytree of them, which f takes as a whole; with ``batched`` a tensor
             ``[batch, *d]``.
-        batched: f maps a batch of points to their values.
-        chunk_size: how many products are computed at once; 1 computes them one by one without ``vmap``.
+        batched: f maps a batch of points to their values. Products are computed one after the other where they are
+            three or fewer, or large; else in batches; from 24 coordinates on tangents are tried, where they pay.
+        chunk_size: how many products are computed at once; 1 computes them one by one without ``vmap``. By default the
+            largest tensor of a batch takes 2 MB, as for :func:`hessian`.
         progress: show a progress bar.
 
     Returns:
@@ -255,7 +261,8 @@ def hessian_diagonal(
     Raises:
         TypeError: ``x`` or the value of f holds something else than floating-point tensors.
         ValueError: f has a value of another shape, ``chunk_size`` is not positive, or with ``batched`` a value of f
-            depends on other rows than its own, as one random pullback shows.
+            depends on other rows than its own, as one random pullback shows: at first, and from then on as often as 4 %
+            of the time allow.
         RuntimeError: f is not twice differentiable, or the backward of a ``torch.autograd.Function`` in it is not.
 
     Example:
@@ -302,18 +309,31 @@ def _diagonal_of_batch(at: _Point, f: Function, chunk_size: int | None, progress
 
     gradient = _gradient(total, at)
     if not _transformed():
-        points, y = seen
-        _check_rows(points, y, gradient.outputs[0])
-    if gradient.final:
+        path = _path_of_function(at, "independent rows", gradient.names)  # a module may change its mode
+        if path.is_due:
+            points, y = seen
+            with path.checking():
+                _check_rows(points, y, gradient.outputs[0])
+    with contextlib.nullcontext() if _transformed() else path.running():
+        return _diagonal_of_rows(at, f, x, gradient, chunk_size, progress)
+
+
+def _diagonal_of_rows(
+    at: _Point, f: Function, x: Tensor, gradient: _Pullback, chunk_size: int | None, progress: bool
+) -> Tensor:
+    """The diagonal of the Hessian of each row of x, by the way that is likely to be the quickest."""
+    way = "batches" if chunk_size else gradient.quickest_way(x[:1].numel())
+    if way == "products":
+        chunk_size = 1
+    elif gradient.final and (way == "sweeps" or chunk_size):
         by_sweeps = _by_sweeps(at, f, x, gradient, chunk_size, progress)
         if by_sweeps is not None:
             return by_sweeps
 
-    def products(chunk_size: int | None) -> Chunks:
-        rows = chunk_size or max(1, _ELEMENTS // max(1, x.numel()))
+    def products(rows: int) -> Chunks:
         for start in _track(range(0, x[:1].numel(), rows), at, progress):
             seeds = _coordinates(x, start, rows)
-            yield start, gradient.pull_rows([seeds.expand(len(seeds), *x.shape)])
+            yield start, gradient.pull_rows([seeds.expand(len(seeds), *x.shape).contiguous()])
 
     def diagonal(chunks: Chunks) -> Tensor:
         parts = [rows[0].reshape(-1, len(x), x[:1].numel()).diagonal(start, 0, 2).clone() for start, rows in chunks]
@@ -365,9 +385,10 @@ def _check_rows(x: Tensor, y: Tensor, gradient: Tensor) -> None:
 
     mixed = pulled(r)
     expected = r.view(-1, *[1] * (x.dim() - 1)) * gradient.detach()
-    # A pullback is linear but for its rounding.
-    noise = (pulled(3 * r) / 3 - mixed).abs().max()
     least = torch.finfo(x.dtype).eps * (100 * expected.abs().max() + y.detach().abs().max() / x.detach().abs().max())
+    if not _differ(mixed, expected, least):
+        return
+    noise = (pulled(3 * r) / 3 - mixed).abs().max()  # a pullback is linear but for its rounding
     if _differ(mixed, expected, 100 * noise + least):
         raise ValueError(
             "torchad_ext.hessian_diagonal with batched=True: a value of f depends on other rows of x than its own "
@@ -498,45 +519,66 @@ class _Pullback:
             rows = torch.func.vmap(self._pull)(tuple(cotangents))
             return [row if row.stride(0) else row.clone() for row in rows]  # of no dependence
 
-    def chunks(self, chunk_size: int | None, progress: bool) -> Iterator[tuple[int, Tensors]]:
+    def _largest(self) -> int:
+        """The bytes of the largest tensor that a row takes, of what is known of it within a transform."""
+        own = max(y.numel() * y.element_size() for y in (*self.outputs, *self.at.leaves))
+        return max(own, largest_in_graph(graph_nodes(self.outputs)) if self.inputs else 0)
+
+    def quickest_way(self, coordinates: int) -> Literal["products", "batches", "sweeps"]:
+        """The way to the diagonal of a batch of points: ``coordinates`` products one after the other, the same in
+        batches, or sweeps. Batches save calls, where their tensors are small; sweeps save the way back, where what they
+        prepare has many coordinates to serve. Both bounds are measured."""
+        largest = self._largest()
+        if coordinates >= _SWEPT_FROM and coordinates * largest >= _SWEPT_BYTES:
+            return "sweeps"
+        return "products" if coordinates <= _FEW or (self.inputs and largest >= _LARGE) else "batches"
+
+    def rows_at_once(self, width: int, batch: int = 1) -> int:
+        """The default number of rows of a batch, for a Jacobian of ``size // batch`` rows and so many columns."""
+        leaves = (*self.outputs, *self.at.leaves)
+        return rows_at_once(self._largest(), self.size * width // max(1, batch) * max(y.element_size() for y in leaves))
+
+    def chunks(self, rows: int, progress: bool) -> Iterator[tuple[int, Tensors]]:
         """The rows of J in batches: the number of the first, and for each leaf of x ``[rows, *leaf]``."""
-        if self.final and len(self.outputs) == 1 and self.size >= _UNIT_ROWS and chunk_size != 1:
+        if self.final and len(self.outputs) == 1 and self._are_units_worth(min(rows, self.size)):
             (y,) = self.outputs
-            for start, count in _batches(self.size, self.at, chunk_size, progress):
+            for start, count in _batches(self.size, self.at, rows, progress):
                 units = UnitRows(y.shape, y.new_ones(count), start)
-                rows: Tensors
                 try:
-                    rows = dense_rows(self._pull([units]), count)
+                    yield start, dense_rows(self._pull([units]), count)
                 except (RuntimeError, IndexError):  # of an operation that does not take them
-                    rows = self.pull_rows([units.dense_rows()])
-                yield start, rows
+                    yield start, self.pull_rows([units.dense_rows()])
             return
-        for start, seeds in _bases(self.outputs, self.at, chunk_size, progress):
+        for start, seeds in _bases(self.outputs, self.at, rows, progress):
             yield start, self.pull_rows(seeds)
+
+    def _are_units_worth(self, rows: int) -> bool:
+        return rows > 1 and self.size >= _UNIT_ROWS and rows * self.size >= _UNIT_ROWS**2
 
     def gathered(
         self,
         gather: Callable[[Chunks], Any],
         chunk_size: int | None,
         progress: bool,
-        chunks: Callable[[int | None], Chunks] | None = None,
+        chunks: Callable[[int], Chunks] | None = None,
         batch: int = 1,
     ) -> Any:
         """What ``gather`` makes of the rows. One random product checks those of batches; where it differs, they are
         computed one by one."""
         chunks = chunks or functools.partial(self.chunks, progress=progress)
+        rows = chunk_size or self.rows_at_once(self.at.size, batch)
         if _transformed() or not self.size or not self.at.size:
-            return gather(chunks(chunk_size))
-        if chunk_size == 1 or self.size <= _FEW * batch or COMPILED in self._names:
+            return gather(chunks(rows))
+        if rows == 1 or self.size <= _FEW * batch or COMPILED in self.names:
             return gather(chunks(1))  # a compiled backward runs for one row at a time
-        path = self._path("in batches", chunk_size)
+        path = self._path("in batches", rows)
         if path.is_wrong:
             return gather(chunks(1))
         with path.running():
             if not path.is_due:
-                return gather(chunks(chunk_size))
+                return gather(chunks(rows))
             product = RandomProduct(self.outputs, self.at.leaves, batch)
-            result = gather(product.recorded(chunks(chunk_size), path))
+            result = gather(product.recorded(chunks(rows), path))
             with path.checking():
                 agrees = product.agrees(self.pull_without_graph)
         return result if agrees else self._one_by_one(gather, chunks(1), path, "in batches", batch)
@@ -559,10 +601,10 @@ class _Pullback:
 
     def _path(self, *way: Any) -> FastPath:
         shapes = tuple((x.shape, x.stride(), x.dtype, x.device) for x in (*self.outputs, *self.at.leaves))
-        return fast_path((self.at.name, way, shapes, hash(self._names)))
+        return fast_path((self.at.name, way, shapes, hash(self.names)))
 
     @functools.cached_property
-    def _names(self) -> tuple[str, ...]:
+    def names(self) -> tuple[str, ...]:
         """Those of the nodes of the graph."""
         return tuple(node.name() for node in graph_nodes(self.outputs))
 
@@ -595,7 +637,8 @@ class _Pullback:
                     gradients = _grad(self.outputs, self.inputs, w, create_graph=True)
                 pull = functools.partial(_grad, gradients, w, create_graph=False)
                 transposed = _Pullback(_Point(at.name, at.f, w), self.spec, gradients, w, pull, True)
-                columns = _joined(transposed.chunks(1 if at.size <= _FEW else chunk_size, progress), at.size, w)
+                rows = chunk_size or transposed.rows_at_once(self.size)
+                columns = _joined(transposed.chunks(1 if at.size <= _FEW else rows, progress), at.size, w)
             except RuntimeError:  # of an operation that has no second derivative
                 return None
             agree = True
@@ -783,19 +826,18 @@ def _depends_on_others(outputs: Tensors, inputs: Tensors) -> bool:
     return not all(x.is_leaf for x in inputs) or any(x is not None and id(x) not in own for x in leaves)
 
 
-def _bases(leaves: Tensors, at: _Point, chunk_size: int | None, progress: bool) -> Iterator[tuple[int, list[Tensor]]]:
+def _bases(leaves: Tensors, at: _Point, rows: int, progress: bool) -> Iterator[tuple[int, list[Tensor]]]:
     """The unit vectors of the space of some leaves in batches: the number of the first, and for each leaf
     ``[rows, *leaf]``."""
-    for start, count in _batches(sum(leaf.numel() for leaf in leaves), at, chunk_size, progress):
+    for start, count in _batches(sum(leaf.numel() for leaf in leaves), at, rows, progress):
         units = [leaf.new_zeros(count, leaf.numel()) for leaf in leaves]
         for unit, offset in zip(units, _offsets(leaves), strict=True):
             unit.diagonal(start - offset).fill_(1)
         yield start, [unit.view(count, *leaf.shape) for unit, leaf in zip(units, leaves, strict=True)]
 
 
-def _batches(size: int, at: _Point, chunk_size: int | None, progress: bool) -> Iterator[tuple[int, int]]:
+def _batches(size: int, at: _Point, rows: int, progress: bool) -> Iterator[tuple[int, int]]:
     """The number of the first row of each batch, and how many it has."""
-    rows = chunk_size or max(1, _ELEMENTS // max(1, size, at.size))
     for start in _track(range(0, size, rows), at, progress):
         yield start, min(rows, size - start)
 
@@ -846,13 +888,13 @@ def _by_columns(
     mode checks it, if there is one."""
     draws = _Draws(at)
     if _transformed() or not at.size:
-        return _blocks_of_columns(at, *_columns(at, function, draws, chunk_size, progress), as_outputs)
-    path = _forward_path(at)
+        return _blocks_of_columns(at, *_columns(at, function, draws, chunk_size, progress, None), as_outputs)
+    path = _path_of_function(at, "in forward mode")
     if path.is_wrong:
         value = reverse()
         return value.blocks(value.rows(1, progress), as_outputs)
     with path.running():
-        columns, spec = _columns(at, function, draws, chunk_size, progress)
+        columns, spec = _columns(at, function, draws, chunk_size, progress, path)
         agree = True
         if path.is_due:
             with (
@@ -867,17 +909,18 @@ def _by_columns(
     return value.blocks_again(path, "in forward mode", progress, as_outputs)
 
 
-def _forward_path(at: _Point) -> FastPath:
+def _path_of_function(at: _Point, *way: Any) -> FastPath:
     shapes = tuple((x.shape, x.dtype, x.device) for x in at.leaves)
     with contextlib.suppress(TypeError):  # of functions without a weak reference, or a hash
-        return fast_path((at.name, "in forward mode", shapes, weakref.ref(at.f)))
+        return fast_path((at.name, way, shapes, weakref.ref(at.f)))
     return FastPath()
 
 
 def _columns(
-    at: _Point, function: Function, draws: _Draws, chunk_size: int | None, progress: bool
+    at: _Point, function: Function, draws: _Draws, chunk_size: int | None, progress: bool, path: FastPath | None
 ) -> tuple[list[Tensor], TreeSpec]:
-    """Pushforwards of the unit vectors, for each output ``[columns, *output]``, and the structure of the outputs."""
+    """Pushforwards of the unit vectors, for each output ``[columns, *output]``, and the structure of the outputs. The
+    default number of them at once is measured with one, and kept in ``path``."""
     spec: TreeSpec | None = None
 
     def of_leaves(*leaves: Tensor) -> tuple[Tensor, ...]:
@@ -892,8 +935,19 @@ def _columns(
     def push(*tangents: Tensor) -> tuple[Tensor, ...]:
         return tuple(torch.func.jvp(of_leaves, leaves, tangents)[1])
 
+    def columns_at_once() -> int:
+        if path is None or at.size <= _FEW:
+            return max(1, at.size)
+        if path.at_once is None:
+            _, units = next(_bases(at.leaves, at, 1, False))
+            with Largest() as largest, _explained(at.name):
+                draws.again()
+                column = push(*(u[0] for u in units))
+            path.at_once = rows_at_once(largest.bytes, at.size * sum(y.numel() * y.element_size() for y in column))
+        return path.at_once
+
     def chunks() -> Iterator[tuple[int, Tensors]]:
-        for start, units in _bases(at.leaves, at, chunk_size, progress):
+        for start, units in _bases(at.leaves, at, chunk_size or columns_at_once(), progress):
             with _explained(at.name, of_rows=len(units[0]) > 1):
                 draws.again()
                 if len(units[0]) == 1:
@@ -929,11 +983,11 @@ def _by_colours(
         return None
     generator = torch.Generator(x.device).manual_seed(0)
     v = torch.empty(x.numel(), dtype=x.dtype, device=x.device).uniform_(-1, 1, generator=generator)
-    rows = chunk_size or max(1, _ELEMENTS // max(1, x.numel()))
 
     draws = _Draws(at)
     draws.again()
     gradient = _gradient(f, at)
+    rows = chunk_size or gradient.rows_at_once(colouring.count)
     if strategy == "forward-over-reverse":
         gradient_function = _gradient_function(f, at)
 

@@ -32,7 +32,10 @@ class FastPath:
     Attributes:
         is_wrong: does it give wrong numbers?
         is_rounded: do even the rows of plain reverse mode differ from their products, so that these show nothing?
+        at_once: the number of columns of a batch, once it has been measured.
     """
+
+    at_once: int | None = None
 
     def __init__(self) -> None:
         self.is_wrong = self.is_rounded = False

@@ -1,0 +1,193 @@
+"""How many rows are computed at once, and by which way the diagonal of a batch of points is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+import torchad_ext as ad
+from torchad_ext.batch_sizes import Largest, rows_at_once
+from torchad_ext.derivatives import _Pullback
+
+MEGABYTES = 2**20
+
+
+def sample(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def pairs(x: Tensor) -> Tensor:
+    d = x.view(-1, 1, 3) - x.view(1, -1, 3)
+    return (-d.square().sum(-1)).exp().sum()
+
+
+def pairs_in_our_ops(x: Tensor) -> Tensor:
+    d = x.view(-1, 1, 3) - x.view(1, -1, 3)
+    return ad.exp(-ad.sin(d).square().sum(-1)).sum()
+
+
+def pairs_by_index(x: Tensor) -> Tensor:
+    i, j = torch.triu_indices(60, 60, 1)
+    return (1 + (x.view(-1, 3)[i] - x.view(-1, 3)[j]).square().sum(-1)).pow(-3).sum()
+
+
+def attention(x: Tensor) -> Tensor:
+    x = x.view(-1, 2)
+    return torch.einsum("ts,sd->td", torch.einsum("td,sd->ts", x, x).softmax(-1), x).square().sum()
+
+
+data, images = sample(20_000, 30), nn.Conv2d(1, 40, 3, padding=1, dtype=torch.float64).requires_grad_(False)
+# From n numbers to one, with intermediates much larger than these.
+ENERGIES: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
+    "pairs": (pairs, 180),
+    "pairs in our ops": (pairs_in_our_ops, 180),
+    "pairs by index": (pairs_by_index, 180),
+    "pairs by cdist": (lambda x: torch.cdist(x.view(-1, 3), x.view(-1, 3) + 5).pow(-2).sum(), 180),
+    "attention": (attention, 160),
+    "outer product": (lambda x: (x * x.view(-1, 1)).sin().sum(), 260),
+    "a large data set": (lambda x: F.softplus(data @ x).sum(), 30),
+    "convolution": (lambda x: images(x.view(1, 1, 14, 14)).tanh().square().sum(), 196),
+}
+
+
+def largest_of(call: Callable[[], Any]) -> tuple[Any, int]:
+    """The result of a call, and the bytes of the largest tensor on the way."""
+    with Largest() as largest:
+        result = call()
+    return result, largest.bytes
+
+
+class TestTheLargestTensor:
+    """A batch takes 2 MB, or a single row what it needs."""
+
+    @pytest.mark.parametrize("name", ENERGIES)
+    def test_of_a_hessian(self, name: str) -> None:
+        f, n = ENERGIES[name]
+        x = sample(n)
+        expected, alone = largest_of(lambda: ad.hessian(f, x, chunk_size=1))
+        for call, entries in (
+            (lambda: ad.hessian(f, x), expected),
+            (lambda: ad.hessian_diagonal(f, x), expected.diagonal()),
+        ):
+            result, largest = largest_of(call)
+            assert_close(result, entries)
+            assert largest <= max(2 * MEGABYTES, alone)
+
+    def test_of_a_hessian_by_colours(self) -> None:
+        x, t = sample(40), torch.linspace(0, 1, 3000, dtype=torch.float64)
+        f = lambda x: (torch.outer(x[:-1].sin() * x[1:], t)).tanh().sum()  # noqa: E731
+        expected, alone = largest_of(lambda: ad.hessian(f, x, chunk_size=1))
+        pattern = torch.ones(40, 40).tril(1).triu(-1).bool()
+        result, largest = largest_of(lambda: ad.hessian(f, x, sparsity=pattern))
+        assert_close(result, expected)
+        assert largest == alone
+
+    def test_of_a_hessian_in_forward_mode(self) -> None:
+        x = sample(180)
+        largest_of(lambda: ad.hessian(pairs, x, strategy="forward-over-reverse"))
+        result, largest = largest_of(lambda: ad.hessian(pairs, x, strategy="forward-over-reverse"))
+        assert_close(result, ad.hessian(pairs, x, chunk_size=1))
+        assert largest <= 2 * MEGABYTES
+
+    def test_of_a_tall_jacobian(self) -> None:
+        x, W = sample(30), sample(1000, 30)
+        f = lambda x: (W @ (x * x.view(-1, 1)).sin()).sum(1)  # noqa: E731
+        result, largest = largest_of(lambda: ad.jacobian(f, x))
+        assert_close(result, torch.func.jacrev(f)(x))
+        assert largest <= 2 * MEGABYTES
+
+    def test_a_chunk_size_is_kept(self) -> None:
+        x = sample(180)
+        row = 60 * 60 * 3 * 8
+        for rows in (30, 180):
+            assert largest_of(lambda rows=rows: ad.hessian(pairs, x, chunk_size=rows))[1] == rows * row
+
+    @pytest.mark.parametrize(
+        ("largest", "jacobian", "rows"),
+        [
+            (8 * 100, 8 * 100**2, 2621),  # all of a small one
+            (2**18, 2**20, 8),
+            (2**18 + 1, 2**20, 1),  # too few to be worth a batch
+            (2**30, 2**20, 1),
+            (8 * 4000, 8 * 4000**2, 125),  # a share of a large one
+            (8 * 10**5, 8 * 10**10, 20),  # 16 MB
+        ],
+    )
+    def test_rows_at_once(self, largest: int, jacobian: int, rows: int) -> None:
+        assert rows_at_once(largest, jacobian) == rows
+
+
+def network(act: Callable[[Tensor], Tensor], residual: bool = False) -> Callable[[Tensor], Tensor]:
+    W, V = sample(16, 2), sample(16, 16) / 4
+
+    def f(x: Tensor) -> Tensor:
+        y = act(x @ torch.cat([W] * x.shape[1], 1)[:, : x.shape[1]].T)
+        z = act(y @ V)
+        return (y + z if residual else z).sum(-1)
+
+    return f
+
+
+def hard(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: (x * (1 - x)).prod(-1) * f(x)
+
+
+NETWORKS = {
+    "tanh": network(torch.tanh),
+    "SIREN": network(torch.sin),
+    "SIREN in our ops": network(ad.sin),
+    "hard constraint": hard(network(torch.tanh)),
+    "hard constraint in our ops": hard(network(ad.tanh)),
+    "residual": network(torch.tanh, residual=True),
+}
+
+
+class TestDiagonalOfABatch:
+    @pytest.mark.parametrize("way", [None, "products", "batches", "sweeps"])
+    @pytest.mark.parametrize("name", NETWORKS)
+    def test_each_way_is_exact(self, name: str, way: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+        if way:
+            monkeypatch.setattr(_Pullback, "quickest_way", lambda *_: way)
+        for batch, d in ((1, 1), (1, 6), (7, 2), (7, 10), (300, 3), (40, 30)):
+            f, x = NETWORKS[name], sample(batch, d).sigmoid()
+            leaf = x.clone().requires_grad_()
+            (g,) = torch.autograd.grad(f(leaf).sum(), leaf, create_graph=True)
+            rows = [torch.autograd.grad(g[:, i].sum(), leaf, retain_graph=True)[0][:, i] for i in range(d)]
+            assert_close(ad.hessian_diagonal(f, x, batched=True), torch.stack(rows, 1), rtol=1e-9, atol=1e-12)
+
+    @pytest.mark.parametrize(
+        ("batch", "d", "way"),
+        [
+            (1, 1, "products"),
+            (64, 3, "products"),
+            (1, 10, "batches"),
+            (64, 10, "batches"),
+            (1024, 10, "products"),
+            (1024, 50, "sweeps"),
+            (1, 50, "batches"),
+        ],
+    )
+    def test_the_way_follows_the_sizes(self, batch: int, d: int, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        chosen = []
+        original = _Pullback.quickest_way
+        monkeypatch.setattr(
+            _Pullback, "quickest_way", lambda self, n: (chosen.append(original(self, n)), chosen[-1])[1]
+        )
+        ad.hessian_diagonal(NETWORKS["SIREN"], sample(batch, d), batched=True)
+        assert chosen == [way]
+
+    @pytest.mark.parametrize("d", [1, 3, 10])
+    def test_a_module_that_couples_points_later_on(self, d: int) -> None:
+        module = nn.Sequential(nn.Linear(d, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1), nn.Flatten(0)).double()
+        x = sample(50, d)
+        module.eval()
+        ad.hessian_diagonal(module, x, batched=True)
+        module.train()
+        with pytest.raises(ValueError, match="depends on other rows"):
+            ad.hessian_diagonal(module, x, batched=True)

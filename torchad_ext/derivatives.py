@@ -30,10 +30,11 @@ from torch.autograd import forward_ad
 from torch.autograd.function import BackwardCFunction
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from . import sparsity as _sparsity
 from .composed import composing
 from .curvature import Curvature, UnknownOperation
+from .decompression import SparsityError, coloring, found_coloring
 from .foreign_functions import COMPILED, check_functions
+from .pattern import sparse
 from .random_product import FastPath, RandomProduct, fast_path, report
 from .unit_rows import UnitRows, dense_rows
 
@@ -163,7 +164,7 @@ def hessian(
     The graph of the gradient is built once, and rows of H are pulled back through it in batches. With ``sparsity`` the
     structurally orthogonal columns of H are computed together: as many Hessian-vector products as a star colouring of
     the pattern has colours, one for a diagonal H, 2b + 1 for one of half bandwidth b
-    (:mod:`torchad_ext.sparsity` has the sources).
+    (:mod:`torchad_ext.coloring` has the sources).
 
     Args:
         f: a function of one argument, ``x``, to a tensor without dimensions. It may capture tensors that require a
@@ -226,7 +227,7 @@ def hessian(
         H = gradient.blocks(gradient.rows(chunk_size, progress), as_outputs=True)
     if layout is torch.strided:
         return H
-    return _sparsity.sparse(torch.arange(H.numel(), device=H.device), H.reshape(-1), at.size)
+    return sparse(torch.arange(H.numel(), device=H.device), H.reshape(-1), at.size)
 
 
 def hessian_diagonal(
@@ -924,8 +925,8 @@ def _by_colours(
             "trace; leave sparsity out there"
         )
     found = isinstance(sparsity, str) and sparsity == "auto"
-    colouring = _sparsity.found_colouring(_scalar(f, at), x) if found else _sparsity.colour(sparsity, x)
-    if colouring is None or colouring.full:
+    colored = found_coloring(_scalar(f, at), x) if found else coloring(sparsity, x)
+    if colored is None or colored.full:
         return None
     generator = torch.Generator(x.device).manual_seed(0)
     v = torch.empty(x.numel(), dtype=x.dtype, device=x.device).uniform_(-1, 1, generator=generator)
@@ -958,16 +959,16 @@ def _by_colours(
     def one_by_one(seeds: Tensor) -> Tensor:
         return torch.stack([gradient.pull([seed.view_as(x)])[0] for seed in seeds]).view(seeds.shape)
 
-    seeds, way = colouring.seeds(x.dtype), "in forward mode" if strategy == "forward-over-reverse" else "in batches"
+    seeds, way = colored.seeds(x.dtype), "in forward mode" if strategy == "forward-over-reverse" else "in batches"
     of_v = gradient.pull_without_graph([v.view_as(x)])[0].reshape(1, -1)
     of_seeds = products(seeds)
     try:
-        colouring.check(torch.cat([of_seeds, of_v]), v, one_by_one, found)
-    except _sparsity.SparsityError:
+        colored.check(torch.cat([of_seeds, of_v]), v, one_by_one, found)
+    except SparsityError:
         of_seeds = one_by_one(seeds)
-        colouring.check(torch.cat([of_seeds, of_v]), v, one_by_one, found)  # raises for a wrong pattern
+        colored.check(torch.cat([of_seeds, of_v]), v, one_by_one, found)  # raises for a wrong pattern
         report(at.name, f, FastPath(), way)
-    return colouring.matrix(colouring.recover(of_seeds), x.shape, layout)
+    return colored.matrix(colored.recover(of_seeds), x.shape, layout)
 
 
 class _Draws:

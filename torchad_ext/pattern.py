@@ -164,7 +164,9 @@ class _Tape(TorchDispatchMode):
             return result
         outputs = [y for y in tree_leaves(result) if is_numeric(y)]
         if func._schema.is_mutable:
-            outputs = [x for x in _written(func, args, kwargs) if is_numeric(x)]
+            written = [x for x in _written(func, args, kwargs) if is_numeric(x)]
+            places = {_storage(x) for x in written}
+            outputs = written + [y for y in outputs if _storage(y) not in places]
         elif all(self.is_known(y) for y in outputs):  # views
             return result
         for y, numbers in zip(outputs, self._rules.numbers(func, args, kwargs, outputs), strict=True):

@@ -272,9 +272,9 @@ class Rules:
         linear = [value for name, value in _arguments(func, args) if name in _LINEAR_IN.get(op, name)]
         if len(variables) > len(self._known(linear, kwargs)):
             return None
-        # Products of what an output is reduced to by "prod" couple, and depend on what its sum would.
-        bent = "prod" in (*args, *kwargs.values())
-        args, kwargs = tree_map(lambda x: "sum" if isinstance(x, str) and x == "prod" else x, (args, kwargs))
+        # A product depends on what a mean depends on, and couples it.
+        bent = "prod" in [x for x in (*args, *kwargs.values()) if isinstance(x, str)]
+        args, kwargs = tree_map(lambda x: "mean" if isinstance(x, str) and x == "prod" else x, (args, kwargs))
         found = structure(op, args, kwargs, variables)
         if found is None:
             return None
@@ -294,11 +294,11 @@ class Rules:
         members = [self._of(x).reshape(count, -1) for x in variables]
         rows = [torch.arange(count).unsqueeze(1).expand(x.shape) for x in members]
         united = self._rows(rows, members, (count,), True)
-        return [united.view(*batch, *[1] * (y.dim() - len(batch))).expand(y.shape) for y in outputs]
+        return [united.view((*batch, *[1] * (y.dim() - len(batch)))).expand(y.shape) for y in outputs]
 
     def _decomposed(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor] | None:
         """The numbers of what PyTorch decomposes an operation into."""
-        decomposition = decomposition_table.get(func)
+        decomposition = _COMPOSITIONS.get(func.overloadpacket) or decomposition_table.get(func)
         if decomposition is None or func._schema.is_mutable or torch.Tag.nondeterministic_seeded in func.tags:
             return None
         with self._tape:
@@ -328,6 +328,46 @@ def _names_of_outputs(func: Any) -> set[str]:
     return {argument.name for argument in func._schema.arguments if argument.is_out}
 
 
+def _cross(a: Tensor, b: Tensor, *, dim: int = -1) -> Tensor:
+    return a.roll(-1, dim) * b.roll(-2, dim) - a.roll(-2, dim) * b.roll(-1, dim)
+
+
+def _addbmm(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    return beta * x + alpha * torch.bmm(a, b).sum(0)
+
+
+def _trilinear(
+    a: Tensor, b: Tensor, c: Tensor, expand1: Any, expand2: Any, expand3: Any, sumdim: Any, unroll_dim: int = 1
+) -> Tensor:
+    for dims, i in ((expand1, 0), (expand2, 1), (expand3, 2)):
+        for dim in dims:
+            a, b, c = (x.unsqueeze(dim) if i == k else x for k, x in enumerate((a, b, c)))
+    return (a * b * c).sum(sumdim)
+
+
+def _convolution_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, stride: Any, padding: Any, dilation: Any,
+    transposed: bool, output_padding: Any, groups: int, output_mask: Any,
+) -> Any:  # fmt: skip
+    if output_mask[1]:
+        return ()
+    more = [0] * len(stride)
+    if not transposed:
+        geometry = zip(x.shape[2:], grad.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+        more = [n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) for n, m, k, s, p, d in geometry]
+    arguments = stride, padding, dilation, not transposed, more, groups
+    of_x = torch.convolution(grad, weight, None, *arguments) if output_mask[0] else None
+    return of_x, None, grad.sum((0, *range(2, grad.dim()))) if output_mask[2] else None
+
+
+_COMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    aten.linalg_cross: _cross,
+    aten.addbmm: _addbmm,
+    aten._trilinear: _trilinear,
+    aten.convolution_backward: _convolution_backward,
+}
+
+
 def _arguments(func: Any, args: Sequence[Any]) -> list[tuple[str, Any]]:
     """The positional arguments with their names."""
     return [(argument.name, value) for argument, value in zip(func._schema.arguments, args, strict=False)]
@@ -352,9 +392,8 @@ _ALONG_DIM = _named("""
 _PRODUCTS = _named("mm bmm mv dot vdot addmm addmv baddbmm _sparse_mm _sparse_addmm")
 _WITH_BIAS = _named("addmm addmv baddbmm _sparse_addmm")
 _MOVES = _named("""
-    cat stack hstack flip roll rot90 repeat index index_select gather take masked_select embedding scatter index_copy
-    index_put _index_put_impl _unsafe_index _unsafe_index_put put index_fill masked_fill masked_scatter where diag_embed
-    constant_pad_nd tril triu slice_scatter select_scatter diagonal_scatter as_strided_scatter _unsafe_view
+    cat stack hstack flip roll rot90 repeat index _unsafe_index index_select gather take masked_select embedding
+    index_fill masked_fill masked_scatter where diag_embed constant_pad_nd tril triu slice_scatter select_scatter diagonal_scatter as_strided_scatter _unsafe_view
     _reshape_copy view_copy expand_copy permute_copy squeeze_copy unsqueeze_copy transpose_copy t_copy slice_copy
     select_copy diagonal_copy as_strided_copy split_copy split_with_sizes_copy unbind_copy unfold_copy narrow_copy
     slice_backward select_backward diagonal_backward im2col pixel_shuffle pixel_unshuffle channel_shuffle
@@ -365,7 +404,7 @@ _MOVES = _named("""
 _FILLS = {"value", "other", "self", "fill"}
 _INDICES = {"index", "indices", "condition", "mask"}
 _LINEAR_AT_X = _named("""
-    index_add scatter_add scatter_reduce index_reduce segment_reduce col2im unfold_backward trace
+    scatter index_copy index_put _index_put_impl _unsafe_index_put put index_add scatter_add scatter_reduce index_reduce segment_reduce col2im unfold_backward trace
     avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d
     adaptive_max_pool3d max_pool2d_with_indices max_pool3d_with_indices fractional_max_pool2d fractional_max_pool3d
     max_pool2d max_pool3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d
@@ -395,4 +434,4 @@ _BATCHED = _named("""
     linalg_solve_triangular triangular_solve cholesky_solve cholesky_inverse linalg_householder_product linalg_pinv
     linalg_lstsq linalg_ldl_factor_ex linalg_ldl_solve
 """)
-_DECOMPOSED = _named("addcmul addcdiv lerp mse_loss smooth_l1_loss huber_loss glu native_layer_norm var_mean std_mean")
+_DECOMPOSED = _named("addcmul addcdiv lerp mse_loss smooth_l1_loss huber_loss glu")

@@ -6,8 +6,9 @@ stands alone somewhere (:mod:`torchad_ext.coloring`): direct recovery.
 
 from __future__ import annotations
 
+import collections
 import contextlib
-import functools
+import math
 import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,10 @@ from torch import Tensor
 from .coloring import star_coloring
 from .pattern import found, sparse, unique
 
-_SAVING = 2  # elements of x for a colour
+Array = np.ndarray[Any, Any]
+
+_SAVING = 4  # elements of x for each colour, below which the products take as long as all rows
+_KEPT = 8  # colourings
 _ROUNDINGS = 64  # by how much a random product may exceed those that are measured
 
 
@@ -59,26 +63,28 @@ class Coloring:
 
     def check(self, products: Tensor, v: Tensor, again: Callable[[Tensor], Tensor], found: bool) -> None:
         """Raises unless the last of the products, H v, is that of the entries, but for rounding. What rounding does is
-        seen where products are not linear: ``again`` takes the seeds and random sums of them, by plain reverse mode. A
-        row whose entries are inf or nan is not checked."""
+        seen where products are not linear: ``again`` takes random parts of v, by plain reverse mode. A row whose entries
+        are inf or nan is not checked."""
         n, eps = len(v), torch.finfo(v.dtype).eps
         i, j = self.keys // n, self.keys % n
         products, product = products.detach()[:-1], products.detach()[-1]
         values = self.recover(products)
         result = torch.zeros_like(v).index_add_(0, i, values * v[j])
 
-        def fits(noise: Tensor | float) -> bool:
+        def fits(noise: Tensor) -> bool:
             bound = torch.zeros_like(v).index_add_(0, i, (_ROUNDINGS * eps * values.abs() + noise) * v[j].abs())
             return not (result.isfinite() & ~((result - product).abs() <= bound + noise)).any()
 
-        if fits(0.0):
+        noise = values.new_zeros(())
+        if fits(noise):
             return
         generator = torch.Generator(v.device).manual_seed(0)
-        sums = torch.randn(8, self.count, generator=generator, dtype=v.dtype, device=v.device)
-        seeds = self.seeds(v.dtype)
-        lost = (again(sums @ seeds) - sums @ again(seeds)).detach().abs()
-        if fits(_ROUNDINGS * torch.where(lost.isfinite(), lost, 0.0).max()):
-            return
+        for samples in (1, 7):
+            parts = v * torch.randn(samples, n, generator=generator, dtype=v.dtype, device=v.device)
+            lost = (again(parts) + again(v - parts) - product).detach().abs()
+            noise = torch.maximum(noise, torch.where(lost.isfinite(), lost, 0.0).max())
+            if fits(_ROUNDINGS * noise):
+                return
         source, remedy = "given", "Give a larger pattern, or sparsity=None"
         if found:
             source = "found, which lacks them because f has another derivative than its operations"
@@ -120,43 +126,52 @@ def coloring(pattern: Any, x: Tensor) -> Coloring:
         pattern = pattern.to_sparse()
     pattern = pattern.to_sparse_coo().coalesce()
     i, j = pattern.indices()[:, pattern.values()].cpu().numpy()
-    colored = _of_keys(np.concatenate([i * n + j, j * n + i]), x, n)
+    colored = _of_keys(np.concatenate([i * n + j, j * n + i]), x)
     assert colored is not None
     return colored
 
 
-def found_coloring(f: Callable[[Tensor], Tensor], x: Tensor) -> Coloring | None:
-    """The colouring of the pattern at x, None if it saves too few products."""
-    most = x.numel() // _SAVING
-    keys = found(f, x, most)
-    return None if keys is None else _of_keys(keys, x, most)
+def found_coloring(f: Callable[[Tensor], Tensor], x: Tensor, deadline: float = math.inf) -> Coloring | None:
+    """The colouring of the pattern at x; None if it saves too few products, or is not found until a ``deadline`` of
+    ``time.perf_counter``."""
+    most = x.numel() / _SAVING
+    keys = found(f, x, most, deadline)
+    return None if keys is None else _of_keys(keys, x, most, deadline)
 
 
-def _of_keys(keys: np.ndarray[Any, Any], x: Tensor, most: int) -> Coloring | None:
-    """That of a symmetric pattern, the diagonal added; None if it has more colours than ``most``."""
+def _of_keys(keys: Array, x: Tensor, most: float = math.inf, deadline: float = math.inf) -> Coloring | None:
+    """The colouring of a symmetric pattern, the diagonal added."""
     n = x.numel()
     keys = unique(np.concatenate([keys, np.arange(n) * (n + 1)]))
-    colored = _coloring(n, keys.tobytes(), most)
-    if colored is None:
-        return None
-    colors, count, places = colored
+    key = n, keys.tobytes()
+    if key not in _colorings:
+        colored = _colored(n, keys, most, deadline)
+        if colored is None:
+            return None
+        _colorings[key] = colored
+    _colorings.move_to_end(key)
+    if len(_colorings) > _KEPT:
+        _colorings.popitem(last=False)
+    colors, count, places = _colorings[key]
     return Coloring(colors.to(x.device), count, torch.from_numpy(keys).to(x.device), places.to(x.device))
 
 
-@functools.lru_cache(maxsize=8)
-def _coloring(n: int, keys: bytes, most: int) -> tuple[Tensor, int, Tensor] | None:
+_colorings: collections.OrderedDict[tuple[int, bytes], tuple[Tensor, int, Tensor]] = collections.OrderedDict()
+
+
+def _colored(n: int, keys: Array, most: float, deadline: float) -> tuple[Tensor, int, Tensor] | None:
     """The colours of a symmetric pattern with its diagonal, their number, and the place of each entry."""
-    i, j = np.divmod(np.frombuffer(keys, np.int64), max(1, n))
+    i, j = np.divmod(keys, max(1, n))
     width = int((j - i).max(initial=0))
     if len(i) == (2 * width + 1) * n - width * (width + 1):  # a full band
-        colors = np.arange(n) % (2 * width + 1)
+        colors: Array | None = np.arange(n) % (2 * width + 1)
     else:
-        colors = star_coloring(n, i, j, most)
+        colors = star_coloring(n, i, j, most, deadline)
     if colors is None:
         return None
     count = int(colors.max(initial=-1)) + 1
     # H_ij is read in the product of the colour of j, unless another neighbour of i has that colour.
-    sharing = np.bincount(i * count + colors[j], minlength=n * count)
-    alone = sharing[i * count + colors[j]] == 1
+    group = i * count + colors[j]
+    alone = np.bincount(group, minlength=n * count)[group] == 1
     places = np.where(alone, colors[j] * n + i, colors[i] * n + j)
     return torch.from_numpy(colors), count, torch.from_numpy(places)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,12 +93,15 @@ def sparse(keys: Tensor, values: Tensor, n: int) -> Tensor:
     return torch.sparse_coo_tensor(indices, values, (n, n), is_coalesced=True, check_invariants=False)
 
 
-def found(f: Callable[[Tensor], Tensor], x: Tensor, most: float | None = None) -> Array | None:
-    """The keys i n + j of the pattern at x, sorted; None if it is full, or where more than ``most`` elements of x are
-    coupled with each other, or with one element on average."""
+def found(
+    f: Callable[[Tensor], Tensor], x: Tensor, most: float | None = None, deadline: float = math.inf
+) -> Array | None:
+    """The keys i n + j of the pattern at x, sorted; None if it is full, where more than ``most`` elements of x are
+    coupled with each other, or with one element on average, and where it is not found until a ``deadline`` of
+    ``time.perf_counter``."""
     with torch.enable_grad():  # f may take gradients itself
         point = x.detach().requires_grad_().clone()
-        tape = _Tape(point)
+        tape = _Tape(point, deadline)
         with tape:
             y = f(point)
     return tape.pairs(y, x.numel() if most is None else most)
@@ -142,9 +147,9 @@ class _Tape(TorchDispatchMode):
     that is more than a multiple of one number has a number of its own. Each place in memory has the number of what was
     last written there, so that views and writes in place need no rules."""
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, x: Tensor, deadline: float) -> None:
         super().__init__()
-        self.n = x.numel()
+        self.n, self._deadline = x.numel(), deadline
         self.full = False
         self.steps: list[_Step] = []
         self._end = self.n + 1
@@ -156,6 +161,7 @@ class _Tape(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        self.full = self.full or time.perf_counter() > self._deadline
         if self.full:
             return result
         given = [x for x in tree_leaves((args, kwargs)) if self.is_known(x)]
@@ -233,17 +239,19 @@ class _Tape(TorchDispatchMode):
         of[: self.n + 1] = np.arange(self.n + 1)
         whole, met = [np.zeros(0, np.int64)], [np.zeros((2, 0), np.int64)]
         for step in self.steps:
+            if time.perf_counter() > self._deadline:
+                return None
             wanted = used[step.results] | alive[step.results] if step.bent else used[step.results]
             kept = wanted[step.rows]
             of[step.results] = sets.unions(step.rows[kept], of[step.members[kept]], len(wanted))
             if step.bent:
-                whole.append(np.unique(of[step.results][alive[step.results]]))
+                whole.append(unique(of[step.results][alive[step.results]]))
             if step.factors:
                 rows, a, b = step.factors
                 kept = alive[step.results][rows]
                 met.append(_ordered(of[a[kept]], of[b[kept]]))
         a, b = _ordered(*np.concatenate(met, 1))
-        coupled = np.unique(np.concatenate([*whole, a[a == b]]))
+        coupled = unique(np.concatenate([*whole, a[a == b]]))
         if sets.sizes(coupled).max(initial=0) > min(most, self.n - 1):
             return None
         return self._keys(sets, np.append(coupled, a[a != b]), np.append(coupled, b[a != b]), most)
@@ -266,24 +274,22 @@ class _Tape(TorchDispatchMode):
     def _keys(self, sets: _Sets, a: Array, b: Array, most: float) -> Array | None:
         """What stands in a and what stands in b, in pairs."""
         n, limit = self.n, most * self.n
-        keys = np.zeros(0, np.int64)
-        table = np.zeros(n * n if n * n <= _MARKED else 0, bool)
-        for chunk in sets.products(a, b):
-            if len(table):
-                table[chunk] = True
-                continue
-            keys = unique(np.concatenate([keys, unique(chunk)]))
-            if len(keys) > limit:
-                return None
-        if len(table):
-            if most < n and np.count_nonzero(table) > limit:
-                return None
-            square = table.reshape(n, n)
-            keys = np.flatnonzero(square | square.T)
-        else:
+        if n * n > min(_MARKED, 8 * sets.sizes(a) @ sets.sizes(b)):
+            keys = np.zeros(0, np.int64)
+            for chunk in sets.products(a, b):
+                keys = unique(np.concatenate([keys, unique(chunk)]))
+                if len(keys) > limit or time.perf_counter() > self._deadline:
+                    return None
             i, j = np.divmod(keys, max(1, n))
             keys = unique(np.concatenate([keys, j * n + i]))
-        return keys if len(keys) <= limit else None
+            return keys if len(keys) <= limit else None
+        table = np.zeros((n, n), bool)  # marking is quicker than sorting
+        for chunk in sets.products(a, b):
+            table.ravel()[chunk] = True
+            if time.perf_counter() > self._deadline:
+                return None
+        table |= table.T
+        return np.flatnonzero(table) if most == n or np.count_nonzero(table) <= limit else None
 
 
 class _Sets:
@@ -356,7 +362,7 @@ class _Sets:
         """The keys i n + j of the elements i of each set in a and j of the set in b, in chunks."""
         pairs = np.cumsum(self._sizes[a] * self._sizes[b])
         ends = np.searchsorted(pairs, np.arange(_CHUNK, pairs.max(initial=0) + _CHUNK, _CHUNK))
-        for start, end in itertools.pairwise(np.unique([0, *np.minimum(ends + 1, len(a))])):
+        for start, end in itertools.pairwise(sorted({0, *np.minimum(ends + 1, len(a)).tolist()})):
             which, i = self.elements(a[start:end])
             which, j = self.elements(b[start:end][which])
             yield i[which] * self._n + j

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +16,18 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext import SparsityError, hessian_sparsity, random_product
+from torchad_ext import SparsityError, decompression, hessian_sparsity, random_product
 from torchad_ext.decompression import coloring
 
 Function = Callable[[Tensor], Tensor]
 BAND = sample(6, 6).tril(1).triu(-1)
+
+
+@pytest.fixture(autouse=True)
+def _small_patterns_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decompression, "_FEW", 0)
+    monkeypatch.setattr(decompression, "_SHARE", math.inf)
+    monkeypatch.setattr(decompression, "_SAVING", 2)
 
 
 def pattern_of(f: Function, x: Tensor) -> Tensor:

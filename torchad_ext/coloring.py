@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import math
 import operator
-import time
 from typing import Any
 
 import numpy as np
@@ -19,11 +18,8 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 
-def star_coloring(
-    n: int, i: Array, j: Array, most: float = math.inf, deadline: float = math.inf
-) -> Array | None:
-    """The colour of each of n vertices, for edges (i, j) in both directions, sorted; None for more than ``most``, or
-    where they are not found until a ``deadline`` of ``time.perf_counter``.
+def star_coloring(n: int, i: Array, j: Array, most: float = math.inf) -> Array | None:
+    """The colour of each of n vertices, for edges (i, j) in both directions, sorted; None for more than ``most``.
 
     Vertices are coloured greedily, those of many neighbours first (Gebremedhin et al. 2007, algorithm 4.1). A set of
     colours is an integer, a bit for each, and each vertex keeps what its neighbours have to avoid, so that an edge is
@@ -45,7 +41,7 @@ def star_coloring(
     for v in np.argsort(-degrees, kind="stable").tolist():
         forbidden = functools.reduce(operator.or_, map(avoided.__getitem__, neighbours[v]), 0)
         bit = ~forbidden & (forbidden + 1)
-        if bit.bit_length() > most or time.perf_counter() > deadline:
+        if bit.bit_length() > most:
             return None
         bits[v] = avoided[v] = bit
         for w in neighbours[v]:

@@ -24,6 +24,10 @@ from .pattern import found, sparse, unique
 Array = np.ndarray[Any, Any]
 
 _SAVING = 4  # elements of x for each colour, below which the products take as long as all rows
+_FEW = 512  # elements of x, all rows of which take less time than their pattern
+_FINDING, _COLORING = 10, 70  # elements of rows that are computed while an entry is found, and is coloured
+_SHARE = 0.2  # of the time of all rows
+_PAGES = 2**24  # bytes up to which memory is kept by its allocator
 _KEPT = 8  # colourings
 _ROUNDINGS = 64  # by how much a random product may exceed those that are measured
 
@@ -102,7 +106,7 @@ class Coloring:
 
 
 def _zeros(count: int, like: Tensor) -> Tensor:
-    if like.device.type != "cpu" or not count:
+    if like.device.type != "cpu" or count * like.element_size() < _PAGES:
         return like.new_zeros(count)
     # Of pages that are never written the operating system keeps one, of zeros; torch.zeros writes all, and so does
     # np.zeros where it gets huge pages.
@@ -131,21 +135,28 @@ def coloring(pattern: Any, x: Tensor) -> Coloring:
     return colored
 
 
-def found_coloring(f: Callable[[Tensor], Tensor], x: Tensor, deadline: float = math.inf) -> Coloring | None:
-    """The colouring of the pattern at x; None if it saves too few products, or is not found until a ``deadline`` of
-    ``time.perf_counter``."""
-    most = x.numel() / _SAVING
-    keys = found(f, x, most, deadline)
-    return None if keys is None else _of_keys(keys, x, most, deadline)
+def found_coloring(f: Callable[[Tensor], Tensor], x: Tensor) -> Coloring | None:
+    """The colouring of the pattern at x; None if it would save less time than it takes.
+
+    An entry of the pattern takes as long to find, and to colour, as some elements of a batch of rows to compute."""
+    n = x.numel()
+    if n < _FEW:
+        return None
+    most = n / _SAVING
+    pattern = found(f, x, most, _SHARE / _FINDING)
+    if pattern is None:
+        return None
+    keys, of_rows = pattern
+    return _of_keys(keys, x, most) if _COLORING * len(keys) <= _SHARE * of_rows else None
 
 
-def _of_keys(keys: Array, x: Tensor, most: float = math.inf, deadline: float = math.inf) -> Coloring | None:
+def _of_keys(keys: Array, x: Tensor, most: float = math.inf) -> Coloring | None:
     """The colouring of a symmetric pattern, the diagonal added."""
     n = x.numel()
     keys = unique(np.concatenate([keys, np.arange(n) * (n + 1)]))
     key = n, keys.tobytes()
     if key not in _colorings:
-        colored = _colored(n, keys, most, deadline)
+        colored = _colored(n, keys, most)
         if colored is None:
             return None
         _colorings[key] = colored
@@ -159,17 +170,19 @@ def _of_keys(keys: Array, x: Tensor, most: float = math.inf, deadline: float = m
 _colorings: collections.OrderedDict[tuple[int, bytes], tuple[Tensor, int, Tensor]] = collections.OrderedDict()
 
 
-def _colored(n: int, keys: Array, most: float, deadline: float) -> tuple[Tensor, int, Tensor] | None:
+def _colored(n: int, keys: Array, most: float) -> tuple[Tensor, int, Tensor] | None:
     """The colours of a symmetric pattern with its diagonal, their number, and the place of each entry."""
     i, j = np.divmod(keys, max(1, n))
     width = int((j - i).max(initial=0))
     if len(i) == (2 * width + 1) * n - width * (width + 1):  # a full band
         colors: Array | None = np.arange(n) % (2 * width + 1)
     else:
-        colors = star_coloring(n, i, j, most, deadline)
+        colors = star_coloring(n, i, j, most)
     if colors is None:
         return None
     count = int(colors.max(initial=-1)) + 1
+    if count > most:
+        return None
     # H_ij is read in the product of the colour of j, unless another neighbour of i has that colour.
     group = i * count + colors[j]
     alone = np.bincount(group, minlength=n * count)[group] == 1

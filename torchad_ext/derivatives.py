@@ -174,8 +174,9 @@ def hessian(
         chunk_size: how many rows are computed at once. That many times the memory of one backward pass is needed,
             besides the result. By default some millions of elements; 1 computes them one by one without ``vmap``,
             which is the way for functions that ``vmap`` does not batch.
-        sparsity: ``"auto"`` finds the pattern of H by :func:`hessian_sparsity`; where it has more than half of the
-            entries of H, all rows are computed as without ``sparsity``. A bool tensor ``[n, n]``, dense or
+        sparsity: ``"auto"`` finds the pattern of H by :func:`hessian_sparsity`; where ``x`` has few
+            elements, or the pattern too many entries for that to save time, all rows are computed as without
+            ``sparsity``. A bool tensor ``[n, n]``, dense or
             sparse, n being the number of elements of ``x``, is taken as the pattern; its transpose and the diagonal
             are added. ``x`` is one tensor then, outside of transforms. While compiling all rows are computed.
         strategy: ``"reverse-over-reverse"``, the default: a pullback of the gradient a row.
@@ -216,14 +217,19 @@ def hessian(
             f"torchad_ext.hessian: got layout={layout} and sparsity={sparsity}; layout is torch.strided, or "
             "torch.sparse_coo with a sparsity"
         )
+    draws = _Draws(at)
+    draws.again()
+    gradient: _Pullback | None = None
     if sparsity is not None and not torch.compiler.is_compiling():
-        recovered = _by_colours(at, f, sparsity, chunk_size, strategy, progress, layout)
+        _check_sparsity(at)
+        gradient = _gradient(f, at)
+        recovered = _by_colours(gradient, f, sparsity, chunk_size, strategy, progress, layout, draws)
         if recovered is not None:
             return recovered
     if strategy == "forward-over-reverse":
         H = _by_columns(at, _gradient_function(f, at), lambda: _gradient(f, at), chunk_size, progress, as_outputs=True)
     else:
-        gradient = _gradient(f, at)
+        gradient = gradient or _gradient(f, at)
         H = gradient.blocks(gradient.rows(chunk_size, progress), as_outputs=True)
     if layout is torch.strided:
         return H
@@ -907,34 +913,39 @@ def _columns(
     return columns, spec
 
 
+def _check_sparsity(at: _Point) -> None:
+    at.single("sparsity")
+    if _transformed():
+        raise ValueError(
+            "torchad_ext.hessian with sparsity finds a pattern and checks it, which a transform of torch.func cannot "
+            "trace; leave sparsity out there"
+        )
+
+
 def _by_colours(
-    at: _Point,
+    gradient: _Pullback,
     f: Function,
     sparsity: Any,
     chunk_size: int | None,
     strategy: str | None,
     progress: bool,
     layout: torch.layout,
+    draws: _Draws,
 ) -> Tensor | None:
-    """The Hessian from one product for each colour of its pattern, and one that checks it; None if that is too dense to
-    save products."""
-    x = at.single("sparsity")
-    if _transformed():
-        raise ValueError(
-            "torchad_ext.hessian with sparsity finds a pattern and checks it, which a transform of torch.func cannot "
-            "trace; leave sparsity out there"
-        )
-    found = isinstance(sparsity, str) and sparsity == "auto"
-    colored = found_coloring(_scalar(f, at), x) if found else coloring(sparsity, x)
+    """The Hessian from one product for each colour of its pattern, and one that checks it; None if all rows are
+    computed as quickly."""
+    at, found = gradient.at, isinstance(sparsity, str) and sparsity == "auto"
+    (x,) = at.leaves
+    if found:
+        draws.again()
+        colored = found_coloring(_scalar(f, at), x)
+    else:
+        colored = coloring(sparsity, x)
     if colored is None or colored.full:
         return None
     generator = torch.Generator(x.device).manual_seed(0)
     v = torch.empty(x.numel(), dtype=x.dtype, device=x.device).uniform_(-1, 1, generator=generator)
     rows = chunk_size or max(1, _ELEMENTS // max(1, x.numel()))
-
-    draws = _Draws(at)
-    draws.again()
-    gradient = _gradient(f, at)
     if strategy == "forward-over-reverse":
         gradient_function = _gradient_function(f, at)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,9 +67,8 @@ def hessian_sparsity(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"torchad_ext.hessian_sparsity takes a floating-point tensor for x; got {got}")
-    keys, n = found(functools.partial(_checked, f), x), x.numel()
-    if keys is None:
-        keys = np.arange(n**2)
+    pattern, n = found(functools.partial(_checked, f), x), x.numel()
+    keys = np.arange(n**2) if pattern is None else pattern[0]
     ones = torch.ones(len(keys), dtype=torch.bool, device=x.device)
     return sparse(torch.from_numpy(keys).to(x.device), ones, n)
 
@@ -94,17 +92,19 @@ def sparse(keys: Tensor, values: Tensor, n: int) -> Tensor:
 
 
 def found(
-    f: Callable[[Tensor], Tensor], x: Tensor, most: float | None = None, deadline: float = math.inf
-) -> Array | None:
-    """The keys i n + j of the pattern at x, sorted; None if it is full, where more than ``most`` elements of x are
-    coupled with each other, or with one element on average, and where it is not found until a ``deadline`` of
-    ``time.perf_counter``."""
+    f: Callable[[Tensor], Tensor], x: Tensor, most: float | None = None, share: float = math.inf
+) -> tuple[Array, float] | None:
+    """The keys i n + j of the pattern at x, sorted, and how many elements all rows of the Hessian are computed from.
+
+    None if the pattern is full, where more than ``most`` elements of x are coupled with each other, or with one element
+    on average, and where more than a ``share`` of the elements that all rows are computed from are looked at."""
     with torch.enable_grad():  # f may take gradients itself
         point = x.detach().requires_grad_().clone()
-        tape = _Tape(point, deadline)
+        tape = _Tape(point, share)
         with tape:
             y = f(point)
-    return tape.pairs(y, x.numel() if most is None else most)
+    keys = tape.pairs(y, x.numel() if most is None else most)
+    return None if keys is None else (keys, tape.of_rows)
 
 
 def unique(keys: Array) -> Array:
@@ -147,9 +147,9 @@ class _Tape(TorchDispatchMode):
     that is more than a multiple of one number has a number of its own. Each place in memory has the number of what was
     last written there, so that views and writes in place need no rules."""
 
-    def __init__(self, x: Tensor, deadline: float) -> None:
+    def __init__(self, x: Tensor, share: float) -> None:
         super().__init__()
-        self.n, self._deadline = x.numel(), deadline
+        self.n, self._share, self._size = x.numel(), share, x.numel()
         self.full = False
         self.steps: list[_Step] = []
         self._end = self.n + 1
@@ -161,7 +161,6 @@ class _Tape(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        self.full = self.full or time.perf_counter() > self._deadline
         if self.full:
             return result
         given = [x for x in tree_leaves((args, kwargs)) if self.is_known(x)]
@@ -217,6 +216,7 @@ class _Tape(TorchDispatchMode):
         factors: tuple[Array, Array, Array] | None = None,
     ) -> Array:
         """The numbers of results, which depend on ``members`` by ``rows``."""
+        self._size += max(count, len(members))
         kept = members != 0
         if not kept.all():
             rows, members = rows[kept], members[kept]
@@ -234,12 +234,12 @@ class _Tape(TorchDispatchMode):
         if self.full:
             return None
         alive, used = self._needed(y)
-        sets = _Sets(self.n)
+        sets, most_handled = _Sets(self.n), self._share * self.of_rows
         of = np.zeros(self._end, np.int64)  # the set of each number
         of[: self.n + 1] = np.arange(self.n + 1)
         whole, met = [np.zeros(0, np.int64)], [np.zeros((2, 0), np.int64)]
         for step in self.steps:
-            if time.perf_counter() > self._deadline:
+            if sets.handled > most_handled:
                 return None
             wanted = used[step.results] | alive[step.results] if step.bent else used[step.results]
             kept = wanted[step.rows]
@@ -254,7 +254,14 @@ class _Tape(TorchDispatchMode):
         coupled = unique(np.concatenate([*whole, a[a == b]]))
         if sets.sizes(coupled).max(initial=0) > min(most, self.n - 1):
             return None
+        if sets.handled + sets.sizes(coupled) @ sets.sizes(coupled) > most_handled:
+            return None
         return self._keys(sets, np.append(coupled, a[a != b]), np.append(coupled, b[a != b]), most)
+
+    @property
+    def of_rows(self) -> float:
+        """The elements that all rows of the Hessian are computed from, about."""
+        return self.n * self._size
 
     def _needed(self, y: Any) -> tuple[Array, Array]:
         """Which numbers does y depend on, and of which are the sets wanted?"""
@@ -278,7 +285,7 @@ class _Tape(TorchDispatchMode):
             keys = np.zeros(0, np.int64)
             for chunk in sets.products(a, b):
                 keys = unique(np.concatenate([keys, unique(chunk)]))
-                if len(keys) > limit or time.perf_counter() > self._deadline:
+                if len(keys) > limit:
                     return None
             i, j = np.divmod(keys, max(1, n))
             keys = unique(np.concatenate([keys, j * n + i]))
@@ -286,8 +293,6 @@ class _Tape(TorchDispatchMode):
         table = np.zeros((n, n), bool)  # marking is quicker than sorting
         for chunk in sets.products(a, b):
             table.ravel()[chunk] = True
-            if time.perf_counter() > self._deadline:
-                return None
         table |= table.T
         return np.flatnonzero(table) if most == n or np.count_nonzero(table) <= limit else None
 
@@ -299,6 +304,7 @@ class _Sets:
         self._n = n
         self._sizes, self._columns = np.ones(n + 1, np.int64), np.arange(n)
         self._sizes[0] = 0
+        self.handled = 0  # elements
         self._count, self._end = n + 1, n  # how much of the arrays is in use
         self._starts = np.cumsum(self._sizes) - self._sizes
 
@@ -338,6 +344,7 @@ class _Sets:
     def _united(self, count: int, groups: Array, parts: Array) -> Array:
         """The numbers of new sets, or of the largest part where that is the union."""
         which, columns = self.elements(parts)
+        self.handled += len(which)
         width = int(columns.max(initial=0)) + 1
         row, column = np.divmod(unique(groups[which] * width + columns), width)
         sizes = np.bincount(row, minlength=count)

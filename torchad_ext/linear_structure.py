@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.overrides import enable_reentrant_dispatch
 from torch.utils._pytree import tree_leaves, tree_map
 
 Array = np.ndarray[Any, Any]
@@ -29,7 +28,7 @@ _EXACT = 1e-12  # by how much ratios of products differ by rounding
 def structure(op: Any, args: Any, kwargs: Any, variables: Sequence[Tensor]) -> tuple[Array, Array] | None:
     """Rows and columns of the entries of the Jacobian of the results of ``op`` in some of its arguments, at these; None
     if PyTorch does not differentiate it, or there are too many."""
-    with enable_reentrant_dispatch(), torch._C._DisableTorchDispatch(), torch.enable_grad():
+    with torch.enable_grad():
         leaves: dict[int, Tensor] = {}
 
         def widened(x: Any) -> Any:
@@ -84,7 +83,9 @@ class _Matrix:
 
 
 def _flat(parts: Sequence[Tensor]) -> Array:
-    return torch.cat([p.detach().resolve_conj().reshape(-1).to(torch.promote_types(p.dtype, torch.float64)) for p in parts]).numpy()
+    return torch.cat(
+        [p.detach().resolve_conj().reshape(-1).to(torch.promote_types(p.dtype, torch.float64)) for p in parts]
+    ).numpy()
 
 
 def _entries(matrix: _Matrix) -> tuple[Array, Array] | None:

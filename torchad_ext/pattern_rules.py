@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._decomp import decomposition_table
+from torch.overrides import enable_reentrant_dispatch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .linear_structure import structure
@@ -75,13 +76,15 @@ class Rules:
             return self._matrix_product
         if op is aten.convolution:
             return self._convolution
+        if op in _AVERAGES:
+            return self._average
         if op in _BATCHED:
             return self._batched
         if op in _DECOMPOSED:
             return None
         if op in _ALONG_DIM or torch.Tag.reduction in func.tags:
             return self._reduction
-        if op in _LINEAR or op is aten.polar or torch.Tag.pointwise in func.tags:
+        if op in _LINEAR or op in _BENT or torch.Tag.pointwise in func.tags:
             return self._pointwise
         return None
 
@@ -120,6 +123,10 @@ class Rules:
         factors, bent = None, op not in _LINEAR
         if op is aten.div and not self._known(args[1]):
             bent = False
+        elif op in (aten.maximum, aten.minimum) and len(given) == 2:
+            less, greater = (args[0] < args[1]).cpu(), (args[0] > args[1]).cpu()
+            unused = (less, greater) if op is aten.maximum else (greater, less)
+            given = [numbers.masked_fill(where, 0) for numbers, where in zip(given, unused, strict=True)]
         elif op is aten.mul:
             zero = self._is_zero(args[1], shape)
             if not func._schema.is_mutable:  # else it has been written over
@@ -166,7 +173,9 @@ class Rules:
         united = self._rows([groups.expand(x.shape)], [self._of(x)], kept, op not in _LINEAR)
         if op in _ALONG_DIM:
             return [united.expand(y.shape) for y in outputs] if len(united.shape) == outputs[0].dim() else None
-        return [united.view(y.shape) for y in outputs] if all(y.numel() == len(groups.ravel()) for y in outputs) else None
+        return (
+            [united.view(y.shape) for y in outputs] if all(y.numel() == len(groups.ravel()) for y in outputs) else None
+        )
 
     def _matrix_product(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor] | None:
         (y,), (*bias, a, b) = outputs, args[: 3 if _functional(func) in _WITH_BIAS else 2]
@@ -203,9 +212,9 @@ class Rules:
         if batch * m * k * p > _LIMIT:
             return None
         each = (some_a.unsqueeze(3) & some_b.unsqueeze(1)).nonzero(as_tuple=True)
-        number, i, j, l = each
-        members = of_a[number, i, j], of_b[number, j, l]
-        rows = (number * m + i) * p + l
+        number, i, j, q = each
+        members = of_a[number, i, j], of_b[number, j, q]
+        rows = (number * m + i) * p + q
         both = (members[0] != 0) & (members[1] != 0)
         factors = tuple(x[both].numpy() for x in (rows, *members))
         row, member = torch.cat([rows, rows]).numpy(), torch.cat(members).numpy()
@@ -217,53 +226,59 @@ class Rules:
         if some.all() or m * int(some.sum()) > _LIMIT:  # each column meets all
             rows = torch.arange(batch * m).view(batch, m, 1).expand(batch, m, k)
             return self._rows([rows], [of_a], (batch, m, 1), False).expand(batch, m, p)
-        number, j, l = some.expand(batch, k, p).nonzero(as_tuple=True)
-        rows = (number * m + torch.arange(m).unsqueeze(1)) * p + l
+        number, j, q = some.expand(batch, k, p).nonzero(as_tuple=True)
+        rows = (number * m + torch.arange(m).unsqueeze(1)) * p + q
         return self._rows([rows], [of_a[number, :, j].T], (batch, m, p), False)
 
     def _convolution(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor] | None:
-        """A product of windows of the input with the weight."""
-        x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = args
-        (y,) = outputs
-        size, n = weight.shape[2:], x.dim() - 2
-        stride, padding, dilation, more = (
-            list(each) * (n // len(each)) for each in (stride, padding, dilation, output_padding)
-        )
+        """A product of windows of the input with the weight; transposed, of the input with zeros between its elements."""
+        x, weight, bias, stride, padding, dilation, transposed, more, groups = args
+        (y,), size, n = outputs, weight.shape[2:], x.dim() - 2
+        stride, padding, dilation, more = (list(each) * (n // len(each)) for each in (stride, padding, dilation, more))
         pads = [(p, p) for p in padding]
         if transposed:
-            cut = [d * (k - 1) - p for d, k, p in zip(dilation, size, padding, strict=True)]
-            pads = [(c, c + m) for c, m in zip(cut, more, strict=True)]
+            reach = [d * (k - 1) - p for d, k, p in zip(dilation, size, padding, strict=True)]
+            pads = [(r, r + m) for r, m in zip(reach, more, strict=True)]
 
-        def windows(values: Tensor) -> Tensor:
-            """``[batch groups, places, channels of a group * size]``"""
-            if transposed:
-                spread = values.new_zeros(*values.shape[:2], *((s - 1) * t + 1 for s, t in zip(values.shape[2:], stride, strict=True)))
-                spread[(..., *(slice(None, None, t) for t in stride))] = values
-                values = spread
-            values = F.pad(values, [p for pair in reversed(pads) for p in pair])
-            for i, (k, d, t) in enumerate(zip(size, dilation, [1] * n if transposed else stride, strict=True)):
-                values = values.unfold(i + 2, d * (k - 1) + 1, t)[..., ::d]
-            values = values.reshape(len(values), groups, -1, *values.shape[2:])
-            order = [0, 1, *range(3, 3 + n), 2, *range(3 + n, 3 + 2 * n)]
-            return values.permute(order).reshape(len(values) * groups, -1, values.shape[2] * math.prod(size))
+        def rows(values: Tensor) -> Tensor:
+            """``[batch * groups, places, channels of a group * size]``"""
+            values = _spread(values, stride) if transposed else values
+            parts = _windows(values, size, [1] * n if transposed else stride, pads, dilation)
+            parts = parts.unflatten(1, (groups, -1)).movedim(2, 2 + n).flatten(2, 1 + n)
+            return parts.flatten(3).flatten(0, 1)
 
         def columns(values: Tensor) -> Tensor:
-            """``[batch groups, channels of a group * size, outputs of a group]``"""
+            """``[batch * groups, channels of a group * size, outputs of a group]``"""
+            values = values.unflatten(0, (groups, -1))
             if transposed:
-                values = values.view(groups, -1, *values.shape[1:]).flip(*range(3, 3 + n)).transpose(1, 2)
-            else:
-                values = values.view(groups, -1, *values.shape[1:])
-            values = values.reshape(groups, values.shape[1], -1).mT
+                values = values.flip(list(range(3, 3 + n))).transpose(1, 2)
+            values = values.flatten(2).mT
             return values.expand(len(x), *values.shape).flatten(0, 1)
 
         of_x, of_weight = self._factor(x, x.shape), self._factor(weight, weight.shape)
         product = self._product(
-            (windows(of_x[0]), windows(of_x[1])), (columns(of_weight[0]), columns(of_weight[1]))
+            (rows(of_x[0]), rows(of_x[1])),
+            (columns(of_weight[0]), columns(of_weight[1])),
         )
         if product is None:
             return None
-        numbers = product.view(len(x), groups, -1, product.shape[-1]).mT.reshape(y.shape)
-        return [self._plus(numbers, [] if bias is None else [bias.view(-1, *[1] * n)]) if not self._known(bias) else self._plus(numbers, [bias.view(-1, *[1] * n)])]
+        numbers = product.unflatten(0, (len(x), groups)).mT.reshape(y.shape)
+        return [self._plus(numbers.movedim(1, -1), [bias]).movedim(-1, 1)]
+
+    def _average(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor] | None:
+        """Means of windows."""
+        given = {**dict(_arguments(func, args)), **kwargs}
+        x, (y,) = given["self"], outputs
+        n = int(_functional(func).__name__[-2])
+        size, padding = (list(given.get(name) or [0]) for name in ("kernel_size", "padding"))
+        stride = list(given.get("stride") or size)
+        size, padding, stride = (each * (n // len(each)) for each in (size, padding, stride))
+        places, elements = y.shape[-n:], x.shape[-n:]
+        after = [(m - 1) * s + k - e - p for m, s, k, e, p in zip(places, stride, size, elements, padding, strict=True)]
+        of_x = self._of(x).reshape(1, -1, *elements)
+        members = _windows(of_x, size, stride, list(zip(padding, after, strict=True)), [1] * n).reshape(y.numel(), -1)
+        rows = torch.arange(y.numel()).unsqueeze(1).expand(members.shape)
+        return [self._rows([rows], [members], y.shape, False)]
 
     def _linear_at_x(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor] | None:
         """A linear operation depends on what its matrix has entries for."""
@@ -275,7 +290,8 @@ class Rules:
         # A product depends on what a mean depends on, and couples it.
         bent = "prod" in [x for x in (*args, *kwargs.values()) if isinstance(x, str)]
         args, kwargs = tree_map(lambda x: "mean" if isinstance(x, str) and x == "prod" else x, (args, kwargs))
-        found = structure(op, args, kwargs, variables)
+        with enable_reentrant_dispatch(), torch._C._DisableTorchDispatch():  # autograd runs here, the tape does not
+            found = structure(op, args, kwargs, variables)
         if found is None:
             return None
         rows, columns = found
@@ -326,6 +342,31 @@ def _functional(func: Any) -> Any:
 
 def _names_of_outputs(func: Any) -> set[str]:
     return {argument.name for argument in func._schema.arguments if argument.is_out}
+
+
+def _spread(x: Tensor, stride: Sequence[int]) -> Tensor:
+    """x ``[batch, channels, *size]`` with zeros between its elements."""
+    for i, s in enumerate(stride):
+        shape = list(x.shape)
+        shape[i + 2] = (shape[i + 2] - 1) * s + 1
+        spread = x.new_zeros(shape)
+        spread.transpose(0, i + 2)[::s] = x.transpose(0, i + 2)
+        x = spread
+    return x
+
+
+def _windows(
+    x: Tensor,
+    size: Sequence[int],
+    stride: Sequence[int],
+    pads: Sequence[tuple[int, int]],
+    dilation: Sequence[int],
+) -> Tensor:
+    """The windows of x ``[batch, channels, *places, *size]``, padded before and after with zeros."""
+    x = F.pad(x, [p for pair in reversed(pads) for p in pair])
+    for i, (k, s, d) in enumerate(zip(size, stride, dilation, strict=True)):
+        x = x.unfold(i + 2, d * (k - 1) + 1, s)[..., ::d]
+    return x
 
 
 def _cross(a: Tensor, b: Tensor, *, dim: int = -1) -> Tensor:
@@ -386,10 +427,14 @@ _LINEAR = _named("""
     relu abs clamp clamp_min clamp_max maximum minimum fmax fmin hardtanh leaky_relu threshold frac relu6 nan_to_num
     hardshrink softshrink lift_fresh_copy alias_copy detach_copy _fft_r2c _fft_c2r _fft_c2c
 """)
+_BENT = _named(
+    "polar log_sigmoid log_sigmoid_forward rrelu_with_noise rrelu_with_noise_functional"
+)  # and pointwise ones
 _ALONG_DIM = _named("""
     cumsum cumprod logcumsumexp _softmax _log_softmax _safe_softmax _fft_r2c _fft_c2r _fft_c2c
 """)
 _PRODUCTS = _named("mm bmm mv dot vdot addmm addmv baddbmm _sparse_mm _sparse_addmm")
+_AVERAGES = _named("avg_pool2d avg_pool3d")  # the others are made of these
 _WITH_BIAS = _named("addmm addmv baddbmm _sparse_addmm")
 _MOVES = _named("""
     cat stack hstack flip roll rot90 repeat index _unsafe_index index_select gather take masked_select embedding
@@ -405,7 +450,7 @@ _FILLS = {"value", "other", "self", "fill"}
 _INDICES = {"index", "indices", "condition", "mask"}
 _LINEAR_AT_X = _named("""
     scatter index_copy index_put _index_put_impl _unsafe_index_put put index_add scatter_add scatter_reduce index_reduce segment_reduce col2im unfold_backward trace
-    avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d
+    adaptive_avg_pool1d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d
     adaptive_max_pool3d max_pool2d_with_indices max_pool3d_with_indices fractional_max_pool2d fractional_max_pool3d
     max_pool2d max_pool3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d
     _upsample_bilinear2d_aa _upsample_bicubic2d_aa sort topk kthvalue median nanmedian mode cummax cummin amax amin max

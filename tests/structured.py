@@ -1,4 +1,5 @@
-"""Operations whose Hessians have structure, as templates: for the suite, the fuzzer and the table in ``docs/patterns.md``.
+# ruff: noqa: E501, a template is a line
+"""Operations whose Hessians have structure, as templates: for the suite, the fuzzer and ``docs/patterns.md``.
 
 ``python tests/structured.py`` prints the table. In a template u stands for a value, which is flattened to 24 elements,
 and ``{1/2/3}`` for one of several options. What is made of u is cubed and summed.
@@ -178,7 +179,8 @@ def C(*shape: int, shift: float = 0.0) -> Tensor:
 
 def _ring() -> Tensor:
     each = torch.arange(N)
-    return torch.sparse_coo_tensor(torch.stack([each.repeat(2), torch.cat([each, (each + 1) % N])]), C(2 * N), (N, N))
+    ends = torch.stack([each.repeat(2), torch.cat([each, (each + 1) % N])])
+    return torch.sparse_coo_tensor(ends, C(2 * N), (N, N), check_invariants=False)
 
 
 SPACE: dict[str, Any] = {"torch": torch, "F": F, "C": C, "S": _ring().coalesce(), "J": torch.arange(N) * 5 % 7}

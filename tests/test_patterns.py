@@ -196,7 +196,7 @@ class TestChoice:
 class TestLinearStructure:
     @pytest.mark.parametrize("name", FAMILIES)
     def test_of_a_matrix(self, name: str) -> None:
-        n = 200
+        n = 60
         A = torch.where(torch.from_numpy(np.roll(family(name, n), 5, 0)), sample(n, n) + 3, 0.0)
         found = linear_structure.structure(torch.mv, (A, x := sample(n)), {}, [x])
         assert found is not None

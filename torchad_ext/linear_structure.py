@@ -97,7 +97,7 @@ def _entries(matrix: _Matrix) -> tuple[Array, Array] | None:
         # Pullbacks tell for each column in which rows it has entries, pushforwards the reverse.
         for axis, product in ((1, matrix.pull), (0, matrix.push)):
             targets, sources = remaining[axis], remaining[1 - axis]
-            if np.count_nonzero(sources) <= 3 * buckets:
+            if np.count_nonzero(sources) <= 6 * buckets:
                 which, at, decoded = _one_by_one(product, sources, targets)
             else:
                 which, at, decoded = _decoded(product, sources, targets, buckets, draw)

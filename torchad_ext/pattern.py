@@ -281,7 +281,7 @@ class _Tape(TorchDispatchMode):
     def _keys(self, sets: _Sets, a: Array, b: Array, most: float) -> Array | None:
         """What stands in a and what stands in b, in pairs."""
         n, limit = self.n, most * self.n
-        if n * n > min(_MARKED, 8 * sets.sizes(a) @ sets.sizes(b)):
+        if n * n > min(_MARKED, 8 * int(sets.sizes(a) @ sets.sizes(b))):
             keys = np.zeros(0, np.int64)
             for chunk in sets.products(a, b):
                 keys = unique(np.concatenate([keys, unique(chunk)]))

@@ -34,8 +34,8 @@ def star_coloring(n: int, i: Array, j: Array, most: float = math.inf) -> Array |
     ends, columns = np.cumsum(degrees), j.tolist()
     neighbours = [columns[end - degree : end] for end, degree in zip(ends.tolist(), degrees.tolist(), strict=True)]
     bits = [0] * n  # the colour of each vertex
-    # A vertex has to avoid the colours of the neighbours of its uncoloured neighbours w, which may not have two of one
-    # colour; of coloured ones w, that of w and those of the centres of stars whose leaves are w and others of its colour.
+    # What the neighbours of w have to avoid: the colours of all others of them while w has none, then that of w and
+    # those of the centres of stars whose leaves are w and others of its colour.
     avoided = [0] * n
     leaves: list[dict[int, int]] = [{} for _ in range(n)]  # a neighbour of each colour
     for v in np.argsort(-degrees, kind="stable").tolist():

@@ -67,8 +67,8 @@ class Coloring:
 
     def check(self, products: Tensor, v: Tensor, again: Callable[[Tensor], Tensor], found: bool) -> None:
         """Raises unless the last of the products, H v, is that of the entries, but for rounding. What rounding does is
-        seen where products are not linear: ``again`` takes random parts of v, by plain reverse mode. A row whose entries
-        are inf or nan is not checked."""
+        seen where products are not linear: ``again`` takes random parts of v, by plain reverse mode. A row whose
+        entries are inf or nan is not checked."""
         n, eps = len(v), torch.finfo(v.dtype).eps
         i, j = self.keys // n, self.keys % n
         products, product = products.detach()[:-1], products.detach()[-1]

@@ -142,7 +142,7 @@ class Rules:
         return [torch.from_numpy(self._tape.results(count, rows, members, bent, factors)).view(shape)] * len(outputs)
 
     def _move(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor] | None:
-        """An operation that only moves elements is run on their numbers, which float64 holds; what it fills with is 0."""
+        """An operation that only moves elements is run on their numbers, in float64; what it fills with is 0."""
 
         def numbers(x: Any) -> Any:
             if not isinstance(x, Tensor):
@@ -245,7 +245,8 @@ class Rules:
             values = _spread(values, stride) if transposed else values
             parts = _windows(values, size, [1] * n if transposed else stride, pads, dilation)
             parts = parts.unflatten(1, (groups, -1)).movedim(2, 2 + n).flatten(2, 1 + n)
-            return parts.flatten(3).flatten(0, 1)
+            joined: Tensor = parts.flatten(3).flatten(0, 1)
+            return joined
 
         def columns(values: Tensor) -> Tensor:
             """``[batch * groups, channels of a group * size, outputs of a group]``"""

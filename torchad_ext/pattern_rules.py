@@ -231,7 +231,7 @@ class Rules:
         return self._rows([rows], [of_a[number, :, j].T], (batch, m, p), False)
 
     def _convolution(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor] | None:
-        """A product of windows of the input with the weight; transposed, of the input with zeros between its elements."""
+        """Windows of the input times the weight; transposed, of the input with zeros between its elements."""
         x, weight, bias, stride, padding, dilation, transposed, more, groups = args
         (y,), size, n = outputs, weight.shape[2:], x.dim() - 2
         stride, padding, dilation, more = (list(each) * (n // len(each)) for each in (stride, padding, dilation, more))
@@ -439,7 +439,8 @@ _AVERAGES = _named("avg_pool2d avg_pool3d")  # the others are made of these
 _WITH_BIAS = _named("addmm addmv baddbmm _sparse_addmm")
 _MOVES = _named("""
     cat stack hstack flip roll rot90 repeat index _unsafe_index index_select gather take masked_select embedding
-    index_fill masked_fill masked_scatter where diag_embed constant_pad_nd tril triu slice_scatter select_scatter diagonal_scatter as_strided_scatter _unsafe_view
+    index_fill masked_fill masked_scatter where diag_embed constant_pad_nd
+    tril triu slice_scatter select_scatter diagonal_scatter as_strided_scatter _unsafe_view
     _reshape_copy view_copy expand_copy permute_copy squeeze_copy unsqueeze_copy transpose_copy t_copy slice_copy
     select_copy diagonal_copy as_strided_copy split_copy split_with_sizes_copy unbind_copy unfold_copy narrow_copy
     slice_backward select_backward diagonal_backward im2col pixel_shuffle pixel_unshuffle channel_shuffle
@@ -450,7 +451,8 @@ _MOVES = _named("""
 _FILLS = {"value", "other", "self", "fill"}
 _INDICES = {"index", "indices", "condition", "mask"}
 _LINEAR_AT_X = _named("""
-    scatter index_copy index_put _index_put_impl _unsafe_index_put put index_add scatter_add scatter_reduce index_reduce segment_reduce col2im unfold_backward trace
+    scatter index_copy index_put _index_put_impl _unsafe_index_put put index_add scatter_add scatter_reduce index_reduce
+    segment_reduce col2im unfold_backward trace
     adaptive_avg_pool1d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d
     adaptive_max_pool3d max_pool2d_with_indices max_pool3d_with_indices fractional_max_pool2d fractional_max_pool3d
     max_pool2d max_pool3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d

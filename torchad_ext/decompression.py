@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import math
 import mmap
 from collections.abc import Callable
@@ -45,12 +46,14 @@ class Coloring:
         count: of colours.
         keys: i n + j for each entry (i, j), sorted.
         places: of each entry in the products, flattened.
+        size: how many elements f computes, about, where that is known.
     """
 
     colors: Tensor
     count: int
     keys: Tensor
     places: Tensor
+    size: int = 1
 
     @property
     def full(self) -> bool:
@@ -147,7 +150,8 @@ def found_coloring(f: Callable[[Tensor], Tensor], x: Tensor) -> Coloring | None:
     if pattern is None:
         return None
     keys, of_rows = pattern
-    return _of_keys(keys, x, most) if _COLORING * len(keys) <= _SHARE * of_rows else None
+    colored = _of_keys(keys, x, most) if _COLORING * len(keys) <= _SHARE * of_rows else None
+    return colored and dataclasses.replace(colored, size=int(of_rows / max(1, n)))
 
 
 def _of_keys(keys: Array, x: Tensor, most: float = math.inf) -> Coloring | None:

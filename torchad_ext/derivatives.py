@@ -945,7 +945,7 @@ def _by_colours(
         return None
     generator = torch.Generator(x.device).manual_seed(0)
     v = torch.empty(x.numel(), dtype=x.dtype, device=x.device).uniform_(-1, 1, generator=generator)
-    rows = chunk_size or max(1, _ELEMENTS // max(1, x.numel()))
+    rows = chunk_size or max(1, min(_ELEMENTS // max(1, x.numel()), 8 * _ELEMENTS // colored.size))
     if strategy == "forward-over-reverse":
         gradient_function = _gradient_function(f, at)
 

@@ -126,7 +126,7 @@ KEPT = {
     "norm, rows": "u.view(8, 3).norm({2/3}, dim=1)",
     "var, rows": "u.view(8, 3).var(1)",
     "var_mean, rows": "torch.stack(torch.var_mean(u.view(8, 3), dim=1)).prod(0)",
-    "diff": "u.diff(n={1/2})",
+    "diff": "torch.diff(u, {1/2})",
     "gradient": "torch.gradient(u)[0]",
     "roll": "u.roll({1/-2}) * u",
     "flip": "u.flip(0) * u",

@@ -166,6 +166,65 @@ def derivatives() -> Iterator[Case]:
     yield Case("hessian_diagonal of a sine network, 2 × 128", "256 × 64", value, batch, vmapped, diagonal, 3.0)
 
 
+def arrow(x: Tensor) -> Tensor:
+    return x[0] * x.sum() + x.pow(3).sum()
+
+
+def lennard_jones(x: Tensor) -> Tensor:
+    """The energy of atoms whose coordinates are x, of pairs up to a distance of 2.5."""
+    squares = (x.view(-1, 1, 3) - x.view(1, -1, 3)).square().sum(-1)
+    pairs = (squares < 6.25).triu(1)
+    inverse = torch.where(pairs, squares, 1.0) ** -3
+    return torch.where(pairs, 4 * (inverse * inverse - inverse), 0.0).sum()
+
+
+def mismatches(x: Tensor) -> Tensor:
+    """The squared mismatches of the flows along the edges of a ring of nodes with 600 chords."""
+    n = len(x)
+    each = torch.arange(n, device=x.device)
+    chords = torch.arange(600, device=x.device)
+    start, end = torch.cat([each, chords * 7 % n]), torch.cat([(each + 1) % n, (chords * 11 + 3) % n])
+    flow = (x[start] - x[end]).sin()
+    mismatch = torch.zeros_like(x).index_add(0, start, flow).index_add(0, end, -flow)
+    return (mismatch - 1).square().sum()
+
+
+def stencil(x: Tensor) -> Tensor:
+    side = round(len(x) ** 0.5)
+    kernel = torch.linspace(0.5, 1.5, 9, dtype=x.dtype, device=x.device).view(1, 1, 3, 3)
+    return F.conv2d(x.view(1, 1, side, side), kernel, padding=1).tanh().sum()
+
+
+def sparse_hessians() -> Iterator[Case]:
+    """Hessians of functions of arrowheads, atoms, grids and stencils, in float64."""
+    ways: dict[str, Callable[[Op, Tensor], Tensor]] = {
+        "torch.func.hessian": lambda f, x: torch.func.hessian(f)(x),
+        "functional.hessian": lambda f, x: torch.autograd.functional.hessian(f, x),
+    }
+
+    def lattice(n: int, randn: Randn) -> Inputs:
+        side = torch.arange(8, dtype=torch.float64)
+        places = torch.cartesian_prod(side, side, side)[: n // 3]
+        noise = 0.05 * randn(n, dtype=torch.float64)
+        return (1.1 * places.flatten().to(noise.device) + noise,)
+
+    def of(n: int, randn: Randn) -> Inputs:
+        return (randn(n, dtype=torch.float64),)
+
+    for name, f, n, inputs in (
+        ("an arrowhead", arrow, 3000, of),
+        ("500 atoms, Lennard-Jones", lennard_jones, 1500, lattice),
+        ("a power flow", mismatches, 1500, of),
+        ("a 3 × 3 convolution", stencil, 1600, of),
+    ):
+        native: dict[str, Op] = {way: functools.partial(take, f) for way, take in ways.items()}
+        if f is lennard_jones:
+            del native["torch.func.hessian"]  # of 9 GB
+        ours = functools.partial(ad.hessian, f, sparsity="auto")
+        made = functools.partial(inputs, n)
+        yield Case(f"hessian of {name}", str(n), value, made, native, ours, 5.0, least=3, attempts=2)
+
+
 def nested_laplacian(f: Op, x: Tensor, record: bool) -> Tensor:
     (slope,) = grad(f(x).sum(), x, create_graph=True)
     rows = (grad(s.sum(), x, create_graph=record, retain_graph=True)[0] for s in slope.unbind(-1))
@@ -200,4 +259,4 @@ def laplacian() -> Iterator[Case]:
         yield Case("laplacian: evaluation", f"4096 × {d}", evaluate, of(d, False), ways, ours, floor)
 
 
-CASES = (*derivatives(), *large_sums(), *diagonals(), *laplacian())
+CASES = (*derivatives(), *large_sums(), *diagonals(), *sparse_hessians(), *laplacian())

@@ -50,10 +50,11 @@ from torch.utils._pytree import tree_map
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
+from structured import KEPT, chosen  # noqa: E402
 from test_trace import DOMAINS, POSITIVE, SPELLINGS, WITH_NUMBERS, Polygamma, gradients, listed  # noqa: E402
 
 import torchad_ext as ad  # noqa: E402
-from torchad_ext import _build  # noqa: E402
+from torchad_ext import _build, decompression  # noqa: E402
 from torchad_ext._symbolic.evaluate import evaluate  # noqa: E402
 from torchad_ext._symbolic.expr import OPERATIONS  # noqa: E402
 from torchad_ext._symbolic.refusals import TraceError  # noqa: E402
@@ -689,6 +690,10 @@ def C(*shape, shift=0.0):
     return torch.sin(torch.arange(math.prod(shape), dtype=torch.float64) * 2.3 + shift).view(shape)
 
 
+J = torch.arange(24) * 5 % 7  # indices, some of them twice
+S = torch.eye(24, dtype=torch.float64).roll(1, 0).to_sparse()
+
+
 class Flip(torch.autograd.Function):
     """x with the gradient of -x."""
 
@@ -832,12 +837,18 @@ u.unsqueeze(0).conj().real.square()
 """
 
 
+AT_A_LEAF = re.compile("autograd.grad")
+
+
 class ToolsComposer:
     """Draws programs of tensor operations."""
 
     def __init__(self) -> None:
         rows, whole = ([text.replace("|", "\n") for text in listed(texts)] for texts in (ROWS, WHOLE))
-        self.rows, self.any = rows, rows + whole
+        structured = [
+            re.sub(r"\bu\b", "(C(24, u.numel()).tril(1).triu(-1) @ u.flatten())", text) for text in KEPT.values()
+        ]
+        self.rows, self.any = rows, rows + whole + [text for text in structured if not AT_A_LEAF.search(text)]
         self.space = namespace(TOOLS_PRELUDE)
         self.missing: list[str] = []
         self.refused: Counter[str] = Counter()
@@ -878,7 +889,7 @@ class ToolsComposer:
         for _ in range(40):
             if len(statements) == wanted:
                 break
-            text = draw.choice(self.rows if kind == "rows" else self.any)
+            text = chosen(draw.choice(self.rows if kind == "rows" else self.any), draw)
             operands = [draw.choice([*names[-2:], *names]) for _ in "uvw"]
             statement = self.statement(text, f"t{len(statements)}", operands, space)
             if statement and (kind != "rows" or space[statement.name].shape[:-1] == shape[:1]):
@@ -995,6 +1006,13 @@ def tools_of(case: Tools, f: Callable[..., Any], right: Callable[..., Any], x: t
             H,
         ),
     ]
+    calls.append(
+        (
+            "ad.hessian_sparsity(f, x), and the rest of the Hessian",
+            lambda: H.masked_fill(ad.hessian_sparsity(f, x).to_dense(), 0.0) / H.abs().max().clamp_min(1.0),
+            torch.zeros_like(H),
+        )
+    )
     symmetric = torch.allclose(H, H.T, rtol=1e-9, atol=1e-9 * float(H.abs().max()))  # not of every Function
     if symmetric:
         calls.append(('ad.hessian(f, x, sparsity="auto")', lambda: ad.hessian(f, x, sparsity="auto").view(square), H))
@@ -1030,7 +1048,8 @@ def check_tools(case: Tools, tools: Sequence[str] | None = None) -> None:
     """Raises Failure where a tool gives something else than a loop of ``torch.autograd.grad``."""
     f, right = function_of(case.source, TOOLS_PRELUDE), function_of(case.source, TOOLS_PRELUDE + RIGHT)
     x = eval(case.x, namespace(TOOLS_PRELUDE))
-    with warnings.catch_warnings():
+    of_any_pattern = mock.patch.multiple(decompression, _FEW=0, _SHARE=math.inf, _SAVING=1)
+    with warnings.catch_warnings(), of_any_pattern:
         warnings.simplefilter("ignore")
         try:
             calls = tools_of(case, f, right, x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +16,18 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext import SparsityError, hessian_sparsity, random_product
-from torchad_ext.sparsity import colour
+from torchad_ext import SparsityError, decompression, hessian_sparsity, random_product
+from torchad_ext.decompression import coloring
 
 Function = Callable[[Tensor], Tensor]
 BAND = sample(6, 6).tril(1).triu(-1)
+
+
+@pytest.fixture(autouse=True)
+def _small_patterns_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decompression, "_FEW", 0)
+    monkeypatch.setattr(decompression, "_SHARE", math.inf)
+    monkeypatch.setattr(decompression, "_SAVING", 2)
 
 
 def pattern_of(f: Function, x: Tensor) -> Tensor:
@@ -186,7 +194,7 @@ class TestColouring:
     def test_is_a_star_colouring(self, data: st.DataObject, n: int) -> None:
         pairs = list(itertools.combinations(range(n), 2))
         pattern = symmetric(n, data.draw(st.lists(st.sampled_from(pairs), unique=True)) if pairs else [])
-        colours = colour(pattern, torch.zeros(n)).colours.tolist()
+        colours = coloring(pattern, torch.zeros(n)).colors.tolist()
         for i, j in pattern.fill_diagonal_(False).nonzero().tolist():
             assert colours[i] != colours[j]
         for path in itertools.permutations(range(n), 4):
@@ -199,9 +207,9 @@ class TestColouring:
         pairs = list(itertools.combinations(range(n), 2))
         pattern = symmetric(n, data.draw(st.lists(st.sampled_from(pairs), unique=True)) if pairs else [])
         H = torch.where(pattern, sample(n, n) + sample(n, n).T, 0.0)
-        colouring = colour(pattern, H[0])
-        values = colouring.recover(colouring.seeds(H.dtype) @ H)
-        assert torch.equal(colouring.matrix(values, torch.Size([n]), torch.strided), H)
+        colored = coloring(pattern, H[0])
+        values = colored.recover(colored.seeds(H.dtype) @ H)
+        assert torch.equal(colored.matrix(values, torch.Size([n]), torch.strided), H)
 
     @pytest.mark.parametrize(
         ("f", "count"),
@@ -268,7 +276,7 @@ class TestHessian:
 
     def test_nan_in_the_check_alone_raises(self) -> None:
         v, nan = sample(3), torch.tensor([float("nan"), 0, 0])
-        diagonal = colour(torch.eye(3, dtype=torch.bool), v)
+        diagonal = coloring(torch.eye(3, dtype=torch.bool), v)
         diagonal.check(torch.stack([1 + nan, v + nan]), v, lambda seeds: seeds, found=False)
         with pytest.raises(SparsityError):
             diagonal.check(torch.stack([1 + 0 * v, v + nan]), v, lambda seeds: seeds, found=False)

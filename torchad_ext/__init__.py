@@ -15,6 +15,7 @@ from .verify import VerificationError as VerificationError
 from .verify import verify as verify
 
 if TYPE_CHECKING:
+    from .decompression import SparsityError as SparsityError
     from .derivatives import hessian as hessian
     from .derivatives import hessian_diagonal as hessian_diagonal
     from .derivatives import hvp as hvp
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
     from .laplacians import bilaplacian as bilaplacian
     from .laplacians import forward_laplacian as forward_laplacian
     from .laplacians import laplacian as laplacian
-    from .sparsity import SparsityError as SparsityError
-    from .sparsity import hessian_sparsity as hessian_sparsity
+    from .pattern import hessian_sparsity as hessian_sparsity
 
 __version__ = "0.1.0"
 
@@ -33,7 +33,8 @@ __version__ = "0.1.0"
 _LATER = {
     **dict.fromkeys(("hessian", "hessian_diagonal", "hvp", "jacobian", "vhp"), "derivatives"),
     **dict.fromkeys(("ForwardLaplacian", "bilaplacian", "forward_laplacian", "laplacian"), "laplacians"),
-    **dict.fromkeys(("SparsityError", "hessian_sparsity"), "sparsity"),
+    "SparsityError": "decompression",
+    "hessian_sparsity": "pattern",
 }
 
 

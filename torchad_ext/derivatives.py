@@ -30,11 +30,12 @@ from torch.autograd import forward_ad
 from torch.autograd.function import BackwardCFunction
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from . import sparsity as _sparsity
 from .batch_sizes import Largest, largest_in_graph, rows_at_once
 from .composed import composing
 from .curvature import Curvature, UnknownOperation
+from .decompression import SparsityError, coloring, found_coloring
 from .foreign_functions import COMPILED, check_functions
+from .pattern import sparse
 from .random_product import FastPath, RandomProduct, fast_path, report
 from .unit_rows import UnitRows, dense_rows
 
@@ -166,7 +167,7 @@ def hessian(
     The graph of the gradient is built once, and rows of H are pulled back through it in batches. With ``sparsity`` the
     structurally orthogonal columns of H are computed together: as many Hessian-vector products as a star colouring of
     the pattern has colours, one for a diagonal H, 2b + 1 for one of half bandwidth b
-    (:mod:`torchad_ext.sparsity` has the sources).
+    (:mod:`torchad_ext.coloring` has the sources).
 
     Args:
         f: a function of one argument, ``x``, to a tensor without dimensions. It may capture tensors that require a
@@ -177,8 +178,9 @@ def hessian(
             besides the result. By default the largest tensor of a batch, as f's graph tells it, takes 2 MB, or a 32nd
             of H up to 16 MB; where these hold fewer than eight rows, they are computed one by one. 1 computes them so
             without ``vmap``, which is the way for functions that ``vmap`` does not batch.
-        sparsity: ``"auto"`` finds the pattern of H by :func:`hessian_sparsity`; where it has more than half of the
-            entries of H, all rows are computed as without ``sparsity``. A bool tensor ``[n, n]``, dense or
+        sparsity: ``"auto"`` finds the pattern of H by :func:`hessian_sparsity`; where ``x`` has few
+            elements, or the pattern too many entries for that to save time, all rows are computed as without
+            ``sparsity``. A bool tensor ``[n, n]``, dense or
             sparse, n being the number of elements of ``x``, is taken as the pattern; its transpose and the diagonal
             are added. ``x`` is one tensor then, outside of transforms. While compiling all rows are computed.
         strategy: ``"reverse-over-reverse"``, the default: a pullback of the gradient a row.
@@ -219,18 +221,23 @@ def hessian(
             f"torchad_ext.hessian: got layout={layout} and sparsity={sparsity}; layout is torch.strided, or "
             "torch.sparse_coo with a sparsity"
         )
+    draws = _Draws(at)
+    draws.again()
+    gradient: _Pullback | None = None
     if sparsity is not None and not torch.compiler.is_compiling():
-        recovered = _by_colours(at, f, sparsity, chunk_size, strategy, progress, layout)
+        _check_sparsity(at)
+        gradient = _gradient(f, at)
+        recovered = _by_colours(gradient, f, sparsity, chunk_size, strategy, progress, layout, draws)
         if recovered is not None:
             return recovered
     if strategy == "forward-over-reverse":
         H = _by_columns(at, _gradient_function(f, at), lambda: _gradient(f, at), chunk_size, progress, as_outputs=True)
     else:
-        gradient = _gradient(f, at)
+        gradient = gradient or _gradient(f, at)
         H = gradient.blocks(gradient.rows(chunk_size, progress), as_outputs=True)
     if layout is torch.strided:
         return H
-    return _sparsity.sparse(torch.arange(H.numel(), device=H.device), H.reshape(-1), at.size)
+    return sparse(torch.arange(H.numel(), device=H.device), H.reshape(-1), at.size)
 
 
 def hessian_diagonal(
@@ -960,34 +967,39 @@ def _columns(
     return columns, spec
 
 
+def _check_sparsity(at: _Point) -> None:
+    at.single("sparsity")
+    if _transformed():
+        raise ValueError(
+            "torchad_ext.hessian with sparsity finds a pattern and checks it, which a transform of torch.func cannot "
+            "trace; leave sparsity out there"
+        )
+
+
 def _by_colours(
-    at: _Point,
+    gradient: _Pullback,
     f: Function,
     sparsity: Any,
     chunk_size: int | None,
     strategy: str | None,
     progress: bool,
     layout: torch.layout,
+    draws: _Draws,
 ) -> Tensor | None:
-    """The Hessian from one product for each colour of its pattern, and one that checks it; None if that is too dense to
-    save products."""
-    x = at.single("sparsity")
-    if _transformed():
-        raise ValueError(
-            "torchad_ext.hessian with sparsity finds a pattern and checks it, which a transform of torch.func cannot "
-            "trace; leave sparsity out there"
-        )
-    found = isinstance(sparsity, str) and sparsity == "auto"
-    colouring = _sparsity.found_colouring(_scalar(f, at), x) if found else _sparsity.colour(sparsity, x)
-    if colouring is None or colouring.full:
+    """The Hessian from one product for each colour of its pattern, and one that checks it; None if all rows are
+    computed as quickly."""
+    at, found = gradient.at, isinstance(sparsity, str) and sparsity == "auto"
+    (x,) = at.leaves
+    if found:
+        draws.again()
+        colored = found_coloring(_scalar(f, at), x)
+    else:
+        colored = coloring(sparsity, x)
+    if colored is None or colored.full:
         return None
     generator = torch.Generator(x.device).manual_seed(0)
     v = torch.empty(x.numel(), dtype=x.dtype, device=x.device).uniform_(-1, 1, generator=generator)
-
-    draws = _Draws(at)
-    draws.again()
-    gradient = _gradient(f, at)
-    rows = chunk_size or gradient.rows_at_once(colouring.count)
+    rows = chunk_size or gradient.rows_at_once(colored.count)
     if strategy == "forward-over-reverse":
         gradient_function = _gradient_function(f, at)
 
@@ -1012,16 +1024,16 @@ def _by_colours(
     def one_by_one(seeds: Tensor) -> Tensor:
         return torch.stack([gradient.pull([seed.view_as(x)])[0] for seed in seeds]).view(seeds.shape)
 
-    seeds, way = colouring.seeds(x.dtype), "in forward mode" if strategy == "forward-over-reverse" else "in batches"
+    seeds, way = colored.seeds(x.dtype), "in forward mode" if strategy == "forward-over-reverse" else "in batches"
     of_v = gradient.pull_without_graph([v.view_as(x)])[0].reshape(1, -1)
     of_seeds = products(seeds)
     try:
-        colouring.check(torch.cat([of_seeds, of_v]), v, one_by_one, found)
-    except _sparsity.SparsityError:
+        colored.check(torch.cat([of_seeds, of_v]), v, one_by_one, found)
+    except SparsityError:
         of_seeds = one_by_one(seeds)
-        colouring.check(torch.cat([of_seeds, of_v]), v, one_by_one, found)  # raises for a wrong pattern
+        colored.check(torch.cat([of_seeds, of_v]), v, one_by_one, found)  # raises for a wrong pattern
         report(at.name, f, FastPath(), way)
-    return colouring.matrix(colouring.recover(of_seeds), x.shape, layout)
+    return colored.matrix(colored.recover(of_seeds), x.shape, layout)
 
 
 class _Draws:

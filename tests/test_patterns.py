@@ -1,0 +1,212 @@
+"""Sparsity patterns of operations and of problems: none lacks an entry of the Hessian, structure is kept."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from structured import KEPT, LARGE, C, chosen, entries, point, table
+from test_derivatives import sample
+from torch import Tensor
+from torch.testing import assert_close
+
+import torchad_ext as ad
+from torchad_ext import decompression, hessian_sparsity, linear_structure
+from torchad_ext.coloring import star_coloring
+
+SEEDS = range(3)
+
+
+class TestOperations:
+    @pytest.mark.parametrize("name", [*KEPT, *LARGE])
+    def test_no_entry_is_missing(self, name: str) -> None:
+        for seed in SEEDS:
+            text = chosen({**KEPT, **LARGE}[name], random.Random(seed))
+            pattern, exact = entries(text, point(seed))
+            assert not (exact & ~pattern).any(), text
+            assert torch.equal(pattern, pattern.T)
+
+    @pytest.mark.parametrize("name", KEPT)
+    def test_structure_is_kept(self, name: str) -> None:
+        for seed in SEEDS:
+            pattern, exact = entries(chosen(KEPT[name], random.Random(seed)), point(seed))
+            assert pattern.sum() <= 1.3 * exact.sum() + 10
+
+    def test_the_table_is_that_of_the_documentation(self) -> None:
+        page = Path(__file__).parents[1] / "docs" / "patterns.md"
+        assert page.read_text(encoding="utf-8") == table()
+
+    def test_constants_that_are_written_over_are_no_zeros(self) -> None:
+        def f(x: Tensor) -> Tensor:
+            y = torch.cat([torch.ones(3, dtype=x.dtype), x[3:]])
+            return y.mul_(x).pow(3).sum()  # 1 x, of which x is 0 here
+
+        x = torch.zeros(6, dtype=torch.float64)
+        assert torch.equal(hessian_sparsity(f, x).to_dense(), torch.eye(6, dtype=torch.bool))
+
+    def test_integers_are_no_numbers_of_elements(self) -> None:
+        x = sample(6)
+        f = lambda x: torch.where(torch.arange(6) < 3, x, torch.tensor(5)).pow(3).sum()  # noqa: E731
+        assert hessian_sparsity(f, x).to_dense().diagonal().tolist() == [True] * 3 + [False] * 3
+
+    def test_what_the_value_does_not_depend_on_couples_nothing(self) -> None:
+        f = lambda x: (x.prod() * x)[:2].sum() * 0 + (x.prod().detach() * 0 + x[0] ** 2)  # noqa: E731
+        cut = lambda x: torch.stack([x.prod(), x[0] ** 2])[1]  # noqa: E731
+        assert hessian_sparsity(f, sample(5)).to_dense().sum() == 1
+        assert hessian_sparsity(cut, sample(5)).to_dense().sum() == 1
+
+    def test_a_result_beside_what_is_written_in_place(self) -> None:
+        def f(x: Tensor) -> Tensor:
+            torch.manual_seed(0)
+            return F.rrelu(x, training=True).pow(3).sum()
+
+        assert torch.equal(hessian_sparsity(f, sample(6)).to_dense(), torch.eye(6, dtype=torch.bool))
+
+
+class TestProblems:
+    def test_power_flow(self) -> None:
+        """The squared mismatches of the nodes of a grid, from flows along edges that are given by their ends."""
+        n = 1500
+        ends = torch.stack([torch.arange(n), torch.arange(n) + 1]) % n
+        susceptance = 1 + C(n) ** 2
+
+        def f(x: Tensor) -> Tensor:
+            flow = susceptance * (x[ends[0]] - x[ends[1]]).sin()
+            mismatch = torch.zeros_like(x).index_add(0, ends[0], flow).index_add(0, ends[1], -flow)
+            return (mismatch - 1).square().sum()
+
+        x = sample(n)
+        assert hessian_sparsity(f, x)._nnz() == 5 * n
+        assert_close(ad.hessian(f, x, sparsity="auto"), ad.hessian(f, x))
+
+    @pytest.mark.parametrize(("is_cross", "entries"), [(False, (3 * 40 - 2) ** 2), (True, 40 * 40 + 4 * 40 * 39)])
+    def test_stencil(self, is_cross: bool, entries: int) -> None:
+        kernel = torch.rand(1, 1, 3, 3, dtype=torch.float64) + 1
+        if is_cross:
+            kernel[..., ::2, ::2] = 0
+        m = 40
+
+        def f(x: Tensor) -> Tensor:
+            return (x * F.conv2d(x.view(1, 1, m, m), kernel, padding=1).flatten()).sum()
+
+        x = sample(m * m)
+        assert hessian_sparsity(f, x)._nnz() == entries
+        assert_close(ad.hessian(f, x, sparsity="auto"), ad.hessian(f, x))
+
+
+FAMILIES = ["arrowhead", "hubs", "band", "grid", "random", "blocks", "power law", "dense", "cutoff", "empty"]
+
+
+def family(name: str, n: int) -> np.ndarray:
+    """A symmetric pattern with its diagonal."""
+    draw = np.random.default_rng(0)
+    i, j = np.arange(n)[:, None], np.arange(n)
+    if name == "arrowhead":
+        pattern = (i == 0) | (j == 0)
+    elif name == "hubs":
+        pattern = (i % 50 == 7) | (abs(i - j) < 2)
+    elif name == "band":
+        pattern = (abs(i - j) < 4) & (abs(i - j) != 2)
+    elif name == "grid":
+        side = int(n**0.5)
+        pattern = (abs(i // side - j // side) <= 1) & (abs(i % side - j % side) <= 1)
+    elif name == "random":
+        pattern = draw.random((n, n)) < 3 / n
+    elif name == "blocks":
+        pattern = i // 7 == j // 7
+    elif name == "power law":
+        pattern = draw.random((n, n)) < 1 / (1 + i + j)
+    elif name == "cutoff":
+        places = draw.random((n, 3))
+        pattern = ((places[:, None] - places) ** 2).sum(-1) < 0.04
+    else:
+        pattern = np.full((n, n), name == "dense")
+    result: np.ndarray = pattern | pattern.T | (i == j)
+    return result
+
+
+class TestColouring:
+    @pytest.mark.parametrize("name", FAMILIES)
+    def test_recovers_every_entry(self, name: str) -> None:
+        pattern = torch.from_numpy(family(name, 300))
+        A = sample(300, 300)
+        H = torch.where(pattern, A + A.T, 0.0)
+        colored = decompression.coloring(pattern, H[0])
+        values = colored.recover(colored.seeds(H.dtype) @ H)
+        assert torch.equal(colored.matrix(values, torch.Size([300]), torch.strided), H)
+
+    @pytest.mark.parametrize(
+        ("name", "most"), [("arrowhead", 2), ("hubs", 10), ("blocks", 7), ("dense", 300), ("empty", 1), ("grid", 12)]
+    )
+    def test_few_colours(self, name: str, most: int) -> None:
+        assert decompression.coloring(torch.from_numpy(family(name, 300)), torch.zeros(300)).count <= most
+
+    def test_an_edge_is_looked_at_a_few_times(self) -> None:
+        """Counts the lines that run for an arrowhead, whose hub has n neighbours."""
+
+        def lines(n: int) -> int:
+            keys = np.flatnonzero(family("arrowhead", n))
+            count = 0
+
+            def trace(frame: object, event: str, argument: object) -> object:
+                nonlocal count
+                count += event == "line"
+                return trace
+
+            before = sys.gettrace()
+            sys.settrace(trace)  # type: ignore[arg-type]
+            try:
+                star_coloring(n, *np.divmod(keys, n))
+            finally:
+                sys.settrace(before)
+            return count
+
+        assert lines(400) < 2.1 * lines(200)
+
+    def test_stops_where_more_colours_are_needed(self) -> None:
+        keys = np.flatnonzero(family("blocks", 70))
+        assert star_coloring(70, *np.divmod(keys, 70), most=6) is None
+        assert star_coloring(70, *np.divmod(keys, 70), most=7) is not None
+
+
+class TestChoice:
+    """``sparsity="auto"`` computes all rows where a pattern would not pay."""
+
+    @pytest.mark.parametrize(
+        ("f", "n", "pays"),
+        [
+            (lambda x: (x[1:] * x[:-1]).sin().sum(), 1000, True),
+            (lambda x: x[0] * x.sum() + x.pow(3).sum(), 1000, True),
+            (lambda x: (x[1:] * x[:-1]).sin().sum(), 100, False),
+            (lambda x: x.sum() ** 3, 1000, False),
+            (lambda x: x[:500].sum() ** 3 + x.pow(3).sum(), 1000, False),
+            (lambda x: (torch.where(C(600, 600) > 0.9, C(600, 600, shift=1.0), 0.0) @ x).sin().sum(), 600, False),
+        ],
+        ids=["chain", "arrow", "few elements", "full", "half", "a tenth"],
+    )
+    def test_by_the_size_of_the_pattern(self, f: object, n: int, pays: bool) -> None:
+        assert (decompression.found_coloring(f, sample(n)) is not None) == pays  # type: ignore[arg-type]
+
+
+class TestLinearStructure:
+    @pytest.mark.parametrize("name", FAMILIES)
+    def test_of_a_matrix(self, name: str) -> None:
+        n = 60
+        A = torch.where(torch.from_numpy(np.roll(family(name, n), 5, 0)), sample(n, n) + 3, 0.0)
+        found = linear_structure.structure(torch.mv, (A, x := sample(n)), {}, [x])
+        assert found is not None
+        entries = np.zeros((n, n), bool)
+        entries[found] = True
+        assert len(found[0]) == entries.sum()
+        assert (entries == (A != 0).numpy()).all()
+
+    def test_sums_that_cancel(self) -> None:
+        A = torch.tensor([[1.0, -2.0, 1.0], [0.0, 1.0, -1.0]], dtype=torch.float64)
+        found = linear_structure.structure(torch.mv, (A, x := sample(3)), {}, [x])
+        assert found is not None
+        assert sorted(zip(*found, strict=True)) == [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2)]

@@ -1,0 +1,485 @@
+"""What the operations of PyTorch depend on and couple: the rules by which sparsity patterns are found.
+
+Most operations move elements, are pointwise, or are linear at x. What moves elements is run on their numbers. The
+matrix of another linear operation is found from its products with vectors, which autograd gives
+(:mod:`torchad_ext.linear_structure`). What PyTorch decomposes into simpler operations is run as these.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._decomp import decomposition_table
+from torch.overrides import enable_reentrant_dispatch
+from torch.utils._pytree import tree_leaves, tree_map
+
+from .linear_structure import structure
+
+Array = np.ndarray[Any, Any]
+Factors = tuple[Array, Array, Array]
+Rule = Callable[..., "list[Tensor] | None"]
+
+aten = torch.ops.aten
+
+_LIMIT = 2**25  # products of elements that are looked at one by one
+
+
+class Tape(Protocol):
+    """Where operations are recorded; the numbers of elements are 0 for constants."""
+
+    full: bool
+
+    def __enter__(self) -> Any: ...
+    def __exit__(self, *_: Any) -> Any: ...
+    def is_known(self, x: Any) -> bool: ...
+    def numbers(self, x: Tensor) -> Tensor: ...
+    def results(
+        self, count: int, rows: Array, members: Array, bent: bool = False, factors: Factors | None = None
+    ) -> Array: ...
+
+
+def is_numeric(x: Any) -> bool:
+    return isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
+
+
+class Rules:
+    """The rules of operations, which give the numbers of their results."""
+
+    def __init__(self, tape: Tape) -> None:
+        self._tape = tape
+
+    def numbers(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor]:
+        """The numbers of the outputs of an operation, or of what it writes to."""
+        kwargs = {name: value for name, value in kwargs.items() if name not in _names_of_outputs(func)}
+        rule = self._rule(func, {**dict(_arguments(func, args)), **kwargs})
+        found = rule(func, args, kwargs, outputs) if rule else None
+        if found is None:
+            found = self._decomposed(func, args, kwargs, outputs)
+        return self._anything(args, kwargs, outputs) if found is None else found
+
+    def _rule(self, func: Any, given: dict[str, Any]) -> Rule | None:
+        op = _functional(func)
+        if op in _CONSTANTS:
+            return lambda _func, _args, _kwargs, outputs: [torch.zeros(y.shape, dtype=torch.int64) for y in outputs]
+        if op in _LINEAR_AT_X or given.get("accumulate") or "reduce" in given:
+            return self._linear_at_x
+        if op in _MOVES:
+            return self._move
+        if op in _PRODUCTS:
+            return self._matrix_product
+        if op is aten.convolution:
+            return self._convolution
+        if op in _AVERAGES:
+            return self._average
+        if op in _BATCHED:
+            return self._batched
+        if op in _DECOMPOSED:
+            return None
+        if op in _ALONG_DIM or torch.Tag.reduction in func.tags:
+            return self._reduction
+        if op in _LINEAR or op in _BENT or torch.Tag.pointwise in func.tags:
+            return self._pointwise
+        return None
+
+    def _of(self, x: Tensor) -> Tensor:
+        """The numbers of the elements of x, a complex one that of its parts together."""
+        numbers = self._tape.numbers(x)
+        if not x.is_complex():
+            return numbers
+        pairs = numbers.reshape(-1, 2).numpy()
+        once = np.where(pairs[:, 0] == pairs[:, 1], 0, pairs[:, 1])
+        rows = np.arange(len(pairs))
+        united = self._tape.results(len(pairs), np.append(rows, rows), np.append(pairs[:, 0], once))
+        return torch.from_numpy(united).view(x.shape)
+
+    def _known(self, *given: Any) -> list[Tensor]:
+        return [x for x in tree_leaves(given) if self._tape.is_known(x)]
+
+    def _is_zero(self, x: Any, shape: Sequence[int]) -> Tensor:
+        """Where are elements constants of 0?"""
+        if not isinstance(x, Tensor):
+            return torch.full(tuple(shape), x == 0)
+        zero = (x.detach() == 0).cpu()
+        if self._tape.is_known(x):
+            zero &= self._tape.numbers(x).reshape(*x.shape, -1).sum(-1) == 0
+        return zero.expand(tuple(shape))
+
+    def _rows(self, rows: Sequence[Tensor], members: Sequence[Tensor], shape: Sequence[int], bent: bool) -> Tensor:
+        """The numbers of results of a shape, in ``rows`` of which are the members."""
+        row, member = (torch.cat([x.reshape(-1) for x in each]).numpy() for each in (rows, members))
+        return torch.from_numpy(self._tape.results(math.prod(shape), row, member, bent)).view(tuple(shape))
+
+    def _pointwise(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor] | None:
+        op, shape = _functional(func), outputs[0].shape
+        read = args[1:2] if op in (aten.copy, aten.fill) else (args, kwargs)
+        given = [self._of(x).expand(shape) for x in self._known(read)]
+        factors, bent = None, op not in _LINEAR
+        if op is aten.div and not self._known(args[1]):
+            bent = False
+        elif op in (aten.maximum, aten.minimum) and len(given) == 2:
+            less, greater = (args[0] < args[1]).cpu(), (args[0] > args[1]).cpu()
+            unused = (less, greater) if op is aten.maximum else (greater, less)
+            given = [numbers.masked_fill(where, 0) for numbers, where in zip(given, unused, strict=True)]
+        elif op is aten.mul:
+            zero = self._is_zero(args[1], shape)
+            if not func._schema.is_mutable:  # else it has been written over
+                zero = zero | self._is_zero(args[0], shape)
+            given, bent = [numbers.masked_fill(zero, 0) for numbers in given], False
+            if len(given) == 2:
+                a, b = (numbers.numpy().ravel() for numbers in given)
+                both = np.flatnonzero((a != 0) & (b != 0))
+                factors = both, a[both], b[both]
+        count = math.prod(shape)
+        members = np.concatenate([numbers.numpy().ravel() for numbers in given] or [np.zeros(0, np.int64)])
+        rows = np.tile(np.arange(count), len(given))
+        return [torch.from_numpy(self._tape.results(count, rows, members, bent, factors)).view(shape)] * len(outputs)
+
+    def _move(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor] | None:
+        """An operation that only moves elements is run on their numbers, in float64; what it fills with is 0."""
+
+        def numbers(x: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            of = self._tape.numbers(x).to(x.device, torch.float64)
+            return torch.view_as_complex(of.contiguous()) if x.is_complex() else of
+
+        def moved(name: str, value: Any) -> Any:
+            if name in _INDICES:
+                return value
+            return 0 if isinstance(value, int | float | complex) and name in _FILLS else tree_map(numbers, value)
+
+        given = [moved(name, value) for name, value in _arguments(func, args)]
+        results = tree_leaves(_functional(func)(*given, **{name: moved(name, value) for name, value in kwargs.items()}))
+        parts = [torch.view_as_real(y) if y.is_complex() else y for y in results if is_numeric(y)]
+        return [y.to("cpu", torch.int64) for y in parts]
+
+    def _reduction(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor] | None:
+        """Elements along some dimensions meet."""
+        op, x = _functional(func), args[0]
+        bound = {**dict(_arguments(func, args)), **kwargs}
+        dims = bound.get("dim")
+        dims = range(x.dim()) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
+        kept = [1 if i in {d % x.dim() for d in dims} else size for i, size in enumerate(x.shape)]
+        if self._known(args[1:], kwargs) or x.numel() == 0:
+            return None
+        groups = torch.arange(math.prod(kept)).view(kept)
+        united = self._rows([groups.expand(x.shape)], [self._of(x)], kept, op not in _LINEAR)
+        if op in _ALONG_DIM:
+            return [united.expand(y.shape) for y in outputs] if len(united.shape) == outputs[0].dim() else None
+        return (
+            [united.view(y.shape) for y in outputs] if all(y.numel() == len(groups.ravel()) for y in outputs) else None
+        )
+
+    def _matrix_product(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor] | None:
+        (y,), (*bias, a, b) = outputs, args[: 3 if _functional(func) in _WITH_BIAS else 2]
+        shape_a = (*[1] * (3 - a.dim()), *a.shape)
+        shape_b = (1, b.shape[0], 1) if b.dim() == 1 else (*[1] * (3 - b.dim()), *b.shape)
+        product = self._product(self._factor(a, shape_a), self._factor(b, shape_b))
+        if product is None:
+            return None
+        return [self._plus(product.view(y.shape), bias)]
+
+    def _plus(self, numbers: Tensor, terms: Sequence[Any]) -> Tensor:
+        """The numbers of a sum."""
+        given = [numbers, *(self._of(x).expand(numbers.shape) for x in self._known(terms))]
+        if len(given) == 1:
+            return numbers
+        each = torch.arange(numbers.numel())
+        return self._rows([each] * len(given), given, numbers.shape, False)
+
+    def _factor(self, x: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Numbers, and where a factor is other than a constant of 0."""
+        dense = x.detach().to_dense() if x.layout is not torch.strided else x
+        some = ~self._is_zero(dense, dense.shape)
+        return self._of(dense).reshape(tuple(shape)), some.reshape(tuple(shape))
+
+    def _product(self, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor | None:
+        """The numbers of the matrix products of a ``[batch, m, k]`` and b ``[batch, k, p]``."""
+        (of_a, some_a), (of_b, some_b) = a, b
+        if not of_b.any():
+            return self._linear_product(of_a, some_a, some_b)
+        if not of_a.any():
+            product = self._linear_product(of_b.mT, some_b.mT, some_a.mT)
+            return None if product is None else product.mT
+        (batch, m, k), p = of_a.shape, of_b.shape[-1]
+        if batch * m * k * p > _LIMIT:
+            return None
+        each = (some_a.unsqueeze(3) & some_b.unsqueeze(1)).nonzero(as_tuple=True)
+        number, i, j, q = each
+        members = of_a[number, i, j], of_b[number, j, q]
+        rows = (number * m + i) * p + q
+        both = (members[0] != 0) & (members[1] != 0)
+        factors = tuple(x[both].numpy() for x in (rows, *members))
+        row, member = torch.cat([rows, rows]).numpy(), torch.cat(members).numpy()
+        return torch.from_numpy(self._tape.results(batch * m * p, row, member, False, factors)).view(batch, m, p)  # type: ignore[arg-type]
+
+    def _linear_product(self, of_a: Tensor, some_a: Tensor, some: Tensor) -> Tensor:
+        """The same for a constant factor, which is other than zero where ``some``."""
+        (batch, m, k), p = of_a.shape, some.shape[-1]
+        if some.all() or m * int(some.sum()) > _LIMIT:  # each column meets all
+            rows = torch.arange(batch * m).view(batch, m, 1).expand(batch, m, k)
+            return self._rows([rows], [of_a], (batch, m, 1), False).expand(batch, m, p)
+        number, j, q = some.expand(batch, k, p).nonzero(as_tuple=True)
+        rows = (number * m + torch.arange(m).unsqueeze(1)) * p + q
+        return self._rows([rows], [of_a[number, :, j].T], (batch, m, p), False)
+
+    def _convolution(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor] | None:
+        """Windows of the input times the weight; transposed, of the input with zeros between its elements."""
+        x, weight, bias, stride, padding, dilation, transposed, more, groups = args
+        (y,), size, n = outputs, weight.shape[2:], x.dim() - 2
+        stride, padding, dilation, more = (list(each) * (n // len(each)) for each in (stride, padding, dilation, more))
+        pads = [(p, p) for p in padding]
+        if transposed:
+            reach = [d * (k - 1) - p for d, k, p in zip(dilation, size, padding, strict=True)]
+            pads = [(r, r + m) for r, m in zip(reach, more, strict=True)]
+
+        def rows(values: Tensor) -> Tensor:
+            """``[batch * groups, places, channels of a group * size]``"""
+            values = _spread(values, stride) if transposed else values
+            parts = _windows(values, size, [1] * n if transposed else stride, pads, dilation)
+            parts = parts.unflatten(1, (groups, -1)).movedim(2, 2 + n).flatten(2, 1 + n)
+            joined: Tensor = parts.flatten(3).flatten(0, 1)
+            return joined
+
+        def columns(values: Tensor) -> Tensor:
+            """``[batch * groups, channels of a group * size, outputs of a group]``"""
+            values = values.unflatten(0, (groups, -1))
+            if transposed:
+                values = values.flip(list(range(3, 3 + n))).transpose(1, 2)
+            values = values.flatten(2).mT
+            return values.expand(len(x), *values.shape).flatten(0, 1)
+
+        of_x, of_weight = self._factor(x, x.shape), self._factor(weight, weight.shape)
+        product = self._product(
+            (rows(of_x[0]), rows(of_x[1])),
+            (columns(of_weight[0]), columns(of_weight[1])),
+        )
+        if product is None:
+            return None
+        numbers = product.unflatten(0, (len(x), groups)).mT.reshape(y.shape)
+        return [self._plus(numbers.movedim(1, -1), [bias]).movedim(-1, 1)]
+
+    def _average(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor] | None:
+        """Means of windows."""
+        given = {**dict(_arguments(func, args)), **kwargs}
+        x, (y,) = given["self"], outputs
+        n = int(_functional(func).__name__[-2])
+        size, padding = (list(given.get(name) or [0]) for name in ("kernel_size", "padding"))
+        stride = list(given.get("stride") or size)
+        size, padding, stride = (each * (n // len(each)) for each in (size, padding, stride))
+        places, elements = y.shape[-n:], x.shape[-n:]
+        after = [(m - 1) * s + k - e - p for m, s, k, e, p in zip(places, stride, size, elements, padding, strict=True)]
+        of_x = self._of(x).reshape(1, -1, *elements)
+        members = _windows(of_x, size, stride, list(zip(padding, after, strict=True)), [1] * n).reshape(y.numel(), -1)
+        rows = torch.arange(y.numel()).unsqueeze(1).expand(members.shape)
+        return [self._rows([rows], [members], y.shape, False)]
+
+    def _linear_at_x(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor] | None:
+        """A linear operation depends on what its matrix has entries for."""
+        variables = self._known(args, kwargs)
+        op = _functional(func)
+        linear = [value for name, value in _arguments(func, args) if name in _LINEAR_IN.get(op, name)]
+        if len(variables) > len(self._known(linear, kwargs)):
+            return None
+        # A product depends on what a mean depends on, and couples it.
+        bent = "prod" in [x for x in (*args, *kwargs.values()) if isinstance(x, str)]
+        args, kwargs = tree_map(lambda x: "mean" if isinstance(x, str) and x == "prod" else x, (args, kwargs))
+        with enable_reentrant_dispatch(), torch._C._DisableTorchDispatch():  # autograd runs here, the tape does not
+            found = structure(op, args, kwargs, variables)
+        if found is None:
+            return None
+        rows, columns = found
+        members = torch.cat([self._of(x).reshape(-1) for x in variables])[torch.from_numpy(columns)]
+        sizes = [y.numel() for y in outputs]
+        results = torch.from_numpy(self._tape.results(sum(sizes), rows, members.numpy(), bent))
+        return [part.view(y.shape) for part, y in zip(results.split(sizes), outputs, strict=True)]
+
+    def _batched(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor] | None:
+        """What depends on matrices ``[*batch, m, n]`` does on its own of the batch."""
+        variables = self._known(args, kwargs)
+        batch = next(x for x in tree_leaves(args) if isinstance(x, Tensor)).shape[:-2]
+        if any(x.shape[: len(batch)] != batch for x in (*variables, *outputs)):
+            return None
+        count = math.prod(batch)
+        members = [self._of(x).reshape(count, -1) for x in variables]
+        rows = [torch.arange(count).unsqueeze(1).expand(x.shape) for x in members]
+        united = self._rows(rows, members, (count,), True)
+        return [united.view((*batch, *[1] * (y.dim() - len(batch)))).expand(y.shape) for y in outputs]
+
+    def _decomposed(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor] | None:
+        """The numbers of what PyTorch decomposes an operation into."""
+        decomposition = _COMPOSITIONS.get(func.overloadpacket) or decomposition_table.get(func)
+        if decomposition is None or func._schema.is_mutable or torch.Tag.nondeterministic_seeded in func.tags:
+            return None
+        with self._tape:
+            results = tree_leaves(decomposition(*args, **kwargs))
+        made = [y for y in results if is_numeric(y)]
+        if [y.shape for y in made] != [y.shape for y in outputs]:
+            return None
+        return [self._tape.numbers(y) for y in made]
+
+    def _anything(self, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor]:
+        """Everything that is read couples with everything."""
+        members = torch.cat([self._of(x).reshape(-1) for x in self._known(args, kwargs)])
+        (united,) = self._rows([torch.zeros_like(members)], [members], (1,), True)
+        return [united.expand(y.shape) for y in outputs]
+
+
+@functools.cache
+def _functional(func: Any) -> Any:
+    """The operation, that of which ``func`` is the variant in place."""
+    op = func.overloadpacket
+    namespace, name = func._schema.name.split("::")
+    in_place = namespace == "aten" and name.endswith("_") and func._schema.is_mutable
+    return getattr(aten, name[:-1], op) if in_place else op
+
+
+def _names_of_outputs(func: Any) -> set[str]:
+    return {argument.name for argument in func._schema.arguments if argument.is_out}
+
+
+def _spread(x: Tensor, stride: Sequence[int]) -> Tensor:
+    """x ``[batch, channels, *size]`` with zeros between its elements."""
+    for i, s in enumerate(stride):
+        shape = list(x.shape)
+        shape[i + 2] = (shape[i + 2] - 1) * s + 1
+        spread = x.new_zeros(shape)
+        spread.transpose(0, i + 2)[::s] = x.transpose(0, i + 2)
+        x = spread
+    return x
+
+
+def _windows(
+    x: Tensor,
+    size: Sequence[int],
+    stride: Sequence[int],
+    pads: Sequence[tuple[int, int]],
+    dilation: Sequence[int],
+) -> Tensor:
+    """The windows of x ``[batch, channels, *places, *size]``, padded before and after with zeros."""
+    x = F.pad(x, [p for pair in reversed(pads) for p in pair])
+    for i, (k, s, d) in enumerate(zip(size, stride, dilation, strict=True)):
+        x = x.unfold(i + 2, d * (k - 1) + 1, s)[..., ::d]
+    return x
+
+
+def _cross(a: Tensor, b: Tensor, *, dim: int = -1) -> Tensor:
+    return a.roll(-1, dim) * b.roll(-2, dim) - a.roll(-2, dim) * b.roll(-1, dim)
+
+
+def _addbmm(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    return beta * x + alpha * torch.bmm(a, b).sum(0)
+
+
+def _trilinear(
+    a: Tensor, b: Tensor, c: Tensor, expand1: Any, expand2: Any, expand3: Any, sumdim: Any, unroll_dim: int = 1
+) -> Tensor:
+    for dims, i in ((expand1, 0), (expand2, 1), (expand3, 2)):
+        for dim in dims:
+            a, b, c = (x.unsqueeze(dim) if i == k else x for k, x in enumerate((a, b, c)))
+    return (a * b * c).sum(sumdim)
+
+
+def _convolution_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, stride: Any, padding: Any, dilation: Any,
+    transposed: bool, output_padding: Any, groups: int, output_mask: Any,
+) -> Any:  # fmt: skip
+    if output_mask[1]:
+        return ()
+    more = [0] * len(stride)
+    if not transposed:
+        geometry = zip(x.shape[2:], grad.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+        more = [n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) for n, m, k, s, p, d in geometry]
+    arguments = stride, padding, dilation, not transposed, more, groups
+    of_x = torch.convolution(grad, weight, None, *arguments) if output_mask[0] else None
+    return of_x, None, grad.sum((0, *range(2, grad.dim()))) if output_mask[2] else None
+
+
+_COMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    aten.linalg_cross: _cross,
+    aten.addbmm: _addbmm,
+    aten._trilinear: _trilinear,
+    aten.convolution_backward: _convolution_backward,
+}
+
+
+def _arguments(func: Any, args: Sequence[Any]) -> list[tuple[str, Any]]:
+    """The positional arguments with their names."""
+    return [(argument.name, value) for argument, value in zip(func._schema.arguments, args, strict=False)]
+
+
+def _named(names: str) -> set[Any]:
+    return {getattr(aten, name) for name in names.split() if hasattr(aten, name)}
+
+
+_CONSTANTS = _named("""
+    zero zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty
+    new_empty_strided bernoulli normal uniform exponential sign sgn floor ceil round trunc
+""")
+_LINEAR = _named("""
+    add sub rsub neg positive sum mean nansum cumsum clone copy fill _to_copy complex _conj_physical real imag
+    relu abs clamp clamp_min clamp_max maximum minimum fmax fmin hardtanh leaky_relu threshold frac relu6 nan_to_num
+    hardshrink softshrink lift_fresh_copy alias_copy detach_copy _fft_r2c _fft_c2r _fft_c2c
+""")
+_BENT = _named(
+    "polar log_sigmoid log_sigmoid_forward rrelu_with_noise rrelu_with_noise_functional"
+)  # and pointwise ones
+_ALONG_DIM = _named("""
+    cumsum cumprod logcumsumexp _softmax _log_softmax _safe_softmax _fft_r2c _fft_c2r _fft_c2c
+""")
+_PRODUCTS = _named("mm bmm mv dot vdot addmm addmv baddbmm _sparse_mm _sparse_addmm")
+_AVERAGES = _named("avg_pool2d avg_pool3d")  # the others are made of these
+_WITH_BIAS = _named("addmm addmv baddbmm _sparse_addmm")
+_MOVES = _named("""
+    cat stack hstack flip roll rot90 repeat index _unsafe_index index_select gather take masked_select embedding
+    index_fill masked_fill masked_scatter where diag_embed constant_pad_nd
+    tril triu slice_scatter select_scatter diagonal_scatter as_strided_scatter _unsafe_view
+    _reshape_copy view_copy expand_copy permute_copy squeeze_copy unsqueeze_copy transpose_copy t_copy slice_copy
+    select_copy diagonal_copy as_strided_copy split_copy split_with_sizes_copy unbind_copy unfold_copy narrow_copy
+    slice_backward select_backward diagonal_backward im2col pixel_shuffle pixel_unshuffle channel_shuffle
+    native_channel_shuffle reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
+    replication_pad3d upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d
+    _upsample_nearest_exact2d _upsample_nearest_exact3d max_unpool2d max_unpool3d block_diag view_as_real_copy
+""")
+_FILLS = {"value", "other", "self", "fill"}
+_INDICES = {"index", "indices", "condition", "mask"}
+_LINEAR_AT_X = _named("""
+    scatter index_copy index_put _index_put_impl _unsafe_index_put put index_add scatter_add scatter_reduce index_reduce
+    segment_reduce col2im unfold_backward trace
+    adaptive_avg_pool1d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d
+    adaptive_max_pool3d max_pool2d_with_indices max_pool3d_with_indices fractional_max_pool2d fractional_max_pool3d
+    max_pool2d max_pool3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d
+    _upsample_bilinear2d_aa _upsample_bicubic2d_aa sort topk kthvalue median nanmedian mode cummax cummin amax amin max
+    min aminmax nll_loss_forward nll_loss2d_forward _embedding_bag _embedding_bag_forward_only
+    embedding_dense_backward reflection_pad1d_backward reflection_pad2d_backward reflection_pad3d_backward
+    replication_pad1d_backward replication_pad2d_backward replication_pad3d_backward avg_pool2d_backward
+    avg_pool3d_backward _adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward max_pool2d_with_indices_backward
+    max_pool3d_with_indices_backward upsample_linear1d_backward upsample_bilinear2d_backward
+    upsample_trilinear3d_backward upsample_bicubic2d_backward upsample_nearest1d_backward upsample_nearest2d_backward
+    upsample_nearest3d_backward index_select_backward value_selecting_reduction_backward nll_loss_backward
+    nll_loss2d_backward
+""")
+_LINEAR_IN = {
+    aten.nll_loss_forward: {"self"},
+    aten.nll_loss2d_forward: {"self"},
+    aten.nll_loss_backward: {"grad_output"},
+    aten.nll_loss2d_backward: {"grad_output"},
+    aten._embedding_bag: {"weight"},
+    aten._embedding_bag_forward_only: {"weight"},
+    aten.max_pool2d_with_indices_backward: {"grad_output"},
+    aten.max_pool3d_with_indices_backward: {"grad_output"},
+}
+_BATCHED = _named("""
+    _linalg_det _linalg_slogdet linalg_inv_ex _linalg_solve_ex linalg_cholesky_ex cholesky linalg_lu linalg_lu_factor_ex
+    linalg_lu_solve linalg_qr _linalg_svd _linalg_eigh linalg_eig _linalg_eigvals linalg_eigvals linalg_matrix_exp
+    linalg_solve_triangular triangular_solve cholesky_solve cholesky_inverse linalg_householder_product linalg_pinv
+    linalg_lstsq linalg_ldl_factor_ex linalg_ldl_solve
+""")
+_DECOMPOSED = _named("addcmul addcdiv lerp mse_loss smooth_l1_loss huber_loss glu")

@@ -26,18 +26,14 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from . import expr
+from . import expr, laplacian_linalg, laplacian_rules
 from .composed import (
     COMPOSED,
     affine,
     composing,
-    dropout,
     known_name,
     logsumexp,
     positional,
-    root,
-    softmax,
-    squared,
     with_powers,
     without_guard,
 )
@@ -535,13 +531,15 @@ def _stack(rows: Sequence[torch.Tensor]) -> torch.Tensor | None:
 
 def _convolution(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     """The rows without the bias."""
-    if any(True for _ in _swept((args[1:], kwargs))):
-        return NotImplemented
+    x, weight, bias, *rest = (*args, None)[: max(3, len(args))]
 
-    def of_rows(x: Any, weight: Any, bias: Any = None, *rest: Any, **options: Any) -> Any:
+    def of_rows(x: Any, weight: Any, _: Any = None, *rest: Any, **options: Any) -> Any:
         return func(x, weight, None, *rest, **options)
 
-    return sweep.linear(func, args, kwargs, of_rows)
+    if not (sweep.owns(weight) or sweep.owns(bias)):
+        return sweep.linear(func, args, kwargs, of_rows)
+    y = laplacian_rules.of_factors(sweep, lambda x, weight: func(x, weight, None, *rest, **kwargs), (x, weight))
+    return y if bias is None else y + bias.reshape(-1, *(1,) * (weight.dim() - 2))
 
 
 def _padded(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
@@ -554,23 +552,17 @@ def _padded(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _multiplied(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
-    return NotImplemented if len(args) != 2 else sweep.product(functools.partial(func, **kwargs), *args)
+    a, b, *rest = args
+    return sweep.product(lambda a, b: func(a, b, *rest, **kwargs), a, b)
 
 
 def _einsum(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     equation, *operands = args
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
         operands = list(operands[0])
-    places = [i for i, x in enumerate(operands) if sweep.owns(x)]
-    if not isinstance(equation, str) or len(places) > 2:
+    if not isinstance(equation, str):
         return NotImplemented
-
-    def of(*xs: torch.Tensor) -> Any:
-        given = dict(zip(places, xs, strict=True))
-        return torch.einsum(equation, *(given.get(i, x) for i, x in enumerate(operands)))
-
-    varying = [operands[i] for i in places]
-    return sweep.product(of, *varying) if len(varying) == 2 else sweep.linear(of, varying, {})
+    return laplacian_rules.of_factors(sweep, functools.partial(torch.einsum, equation), operands)
 
 
 _LINEAR = (
@@ -590,11 +582,13 @@ _LINEAR_IN_ALL = (
 ).split()
 # By the name of an operation, with the sweep, the operation and its arguments; NotImplemented where it does not fit.
 _RULES: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(_LINEAR, _of_first),
-    **dict.fromkeys(_LINEAR_IN_ALL, _combined),
+    **dict.fromkeys([*_LINEAR, *laplacian_rules.LINEAR], _of_first),
+    **dict.fromkeys([*_LINEAR_IN_ALL, *laplacian_rules.LINEAR_IN_ALL], _combined),
     **dict.fromkeys("mul multiply rmul div divide true_divide truediv".split(), _scaled),
     **dict.fromkeys("add radd sub subtract rsub".split(), _added),
-    **dict.fromkeys("matmul rmatmul mm bmm mv dot inner outer ger vdot kron vecdot cross".split(), _multiplied),
+    **dict.fromkeys(
+        "matmul rmatmul mm bmm mv dot inner outer ger vdot kron vecdot cross tensordot".split(), _multiplied
+    ),
     **dict.fromkeys("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split(), _convolution),
     "linear": _linear_layer,
     "pad": _padded,
@@ -602,6 +596,8 @@ _RULES: dict[str, Callable[..., Any]] = {
     "Tensor.where": _chosen,
     "einsum": _einsum,
     "hypot": lambda *call: _composed(*call),
+    **laplacian_rules.RULES,
+    **laplacian_linalg.RULES,
 }
 
 
@@ -624,33 +620,6 @@ def _of_own_point(function: Callable[..., Any]) -> Callable[..., Any]:
     return composed
 
 
-def _log_softmax(x: Any, dim: int, dtype: Any = None) -> Any:
-    if not x.numel():
-        return NotImplemented
-    x = x if dtype is None else x.to(dtype)
-    return x - logsumexp(x, dim, keepdim=True)
-
-
-def _variance(x: Any, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: Any = None) -> Any:
-    if isinstance(dim, bool):
-        dim, unbiased = None, dim
-    dim = tuple(range(x.dim())) if dim is None else dim
-    squares = squared(x - x.mean(dim, keepdim=True))
-    total = squares.sum(dim, keepdim)
-    return total / (squares.numel() // total.numel() - (int(unbiased) if correction is None else correction))
-
-
-def _prod(x: Any, dim: int | None = None, keepdim: bool = False) -> Any:
-    if not x.dim() or not x.numel():
-        return NotImplemented
-    y = functools.reduce(operator.mul, x.flatten().unbind() if dim is None else x.unbind(dim))
-    return y.unsqueeze(dim) if keepdim else y
-
-
-def _sum_and_product(x: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Any:
-    return beta * x + alpha * (a @ b)
-
-
 def _composed(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     composed = _COMPOSED.get(known_name(func))
     return NotImplemented if composed is None else composed(*args, **kwargs)
@@ -661,17 +630,10 @@ _COMPOSED: dict[str, Callable[..., Any]] = {
     **COMPOSED,
     "batch_norm": _of_own_point(COMPOSED["batch_norm"]),
     "native_batch_norm": _of_own_point(COMPOSED["native_batch_norm"]),
+    **laplacian_rules.COMPOSITIONS,
     "rms_norm": _rms_norm,
-    "softmax": softmax,
-    "log_softmax": _log_softmax,
     "logsumexp": logsumexp,
-    "dropout": dropout,
-    "var": _variance,
-    "std": lambda x, *args, **kwargs: root(_variance(x, *args, **kwargs)),
-    "prod": _prod,
     "masked_fill": lambda x, mask, value: torch.where(mask, value, x),
-    **dict.fromkeys(("addmm", "baddbmm", "addmv"), _sum_and_product),
-    "bilinear": lambda a, b, weight, bias=None: affine(torch.einsum("...i,oij,...j->...o", a, weight, b), None, bias),
     "quadratic_form": _quadratic_form,
 }
 

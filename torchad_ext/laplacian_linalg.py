@@ -64,6 +64,12 @@ def _contracted(sweep: _Sweep, S: Tensor, T: Tensor) -> Tensor:
     return _signed(sweep, S).flatten(-2) @ T.transpose(-3, -2).flatten(-3, -2)
 
 
+def _symmetric_tangents(A: Any) -> Tensor:
+    """PyTorch reads a triangle of A, and its derivatives take A for symmetric."""
+    A1 = _tangents(A)
+    return (A1 + _flipped(A1)) / 2
+
+
 def _result(sweep: _Sweep, value: Tensor, tangents: Tensor, laplacian: Tensor | None) -> Any:
     rows = [*tangents.unbind(-2), laplacian]
     return sweep.tensor(
@@ -192,8 +198,10 @@ def _det(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     """
     (A,) = args
     n = A.shape[-1]
-    if not _is_real(A) or n == 0:
+    if not _is_real(A):
         return NotImplemented
+    if n == 0:
+        return func(A.value)
     if n <= 3:
         a, *others = A.unbind(-2)
         if n == 1:
@@ -215,7 +223,6 @@ def _det(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _cholesky(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
-    """PyTorch reads a triangle of A and takes it for symmetric."""
     A, *rest = args
     if not _is_real(A):
         return NotImplemented
@@ -226,8 +233,7 @@ def _cholesky(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     unit = torch.eye(n, dtype=L.dtype, device=L.device)
     half = torch.ones_like(unit).tril() - unit / 2
     W = torch.linalg.solve_triangular(L, unit, upper=False)
-    A1 = _tangents(A)
-    L1 = _left(L, half.unsqueeze(-2) * _right(_left(W, (A1 + _flipped(A1)) / 2), W.mT))
+    L1 = _left(L, half.unsqueeze(-2) * _right(_left(W, _symmetric_tangents(A)), W.mT))
     total = -2 * _contracted(sweep, L1, _flipped(L1))
     if A.laplacian is not None:
         total = total + (A.laplacian + A.laplacian.mT) / 2
@@ -244,8 +250,7 @@ def _gaps(eigenvalues: Tensor) -> Tensor:
 
 def _eigenvalues(sweep: _Sweep, A: Any, λ: Tensor, V: Tensor, F: Tensor, M1: Tensor) -> Any:
     # diag M_k (F∘M_k) = Σ_j M_ij F_ji M_ji
-    products = _signed(sweep, M1 * _flipped(M1)).sum(-2)
-    total = 2 * (products * F.mT).sum(-1)
+    total = 2 * (_signed(sweep, M1 * _flipped(M1)).sum(-2) * F.mT).sum(-1)
     if A.laplacian is not None:
         total = total + ((A.laplacian @ V) * V).sum(-2)
     return sweep.tensor(λ, [*M1.diagonal(dim1=-3, dim2=-1).unbind(-2), total])
@@ -256,7 +261,7 @@ def _eigvalsh(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     if not _is_real(A):
         return NotImplemented
     λ, V = torch.linalg.eigh(A.value, *rest, **kwargs)
-    return _eigenvalues(sweep, A, λ, V, _gaps(λ), _right(_left(V.mT, _tangents(A)), V))
+    return _eigenvalues(sweep, A, λ, V, _gaps(λ), _right(_left(V.mT, _symmetric_tangents(A)), V))
 
 
 def _eigh(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
@@ -267,14 +272,14 @@ def _eigh(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     named = func(A.value, *rest, **kwargs)
     λ, V = named
     F = _gaps(λ)
-    M1 = _right(_left(V.mT, _tangents(A)), V)
+    M1 = _right(_left(V.mT, _symmetric_tangents(A)), V)
     S1 = F.unsqueeze(-2) * M1
     λ1 = M1.diagonal(dim1=-3, dim2=-1)  # [..., K, n]
     F1 = -F.square().unsqueeze(-2) * (λ1.unsqueeze(-3) - λ1.mT.unsqueeze(-1))
     total = _contracted(sweep, S1, S1) + _signed(sweep, F1 * M1).sum(-2)
     M2 = _contracted(sweep, _flipped(S1), M1) + _contracted(sweep, M1, S1)
     if A.laplacian is not None:
-        M2 = M2 + V.mT @ A.laplacian @ V
+        M2 = M2 + V.mT @ ((A.laplacian + A.laplacian.mT) / 2) @ V
     vectors = _result(sweep, V, _left(V, S1), V @ (total + F * M2))
     return type(named)((_eigenvalues(sweep, A, λ, V, F, M1), vectors))
 
@@ -308,8 +313,10 @@ def _pinv(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     Golub, Pereyra (1973), The differentiation of pseudo-inverses. SIAM J. Numer. Anal. 10, 413.
     """
     A, *rest = args
-    if not _is_real(A) or any(map(sweep.owns, (*rest, *kwargs.values()))) or not A.numel():
+    if not _is_real(A) or any(map(sweep.owns, (*rest, *kwargs.values()))):
         return NotImplemented
+    if not A.numel():
+        return A.mT.clone()
     P, A1, value = func(A.value, *rest, **kwargs), _tangents(A), A.value
     outside = torch.eye(value.shape[-2], dtype=P.dtype, device=P.device) - value @ P
     inside = torch.eye(value.shape[-1], dtype=P.dtype, device=P.device) - P @ value

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import types
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +24,16 @@ if TYPE_CHECKING:
     from .laplacians import _Sweep
 
 LINEAR = (
-    "atleast_1d atleast_2d atleast_3d ravel diagflat channel_shuffle conj_physical resolve_neg cdouble cfloat chalf "
-    "dsplit embedding combinations narrow_copy permute_copy slice split_with_sizes_copy sum_to_size squeeze_copy "
+    "ravel diagflat channel_shuffle conj_physical resolve_neg cdouble cfloat dsplit "
+    "embedding combinations narrow_copy permute_copy slice split_with_sizes_copy sum_to_size squeeze_copy "
     "unsqueeze_copy expand_copy view_copy alias_copy diagonal_copy t_copy transpose_copy unbind_copy unfold_copy "
-    "upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d max_unpool2d "
-    "max_unpool3d stft istft fft_fft2 fft_fftn fft_ifft2 fft_ifftn fft_rfft2 fft_rfftn fft_irfft2 fft_irfftn fft_hfft "
-    "fft_hfft2 fft_hfftn fft_ihfft fft_ihfft2 fft_ihfftn fft_fftshift fft_ifftshift"
+    "grid_sampler grid_sampler_2d grid_sampler_3d upsample_nearest3d _upsample_nearest_exact1d "
+    "_upsample_nearest_exact2d _upsample_nearest_exact3d stft istft fft_fft2 fft_fftn fft_ifft2 fft_ifftn fft_rfft2 "
+    "fft_rfftn fft_irfft2 fft_irfftn fft_hfft fft_hfft2 fft_hfftn fft_ihfft fft_ihfft2 fft_ihfftn fft_fftshift "
+    "fft_ifftshift"
 ).split()
 LINEAR_IN_ALL = (
-    "complex masked_scatter put index_put select_scatter diagonal_scatter slice_scatter cartesian_prod"
+    "atleast_1d atleast_2d atleast_3d complex masked_scatter put index_put select_scatter diagonal_scatter slice_scatter cartesian_prod"
 ).split()
 
 
@@ -102,20 +104,21 @@ def _given(args: Any, kwargs: Any, **defaults: Any) -> tuple[Any, ...]:
     return (args[0], *(options[name] for name in defaults))
 
 
-def _pooled(n: int, pool: Callable[..., Any], indexed: bool) -> Callable[..., Any]:
-    """The largest element of each window of n dimensions; with indices if ``indexed``."""
+def _pooled(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+    """The largest element of each window."""
+    name = func.__name__
+    n = int(name.partition("pool")[2][0])
+    x, options = args[0], {key: option for key, option in kwargs.items() if key != "return_indices"}
+    pool = getattr(F, f"{name.removesuffix('_with_indices')}_with_indices")
+    y, indices = pool(x.value, *args[1:], **options)
 
-    def rule(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
-        x = args[0]
-        y, indices = pool(x.value, *args[1:], **kwargs)
+    def of(row: Any) -> Any:
+        return row.flatten(-n).gather(-1, indices.flatten(-n)).reshape(y.shape)
 
-        def of(row: Any) -> Any:
-            return row.flatten(-n).gather(-1, indices.flatten(-n)).reshape(y.shape)
-
-        made = sweep.mapped(y, x, of)
-        return (made, indices) if indexed else made
-
-    return rule
+    made = sweep.mapped(y, x, of)
+    native = not isinstance(func, types.FunctionType)
+    indexed = name.endswith("_with_indices") or (native and name.startswith("adaptive"))
+    return (made, indices) if indexed else made
 
 
 def _filled(of_rows: Callable[..., Any]) -> Callable[..., Any]:
@@ -472,6 +475,7 @@ def _addr(x: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Any:
 def _cosine_similarity(a: Any, b: Any, dim: int = 1, eps: float = 1e-8) -> Any:
     if a.dtype != b.dtype:
         return NotImplemented
+    a, b = (a, b) if a.shape == b.shape else torch.broadcast_tensors(a, b)
     y = (a * b).sum(dim)
     for x in (a, b):
         y = y / root(squared(x).sum(dim)).clamp_min(eps)
@@ -621,21 +625,14 @@ def _log_softmax(x: Any, dim: int, dtype: Any = None) -> Any:
     return x - logsumexp(x, dim, keepdim=True)
 
 
+_POOLS = ("", "adaptive_")
 # By the name of an operation, with the sweep, the operation and its arguments; NotImplemented where it does not fit.
 RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys("max min median nanmedian mode kthvalue topk sort cummax cummin".split(), _selected),
     "amax": _extremum,
     "amin": _extremum,
     "aminmax": _extrema,
-    "max_pool1d": _pooled(1, torch.max_pool1d_with_indices, False),
-    "max_pool2d": _pooled(2, torch._C._nn.max_pool2d_with_indices, False),
-    "max_pool3d": _pooled(3, torch._C._nn.max_pool3d_with_indices, False),
-    "max_pool1d_with_indices": _pooled(1, torch.max_pool1d_with_indices, True),
-    "max_pool2d_with_indices": _pooled(2, torch._C._nn.max_pool2d_with_indices, True),
-    "max_pool3d_with_indices": _pooled(3, torch._C._nn.max_pool3d_with_indices, True),
-    "adaptive_max_pool1d": _pooled(1, torch.adaptive_max_pool1d, True),
-    "adaptive_max_pool2d": _pooled(2, torch._C._nn.adaptive_max_pool2d, True),
-    "adaptive_max_pool3d": _pooled(3, torch._C._nn.adaptive_max_pool3d, True),
+    **{f"{kind}max_pool{n}d{end}": _pooled for kind in _POOLS for n in (1, 2, 3) for end in ("", "_with_indices")},
     "constant_pad_nd": _filled(lambda func, row, pad, *_: func(row, pad)),
     "scatter": _scattered,
     "index_fill": _scattered,

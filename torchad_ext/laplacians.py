@@ -449,6 +449,8 @@ def _of_first(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     """Linear in the first argument; the others say what to do with it, as in x.view_as(other)."""
     if not args or isinstance(args[0], (list, tuple)):
         return NotImplemented
+    if known_name(func) not in _LIKE and any(x.sweep is sweep for x in _swept((args[1:], kwargs))):
+        return NotImplemented
     first, others = args[0], [sweep.value(x) for x in args[1:]]
     options = {key: sweep.value(x) for key, x in kwargs.items()}
     value = func(sweep.value(first), *others, **options)
@@ -576,6 +578,7 @@ _LINEAR = (
     "upsample_bicubic2d upsample_trilinear3d upsample_nearest1d upsample_nearest2d im2col col2im fft_fft fft_ifft "
     "fft_rfft fft_irfft"
 ).split()
+_LIKE = frozenset("view_as reshape_as expand_as type_as to".split())  # as the second argument is
 _LINEAR_IN_ALL = (
     "cat concat concatenate stack hstack vstack dstack column_stack block_diag broadcast_tensors meshgrid index_add "
     "scatter_add index_copy"

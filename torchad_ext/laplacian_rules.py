@@ -33,7 +33,8 @@ LINEAR = (
     "fft_ifftshift"
 ).split()
 LINEAR_IN_ALL = (
-    "atleast_1d atleast_2d atleast_3d complex masked_scatter put index_put select_scatter diagonal_scatter slice_scatter cartesian_prod"
+    "atleast_1d atleast_2d atleast_3d complex masked_scatter put index_put select_scatter diagonal_scatter "
+    "slice_scatter cartesian_prod"
 ).split()
 
 

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from .composed import dropout, logsumexp, root, softmax, squared, vector_norm
+from .pointwise import pointwise
 from .quadratic_form import _sum
 
 if TYPE_CHECKING:
@@ -150,6 +151,31 @@ def _reduced_by_index(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     return sweep.linear(func, args, kwargs, jointly=True) if linear else NotImplemented
 
 
+def _of_products(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+    """prod and cumprod of numbers other than 0, by r_k = x_k / x and its sums s_k up to each element.
+
+    y_k = y s_k and Δy = y Σ_i (Δx / x + 2 Σ ±r_k s_k')_i, for s_k' up to the element before.
+    """
+    x, dim, *rest = (*args, None) if func.__name__ == "prod" and len(args) == 1 else args
+    if kwargs or rest or not x.numel() or not x.dim() or x.is_complex() or torch._C._are_functorch_transforms_active():
+        return NotImplemented
+    if bool((x.detach() == 0).any()):
+        return NotImplemented
+    x = x.flatten() if dim is None else x.movedim(dim, -1)
+    ratios = torch.stack(x.tangents) / x.value
+    sums = ratios.cumsum(-1)
+    before = 2 * ratios[..., 1:] * sums[..., :-1]
+    if min(sweep.signs) < 0:
+        before = before * before.new_tensor(sweep.signs).reshape(-1, *(1,) * x.dim())
+    total = F.pad(before.sum(0), (1, 0))
+    if x.laplacian is not None:
+        total = total + x.laplacian / x.value
+    y = func(x.value, -1)
+    if func.__name__ == "prod":
+        return sweep.tensor(y, [*(y * sums[..., -1]).unbind(), y * total.sum(-1)])
+    return sweep.tensor(y, [*(y * sums).unbind(), y * total.cumsum(-1)]).movedim(-1, dim)
+
+
 def multilinear(sweep: _Sweep, func: Callable[..., Any], xs: Sequence[Any]) -> Any:
     """y linear in each of the tensors, which all vary: the rule of Leibniz."""
     values = [x.value for x in xs]
@@ -212,12 +238,25 @@ def _l1_loss(x: Any, target: Any, reduction: int = 1) -> Any:
     return _reduced((x - target).abs(), reduction)
 
 
+@pointwise
+def _huber(error: Any, delta: Any) -> Any:
+    size = error.abs()
+    return torch.where(size <= delta, 0.5 * error * error, delta * (size - 0.5 * delta))
+
+
+@pointwise
+def _smooth_l1(error: Any, beta: Any) -> Any:
+    size = error.abs()
+    return torch.where(size < beta, 0.5 * error * error / beta, size - 0.5 * beta)
+
+
+def _huber_loss(x: Any, target: Any, reduction: int = 1, delta: float = 1.0) -> Any:
+    return _reduced(_huber(x - target, delta), reduction)
+
+
 def _smooth_l1_loss(x: Any, target: Any, reduction: int = 1, beta: float = 1.0) -> Any:
     error = x - target
-    size = error.abs()
-    if beta == 0:
-        return _reduced(size, reduction)
-    return _reduced(torch.where(size < beta, error.square() / (2 * beta), size - beta / 2), reduction)
+    return _reduced(_smooth_l1(error, beta) if beta else error.abs(), reduction)
 
 
 def _binary_cross_entropy(x: Any, target: Any, weight: Any = None, reduction: int = 1) -> Any:
@@ -638,6 +677,8 @@ RULES: dict[str, Callable[..., Any]] = {
     "scatter": _scattered,
     "index_fill": _scattered,
     "scatter_reduce": _reduced_by_index,
+    "prod": _of_products,
+    "cumprod": _of_products,
     "multi_dot": _chained,
     "bilinear": _bilinear,
 }
@@ -646,6 +687,7 @@ COMPOSITIONS: dict[str, Callable[..., Any]] = {
     "mse_loss": _mse_loss,
     "l1_loss": _l1_loss,
     "smooth_l1_loss": _smooth_l1_loss,
+    "huber_loss": _huber_loss,
     "binary_cross_entropy": _binary_cross_entropy,
     "binary_cross_entropy_with_logits": _binary_cross_entropy_with_logits,
     "kl_div": _kl_div,

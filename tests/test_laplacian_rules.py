@@ -285,6 +285,30 @@ def test_kinks_and_ties_are_those_of_pytorch(name: str) -> None:
     assert_close((value, (w * curvature).sum()), nested(f, x, w))
 
 
+aten = torch.ops.aten
+OVERLOADS: dict[str, Function] = {
+    "max.dim": lambda x: aten.max.dim(x.sin(), -1)[0],
+    "prod.dim_int": lambda x: aten.prod.dim_int(x.sin(), -1),
+    "cumprod": lambda x: aten.cumprod.default(x.sin(), 1),
+    "max_pool1d": lambda x: aten.max_pool1d_with_indices.default(x.sin(), [2], [1])[0],
+    "linalg_inv_ex": lambda x: aten.linalg_inv_ex.default(matrices(x))[0].flatten(1),
+    "_linalg_slogdet": lambda x: torch.linalg.slogdet(A=matrices(x)).logabsdet,
+    "index_fill with an integer": lambda x: x.sin().index_fill(1, torch.tensor([0]), torch.tensor(3)),
+    "scatter with a number": lambda x: x.sin().scatter(1, torch.zeros(4, 1, dtype=torch.long), 2.5),
+    "embedding": lambda x: F.embedding(torch.tensor([3, 0, 1, 2]), x.sin())[[1, 2, 3, 0]],
+    "scatter of a part": lambda x: x.sin().scatter(1, torch.zeros(4, 1, dtype=torch.long), x.cos()),
+}
+
+
+@pytest.mark.filterwarnings("error:torchad_ext.laplacian")
+@pytest.mark.parametrize("name", OVERLOADS)
+def test_calls(name: str) -> None:
+    x = points("cpu")
+    f = of_parts(OVERLOADS[name])
+    C = torch.eye(3, dtype=D)
+    assert_close(laplacian(f, x), of_nested(f, x, C)[0])
+
+
 def test_a_singular_matrix_of_more_than_three_columns(device: str) -> None:
     x = points(device)
     f = lambda x: torch.linalg.det(F.pad(x[:, :, None] * x[:, None], (0, 1, 0, 1)))  # noqa: E731

@@ -37,12 +37,14 @@ def _tangents(x: Any) -> Tensor:
 
 def _left(Y: Tensor, T: Tensor) -> Tensor:
     """Y T_k for each k."""
-    return (Y @ T.flatten(-2)).unflatten(-1, T.shape[-2:])
+    product: Tensor = (Y @ T.flatten(-2)).unflatten(-1, T.shape[-2:])
+    return product
 
 
 def _right(T: Tensor, X: Tensor) -> Tensor:
     """T_k X for each k."""
-    return (T.flatten(-3, -2) @ X).unflatten(-2, T.shape[-3:-1])
+    product: Tensor = (T.flatten(-3, -2) @ X).unflatten(-2, T.shape[-3:-1])
+    return product
 
 
 def _flipped(T: Tensor) -> Tensor:
@@ -124,8 +126,8 @@ def _solved(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     return y if isinstance(named, Tensor) else type(named)((y, *named[1:]))
 
 
-def _first(y: Any) -> Tensor:
-    return y if isinstance(y, Tensor) else y[0]  # type: ignore[no-any-return]
+def _first(y: Any) -> Any:
+    return y if isinstance(y, Tensor) else y[0]
 
 
 def _by_inverse(sweep: _Sweep, X: Tensor, A: Any, B: Any) -> Any:
@@ -306,7 +308,8 @@ def _exp_of_blocks(rows: list[list[Any]], shape: torch.Size) -> Tensor:
     """exp of a matrix of blocks of a shape, None for zero."""
     zero = torch.zeros_like(rows[0][0])
     blocks = [torch.cat([(zero if x is None else x).expand(shape) for x in row], -1) for row in rows]
-    return torch.linalg.matrix_exp(torch.cat(blocks, -2))
+    y: Tensor = torch.linalg.matrix_exp(torch.cat(blocks, -2))
+    return y
 
 
 def _pinv(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from .composed import dropout, logsumexp, root, softmax, squared, vector_norm
+from .composed import dropout, known_name, logsumexp, root, softmax, squared, vector_norm
 from .pointwise import pointwise
 from .quadratic_form import _sum
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 LINEAR = (
     "ravel diagflat channel_shuffle conj_physical resolve_neg cdouble cfloat dsplit "
-    "embedding combinations narrow_copy permute_copy slice split_with_sizes_copy sum_to_size squeeze_copy "
+    "combinations narrow_copy permute_copy slice split_with_sizes_copy sum_to_size squeeze_copy "
     "unsqueeze_copy expand_copy view_copy alias_copy diagonal_copy t_copy transpose_copy unbind_copy unfold_copy "
     "grid_sampler grid_sampler_2d grid_sampler_3d upsample_nearest3d _upsample_nearest_exact1d "
     "_upsample_nearest_exact2d _upsample_nearest_exact3d stft istft fft_fft2 fft_fftn fft_ifft2 fft_ifftn fft_rfft2 "
@@ -42,13 +42,13 @@ LINEAR_IN_ALL = (
 def _selected(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     """Values that an operation of one dimension picks, with their indices."""
     x = args[0]
-    if not sweep.owns(x):
+    if not sweep.owns(x) or any(isinstance(y, torch.Tensor) for y in (*args[1:], *kwargs.values())):
         return NotImplemented
     named = func(x.value, *args[1:], **kwargs)
     if isinstance(named, torch.Tensor):
         return _of_equals(sweep, x, named, None, False) if len(args) == 1 and not kwargs else NotImplemented
     values, indices = named
-    place, default = _DIMENSION[func.__name__]
+    place, default = _DIMENSION[known_name(func)]
     dim = args[place] if len(args) > place else kwargs.get("dim", default)
     kept = values.dim() == x.dim()
     at = indices if kept else indices.unsqueeze(dim)
@@ -96,7 +96,7 @@ def _extremum(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
 
 def _extrema(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     x, dim, keepdim = _given(args, kwargs, dim=None, keepdim=False)
-    named = func(x.value, **kwargs)
+    named = func(x.value, *args[1:], **kwargs)
     return type(named)([_of_equals(sweep, x, y, dim, keepdim) for y in named])
 
 
@@ -108,7 +108,7 @@ def _given(args: Any, kwargs: Any, **defaults: Any) -> tuple[Any, ...]:
 
 def _pooled(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     """The largest element of each window."""
-    name = func.__name__
+    name = known_name(func)
     n = int(name.partition("pool")[2][0])
     x, options = args[0], {key: option for key, option in kwargs.items() if key != "return_indices"}
     pool = getattr(F, f"{name.removesuffix('_with_indices')}_with_indices")
@@ -138,11 +138,20 @@ def _filled(of_rows: Callable[..., Any]) -> Callable[..., Any]:
 def _scattered(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     """scatter and index_fill: of a tensor or of a number."""
     *_, source = args
-    if kwargs or (not isinstance(args[0], torch.Tensor)):
+    if kwargs:
         return NotImplemented
-    if isinstance(source, torch.Tensor):
+    if isinstance(source, torch.Tensor) and source.is_floating_point():
         return sweep.linear(func, args, kwargs, jointly=True)
-    return sweep.mapped(func(args[0].value, *args[1:]), args[0], lambda row: func(row, *args[1:-1], 0))
+    x: Any = args[0]
+    return sweep.mapped(func(x.value, *args[1:]), x, lambda row: func(row, *args[1:-1], 0))
+
+
+def _embedding(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+    """Rows of a table; PyTorch gives the row of the padding no derivative."""
+    table, indices, padding = (*args, -1)[:3]
+    if not sweep.owns(table) or padding != -1 or kwargs.get("padding_idx", -1) != -1:
+        return NotImplemented
+    return sweep.mapped(func(table.value, indices), table, lambda row: func(row, indices))
 
 
 def _reduced_by_index(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
@@ -156,7 +165,8 @@ def _of_products(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
 
     y_k = y s_k and Δy = y Σ_i (Δx / x + 2 Σ ±r_k s_k')_i, for s_k' up to the element before.
     """
-    x, dim, *rest = (*args, None) if func.__name__ == "prod" and len(args) == 1 else args
+    name = known_name(func)
+    x, dim, *rest = (*args, None) if name == "prod" and len(args) == 1 else args
     if kwargs or rest or not x.numel() or not x.dim() or x.is_complex() or torch._C._are_functorch_transforms_active():
         return NotImplemented
     if bool((x.detach() == 0).any()):
@@ -170,8 +180,8 @@ def _of_products(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     total = F.pad(before.sum(0), (1, 0))
     if x.laplacian is not None:
         total = total + x.laplacian / x.value
-    y = func(x.value, -1)
-    if func.__name__ == "prod":
+    y = getattr(torch, name)(x.value, -1)
+    if name == "prod":
         return sweep.tensor(y, [*(y * sums[..., -1]).unbind(), y * total.sum(-1)])
     return sweep.tensor(y, [*(y * sums).unbind(), y * total.cumsum(-1)]).movedim(-1, dim)
 
@@ -676,6 +686,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "constant_pad_nd": _filled(lambda func, row, pad, *_: func(row, pad)),
     "scatter": _scattered,
     "index_fill": _scattered,
+    "embedding": _embedding,
     "scatter_reduce": _reduced_by_index,
     "prod": _of_products,
     "cumprod": _of_products,

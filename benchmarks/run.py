@@ -20,6 +20,7 @@ from typing import Any
 
 import derivative_cases
 import gpu_cases
+import laplacian_cases
 import torch
 from cases import CASES, STARTUPS, Case, Results, Startup
 from marks import replace_between
@@ -66,7 +67,7 @@ def main() -> None:
     on_gpu = args.device == "cuda"
     with_floors = args.dtype == "float32" and (on_gpu or args.threads == 2)
     everything: list[Case | Training] = (
-        [*gpu_cases.cases()] if on_gpu else [*CASES, *derivative_cases.CASES, *trainings()]
+        [*gpu_cases.cases()] if on_gpu else [*CASES, *derivative_cases.CASES, *laplacian_cases.CASES, *trainings()]
     )
     cases = [case for case in everything if re.search(args.only, f"{case.name} {case.size}")]
     startups = [

@@ -296,7 +296,7 @@ OVERLOADS: dict[str, Function] = {
     "index_fill with an integer": lambda x: x.sin().index_fill(1, torch.tensor([0]), torch.tensor(3)),
     "scatter with a number": lambda x: x.sin().scatter(1, torch.zeros(4, 1, dtype=torch.long), 2.5),
     "embedding": lambda x: F.embedding(torch.tensor([3, 0, 1, 2]), x.sin())[[1, 2, 3, 0]],
-    "scatter of a part": lambda x: x.sin().scatter(1, torch.zeros(4, 1, dtype=torch.long), x.cos()),
+    "scatter of a part": lambda x: x.sin().scatter(1, torch.zeros(4, 1, dtype=torch.long), x.cos()[:, :1]),
 }
 
 

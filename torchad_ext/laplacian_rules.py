@@ -140,7 +140,7 @@ def _scattered(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     *_, source = args
     if kwargs:
         return NotImplemented
-    if isinstance(source, torch.Tensor) and source.is_floating_point():
+    if isinstance(source, torch.Tensor) and (source.is_floating_point() or source.is_complex()):
         return sweep.linear(func, args, kwargs, jointly=True)
     x: Any = args[0]
     return sweep.mapped(func(x.value, *args[1:]), x, lambda row: func(row, *args[1:-1], 0))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 LINEAR = (
     "ravel diagflat channel_shuffle conj_physical resolve_neg cdouble cfloat dsplit "
-    "combinations narrow_copy permute_copy slice split_with_sizes_copy sum_to_size squeeze_copy "
+    "combinations narrow_copy permute_copy split_with_sizes_copy sum_to_size squeeze_copy "
     "unsqueeze_copy expand_copy view_copy alias_copy diagonal_copy t_copy transpose_copy unbind_copy unfold_copy "
     "grid_sampler grid_sampler_2d grid_sampler_3d upsample_nearest3d _upsample_nearest_exact1d "
     "_upsample_nearest_exact2d _upsample_nearest_exact3d stft istft fft_fft2 fft_fftn fft_ifft2 fft_ifftn fft_rfft2 "
@@ -546,6 +546,8 @@ def _matrix_power(A: Any, n: int) -> Any:
 
 
 def _cholesky_solve(B: Any, L: Any, upper: bool = False) -> Any:
+    if L.is_complex():
+        return NotImplemented
     L = L.mT if upper else L
     Z = torch.linalg.solve_triangular(L, B, upper=False)
     return torch.linalg.solve_triangular(L.mT, Z, upper=True)

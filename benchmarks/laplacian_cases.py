@@ -16,10 +16,11 @@ import torchad_ext as ad
 
 def forward_over_reverse(f: Op, x: Tensor, record: bool) -> Tensor:
     """All directions at once."""
-    gradient = torch.func.grad(lambda x: f(x).sum())
+    gradient: Op = torch.func.grad(lambda x: f(x).sum())
 
     def of(e: Tensor) -> Tensor:
-        return (torch.func.jvp(gradient, (x,), (e.expand_as(x),))[1] * e).sum(-1)
+        row: Tensor = (torch.func.jvp(gradient, (x,), (e.expand_as(x),))[1] * e).sum(-1)
+        return row
 
     total: Tensor = torch.func.vmap(of)(torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)).sum(0)
     return total
@@ -27,12 +28,14 @@ def forward_over_reverse(f: Op, x: Tensor, record: bool) -> Tensor:
 
 def ours(f: Op, x: Tensor, record: bool) -> Tensor:
     with torch.set_grad_enabled(record):
-        return ad.laplacian(f, x.detach())
+        result: Tensor = ad.laplacian(f, x.detach())
+    return result
 
 
 def square(y: Tensor) -> Tensor:
     """[points, 36] as well-conditioned matrices [points, 6, 6]."""
-    return y.unflatten(-1, (6, 6)) + 3 * torch.eye(6, dtype=y.dtype, device=y.device)
+    matrices: Tensor = y.unflatten(-1, (6, 6)) + 3 * torch.eye(6, dtype=y.dtype, device=y.device)
+    return matrices
 
 
 def definite(y: Tensor) -> Tensor:
@@ -40,7 +43,8 @@ def definite(y: Tensor) -> Tensor:
 
 
 def summed(y: Tensor) -> Tensor:
-    return y.flatten(1).sum(-1)
+    total: Tensor = y.flatten(1).sum(-1)
+    return total
 
 
 # Of the sines of 36 linear functions of each point.

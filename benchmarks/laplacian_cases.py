@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ import torchad_ext as ad
 
 def forward_over_reverse(f: Op, x: Tensor, record: bool) -> Tensor:
     """All directions at once."""
-    gradient: Op = torch.func.grad(lambda x: f(x).sum())
+    gradient: Any = torch.func.grad(lambda x: f(x).sum())
 
     def of(e: Tensor) -> Tensor:
         row: Tensor = (torch.func.jvp(gradient, (x,), (e.expand_as(x),))[1] * e).sum(-1)

@@ -17,14 +17,18 @@ import torchad_ext as ad
 
 def forward_over_reverse(f: Op, x: Tensor, record: bool) -> Tensor:
     """All directions at once."""
-    gradient: Any = torch.func.grad(lambda x: f(x).sum())
+
+    def total(x: Tensor) -> Tensor:
+        return f(x).sum()
+
+    gradient: Any = torch.func.grad(total)
 
     def of(e: Tensor) -> Tensor:
         row: Tensor = (torch.func.jvp(gradient, (x,), (e.expand_as(x),))[1] * e).sum(-1)
         return row
 
-    total: Tensor = torch.func.vmap(of)(torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)).sum(0)
-    return total
+    result: Tensor = torch.func.vmap(of)(torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)).sum(0)
+    return result
 
 
 def ours(f: Op, x: Tensor, record: bool) -> Tensor:

@@ -31,7 +31,7 @@ table: $(INSTALLED)  ## Run the tests of what drop-in means, and write their tab
 	$(PYTHON) -m pytest -n 2 --dist loadfile -m drop_in --drop-in-table=README.md
 
 rules: $(INSTALLED)  ## Write the table of operations that ad.laplacian has rules for
-	$(PYTHON) -W ignore tests/laplacian_rules.py
+	$(PYTHON) -W ignore tests/laplacian_table.py
 
 notebooks: $(INSTALLED)  ## Execute the notebooks in place
 	$(dir $(PYTHON))jupyter-execute --inplace notebooks/*.ipynb

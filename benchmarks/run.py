@@ -21,6 +21,7 @@ from typing import Any
 import derivative_cases
 import fallback_cases
 import gpu_cases
+import laplacian_cases
 import levels
 import torch
 from cases import CASES, STARTUPS, Case, Results, Startup
@@ -70,7 +71,9 @@ def main() -> None:
     level = "" if on_gpu else levels.start_again_at(args.level)
     with_floors = args.dtype == "float32" and (on_gpu or args.threads == 2)
     everything: list[Case | Training] = (
-        [*gpu_cases.cases()] if on_gpu else [*CASES, *derivative_cases.CASES, *fallback_cases.CASES, *trainings()]
+        [*gpu_cases.cases()]
+        if on_gpu
+        else [*CASES, *derivative_cases.CASES, *laplacian_cases.CASES, *fallback_cases.CASES, *trainings()]
     )
     cases = [case for case in everything if re.search(args.only, f"{case.name} {case.size}")]
     startups = [

@@ -550,18 +550,13 @@ def constant_without_grad(x: Tensor) -> Tensor:
 
 # What has no rule, and what the warning names.
 FALLBACKS: dict[str, tuple[Function, str]] = {
-    "cummax": (lambda x: x.sin().cummax(-1)[0], "cummax"),
-    "max": (lambda x: x.sin().max(-1)[0] * x.sum(-1), "max"),
-    "solve": (lambda x: torch.linalg.solve(torch.eye(3).to(x) * (2 + x.cos()[:, :, None]), x.sin()), "solve"),
-    "det": (lambda x: (x[:, :, None] * x[:, None] + torch.eye(3).to(x)).det(), "det"),
-    "cholesky": (lambda x: torch.linalg.cholesky(pairs(x) @ pairs(x).mT + torch.eye(3).to(x)), "cholesky"),
-    "eigvalsh": (lambda x: torch.linalg.eigvalsh(pairs(x) + pairs(x).mT), "eigvalsh"),
-    "matrix_exp": (lambda x: torch.linalg.matrix_exp(pairs(x)), "matrix_exp"),
-    "inv": (lambda x: torch.linalg.inv(pairs(x) + 2 * torch.eye(3).to(x)), "inv"),
-    "cumprod": (lambda x: x.sin().cumprod(-1), "cumprod"),
-    "median": (lambda x: x.sin().median(-1)[0], "median"),
-    "max_pool1d": (lambda x: F.max_pool1d(x.sin()[:, None], 2).flatten(1), "max_pool1d"),
-    "adaptive_max_pool1d": (lambda x: F.adaptive_max_pool1d(x.sin()[:, None], 1).flatten(1), "adaptive_max_pool1d"),
+    "svd": (lambda x: torch.linalg.svdvals(pairs(x) + 2 * torch.eye(3).to(x)), "svdvals"),
+    "matrix norm": (lambda x: torch.linalg.matrix_norm(pairs(x) + 2 * torch.eye(3).to(x), 2), "matrix_norm"),
+    "qr": (lambda x: torch.linalg.qr(pairs(x) + 2 * torch.eye(3).to(x))[1], "qr"),
+    "scatter_reduce": (
+        lambda x: x.scatter_reduce(1, torch.zeros_like(x, dtype=torch.long), x.sin(), "prod"),
+        "scatter",
+    ),
     "custom operator": (lambda x: torch.ops.test_laplacian.sin(x.sin()), "sin"),
     "Function": (Cube.apply, "autograd.Function"),
     "no_grad": (constant_without_grad, "no_grad"),

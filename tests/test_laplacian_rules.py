@@ -1,31 +1,325 @@
-"""The table of operations with a rule: up to date, and able to say that one is missing."""
+"""Rules of the sweep of Laplacians: each operation that has one, on PyTorch's own samples and on awkward arguments."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import pytest
+import torch
+import torch.nn.functional as F
+from test_laplacian import by_autograd, coefficients, points
+from test_torch_functions import AT, TRAINING, of_numbers
+from torch import Tensor
+from torch.autograd import grad, gradcheck
+from torch.func import vmap
+from torch.profiler import profile
+from torch.testing import assert_close
+
+import torchad_ext as ad
+from torchad_ext import laplacian_linalg, laplacian_rules, laplacians
+from torchad_ext.composed import composing
+from torchad_ext.laplacians import bilaplacian, laplacian
 
 pytest.importorskip("expecttest", reason="torch.testing._internal imports expecttest, which is not installed")
-import laplacian_rules
-import torch
+from torch.testing._internal.common_methods_invocations import op_db
+from torch.testing._internal.opinfo.core import OpInfo, SampleInput
 
-from torchad_ext import laplacians
+D = torch.float64
+Function = Callable[[Tensor], Tensor]
+NAMES = {
+    *laplacian_linalg.RULES,
+    *laplacian_rules.RULES,
+    *laplacian_rules.COMPOSITIONS,
+    *laplacian_rules.LINEAR,
+    *laplacian_rules.LINEAR_IN_ALL,
+    *"cross_entropy nll_loss interpolate conv1d conv2d conv_transpose1d einsum tensordot bilinear".split(),
+} - {*TRAINING}
+# What has a rule for some arguments alone.
+SOME = {
+    "cov": "weights",
+    "grid_sample": "a grid that varies",
+    "grid_sampler_2d": "a grid that varies",
+    "grid_sampler_3d": "a grid that varies",
+    "stft": "a window that varies",
+    "quantile": "a number that varies",
+    "scatter_reduce": "a product, an extremum",
+    "norm": "a spectrum, negative orders",
+    "vector_norm": "negative orders",
+    "matrix_norm": "a spectrum",
+    "rrelu": "random numbers",
+    "alpha_dropout": "random numbers",
+    "feature_alpha_dropout": "random numbers",
+}
+# PyTorch gives a gradient in the half of the matrix that it does not read.
+TRIANGULAR = {"cholesky_solve": lambda B, L: (B, L), "cholesky_inverse": lambda L: (L,)}
+UNUSUAL = ("subgradients_at_zero", "chunked", "chunked_none", "singular")
 
 
-def page() -> str:
-    text = laplacian_rules.PAGE.read_text(encoding="utf-8")
-    return text.partition(laplacian_rules.BEGIN)[2].partition(laplacian_rules.END)[0]
+@pytest.fixture(autouse=True)
+def _nothing_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHAD_EXT_STRICT", raising=False)
+    laplacians._warned.clear()
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_the_table_is_up_to_date() -> None:
-    if torch.__version__.partition("+")[0] not in laplacian_rules.PAGE.read_text(encoding="utf-8"):
-        pytest.skip("the table was made with another PyTorch, whose samples may be others")
-    assert laplacian_rules.table() == page(), "run make rules"
+def short(info: OpInfo) -> str:
+    return info.name.removeprefix("nn.functional.").removeprefix("linalg.").replace("fft.", "fft_")  # type: ignore[no-any-return]
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_a_rule_that_is_missing_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    (info,) = [info for info in laplacian_rules.op_db if info.name == "flip"]
-    assert laplacian_rules.ways_of(info, torch.float64) == {"rule"}
-    monkeypatch.delitem(laplacians._RULES, "flip")
-    assert laplacian_rules.ways_of(info, torch.float64) == {"operation"}
+def infos() -> Iterator[OpInfo]:
+    for info in op_db:
+        if info.supports_autograd and short(info) in NAMES and info.variant_test_name not in UNUSUAL:
+            yield info
+
+
+def samples(info: OpInfo) -> list[SampleInput]:
+    """Some that are small, spread over all."""
+    small = [s for s in info.sample_inputs("cpu", D, requires_grad=True) if size(s) <= 150]
+    return small[:: max(1, len(small) // 6)]
+
+
+def size(sample: SampleInput) -> int:
+    given = torch.utils._pytree.tree_leaves((sample.input, sample.args, sample.kwargs))
+    return sum(x.numel() for x in given if isinstance(x, Tensor))
+
+
+def nested(f: Function, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """w·f and w·Δf by gradients of gradients."""
+    y = composing(f)(x)
+    (slope,) = grad((w * y).sum() + 0 * x.square().sum(), x, create_graph=True)
+    rows = [grad(s, x, create_graph=True, materialize_grads=True)[0][i] for i, s in enumerate(slope.unbind())]
+    return y, torch.stack(rows).sum()
+
+
+@pytest.mark.parametrize("info", list(infos()), ids=lambda info: info.formatted_name)
+def test_samples_of_pytorch(info: OpInfo) -> None:
+    """Value, Laplacian and the gradient of the Laplacian, without a warning."""
+    if D not in info.supported_dtypes("cpu"):
+        pytest.skip(f"{info.name} takes no {D}")
+    followed = 0
+    for sample in samples(info):
+        op = info.op
+        if short(info) in TRIANGULAR:
+            place = 1 if short(info) == "cholesky_solve" else 0
+
+            def op(*xs: Any, place: int = place, **kwargs: Any) -> Any:
+                half = Tensor.triu if kwargs.get("upper") else Tensor.tril
+                return info.op(*(half(x) if i == place else x for i, x in enumerate(xs)), **kwargs)
+
+        f = of_numbers(op, (sample.input, *sample.args), sample.kwargs)
+        x = AT.clone().requires_grad_()
+        if not f(x).requires_grad:
+            continue
+        w = torch.arange(f(x).numel(), dtype=D).add(0.3).cos()
+        expected = nested(f, x, w)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore" if short(info) in SOME else "error", "torchad_ext.laplacian")
+            value, _, curvature = ad.forward_laplacian(f, x)
+        assert_close((value, (w * curvature).sum()), expected, rtol=1e-7, atol=1e-9, equal_nan=True)
+        if expected[1].requires_grad and curvature.requires_grad:
+            ours, theirs = (
+                grad(y, x, allow_unused=True, materialize_grads=True)[0] for y in ((w * curvature).sum(), expected[1])
+            )
+            assert_close(ours, theirs, rtol=1e-6, atol=1e-7, equal_nan=True)
+        followed += 1
+    assert followed or not samples(info)
+
+
+MIXING = points("cpu", 25, 3) / 2
+
+
+def matrices(x: Tensor, n: int = 3) -> Tensor:
+    """[points, n, n] of points [points, 3], all well-conditioned."""
+    return (x @ MIXING[: n * n].mT.to(x)).sin().unflatten(-1, (n, n)) + 3 * torch.eye(n).to(x)
+
+
+def definite(x: Tensor) -> Tensor:
+    return matrices(x) @ matrices(x).mT
+
+
+def of_parts(part: Callable[[Tensor], Any]) -> Function:
+    return lambda x: torch.cat([y.flatten(1) if y.dim() > 1 else y[:, None] for y in parts_of(part(x))], 1)
+
+
+def parts_of(y: Any) -> list[Tensor]:
+    return [z for z in torch.utils._pytree.tree_leaves(y) if z.is_floating_point()]
+
+
+def last(*shape: int) -> Tensor:
+    return torch.linspace(0.2, 1.7, torch.Size(shape).numel(), dtype=D).reshape(shape)
+
+
+LINALG: dict[str, Callable[[Tensor], Any]] = {
+    "inv": lambda x: torch.linalg.inv(matrices(x)),
+    "inv of one matrix for all": lambda x: matrices(x).inverse() @ torch.linalg.inv_ex(matrices(x))[0],
+    "solve": lambda x: torch.linalg.solve(matrices(x), x.cos()),
+    "solve for matrices": lambda x: torch.linalg.solve(matrices(x), matrices(x.cos())[..., :2]),
+    "solve from the right": lambda x: torch.linalg.solve(matrices(x), matrices(x.cos())[:, :2], left=False),
+    "solve with a constant matrix": lambda x: torch.linalg.solve(
+        (last(3, 3) + 3 * torch.eye(3)).to(x), x.sin().unsqueeze(-1)
+    ),
+    "solve for a constant": lambda x: torch.linalg.solve(matrices(x), last(3, 2).to(x)),
+    "solve, broadcast": lambda x: torch.linalg.solve(
+        matrices(x)[:, None], matrices(x.cos())[:, None].expand(-1, 2, 3, 3)
+    ),
+    "slogdet": lambda x: torch.linalg.slogdet(matrices(x, 4)),
+    "slogdet of a negative determinant": lambda x: torch.linalg.slogdet(-matrices(x)),
+    "logdet": lambda x: torch.logdet(definite(x)),
+    "det": lambda x: torch.linalg.det(matrices(x, 5)),
+    "det of small ones": lambda x: matrices(x).det() * matrices(x, 2).det() * matrices(x, 1).det(),
+    "cholesky": lambda x: torch.linalg.cholesky(definite(x)),
+    "cholesky, upper": lambda x: torch.linalg.cholesky_ex(definite(x), upper=True),
+    "cholesky_solve": lambda x: torch.cholesky_solve(x.sin()[..., None], torch.linalg.cholesky(definite(x))),
+    "cholesky_inverse": lambda x: torch.cholesky_inverse(torch.linalg.cholesky(definite(x), upper=True), upper=True),
+    "solve_triangular": lambda x: torch.linalg.solve_triangular(matrices(x), x.sin()[..., None], upper=False),
+    "solve_triangular, unit, from the right": lambda x: torch.linalg.solve_triangular(
+        matrices(x), matrices(x.cos())[:, :2], upper=True, left=False, unitriangular=True
+    ),
+    "eigvalsh": lambda x: torch.linalg.eigvalsh(
+        definite(x) @ torch.diag(last(3)).to(x) + torch.diag(last(3)).to(x) @ definite(x)
+    ),
+    "eigh": lambda x: (lambda e: (e[0], e[1] * e[1][:, :1]))(torch.linalg.eigh(definite(x), "U")),
+    "matrix_exp": lambda x: torch.linalg.matrix_exp(matrices(x) / 2),
+    "matrix_power": lambda x: (torch.linalg.matrix_power(matrices(x), 5), matrices(x).matrix_power(-2)),
+    "pinv": lambda x: torch.linalg.pinv(matrices(x)[..., :2]) @ torch.linalg.pinv(matrices(x)[:, :2]),
+    "multi_dot": lambda x: torch.stack([torch.linalg.multi_dot([m, m.sin(), m.cos()]) for m in matrices(x)]),
+    "einsum of three": lambda x: torch.einsum("ni,nij,nj->ni", x.sin(), matrices(x), x.cos()),
+    "bilinear": lambda x: F.bilinear(x.sin(), x.cos(), last(2, 3, 3).to(x), last(2).to(x)),
+}
+
+
+@pytest.mark.filterwarnings("error:torchad_ext.laplacian")
+@pytest.mark.parametrize("name", LINALG)
+class TestLinearAlgebra:
+    def test_is_the_trace_of_the_hessian(self, name: str, device: str) -> None:
+        f, x = of_parts(LINALG[name]), points(device)
+        for g in (f, lambda x: f(x + 0.1 * x.sin())):
+            C = coefficients("indefinite of each point", x)
+            assert_close((laplacian(g, x), laplacian(g, x, C)), of_nested(g, x, C))
+            with torch.no_grad():
+                evaluated = laplacian(g, x), laplacian(g, x, C)
+            assert_close(evaluated, (laplacian(g, x), laplacian(g, x, C)))
+
+    def test_gradients(self, name: str, device: str) -> None:
+        f, p = of_parts(LINALG[name]), torch.ones(3, dtype=D, device=device).requires_grad_()
+        x = points(device, 2, 3).requires_grad_()
+        assert gradcheck(lambda x, p: laplacian(lambda x: f(x * p), x), (x, p), fast_mode=True)
+
+    def test_transforms(self, name: str, device: str) -> None:
+        f, x = of_parts(LINALG[name]), points(device)
+        if name == "det":  # which may be singular, in numbers that nobody knows
+            warnings.filterwarnings("ignore", "torchad_ext.laplacian")
+        assert_close(vmap(lambda point: laplacian(lambda y: f(y[None])[0], point))(x), laplacian(f, x))
+        x = x[:1].requires_grad_()
+        (expected,) = grad(laplacian(f, x).sum(), x)
+        for transform in (torch.func.grad, torch.func.jacfwd):
+            assert_close(transform(lambda x: laplacian(f, x).sum())(x.detach()), expected)
+
+
+def of_nested(f: Function, x: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    """Laplacians without and with coefficients by gradients of gradients: ``torch.func`` is wrong in ``solve``."""
+    x = x.detach().requires_grad_()
+    traces = []
+    for y in f(x).unbind(-1):
+        slope = grad(y.sum(), x, create_graph=True, materialize_grads=True)[0] + 0 * x
+        H = torch.stack([grad(s.sum(), x, retain_graph=True)[0] for s in slope.unbind(-1)], -1)
+        traces.append((H.diagonal(dim1=-2, dim2=-1).sum(-1), (H * C).sum((-2, -1))))
+    plain, weighted = zip(*traces, strict=True)
+    return torch.stack(plain, -1), torch.stack(weighted, -1)
+
+
+@pytest.mark.filterwarnings("error:torchad_ext.laplacian")
+@pytest.mark.parametrize(
+    "name", ["inv", "solve", "slogdet", "det", "cholesky", "eigvalsh", "eigh", "matrix_exp", "pinv"]
+)
+def test_bilaplacian(name: str, device: str) -> None:
+    x = points(device, 2, 3)
+    f = lambda x: of_parts(LINALG[name])(x).sum(-1)  # noqa: E731
+    assert_close(bilaplacian(f, x), by_autograd(lambda x: laplacian(f, x), x))
+
+
+TIES: dict[str, Function] = {
+    "amax": lambda x: x.amax(-1),
+    "amin of two dimensions": lambda x: x.reshape(2, 2, 2).amin((0, 2)),
+    "max": lambda x: x.max()[None],
+    "max of a dimension": lambda x: x.max(-1)[0],
+    "median": lambda x: torch.stack([x.median(), x.nanmedian()]),
+    "median of a dimension": lambda x: x.median(-1, keepdim=True)[0].flatten(),
+    "aminmax": lambda x: torch.cat(torch.aminmax(x, dim=1)),
+    "topk": lambda x: x.topk(2)[0].flatten(),
+    "sort": lambda x: x.sort(-1, descending=True)[0].flatten(),
+    "mode": lambda x: x.mode(-1)[0],
+    "kthvalue": lambda x: x.kthvalue(2, -1)[0],
+    "cummax": lambda x: x.cummax(-1)[0].flatten(),
+    "max_pool1d": lambda x: F.max_pool1d(x[None], 2, 1)[0].flatten(),
+    "adaptive_max_pool1d": lambda x: F.adaptive_max_pool1d(x[None], 2, True)[0].flatten(),
+    "infinite norm": lambda x: torch.linalg.vector_norm(x, float("inf"), dim=-1),
+    "norm of columns": lambda x: torch.linalg.matrix_norm(x, 1)[None],
+    "fmax": lambda x: torch.fmax(x[:, 0], x[:, 1]),
+    "l1": lambda x: F.l1_loss(x, x.detach(), reduction="none").flatten(),
+    "smooth l1": lambda x: F.smooth_l1_loss(x, x.detach() - 1, reduction="none").flatten(),
+    "smooth l1 at 0": lambda x: F.smooth_l1_loss(x, x.detach(), reduction="none").flatten(),
+    "mse": lambda x: F.mse_loss(x, x.detach(), reduction="sum")[None],
+    "hinge": lambda x: F.hinge_embedding_loss(x, x.detach().sign(), margin=2, reduction="none").flatten(),
+    "ranking": lambda x: F.margin_ranking_loss(x, x.flip(1), x.detach().sign(), reduction="none").flatten(),
+    "prelu": lambda x: F.prelu(x - 1, torch.full((1,), 0.3, dtype=D)).flatten(),
+    "cumprod of zeros": lambda x: (x * (x.detach() != 1)).cumprod(-1).flatten(),
+    "prod of zeros": lambda x: torch.cat([(x * (x.detach() != 1)).prod(-1), (x * (x.detach() != 1)).prod()[None]]),
+    "det of a singular matrix": lambda x: torch.linalg.det(x[:, :2] * x.detach()[:, 2:].abs())[None],
+}
+
+
+@pytest.mark.filterwarnings("error:torchad_ext.laplacian")
+@pytest.mark.parametrize("name", TIES)
+def test_kinks_and_ties_are_those_of_pytorch(name: str) -> None:
+    """Of numbers of which many are equal, or at a kink."""
+    numbers = torch.tensor([[2.0, 2, 1, 1], [1, 1, 2, -1]], dtype=D)
+
+    def f(x: Tensor) -> Tensor:
+        return TIES[name](numbers + 0.1 * (MIXING[:8] @ (x.sin() - AT.sin())).reshape(2, 4))
+
+    x = AT.clone().requires_grad_()
+    w = torch.arange(f(x).numel(), dtype=D).add(0.3).cos()
+    value, _, curvature = ad.forward_laplacian(f, x)
+    assert_close((value, (w * curvature).sum()), nested(f, x, w))
+
+
+aten = torch.ops.aten
+OVERLOADS: dict[str, Function] = {
+    "max.dim": lambda x: aten.max.dim(x.sin(), -1)[0],
+    "prod.dim_int": lambda x: aten.prod.dim_int(x.sin(), -1),
+    "cumprod": lambda x: aten.cumprod.default(x.sin(), 1),
+    "max_pool1d": lambda x: aten.max_pool1d_with_indices.default(x.sin(), [2], [1])[0],
+    "linalg_inv_ex": lambda x: aten.linalg_inv_ex.default(matrices(x))[0].flatten(1),
+    "_linalg_slogdet": lambda x: torch.linalg.slogdet(A=matrices(x)).logabsdet,
+    "index_fill with an integer": lambda x: x.sin().index_fill(1, torch.tensor([0]), torch.tensor(3)),
+    "scatter with a number": lambda x: x.sin().scatter(1, torch.zeros(4, 1, dtype=torch.long), 2.5),
+    "embedding": lambda x: F.embedding(torch.tensor([3, 0, 1, 2]), x.sin())[[1, 2, 3, 0]],
+    "scatter of a part": lambda x: x.sin().scatter(1, torch.zeros(4, 1, dtype=torch.long), x.cos()[:, :1]),
+}
+
+
+@pytest.mark.filterwarnings("error:torchad_ext.laplacian")
+@pytest.mark.parametrize("name", OVERLOADS)
+def test_calls(name: str) -> None:
+    x = points("cpu")
+    f = of_parts(OVERLOADS[name])
+    C = torch.eye(3, dtype=D)
+    assert_close(laplacian(f, x), of_nested(f, x, C)[0])
+
+
+def test_a_singular_matrix_of_more_than_three_columns(device: str) -> None:
+    x = points(device)
+    f = lambda x: torch.linalg.det(F.pad(x[:, :, None] * x[:, None], (0, 1, 0, 1)))  # noqa: E731
+    with pytest.warns(UserWarning, match="no rule for linalg_det"):
+        assert_close(laplacian(f, x), torch.zeros(4).to(x))
+
+
+def test_one_factorisation(device: str) -> None:
+    """Tangents and Laplacian of a determinant take one inverse."""
+    x, f = points(device), lambda x: torch.linalg.slogdet(matrices(x, 4))[1]
+    with torch.no_grad(), profile() as profiler:
+        laplacian(f, x)
+    names = [event.name for event in profiler.events()]
+    assert names.count("aten::linalg_inv_ex") == 1 and names.count("aten::bmm") <= 2

@@ -468,6 +468,7 @@ def _dist(a: Any, b: Any, p: float = 2.0) -> Any:
 
 
 def _cosine_similarity(a: Any, b: Any, dim: int = 1, eps: float = 1e-8) -> Any:
+    a, b = torch.broadcast_tensors(a, b)
     norms = [vector_norm(x, 2, dim, True).clamp_min(eps) for x in (a, b)]
     return (a / norms[0] * (b / norms[1])).sum(dim)
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeGuard
@@ -24,7 +23,7 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from . import writes
+from . import laplacian_linalg, laplacian_rules, writes
 from ._symbolic.evaluate import evaluate
 from ._symbolic.expr import scalar, tensor
 from ._symbolic.torch_functions import FUNCTIONS
@@ -34,12 +33,10 @@ from .composed import (
     COMPOSED,
     affine,
     composing,
-    dropout,
     known_name,
     logsumexp,
     positional,
     root,
-    softmax,
     squared,
     with_powers,
     without_guard,
@@ -465,7 +462,7 @@ def _sgn(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _angle(z: Any) -> Any:
-    return torch.atan2(z.imag, z.real) if z.is_complex() else NotImplemented
+    return torch.atan2(z.imag, z.real) if z.is_complex() else torch.angle(z.detach())
 
 
 def _polar(r: Any, angle: Any) -> Any:
@@ -498,6 +495,8 @@ def _of_first(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     """Linear in the first argument; the others say what to do with it, as in x.view_as(other)."""
     if not args or isinstance(args[0], (list, tuple)):
         return NotImplemented
+    if known_name(func) not in _LIKE and any(x.sweep is sweep for x in _swept((args[1:], kwargs))):
+        return NotImplemented
     first, others = args[0], [sweep.value(x) for x in args[1:]]
     options = {key: sweep.value(x) for key, x in kwargs.items()}
     value = func(sweep.value(first), *others, **options)
@@ -513,19 +512,6 @@ def _of_first(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
 
 def _combined(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     return sweep.linear(func, args, kwargs, jointly=True)
-
-
-def _assigned(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
-    """x with some elements replaced by those of a tensor, or by a number: the rows by zero."""
-    if kwargs or len(args) != 4:
-        return NotImplemented
-    *others, source = args
-    if isinstance(source, torch.Tensor):
-        return _combined(sweep, func, args, kwargs)
-    return sweep.linear(
-        functools.partial(lambda source, *others: func(*others, source), source), others, {},
-        functools.partial(lambda *others: func(*others, 0)), jointly=True,
-    )  # fmt: skip
 
 
 def _added(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
@@ -597,16 +583,16 @@ def _stack(rows: Sequence[torch.Tensor]) -> torch.Tensor | None:
 
 
 def _convolution(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
-    """Linear in x with a bias, a product of x and the weight where that varies."""
-    if any(True for _ in _swept((args[1:], kwargs))):
-        x, weight, bias, *rest = (*args, None) if len(args) == 2 else args
-        y = sweep.product(lambda x, weight: func(x, weight, None, *rest, **kwargs), x, weight)
-        return y if bias is None else y + bias.reshape(-1, *(1,) * (weight.dim() - 2))
+    """The rows without the bias."""
+    x, weight, bias, *rest = (*args, None)[: max(3, len(args))]
 
-    def of_rows(x: Any, weight: Any, bias: Any = None, *rest: Any, **options: Any) -> Any:
+    def of_rows(x: Any, weight: Any, _: Any = None, *rest: Any, **options: Any) -> Any:
         return func(x, weight, None, *rest, **options)
 
-    return sweep.linear(func, args, kwargs, of_rows)
+    if not (sweep.owns(weight) or sweep.owns(bias)):
+        return sweep.linear(func, args, kwargs, of_rows)
+    y = laplacian_rules.of_factors(sweep, lambda x, weight: func(x, weight, None, *rest, **kwargs), (x, weight))
+    return y if bias is None else y + bias.reshape(-1, *(1,) * (weight.dim() - 2))
 
 
 def _padded(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
@@ -619,23 +605,17 @@ def _padded(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _multiplied(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
-    return NotImplemented if len(args) != 2 else sweep.product(functools.partial(func, **kwargs), *args)
+    a, b, *rest = args
+    return sweep.product(lambda a, b: func(a, b, *rest, **kwargs), a, b)
 
 
 def _einsum(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     equation, *operands = args
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
         operands = list(operands[0])
-    places = [i for i, x in enumerate(operands) if sweep.owns(x)]
-    if not isinstance(equation, str) or len(places) > 2:
+    if not isinstance(equation, str):
         return NotImplemented
-
-    def of(*xs: torch.Tensor) -> Any:
-        given = dict(zip(places, xs, strict=True))
-        return torch.einsum(equation, *(given.get(i, x) for i, x in enumerate(operands)))
-
-    varying = [operands[i] for i in places]
-    return sweep.product(of, *varying) if len(varying) == 2 else sweep.linear(of, varying, {})
+    return laplacian_rules.of_factors(sweep, functools.partial(torch.einsum, equation), operands)
 
 
 _LINEAR = (
@@ -648,11 +628,12 @@ _LINEAR = (
     "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d upsample_linear1d upsample_bilinear2d "
     "upsample_bicubic2d upsample_trilinear3d upsample_nearest1d upsample_nearest2d upsample_nearest3d "
     "_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d im2col col2im ravel resolve_neg "
-    "cfloat cdouble chalf sum_to_size diagflat atleast_1d atleast_2d atleast_3d alias_copy diagonal_copy expand_copy "
+    "cfloat cdouble chalf sum_to_size diagflat alias_copy diagonal_copy expand_copy "
     "permute_copy squeeze_copy t_copy transpose_copy unbind_copy unfold_copy unsqueeze_copy view_copy fft_fft fft_ifft "
     "fft_rfft fft_irfft fft_hfft fft_ihfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_hfft2 fft_ihfft2 fft_fftn "
     "fft_ifftn fft_rfftn fft_irfftn fft_hfftn fft_ihfftn fft_fftshift fft_ifftshift"
 ).split()
+_LIKE = frozenset("view_as reshape_as expand_as type_as to".split())  # as the second argument is
 _LINEAR_IN_ALL = (
     "cat concat concatenate stack hstack vstack dstack column_stack block_diag broadcast_tensors meshgrid index_add "
     "scatter_add index_copy index_put put masked_scatter select_scatter slice_scatter diagonal_scatter "
@@ -660,26 +641,25 @@ _LINEAR_IN_ALL = (
 ).split()
 # By the name of an operation, with the sweep, the operation and its arguments; NotImplemented where it does not fit.
 _RULES: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(_LINEAR, _of_first),
-    **dict.fromkeys(_LINEAR_IN_ALL, _combined),
+    **dict.fromkeys([*_LINEAR, *laplacian_rules.LINEAR], _of_first),
+    **dict.fromkeys([*_LINEAR_IN_ALL, *laplacian_rules.LINEAR_IN_ALL], _combined),
     **dict.fromkeys("mul multiply rmul div divide true_divide truediv".split(), _scaled),
     **dict.fromkeys("add radd sub subtract rsub".split(), _added),
-    **dict.fromkeys("matmul rmatmul mm bmm mv dot inner outer ger vdot kron vecdot cross".split(), _multiplied),
+    **dict.fromkeys(
+        "matmul rmatmul mm bmm mv dot inner outer ger vdot kron vecdot cross tensordot".split(), _multiplied
+    ),
     **dict.fromkeys("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split(), _convolution),
     "linear": _linear_layer,
     **dict.fromkeys(("pad", "constant_pad_nd"), _padded),
-    "embedding": lambda sweep, func, args, kwargs: sweep.linear(func, args, kwargs),
-    "tensordot": lambda sweep, func, args, kwargs: sweep.product(
-        lambda a, b: func(a, b, *args[2:], **kwargs), *args[:2]
-    ),
     "where": _chosen,
     "Tensor.where": _chosen,
     "view_as_real": lambda sweep, func, args, kwargs: _of_first(sweep, lambda x: func(x.resolve_conj()), args, kwargs),
     "sgn": _sgn,
-    **dict.fromkeys(("scatter", "index_fill"), _assigned),
     **RECURRENT,
     "einsum": _einsum,
     "hypot": lambda *call: _composed(*call),
+    **laplacian_rules.RULES,
+    **laplacian_linalg.RULES,
 }
 
 
@@ -702,33 +682,6 @@ def _of_own_point(function: Callable[..., Any]) -> Callable[..., Any]:
     return composed
 
 
-def _log_softmax(x: Any, dim: int, dtype: Any = None) -> Any:
-    if not x.numel():
-        return NotImplemented
-    x = x if dtype is None else x.to(dtype)
-    return x - logsumexp(x, dim, keepdim=True)
-
-
-def _variance(x: Any, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: Any = None) -> Any:
-    if isinstance(dim, bool):
-        dim, unbiased = None, dim
-    dim = tuple(range(x.dim())) if dim is None else dim
-    squares = squared(x - x.mean(dim, keepdim=True))
-    total = squares.sum(dim, keepdim)
-    return total / (squares.numel() // total.numel() - (int(unbiased) if correction is None else correction))
-
-
-def _prod(x: Any, dim: int | None = None, keepdim: bool = False) -> Any:
-    if not x.dim() or not x.numel():
-        return NotImplemented
-    y = functools.reduce(operator.mul, x.flatten().unbind() if dim is None else x.unbind(dim))
-    return y.unsqueeze(dim) if keepdim else y
-
-
-def _sum_and_product(x: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Any:
-    return beta * x + alpha * (a @ b)
-
-
 def _composed(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     composed = _COMPOSED.get(known_name(func))
     return NotImplemented if composed is None else composed(*args, **kwargs)
@@ -739,18 +692,10 @@ _COMPOSED: dict[str, Callable[..., Any]] = {
     **COMPOSED,
     "batch_norm": _of_own_point(COMPOSED["batch_norm"]),
     "native_batch_norm": _of_own_point(COMPOSED["native_batch_norm"]),
+    **laplacian_rules.COMPOSITIONS,
     "rms_norm": _rms_norm,
-    "softmax": softmax,
-    "log_softmax": _log_softmax,
     "logsumexp": logsumexp,
-    "dropout": dropout,
-    "var": _variance,
-    "std": lambda x, *args, **kwargs: root(_variance(x, *args, **kwargs)),
-    "prod": _prod,
     "masked_fill": lambda x, mask, value: torch.where(mask, value, x),
-    **dict.fromkeys(("addmm", "baddbmm", "addmv"), _sum_and_product),
-    "addr": lambda x, a, b, *, beta=1, alpha=1: beta * x + alpha * torch.outer(a, b),
-    "bilinear": lambda a, b, weight, bias=None: affine(torch.einsum("...i,oij,...j->...o", a, weight, b), None, bias),
     "quadratic_form": _quadratic_form,
     "abs": _size,
     "absolute": _size,

@@ -24,7 +24,8 @@ from torch.testing._internal.opinfo.core import OpInfo  # noqa: E402
 from torch.utils._pytree import tree_map  # noqa: E402
 
 import torchad_ext as ad  # noqa: E402
-from torchad_ext import laplacians, nested, recurrent, trace  # noqa: E402
+from torchad_ext import laplacians, nested, recurrent  # noqa: E402
+from torchad_ext._symbolic.torch_functions import FUNCTIONS  # noqa: E402
 from torchad_ext.elementwise import Elementwise  # noqa: E402
 
 PAGE = Path(__file__).parents[1] / "docs" / "laplacian_rules.md"
@@ -70,7 +71,7 @@ def registered(name: str) -> str:
         return "rule"
     if name in laplacians._COMPOSED:
         return "composed"
-    if name in trace.FUNCTIONS:
+    if name in FUNCTIONS:
         return "kernel"
     of = getattr(torch, name, None) or getattr(torch.special, name, None)
     return "slopes" if of is not None and laplacians._is_elementwise(of) else "composed"

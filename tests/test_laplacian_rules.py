@@ -18,9 +18,10 @@ from torch.profiler import profile
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext import laplacian_linalg, laplacian_rules, laplacians
+from torchad_ext import laplacian_linalg, laplacian_rules
 from torchad_ext.composed import composing
 from torchad_ext.laplacians import bilaplacian, laplacian
+from torchad_ext.nested import _warned
 
 pytest.importorskip("expecttest", reason="torch.testing._internal imports expecttest, which is not installed")
 from torch.testing._internal.common_methods_invocations import op_db
@@ -60,7 +61,7 @@ UNUSUAL = ("subgradients_at_zero", "chunked", "chunked_none", "singular")
 @pytest.fixture(autouse=True)
 def _nothing_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHAD_EXT_STRICT", raising=False)
-    laplacians._warned.clear()
+    _warned.clear()
 
 
 def short(info: OpInfo) -> str:

@@ -80,7 +80,7 @@ def assert_followed(f: Callable[[Tensor], Tensor], x: Tensor = AT) -> None:
     assert_close((w * ours.laplacian).sum(), expected, rtol=1e-7, atol=1e-9)
 
 
-CASTS = ("to", "half", "bfloat16", "float")
+CASTS = ("to", "half", "chalf", "bfloat16", "float")
 SLOW = ("triangular_solve", *(f"conv{transposed}{n}d" for transposed in ("", "_transpose") for n in (1, 2, 3)))
 TRIANGULAR = ("cholesky_solve", "cholesky_inverse")  # tests/test_laplacian_rules.py
 KNOWN = {*laplacians._COMPOSED, *laplacians._RULES, *FUNCTIONS} - {*TRAINING, *CASTS, *SLOW, *TRIANGULAR}

@@ -182,12 +182,16 @@ def _load(name: str, device: str, overload: str = "default") -> Callable[..., An
         try:
             return run(*args, **out)
         except RuntimeError as error:
-            if lacking := re.search(r"torchad_ext: no memory for (\d+) bytes", str(error)):
-                x = args[0] if isinstance(args[0], torch.Tensor) else args[1][0]
-                torch.empty(int(lacking[1]), dtype=torch.uint8, device=x.device)  # raises PyTorch's own error
+            raise_for_memory(error, args[0] if isinstance(args[0], torch.Tensor) else args[1][0])
             raise
 
     return kernel
+
+
+def raise_for_memory(error: RuntimeError, x: torch.Tensor) -> None:
+    """PyTorch's own error where a kernel for x had no memory for its results."""
+    if lacking := re.search(r"torchad_ext: no memory for (\d+) bytes", str(error)):
+        torch.empty(int(lacking[1]), dtype=torch.uint8, device=x.device)
 
 
 @functools.cache

@@ -637,7 +637,7 @@ _LIKE = frozenset("view_as reshape_as expand_as type_as to".split())  # as the s
 _LINEAR_IN_ALL = (
     "cat concat concatenate stack hstack vstack dstack column_stack block_diag broadcast_tensors meshgrid index_add "
     "scatter_add index_copy index_put put masked_scatter select_scatter slice_scatter diagonal_scatter "
-    "as_strided_scatter complex"
+    "complex"
 ).split()
 # By the name of an operation, with the sweep, the operation and its arguments; NotImplemented where it does not fit.
 _RULES: dict[str, Callable[..., Any]] = {

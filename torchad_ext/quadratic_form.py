@@ -23,7 +23,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 
-from . import _eager, _kernels
+from . import _build, _eager, _kernels
 from .elementwise import is_wanted
 
 # Vectors that a GPU reads one A for; more are worth a matrix product with A + A^T, or with A where only q is wanted.
@@ -62,7 +62,11 @@ def quadratic_form(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
     if torch.compiler.is_compiling() or torch._C._is_tracing():
         return definition(x, A)
     if eager := _in_eager_mode():
-        q: Any = eager(x, A)
+        try:
+            q: Any = eager(x, A)
+        except RuntimeError as error:
+            _kernels.raise_for_memory(error, x)
+            raise
         if q is not NotImplemented:
             result: torch.Tensor = q
             return result
@@ -95,8 +99,8 @@ def _of_module(module: ModuleType) -> Callable[..., Any]:
 
 
 def _in_eager_mode() -> Callable[..., Any] | None:
-    """The calls on plain tensors of the CPU in C++, once they are there."""
-    module = _eager.module()
+    """The calls on plain tensors of the CPU in C++, once they and the operators are there."""
+    module = _eager.module() if _build.is_loaded("quadratic_form") else None
     return None if module is None else _of_module(module)
 
 

@@ -864,7 +864,7 @@ class ToolsComposer:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 exec(text, space)
-        except (RuntimeError, IndexError, ValueError, TypeError):
+        except (RuntimeError, IndexError, ValueError, TypeError, ArithmeticError):
             return None
         y = space[name]
         fits = y.is_floating_point() and 0 < y.numel() <= 2000 and y.requires_grad

@@ -83,7 +83,7 @@ def ways_of(info: OpInfo, dtype: torch.dtype) -> set[str]:
         return set()
     samples = itertools.islice(info.sample_inputs("cpu", dtype, requires_grad=True), 6)
     found = set()
-    for sample in [s for s in samples if 0 < size_of(s) <= 60][:1]:
+    for sample in sorted((s for s in samples if size_of(s)), key=size_of)[:1]:
         args, kwargs = (sample.input, *sample.args), sample.kwargs
         way = followed(of_numbers(info.get_op(), args, kwargs))
         if way == "operation":

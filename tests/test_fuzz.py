@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ def test_every_operation_of_tensors_is_drawn() -> None:
     composer = fuzz.composer("tools")
     xs = [composer.space["C"](*shape, shift=0.4).requires_grad_() for shape in ((12,), (3, 3), (2, 6), (4, 3))]
     runs = lambda text, x: composer.statement(text, "t0", ["x"] * 3, {**composer.space, "x": x})  # noqa: E731
-    assert [text for text in composer.any if not any(runs(text, x) for x in xs)] == []
+    options = [random.Random(seed) for seed in range(8)]
+    tried = lambda text: (runs(fuzz.chosen(text, draw), x) for draw in options for x in xs)  # noqa: E731
+    assert [text for text in composer.any if not any(tried(text))] == []
 
 
 def declared(*lines: str, **options: Any) -> tuple[fuzz.Program, fuzz.Declared]:

@@ -181,7 +181,7 @@ def test_flags_of_the_user_are_not_ignored_for_a_prebuilt_library(prebuilt_wheel
     settings = {"PYTHONPATH": str(package), "TORCHAD_EXT_CACHE_DIR": str(tmp_path / "cache")}
     assert "prebuilt" in call("-c", script, cwd=tmp_path, **settings)
     output = call("-c", script, cwd=tmp_path, TORCHAD_EXT_CXXFLAGS="-O0 -DOWN", **settings)
-    assert Path(output.splitlines()[-1]).is_relative_to(tmp_path / "cache")
+    assert f"\n{tmp_path / 'cache'}" in output
 
 
 def test_a_misspelt_prebuild_is_refused(tmp_path: Path) -> None:

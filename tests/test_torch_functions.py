@@ -150,6 +150,7 @@ def second_derivative_exists(y: Tensor) -> bool:
 
 # Spellings that PyTorch's own samples do not have.
 CALLS: dict[str, Callable[[Tensor], Any]] = {
+    "to, with a memory format": lambda x: x.to(device="cpu", dtype=D, memory_format=torch.preserve_format),
     "maximum of a dimension": lambda x: x.max(-1, keepdim=True)[0],
     "maximum, all named": lambda x: torch.max(input=x, dim=-1, keepdim=True).values,
     "minimum by axis": lambda x: x.min(axis=-1).values,

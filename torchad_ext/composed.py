@@ -171,7 +171,11 @@ def _signatures(func: Any) -> list[tuple[list[str], list[str]]]:
     name = getattr(func, "__name__", "").partition(".")[0].strip("_")
     found = []
     for schema in torch._C._jit_get_schemas_for_operator(f"aten::{name}"):
-        given = [("input" if a.name == "self" else a.name, a.kwarg_only) for a in schema.arguments]
+        # Python takes a memory_format by its name alone.
+        given = [
+            ("input" if a.name == "self" else a.name, a.kwarg_only or a.name == "memory_format")
+            for a in schema.arguments
+        ]
         found.append(([n for n, by_name in given if not by_name], [n for n, by_name in given if by_name]))
     return found
 

@@ -138,11 +138,14 @@ def coloring(pattern: Any, x: Tensor) -> Coloring:
     return colored
 
 
-def found_coloring(f: Callable[[Tensor], Tensor], x: Tensor) -> Coloring | None:
-    """The colouring of the pattern at x; None if it would save less time than it takes.
+def found_coloring(f: Callable[[Tensor], Tensor], x: Tensor, always: bool = False) -> Coloring | None:
+    """The colouring of the pattern at x; None if it would save less time than it takes, unless ``always``.
 
     An entry of the pattern takes as long to find, and to colour, as some elements of a batch of rows to compute."""
     n = x.numel()
+    if always:
+        pattern = found(f, x)
+        return pattern and _of_keys(pattern[0], x)
     if n < _FEW:
         return None
     most = n / _SAVING

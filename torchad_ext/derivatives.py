@@ -178,11 +178,11 @@ def hessian(
             besides the result. By default the largest tensor of a batch, as f's graph tells it, takes 2 MB, or a 32nd
             of H up to 16 MB; where these hold fewer than eight rows, they are computed one by one. 1 computes them so
             without ``vmap``, which is the way for functions that ``vmap`` does not batch.
-        sparsity: ``"auto"`` finds the pattern of H by :func:`hessian_sparsity`; where ``x`` has few
-            elements, or the pattern too many entries for that to save time, all rows are computed as without
-            ``sparsity``. A bool tensor ``[n, n]``, dense or
-            sparse, n being the number of elements of ``x``, is taken as the pattern; its transpose and the diagonal
-            are added. ``x`` is one tensor then, outside of transforms. While compiling all rows are computed.
+        sparsity: ``"auto"`` finds the pattern of H by :func:`hessian_sparsity`. For a strided result, all rows are
+            computed as without ``sparsity`` where ``x`` has few elements, or the pattern too many entries for that to
+            save time. A bool tensor ``[n, n]``, dense or sparse, n being the number of elements of ``x``, is taken as
+            the pattern; its transpose and the diagonal are added. ``x`` is one tensor then, outside of transforms.
+            While compiling all rows are computed.
         strategy: ``"reverse-over-reverse"``, the default: a pullback of the gradient a row.
             ``"forward-over-reverse"``: a pushforward of the gradient a column, which keeps less in memory and needs
             forward-mode formulas.
@@ -992,7 +992,7 @@ def _by_colours(
     (x,) = at.leaves
     if found:
         draws.again()
-        colored = found_coloring(_scalar(f, at), x)
+        colored = found_coloring(_scalar(f, at), x, always=layout is torch.sparse_coo)
     else:
         colored = coloring(sparsity, x)
     if colored is None or colored.full:

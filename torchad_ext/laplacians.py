@@ -432,7 +432,7 @@ def _by_slopes(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     places = [i for i, x in enumerate(leaves) if sweep.owns(x)]
     if not has_derivative(value) or any(leaves[i].is_complex() > value.is_complex() for i in places):
         return NotImplemented
-    xs = [leaves[i].to(value.dtype) if value.is_complex() else leaves[i] for i in places]
+    xs = [leaves[i].to(torch.promote_types(leaves[i].dtype, value.dtype)) for i in places]
     if torch.broadcast_shapes(*(x.shape for x in xs)) != value.shape:
         xs = [x.expand(value.shape) for x in xs]
 

@@ -230,7 +230,7 @@ def by_reverse_mode(
             ]
         except RuntimeError as error:
             raise RuntimeError(f"torchad_ext.{name}: f cannot be differentiated twice: {error}") from error
-    rows = [row.reshape(numbers.shape) for row in (*tangents, functools.reduce(operator.add, parts))]
+    rows = [row.reshape(numbers.shape).to(numbers.dtype) for row in (*tangents, functools.reduce(operator.add, parts))]
     rows = [value, *(map(torch.view_as_complex, rows) if value.is_complex() else rows)]
     value, *tangents, total = rows if recording else [row.detach() for row in rows]
     return value, tangents, total

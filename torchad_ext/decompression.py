@@ -139,13 +139,15 @@ def coloring(pattern: Any, x: Tensor) -> Coloring:
 
 
 def found_coloring(f: Callable[[Tensor], Tensor], x: Tensor, always: bool = False) -> Coloring | None:
-    """The colouring of the pattern at x; None if it would save less time than it takes, unless ``always``.
+    """The colouring of the pattern at x; None if it would save less time than it takes.
+
+    With ``always``, for a result that is sparse anyway, None only if the pattern has more than half of all entries.
 
     An entry of the pattern takes as long to find, and to colour, as some elements of a batch of rows to compute."""
     n = x.numel()
     if always:
         pattern = found(f, x)
-        return pattern and _of_keys(pattern[0], x)
+        return None if pattern is None or 2 * len(pattern[0]) > n * n else _of_keys(pattern[0], x)
     if n < _FEW:
         return None
     most = n / _SAVING

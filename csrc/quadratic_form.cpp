@@ -352,7 +352,10 @@ struct QuadraticFormCpu {
   // A + A^T takes 0.4, more for a large A, whose columns lie further apart. A product costs some microseconds besides.
   static bool by_products(const Tensor& x, const Tensor& A, const Tensor& q, const Tensor* s) {
     const int64_t count = x.size(0), n = x.size(1);
-    if (n <= 16 || count <= (s == nullptr ? 1 : 8) || count * n * n <= (s == nullptr ? 20'000 : 40'000)) return false;
+    // Rows of A of one or two vector registers leave the kernel waiting: for many x, products are quicker.
+    const int64_t short_rows = x.element_size() == 8 ? (s == nullptr ? 16 : 64) : (s == nullptr ? 256 : 1024);
+    if (n <= 8 || count <= (s == nullptr ? 1 : 8)) return false;
+    if (n <= 16 ? count <= short_rows : count * n * n <= (s == nullptr ? 20'000 : 40'000)) return false;
     with_dtype<QuadraticFormCpu>(x, [&](auto number) {
       using T = decltype(number);
       if (s == nullptr) {

@@ -141,8 +141,8 @@ class TestWays:
     """Which way was taken, by the operators that PyTorch's profiler saw."""
 
     @staticmethod
-    def products(n: int, batch: int, wanting: bool) -> int:
-        x, A = pair(n, batch, "cpu", torch.float32)
+    def products(n: int, batch: int, wanting: bool, dtype: torch.dtype = torch.float32) -> int:
+        x, A = pair(n, batch, "cpu", dtype)
         quadratic_form(x.requires_grad_(wanting), A)  # compiles
         with profile() as recorded:
             quadratic_form(x, A)
@@ -151,7 +151,10 @@ class TestWays:
     @pytest.mark.parametrize(
         ("n", "batch", "value", "product"),
         [
-            (16, 500, 0, 0),
+            (8, 5000, 0, 0),
+            (16, 256, 0, 0),
+            (16, 257, 1, 0),
+            (16, 1025, 1, 1),
             (300, 1, 0, 0),
             (300, 2, 1, 0),
             (300, 8, 1, 0),
@@ -163,6 +166,11 @@ class TestWays:
     def test_matrix_products(self, n: int, batch: int, value: int, product: int) -> None:
         assert self.products(n, batch, wanting=False) == value
         assert self.products(n, batch, wanting=True) == product
+
+    @pytest.mark.parametrize(("batch", "value", "product"), [(16, 0, 0), (17, 1, 0), (64, 1, 0), (65, 1, 1)])
+    def test_of_short_rows_of_doubles(self, batch: int, value: int, product: int) -> None:
+        assert self.products(16, batch, False, torch.float64) == value
+        assert self.products(16, batch, True, torch.float64) == product
 
     def test_no_way_makes_a_matrix_of_its_own_as_large_as_A(self) -> None:
         n = 1500

@@ -490,4 +490,4 @@ class TestWhatIsDeclared:
                 declare()
             text = "".join(traceback.format_exception(caught.value))
             assert "During handling" not in text and "KeyError" not in text
-            assert text.count("torchad_ext/") <= 2 and "trace.py" not in text
+            assert text.count("torchad_ext/") <= 2 and "tracing.py" not in text

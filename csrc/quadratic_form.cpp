@@ -349,7 +349,8 @@ struct QuadraticFormCpu {
   // Which way is the quickest was measured on a core with AVX-512, 150 billion operations a second in matrix products
   // of float32, and 26 GB/s. For `count` vectors, in ns per element of A: one reading of A for each eight of them takes
   // 0.035 count; a product with A and one with its transpose take 0.013 count each, but 0.3 at the least; forming
-  // A + A^T takes 0.4, more for a large A, whose columns lie further apart. A product costs some microseconds besides.
+  // A + A^T takes 0.4 to 0.8, the more the larger A, whose columns lie further apart. A product costs some microseconds
+  // besides.
   static bool by_products(const Tensor& x, const Tensor& A, const Tensor& q, const Tensor* s) {
     const int64_t count = x.size(0), n = x.size(1);
     // Rows of A of one or two vector registers leave the kernel waiting: for many x, products are quicker.
@@ -360,7 +361,7 @@ struct QuadraticFormCpu {
       using T = decltype(number);
       if (s == nullptr) {
         values_by_products<T>(x, A, q);
-      } else if (count < 24 + n / 64) {
+      } else if (count < 48 + n / 64) {
         by_two_products<T>(x, A, q, *s);
       } else {
         by_product_with_sum<T>(x, A, q, *s);
@@ -528,11 +529,25 @@ struct QuadraticFormCpu {
         const T* c = more_data == nullptr ? nullptr : more_data + row * n;
         Vector<Number> sums[4] = {};
         int64_t j = 0;
-        for (; x_strides[1] == 1 && j + 4 * w <= n; j += 4 * w) {
-          for (int i = 0; i < 4; ++i) {
-            Vector<Number> b_j = load(b + j + i * w);
-            if (c != nullptr) store(b + j + i * w, b_j += load(c + j + i * w));
-            sums[i] = fma(load(a + j + i * w), b_j, sums[i]);
+        if (x_strides[1] == 1) {
+          const auto at = [&](int64_t j, Vector<Number>& sum) {
+            Vector<Number> b_j = load(b + j);
+            if (c != nullptr) store(b + j, b_j += load(c + j));
+            sum = fma(load(a + j), b_j, sum);
+          };
+          for (; j + 4 * w <= n; j += 4 * w) {
+            for (int i = 0; i < 4; ++i) at(j + i * w, sums[i]);
+          }
+          for (; j + w <= n; j += w) at(j, sums[0]);
+          if (j < n) {
+            Vector<Number> b_j = load_some(b + j, n - j);
+            if (c != nullptr) {
+              T rest[w];
+              store(rest, b_j += load_some(c + j, n - j));
+              std::memcpy(b + j, rest, (n - j) * sizeof(T));
+            }
+            sums[1] = fma(load_some(a + j, n - j), b_j, sums[1]);
+            j = n;
           }
         }
         Number total = sum<w, Number>((sums[0] + sums[1]) + (sums[2] + sums[3]));

@@ -529,7 +529,7 @@ class _Pullback:
     def _largest(self) -> int:
         """The bytes of the largest tensor that a row takes, of what is known of it within a transform."""
         own = max(y.numel() * y.element_size() for y in (*self.outputs, *self.at.leaves))
-        return max(own, largest_in_graph(graph_nodes(self.outputs)) if self.inputs else 0)
+        return max(own, largest_in_graph(self._nodes) if self.inputs else 0)
 
     def quickest_way(self, coordinates: int) -> Literal["products", "batches", "sweeps"]:
         """The way to the diagonal of a batch of points: ``coordinates`` products one after the other, the same in
@@ -611,14 +611,19 @@ class _Pullback:
         return fast_path((self.at.name, way, shapes, hash(self.names)))
 
     @functools.cached_property
+    def _nodes(self) -> tuple[Any, ...]:
+        """The nodes of the graph of the outputs."""
+        return tuple(graph_nodes(self.outputs))
+
+    @functools.cached_property
     def names(self) -> tuple[str, ...]:
         """Those of the nodes of the graph."""
-        return tuple(node.name() for node in graph_nodes(self.outputs))
+        return tuple(node.name() for node in self._nodes)
 
     @functools.cached_property
     def _has_own_nodes(self) -> bool:
         """Do kernels of this package run in the graph? They take the batches of is_grads_batched as tensors."""
-        return any(type(node).__name__ == "CppFunction" or _is_own(node) for node in graph_nodes(self.outputs))
+        return any(type(node).__name__ == "CppFunction" or _is_own(node) for node in self._nodes)
 
     def rows(self, chunk_size: int | None, progress: bool) -> list[Tensor]:
         """J: for each leaf of x a tensor ``[size, *leaf]``."""

@@ -159,8 +159,8 @@ class TestWays:
             (300, 2, 1, 0),
             (300, 8, 1, 0),
             (300, 9, 1, 2),
-            (300, 27, 1, 2),
-            (300, 28, 1, 1),
+            (300, 51, 1, 2),
+            (300, 52, 1, 1),
         ],
     )
     def test_matrix_products(self, n: int, batch: int, value: int, product: int) -> None:

@@ -10,7 +10,7 @@
 #include <utility>
 
 #include "huge_pages.h"
-#include "vector.h"
+#include "simd.h"
 
 namespace torchad_ext {
 namespace {

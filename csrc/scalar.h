@@ -118,11 +118,11 @@ TORCHAD_EXT_FUNCTION T log1pexp(T x) {
 #define TORCHAD_EXT_PART __attribute__((noinline))  // compiled by itself
 #define TORCHAD_EXT_UNROLL _Pragma("GCC unroll 32")
 
-#include "scalar/basic.h"
-#include "scalar/error_function.h"
-#include "scalar/exponential.h"
-#include "scalar/logarithm.h"
-#include "scalar/trigonometric.h"
+#include "math/basic.h"
+#include "math/error_function.h"
+#include "math/exponential.h"
+#include "math/logarithm.h"
+#include "math/trigonometric.h"
 
 #endif
 
@@ -229,4 +229,4 @@ TORCHAD_EXT_FUNCTION T spherical_bessel(T x) {
 
 }  // namespace torchad_ext
 
-#include "scalar/special.h"
+#include "math/special.h"

@@ -19,7 +19,7 @@ inline Tensor empty_strided(const Tensor& like, int64_t dims, const int64_t* siz
   if (aoti_torch_empty_strided(dims, sizes, strides, dtype, device_type, like.get_device_index(), &result)) {
     int64_t elements = 1;
     for (int64_t d = 0; d < dims; ++d) elements += (sizes[d] - 1) * strides[d];
-    // _kernels.py has PyTorch say the rest, which the stable ABI does not pass on.
+    // _native/kernels.py has PyTorch say the rest, which the stable ABI does not pass on.
     STD_TORCH_CHECK(false, "torchad_ext: no memory for ", elements * int64_t(like.element_size()), " bytes");
   }
   return Tensor(result);

@@ -24,9 +24,9 @@ from torch.testing._internal.opinfo.core import OpInfo  # noqa: E402
 from torch.utils._pytree import tree_map  # noqa: E402
 
 import torchad_ext as ad  # noqa: E402
-from torchad_ext import laplacians, nested, recurrent  # noqa: E402
+from torchad_ext._elementwise import Elementwise  # noqa: E402
+from torchad_ext._forward import fallback, laplacian, recurrent  # noqa: E402
 from torchad_ext._symbolic.torch_functions import FUNCTIONS  # noqa: E402
-from torchad_ext.elementwise import Elementwise  # noqa: E402
 
 PAGE = Path(__file__).parents[1] / "docs" / "laplacian_rules.md"
 BEGIN, END = "<!-- make rules -->\n", "<!-- end of the table -->"
@@ -50,8 +50,8 @@ def followed(f: Callable[[Tensor], Tensor]) -> str | None:
             return None
     except (RuntimeError, TypeError, ValueError):
         return None
-    nested._warned.clear()
-    laplacians._without_rules.clear()
+    fallback._warned.clear()
+    laplacian._without_rules.clear()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
@@ -67,14 +67,14 @@ def followed(f: Callable[[Tensor], Tensor]) -> str | None:
 def registered(name: str) -> str:
     """How an operation with a rule is differentiated."""
     name = name.rpartition(".")[2]
-    if name in laplacians._RULES or name in recurrent.RECURRENT:
+    if name in laplacian._RULES or name in recurrent.RECURRENT:
         return "rule"
-    if name in laplacians._COMPOSED:
+    if name in laplacian._COMPOSED:
         return "composed"
     if name in FUNCTIONS:
         return "kernel"
     of = getattr(torch, name, None) or getattr(torch.special, name, None)
-    return "slopes" if of is not None and laplacians._is_elementwise(of) else "composed"
+    return "slopes" if of is not None and laplacian._is_elementwise(of) else "composed"
 
 
 def ways_of(info: OpInfo, dtype: torch.dtype) -> set[str]:

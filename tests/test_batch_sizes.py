@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext.batch_sizes import Largest, rows_at_once
-from torchad_ext.derivatives import _Pullback
+from torchad_ext._hessian.batch_sizes import Largest, rows_at_once
+from torchad_ext._hessian.products import _Pullback
 
 MEGABYTES = 2**20
 

@@ -18,7 +18,8 @@ from torch.func import hessian, jacfwd, jacrev, jvp, vmap
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext import Pointwise, _build
+from torchad_ext import Pointwise
+from torchad_ext._native import build
 
 composed = pytest.mark.parametrize("name", COMPOSED)
 
@@ -41,7 +42,7 @@ def assert_near(ours: torch.Tensor, native: torch.Tensor) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def _compiled() -> None:
     """The kernels, several compilers at a time."""
-    with ThreadPoolExecutor(_build.processors()) as pool:
+    with ThreadPoolExecutor(build.processors()) as pool:
         list(pool.map(lambda name: list(orders(declared(name), tuple(inputs(name)), 4)), COMPOSED))
 
 

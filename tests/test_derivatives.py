@@ -500,9 +500,9 @@ class TestDiagonalOfABatch:
 
     def test_tangents_alone_suffice(self, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
         products = []
-        original = ad.derivatives._Pullback.pull_rows
+        original = ad._hessian.products._Pullback.pull_rows
         monkeypatch.setattr(
-            ad.derivatives._Pullback, "pull_rows", lambda *args: (products.append(1), original(*args))[1]
+            ad._hessian.products._Pullback, "pull_rows", lambda *args: (products.append(1), original(*args))[1]
         )
         points = sample(5, 4, device=device)
         for name, known in (("layers", True), ("ours", True), ("products", True), ("viewed", True), ("softmax", False)):

@@ -697,8 +697,8 @@ class TestWithoutData:
         def refuse(*_: Any) -> None:
             raise AssertionError("a kernel was asked for")
 
-        monkeypatch.setattr("torchad_ext.elementwise.Elementwise.kernel", refuse)
-        monkeypatch.setattr("torchad_ext._kernels.find", refuse)
+        monkeypatch.setattr("torchad_ext._elementwise.Elementwise.kernel", refuse)
+        monkeypatch.setattr("torchad_ext._native.kernels.find", refuse)
         with pytest.raises(AssertionError, match="a kernel was asked for"):
             ad.pointwise(ad.sin.definition)(torch.zeros(1))
         for subject in SUBJECTS:

@@ -24,10 +24,11 @@ from torch.autograd import gradgradcheck
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext import Pointwise, _background, _build, _eager
-from torchad_ext.elementwise import Elementwise
+from torchad_ext import Pointwise
+from torchad_ext._elementwise import Elementwise
+from torchad_ext._native import background, build, fast_path
 
-CXX = _build.find_cxx()
+CXX = build.find_cxx()
 pytestmark = pytest.mark.skipif(CXX is None, reason="no C++ compiler")
 
 
@@ -80,7 +81,7 @@ class _Refused:
 @pytest.fixture(params=["C++", "Python"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "Python":
-        monkeypatch.setattr(_eager, "module", lambda: None)
+        monkeypatch.setattr(fast_path, "module", lambda: None)
     return request.param
 
 
@@ -178,7 +179,7 @@ class TestCalls:
             assert_close(result, ((2 * y).sin(), 2 * x * (2 * y).cos()))
 
     def test_the_way_through_python_gives_the_same(self, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
-        monkeypatch.setattr(_eager, "module", lambda: None)
+        monkeypatch.setattr(fast_path, "module", lambda: None)
         op = ad.pointwise(product)
         x, y = torch.randn(2, 4, dtype=torch.float64, device=device, requires_grad=True)
         assert gradgradcheck(op, (x, y))
@@ -188,7 +189,7 @@ class TestCalls:
 
     def test_the_way_through_python_takes_no_detours(self, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
         """No signature is inspected, which takes longer than a small kernel; no Function where nothing is recorded."""
-        monkeypatch.setattr(_eager, "module", lambda: None)
+        monkeypatch.setattr(fast_path, "module", lambda: None)
         x = torch.randn(5, device=device, requires_grad=True)
         op = ad.pointwise(lambda x: torch.sin(x) * x)
         op(x)
@@ -326,8 +327,8 @@ class TestLifetime:
 
 USE = """
 import sys, time, torch, torchad_ext as ad
-from torchad_ext import _background
-_background._put_last = lambda process: None  # a test is not to wait for an idle machine
+from torchad_ext._native import background
+background._put_last = lambda process: None  # a test is not to wait for an idle machine
 x = torch.randn(5, requires_grad=True)
 for _ in range(int(sys.argv[1])):
     y = ad.sin(x)
@@ -349,10 +350,10 @@ def use(cache: Path, times: int = 2, script: str = USE, **settings: str) -> subp
 
 @pytest.fixture(scope="module")
 def compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A compiler that for ``csrc/eager`` notes its session in $NOTES, does what $ORDER says, and gives the library of
-    this process in place of one that would take it ten seconds."""
+    """A compiler that for ``csrc/fast_path`` notes its session in $NOTES, does what $ORDER says, and gives the library
+    of this process in place of one that would take it ten seconds."""
     ad.sin(torch.zeros(1))
-    module = _eager.module()
+    module = fast_path.module()
     assert module
     path = tmp_path_factory.mktemp("bin") / "c++"
     path.write_text(
@@ -419,7 +420,7 @@ class TestBuild:
 
     def test_it_takes_the_time_that_no_other_process_wants(self, tmp_path: Path) -> None:
         command = "ps -o sid=,cls= -p $$ > ../notes; nice >> ../notes; cat /proc/self/autogroup >> ../notes"
-        _background.start(tmp_path, lambda folder: ["/bin/sh", "-c", command])()
+        background.start(tmp_path, lambda folder: ["/bin/sh", "-c", command])()
         session, scheduling, nice, *autogroup = (tmp_path / "notes").read_text().split()
         assert int(session) != os.getsid(0)
         assert (scheduling, nice) == ("IDL", "19")

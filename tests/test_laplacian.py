@@ -18,8 +18,8 @@ from torch.profiler import profile
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext.laplacians import _without_rules, bilaplacian, forward_laplacian, laplacian
-from torchad_ext.nested import _warned
+from torchad_ext._forward.fallback import _warned
+from torchad_ext._forward.laplacian import _without_rules, bilaplacian, forward_laplacian, laplacian
 
 Function = Callable[[Tensor], Tensor]
 DIRECTIONS = 3

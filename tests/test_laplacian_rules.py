@@ -18,10 +18,10 @@ from torch.profiler import profile
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext import laplacian_linalg, laplacian_rules
-from torchad_ext.composed import composing
-from torchad_ext.laplacians import bilaplacian, laplacian
-from torchad_ext.nested import _warned
+from torchad_ext._forward import linalg_rules, rules
+from torchad_ext._forward.composed import composing
+from torchad_ext._forward.fallback import _warned
+from torchad_ext._forward.laplacian import bilaplacian, laplacian
 
 pytest.importorskip("expecttest", reason="torch.testing._internal imports expecttest, which is not installed")
 from torch.testing._internal.common_methods_invocations import op_db
@@ -30,11 +30,11 @@ from torch.testing._internal.opinfo.core import OpInfo, SampleInput
 D = torch.float64
 Function = Callable[[Tensor], Tensor]
 NAMES = {
-    *laplacian_linalg.RULES,
-    *laplacian_rules.RULES,
-    *laplacian_rules.COMPOSITIONS,
-    *laplacian_rules.LINEAR,
-    *laplacian_rules.LINEAR_IN_ALL,
+    *linalg_rules.RULES,
+    *rules.RULES,
+    *rules.COMPOSITIONS,
+    *rules.LINEAR,
+    *rules.LINEAR_IN_ALL,
     *"cross_entropy nll_loss interpolate conv1d conv2d conv_transpose1d einsum tensordot bilinear".split(),
 } - {*TRAINING}
 # What has a rule for some arguments alone.

@@ -19,7 +19,7 @@ from torch.testing import assert_close
 
 import torchad_ext as ad
 from torchad_ext import Pointwise
-from torchad_ext.elementwise import Elementwise
+from torchad_ext._elementwise import Elementwise
 
 WRITTEN = [ad.sin, ad.exp]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext import decompression, hessian_sparsity, linear_structure
-from torchad_ext.coloring import star_coloring
+from torchad_ext import hessian_sparsity
+from torchad_ext._hessian import decompression, linear_structure
+from torchad_ext._hessian.coloring import star_coloring
 
 SEEDS = range(3)
 

@@ -24,9 +24,10 @@ from torch.profiler import profile
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext import BuildError, _build
-from torchad_ext._progress import progress
-from torchad_ext.elementwise import Elementwise
+from torchad_ext import BuildError
+from torchad_ext._elementwise import Elementwise
+from torchad_ext._native import build
+from torchad_ext._native.progress import progress
 
 
 @ad.pointwise
@@ -205,11 +206,11 @@ class TestFusion:
     def test_a_new_number_needs_no_new_kernel(self, device: str) -> None:
         x = normal(5, device=device)
         damped(x, 0.1)
-        before = dict(_build._compiled)
+        before = dict(build._compiled)
         for rate in (0.2, 3, 0.0, -1.5):
             assert_close(damped(x, rate), damped.definition(x, rate))
             assert_close(damped(x, rate=rate, power=rate), damped.definition(x, rate, power=rate))
-        assert _build._compiled == before
+        assert build._compiled == before
 
 
 class TestCall:

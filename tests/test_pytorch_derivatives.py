@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import torchad_ext as ad
-from torchad_ext.composed import COMPOSED
+from torchad_ext._forward.composed import COMPOSED
 
 pytest.importorskip("expecttest", reason="torch.testing._internal imports expecttest, which is not installed")
 

@@ -14,7 +14,7 @@ from torch.profiler import profile
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext.quadratic_form import definition, quadratic_form
+from torchad_ext._quadratic_form import definition, quadratic_form
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 

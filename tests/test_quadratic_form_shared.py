@@ -13,8 +13,8 @@ from torch.func import grad, hessian, vmap
 from torch.profiler import profile
 from torch.testing import assert_close
 
-from torchad_ext import _kernels
-from torchad_ext.quadratic_form import definition, quadratic_form
+from torchad_ext._native import kernels
+from torchad_ext._quadratic_form import definition, quadratic_form
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 LENGTHS = [1, 3, 16, 17, 33, 64, 100, 260, 300]
@@ -187,7 +187,7 @@ def test_each_element_of_A_is_in_the_sum_of_the_kernel_once() -> None:
     """q and s of unit vectors tell every element of A apart, for any number of vectors that share a reading."""
     n = 37
     A = torch.arange(n * n, dtype=torch.float64).reshape(n, n)
-    kernel = _kernels.find("quadratic_form_and_product", "cpu", torch.float64)
+    kernel = kernels.find("quadratic_form_and_product", "cpu", torch.float64)
     assert kernel is not None
     for k in (1, 2, 4, 8):
         for first in range(0, n - k, k):

@@ -11,8 +11,8 @@ from torch.autograd import grad
 from torch.profiler import profile
 from torch.testing import assert_close
 
-from torchad_ext.laplacians import _without_rules, bilaplacian, forward_laplacian, laplacian
-from torchad_ext.nested import _warned
+from torchad_ext._forward.fallback import _warned
+from torchad_ext._forward.laplacian import _without_rules, bilaplacian, forward_laplacian, laplacian
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -1,4 +1,4 @@
-"""The scalar functions under the kernels are as accurate as ``csrc/scalar`` says, on the CPU and on a GPU.
+"""The scalar functions under the kernels are as accurate as ``csrc/math`` says, on the CPU and on a GPU.
 
 One kernel computes them all. float32 is held against float64 on a sample of all bit patterns, float64 against mpmath.
 """
@@ -16,7 +16,8 @@ import pytest
 import torch
 
 import torchad_ext as ad
-from torchad_ext import Pointwise, _build, _kernels
+from torchad_ext import Pointwise
+from torchad_ext._native import build, kernels
 
 # Function: the largest error in ulp on the CPU, in float32 and float64 alike, as the headers state it.
 UNARY = {
@@ -132,15 +133,15 @@ class TestFloat32:
         assert ulps(tangent, x.double().tan(), torch.float32).max() <= UNARY["tan"]
 
 
-@pytest.mark.skipif(_build.find_cxx() is None, reason="no C++ compiler")
+@pytest.mark.skipif(build.find_cxx() is None, reason="no C++ compiler")
 @pytest.mark.parametrize("level", ["x86-64-v2", "x86-64-v3"])
 def test_every_level_of_instructions_keeps_the_bounds_and_the_sign_of_zero(level: str, tmp_path: Path) -> None:
-    if not _build.cpu_level().startswith("x86-64") or not _build._can_run(level):
+    if not build.cpu_level().startswith("x86-64") or not build._can_run(level):
         pytest.skip(f"this CPU has no {level}")
-    run = _kernels._load("pointwise", "cpu")
+    run = kernels._load("pointwise", "cpu")
     assert run is not None
     source = unary._usual.source("cpu", torch.float32)
-    _build.compile_library("cpu", _build.cpu_toolchain(level), tmp_path / "kernel.so", [source])
+    build.compile_library("cpu", build.cpu_toolchain(level), tmp_path / "kernel.so", [source])
     library = ctypes.CDLL(str(tmp_path / "kernel.so"))
     zeros = torch.tensor([0.0, -0.0]).repeat(32)  # vectors without numbers that take another way
     x = torch.cat([zeros, sample(torch.float32, 30_000, seed=4)])

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext import SparsityError, decompression, hessian_sparsity, random_product
-from torchad_ext.decompression import coloring
+from torchad_ext import SparsityError, hessian_sparsity
+from torchad_ext._hessian import decompression, random_product
+from torchad_ext._hessian.decompression import coloring
 
 Function = Callable[[Tensor], Tensor]
 BAND = sample(6, 6).tril(1).triu(-1)
@@ -39,8 +40,8 @@ class Products:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        pull_rows = ad.derivatives._Pullback.pull_rows
-        pull_without_graph = ad.derivatives._Pullback.pull_without_graph
+        pull_rows = ad._hessian.products._Pullback.pull_rows
+        pull_without_graph = ad._hessian.products._Pullback.pull_without_graph
 
         def of_rows(pullback: Any, cotangents: Any) -> Any:
             self.count += len(cotangents[0])
@@ -50,8 +51,8 @@ class Products:
             self.count += 1
             return pull_without_graph(pullback, cotangents)
 
-        monkeypatch.setattr(ad.derivatives._Pullback, "pull_rows", of_rows)
-        monkeypatch.setattr(ad.derivatives._Pullback, "pull_without_graph", of_one)
+        monkeypatch.setattr(ad._hessian.products._Pullback, "pull_rows", of_rows)
+        monkeypatch.setattr(ad._hessian.products._Pullback, "pull_without_graph", of_one)
 
 
 # The patterns that are exact.

@@ -13,9 +13,10 @@ import torch
 from torch.autograd import Function, gradcheck
 
 import torchad_ext as ad
-from torchad_ext import Pointwise, _eager
-from torchad_ext.elementwise import Elementwise
-from torchad_ext.verify import _name
+from torchad_ext import Pointwise
+from torchad_ext._elementwise import Elementwise
+from torchad_ext._native import fast_path
+from torchad_ext._verify import _name
 
 X = (torch.linspace(-2, 2, 7, dtype=torch.float64),)
 
@@ -506,7 +507,7 @@ def test_a_wrong_kernel_of_the_library_is_caught(
 
     monkeypatch.setattr(Elementwise, "functor", corrupted)
     if way == "Python":
-        monkeypatch.setattr(_eager, "module", lambda: None)
+        monkeypatch.setattr(fast_path, "module", lambda: None)
     op = Pointwise(ad.sin.definition, name="sin", written=ad.sin._written)
     with pytest.raises(ad.VerificationError, match=r"sin, float.., cpu: the (value|gradient|double backward)"):
         ad.verify(op, dtypes=[dtype], quiet=True)

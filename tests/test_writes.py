@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.autograd import grad
 from torch.testing import assert_close
 
-from torchad_ext.laplacians import _without_rules, forward_laplacian, laplacian
-from torchad_ext.nested import _warned
+from torchad_ext._forward.fallback import _warned
+from torchad_ext._forward.laplacian import _without_rules, forward_laplacian, laplacian
 
 Function = Callable[[Tensor], Tensor]
 

@@ -4,37 +4,37 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 from typing import Any as _Any
 
-from ._build import BuildError as BuildError
+from ._native.build import BuildError as BuildError
+from ._pointwise import Pointwise as Pointwise
+from ._pointwise import pointwise as pointwise
+from ._quadratic_form import quadratic_form as quadratic_form
 from ._symbolic.refusals import TraceError as TraceError
+from ._verify import Verification as Verification
+from ._verify import VerificationError as VerificationError
+from ._verify import verify as verify
 from .ops import *  # noqa: F403, the catalogue names what it holds
-from .pointwise import Pointwise as Pointwise
-from .pointwise import pointwise as pointwise
-from .quadratic_form import quadratic_form as quadratic_form
-from .verify import Verification as Verification
-from .verify import VerificationError as VerificationError
-from .verify import verify as verify
 
 if TYPE_CHECKING:
-    from .decompression import SparsityError as SparsityError
-    from .derivatives import hessian as hessian
-    from .derivatives import hessian_diagonal as hessian_diagonal
-    from .derivatives import hvp as hvp
-    from .derivatives import jacobian as jacobian
-    from .derivatives import vhp as vhp
-    from .laplacians import ForwardLaplacian as ForwardLaplacian
-    from .laplacians import bilaplacian as bilaplacian
-    from .laplacians import forward_laplacian as forward_laplacian
-    from .laplacians import laplacian as laplacian
-    from .pattern import hessian_sparsity as hessian_sparsity
+    from ._forward.laplacian import ForwardLaplacian as ForwardLaplacian
+    from ._forward.laplacian import bilaplacian as bilaplacian
+    from ._forward.laplacian import forward_laplacian as forward_laplacian
+    from ._forward.laplacian import laplacian as laplacian
+    from ._hessian.decompression import SparsityError as SparsityError
+    from ._hessian.pattern import hessian_sparsity as hessian_sparsity
+    from ._hessian.products import hessian as hessian
+    from ._hessian.products import hessian_diagonal as hessian_diagonal
+    from ._hessian.products import hvp as hvp
+    from ._hessian.products import jacobian as jacobian
+    from ._hessian.products import vhp as vhp
 
 __version__ = "0.1.0"
 
 # Imported when first asked for: their tables of PyTorch's operations take as long as all the rest.
 _LATER = {
-    **dict.fromkeys(("hessian", "hessian_diagonal", "hvp", "jacobian", "vhp"), "derivatives"),
-    **dict.fromkeys(("ForwardLaplacian", "bilaplacian", "forward_laplacian", "laplacian"), "laplacians"),
-    "SparsityError": "decompression",
-    "hessian_sparsity": "pattern",
+    **dict.fromkeys(("hessian", "hessian_diagonal", "hvp", "jacobian", "vhp"), "_hessian.products"),
+    **dict.fromkeys(("ForwardLaplacian", "bilaplacian", "forward_laplacian", "laplacian"), "_forward.laplacian"),
+    "SparsityError": "_hessian.decompression",
+    "hessian_sparsity": "_hessian.pattern",
 }
 
 

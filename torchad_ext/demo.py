@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ._quadratic_form import quadratic_form
+from ._verify import verify
 from .ops import exp, sin
 from .plot import Field, Fit, plot_derivatives, plot_fit, psnr
-from .quadratic_form import quadratic_form
-from .verify import verify
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ._kernels import DTYPES
+from ._elementwise import HandWritten
+from ._native.kernels import DTYPES
+from ._pointwise import Interval, Pointwise
 from ._symbolic import cpp
 from ._symbolic.cpp import Kernel
-from .elementwise import HandWritten
-from .pointwise import Interval, Pointwise
 
 __all__ = [  # noqa: RUF022, in the order of this file
     "sin", "cos", "tan", "exp", "expm1", "log", "log1p", "tanh", "sigmoid", "erf", "sinc", "square", "sqrt",

@@ -63,7 +63,7 @@ struct Cuda {
 
 STABLE_TORCH_LIBRARY_IMPL(torchad_ext, CUDA, m) { torchad_ext::Pointwise<torchad_ext::Cuda>::implement(m); }
 
-// What follows is called by torchad_ext/_build.py. Nothing of it is ever freed.
+// What follows is called by torchad_ext/_native/build.py. Nothing of it is ever freed.
 extern "C" {
 
 torchad_ext::Module* torchad_ext_cuda_module(const char* const* images, const int64_t* sizes, int count) {

@@ -144,7 +144,7 @@ struct Cuda {
 
 STABLE_TORCH_LIBRARY_IMPL(torchad_ext, CUDA, m) { torchad_ext::QuadraticForm<torchad_ext::Cuda>::implement(m); }
 
-// The module with TORCHAD_EXT_QUADRATIC_FORM(dtype). Called by torchad_ext/_build.py.
+// The module with TORCHAD_EXT_QUADRATIC_FORM(dtype). Called by torchad_ext/_native/build.py.
 extern "C" void torchad_ext_cuda_quadratic_form(torchad_ext::Module* module, int dtype) {
   using torchad_ext::Dtype;
   auto& module_of = Dtype(dtype) == Dtype::float16    ? torchad_ext::module_of<c10::Half>

@@ -19,7 +19,7 @@ _LIBRARIES = (
 )
 _OWN = (
     str(Path(__file__).parent),
-    *(str(Path(__file__).parents[1] / f"{name}.py") for name in ("pointwise", "elementwise")),
+    *(str(Path(__file__).parents[1] / f"{name}.py") for name in ("_pointwise", "_elementwise")),
 )
 
 

@@ -30,7 +30,7 @@ def polygamma(n: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def erfcx(n: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """(-1)^n times the n-th derivative of erfcx, by the recurrences in ``csrc/scalar/special.h``."""
+    """(-1)^n times the n-th derivative of erfcx, by the recurrences in ``csrc/math/special.h``."""
     order, last, wide = int(n), int(n) + 60, x.double()
     before, upwards = torch.full_like(wide, 2 / math.sqrt(math.pi)), torch.special.erfcx(wide)
     downwards, large = upwards, wide.clamp_min(1.5)

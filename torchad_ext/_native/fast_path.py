@@ -1,4 +1,4 @@
-"""Eager mode in C++: the module of ``csrc/eager``, which makes calls on plain tensors cheap, once it is there."""
+"""Eager mode in C++: the module of ``csrc/fast_path``, which makes calls on plain tensors cheap, once it is there."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from . import _build
+from . import build
 
 _DEVICES = {"cpu": 0, "cuda": 1}
 _starting = threading.RLock()
 _started = False
 _module: ModuleType | None = None
-_failure: _build.BuildError | None = None
+_failure: build.BuildError | None = None
 
 
 def _forget_the_thread() -> None:
@@ -37,12 +37,12 @@ def module() -> ModuleType | None:
     if _module is not None or (_started and _failure is None):
         return _module
     mode = os.environ.get("TORCHAD_EXT_EAGER")
-    if mode == "0" or not _build.is_loaded("cpu"):
+    if mode == "0" or not build.is_loaded("cpu"):
         return None
     with _starting:
         if not _started:
             _started = True
-            _load(lambda: _build.load_eager(compiling=mode == "wait"))
+            _load(lambda: build.load_fast_path(compiling=mode == "wait"))
             if _module is None and _failure is None:
                 _load(_compile_aside)
         failure, _failure = _failure, None
@@ -54,11 +54,11 @@ def module() -> ModuleType | None:
 
 
 def _compile_aside() -> None:
-    wait = _build.compile_eager_aside()
+    wait = build.compile_fast_path_aside()
 
     def load() -> None:
         wait()
-        _load(lambda: _build.load_eager(compiling=False))
+        _load(lambda: build.load_fast_path(compiling=False))
 
     threading.Thread(target=load, name="torchad_ext", daemon=True).start()
 
@@ -67,17 +67,17 @@ def _load(load: Callable[[], ModuleType | None]) -> None:
     global _module, _failure
     try:
         if loaded := load():
-            loaded.set_run(_DEVICES["cpu"], _build.run_kernel("cpu"))
+            loaded.set_run(_DEVICES["cpu"], build.run_kernel("cpu"))
             _module = loaded
     except (RuntimeError, OSError, AttributeError) as error:  # it may lack what is asked of it
-        _failure = _build.BuildError(f"torchad_ext has no native calls: {error}")
+        _failure = build.BuildError(f"torchad_ext has no native calls: {error}")
 
 
 def device_number(device: str) -> int:
     """How the module calls a device; its kernels can be run from now on."""
     assert _module
     if device != "cpu":
-        _module.set_run(_DEVICES[device], _build.run_kernel(device))
+        _module.set_run(_DEVICES[device], build.run_kernel(device))
     return _DEVICES[device]
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._hessian.foreign_functions import check_functions
+from .._hessian.products import _depends_on_others, foreign_nodes, graph_nodes
+from .._quadratic_form import _sum
 from .composed import composing
-from .derivatives import _depends_on_others, foreign_nodes, graph_nodes
-from .foreign_functions import check_functions
-from .quadratic_form import _sum
 
 Function = Callable[[Tensor], Tensor]
 Tensors = tuple[Tensor, ...]

@@ -3,8 +3,8 @@
 The derivatives of an elementwise function are elementwise functions again, of its arguments and of the cotangents or
 tangents. So one class is closed under ``vjp`` and ``jvp``, and one ``torch.autograd.Function`` applies any member of
 it: its backward applies the vjp, its jvp applies the jvp, and every order and mix of modes follows. Plain tensors in
-eager mode take the same way in C++ (``csrc/eager``), which asks this class for derivatives and kernels when they are
-first needed.
+eager mode take the same way in C++ (``csrc/fast_path``), which asks this class for derivatives and kernels when they
+are first needed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from . import _eager, _kernels
+from ._native import fast_path, kernels
 from ._symbolic import cpp
 from ._symbolic.evaluate import evaluate
 from ._symbolic.expr import FLOATS, OPERATIONS, Expr, topological
@@ -77,7 +77,7 @@ class Elementwise:
         self._stem, self._order = name, order
         self.written = written
         self._single = len(program.outputs) == 1
-        self._kernels: dict[tuple[str, torch.dtype], _kernels.PointwiseKernel | None] = {}
+        self._kernels: dict[tuple[str, torch.dtype], kernels.PointwiseKernel | None] = {}
         self._failed: set[tuple[str, torch.dtype]] = set() if family is None else family
         self._vjps: dict[tuple[tuple[bool, ...], tuple[bool, ...]], Derivative] = {}
         self._jvps: dict[tuple[bool, ...], Derivative] = {}
@@ -120,7 +120,7 @@ class Elementwise:
         name = cpp.struct_name(self.name)
         return name, cpp.functor(self.program, name, dtype)
 
-    def kernel(self, device: str, dtype: torch.dtype) -> _kernels.PointwiseKernel | None:
+    def kernel(self, device: str, dtype: torch.dtype) -> kernels.PointwiseKernel | None:
         """The kernel, compiled on its first use; None if there is none. It gives a list of the outputs."""
         key = device, dtype
         if key not in self._kernels:
@@ -131,18 +131,18 @@ class Elementwise:
 
     def source(self, device: str, dtype: torch.dtype) -> cpp.Kernel:
         """What is compiled."""
-        of = _kernels.dtype_name(dtype)
+        of = kernels.dtype_name(dtype)
         name, functor = self.functor(of)
         return cpp.kernel(functor, name, self.program, device, of)
 
-    def _compile(self, device: str, dtype: torch.dtype) -> _kernels.PointwiseKernel | None:
+    def _compile(self, device: str, dtype: torch.dtype) -> kernels.PointwiseKernel | None:
         if not self.keeps(dtype):
             return None
-        return _kernels.compile_pointwise(self.name, dtype, device, self.source(device, dtype))
+        return kernels.compile_pointwise(self.name, dtype, device, self.source(device, dtype))
 
     def run(self, xs: Tensors, scalars: Scalars) -> Any:
         """The results without derivatives: by the kernel, or by the definition."""
-        device = _kernels.device_of(xs)
+        device = kernels.device_of(xs)
         kernel = device and self.kernel(device, xs[0].dtype)
         if not kernel:
             return self.definition(*xs, *scalars)
@@ -152,7 +152,7 @@ class Elementwise:
         """The results without derivatives as one tensor ``[outputs, *shape]``; None if the kernel cannot run."""
         if _transforms_active() or forward_ad._current_level >= 0:
             return None
-        device = _kernels.device_for(xs)
+        device = kernels.device_for(xs)
         kernel = device and self.kernel(device, xs[0].dtype)
         if not kernel:
             return None
@@ -162,7 +162,7 @@ class Elementwise:
 
     def apply(self, xs: Tensors, scalars: Scalars) -> Any:
         """The results, by the route that their derivatives need."""
-        device = _kernels.device_for(xs)
+        device = kernels.device_for(xs)
         if device is None:
             return self._apply_without_device(xs, scalars)
         kernel = self.kernel(device, xs[0].dtype)
@@ -182,12 +182,12 @@ class Elementwise:
         return outputs[0] if self._single else tuple(outputs)
 
     def _apply_without_device(self, xs: Tensors, scalars: Scalars) -> Any:
-        batches = _kernels.without_batch(xs)
+        batches = kernels.without_batch(xs)
         if batches is None:
             return self.definition(*xs, *scalars)
         shape = max((x.shape for x in batches), key=len)
         outputs = self.apply([x.expand(shape) for x in batches], scalars)
-        return _kernels.with_batch(outputs) if self._single else tuple(map(_kernels.with_batch, outputs))
+        return kernels.with_batch(outputs) if self._single else tuple(map(kernels.with_batch, outputs))
 
     def _apply_eagerly(self, device: str, xs: Tensors, scalars: Scalars) -> Any:
         if self.eager is None:  # as long as its compiler runs, and for more tensors than it has bits for
@@ -196,7 +196,7 @@ class Elementwise:
         if outputs is NotImplemented:  # it may not know the kernel yet
             kernel = self._kernels[device, xs[0].dtype]
             assert kernel
-            self._eager.set_kernel(_eager.device_number(device), _kernels.DTYPES[xs[0].dtype], kernel.address)
+            self._eager.set_kernel(fast_path.device_number(device), kernels.DTYPES[xs[0].dtype], kernel.address)
             outputs = self._eager.apply(xs, scalars)
         return outputs
 
@@ -210,7 +210,7 @@ class Elementwise:
     def eager(self) -> Any:
         """This function in C++, None while there is none."""
         operands = len(self.program.inputs) + len(self.program.outputs)
-        if self._eager is None and operands <= 64 and (module := _eager.module()):
+        if self._eager is None and operands <= 64 and (module := fast_path.module()):
             node = cpp.struct_name(self._stem + self._suffix(self._order + 1))
             scalars, outputs = len(self.program.scalars), len(self.program.outputs)
             # Of two threads, the first decides.
@@ -372,7 +372,7 @@ def is_wanted(ctx: Any, tensor: int) -> bool:
     """
     if _transforms_active():
         return True
-    if module := _eager.module():
+    if module := fast_path.module():
         return bool(module.is_wanted(tensor))
     node = ctx.next_functions[tensor][0]
     # For a leaf whose gradient is captured the engine raises instead of answering: it is wanted.

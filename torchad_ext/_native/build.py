@@ -1,12 +1,12 @@
-"""Compiles and loads the native kernels; with ``_nvrtc.py`` the only file that knows compilers.
+"""Compiles and loads the native kernels; with ``nvrtc.py`` the only file that knows compilers.
 
 There is one library for each device, which holds the operators and needs PyTorch's stable ABI, one for the quadratic
 form, and for each pointwise kernel a small one for the CPU, which needs nothing, or an image for the GPU. One more
-library, of ``csrc/eager``, makes calls on plain tensors cheap; it needs all of PyTorch's headers and some ten seconds,
-so it is compiled in the background (``_background.py``), and calls go through Python until it is there. A file is
-looked for in three places: among the binaries that came with the package, in the cache, and at last it is compiled into
-the cache. A cache entry is a folder named by a hash of everything that counts (sources, flags, compilers, CPU or GPU,
-torch), written aside and renamed into place, under a lock that the operating system frees with its holder.
+library, of ``csrc/fast_path``, makes calls on plain tensors cheap; it needs all of PyTorch's headers and some ten
+seconds, so it is compiled in the background (``background.py``), and calls go through Python until it is there. A file
+is looked for in three places: among the binaries that came with the package, in the cache, and at last it is compiled
+into the cache. A cache entry is a folder named by a hash of everything that counts (sources, flags, compilers, CPU or
+GPU, torch), written aside and renamed into place, under a lock that the operating system frees with its holder.
 
 Environment:
     TORCHAD_EXT_CACHE_DIR   where compiled libraries are kept (default: ``~/.cache/torchad_ext``)
@@ -44,11 +44,11 @@ from types import ModuleType
 
 import torch
 
-from . import _nvrtc
-from ._progress import progress
-from ._symbolic.cpp import Kernel
+from .._symbolic.cpp import Kernel
+from . import nvrtc
+from .progress import progress
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 CSRC = next((folder for folder in (_PACKAGE / "csrc", _PACKAGE.parent / "csrc") if folder.is_dir()), _PACKAGE / "csrc")
 PREBUILT = _PACKAGE / "prebuilt"
 
@@ -57,7 +57,7 @@ _ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 # The compiler may not fuse a * b + c on its own: a result is the same on every CPU. Nothing else trades accuracy.
 _CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 # PyTorch's headers then include single operators, not all of them.
-_EAGER_FLAGS = ["-std=c++20", "-O1", "-fPIC", "-DAT_PER_OPERATOR_HEADERS"]
+_FAST_PATH_FLAGS = ["-std=c++20", "-O1", "-fPIC", "-DAT_PER_OPERATOR_HEADERS"]
 # GCC collects its garbage later: a tenth of the time, for a quarter more memory.
 _LATE_COLLECTION = ["--param=ggc-min-expand=1000", "--param=ggc-min-heapsize=4194304"]
 # Of NVRTC, for which a function without a mark is one of the device.
@@ -71,7 +71,7 @@ _SUFFIXES = (".h", ".cpp", ".cuh")
 _FORM = "quadratic_form"  # a library of its own: it takes longer to compile than all that a pointwise op needs
 _REMEDY = {
     **dict.fromkeys(("cpu", _FORM, "cuda"), "g++ 11 or clang++ 12 or newer is needed; CXX chooses the compiler"),
-    "eager": "g++ 11 or clang++ 14 or newer and the headers of Python are needed (Debian and Ubuntu: python3-dev)",
+    "fast_path": "g++ 11 or clang++ 14 or newer and the headers of Python are needed (Debian and Ubuntu: python3-dev)",
 }
 PREBUILT_GPUS = ("80", "90", "100")
 
@@ -154,14 +154,14 @@ def cpu_toolchain(level: str | None = None) -> Toolchain:
     return Toolchain(_cxx(), (*_CXX_FLAGS, *_ABI, *march, *_chosen_flags()), level)
 
 
-def eager_toolchain() -> Toolchain:
+def fast_path_toolchain() -> Toolchain:
     """The C++ compiler, for an extension module of this Python and this PyTorch."""
     compiler, headers = _cxx(), f"-I{sysconfig.get_path('include')}"
     collection = _LATE_COLLECTION if _is_gcc(compiler) else []
-    return Toolchain(compiler, (*_EAGER_FLAGS, *collection, headers, *_chosen_flags()), _eager_target())
+    return Toolchain(compiler, (*_FAST_PATH_FLAGS, *collection, headers, *_chosen_flags()), _fast_path_target())
 
 
-def _eager_target() -> str:
+def _fast_path_target() -> str:
     return f"{sysconfig.get_config_var('SOABI')}-torch-{torch.__version__}"
 
 
@@ -182,7 +182,7 @@ def _is_gcc(compiler: str) -> bool:
 
 def _sources_hash() -> str:
     """A hash of the sources and of what says how they are compiled: the same in a checkout and a wheel."""
-    digest = hashlib.sha256(Path(__file__).read_bytes() + Path(_nvrtc.__file__).read_bytes())
+    digest = hashlib.sha256(Path(__file__).read_bytes() + Path(nvrtc.__file__).read_bytes())
     for path in sorted(path for path in CSRC.rglob("*") if path.suffix in _SUFFIXES):
         digest.update(b"\0" + path.relative_to(CSRC).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
@@ -249,7 +249,7 @@ def _find_ninja() -> str:
 
 
 def _sources(what: str) -> list[Path]:
-    if what in ("cuda", "eager"):
+    if what in ("cuda", "fast_path"):
         return sorted((CSRC / what).glob("*.cpp"))
     return sorted(path for path in CSRC.glob("*.cpp") if (path.stem == _FORM) is (what == _FORM))
 
@@ -263,7 +263,7 @@ def _prepare(
 ) -> list[str]:
     """Makes a folder ready for the compilation of ``library.so`` as ``compile_library`` describes it; its command."""
     sources = _sources(what)
-    libraries = ["torch", "torch_cpu", "c10", *(["torch_python"] if what == "eager" else [])]
+    libraries = ["torch", "torch_cpu", "c10", *(["torch_python"] if what == "fast_path" else [])]
     if kernels:
         sources = [folder.absolute() / f"{kernel.symbol}.cpp" for kernel in kernels]
         libraries = []
@@ -289,7 +289,7 @@ def compile_library(
     all.
 
     Args:
-        what: ``"cpu"``, ``"quadratic_form"``, ``"cuda"`` or ``"eager"``.
+        what: ``"cpu"``, ``"quadratic_form"``, ``"cuda"`` or ``"fast_path"``.
         toolchain: how.
         to: the library.
         kernels: what to compile for the CPU in place of the operators.
@@ -329,11 +329,11 @@ def compile_image(texts: Sequence[str], gpu: str, to: Path) -> None:
     log = to.with_suffix(".log")
     to.parent.mkdir(parents=True, exist_ok=True)
     source, standard = "\n".join(texts), (CSRC / "cuda" / "std.h").read_text(encoding="utf-8")
-    version = _nvrtc.version()
+    version = nvrtc.version()
     options = [*_CUDA_FLAGS, f"-arch=sm_{gpu}", f"-I{CSRC}"]
     try:
-        image = _nvrtc.compile(source, options, dict.fromkeys(_STANDARD, standard))
-    except _nvrtc.NvrtcError as error:
+        image = nvrtc.compile(source, options, dict.fromkeys(_STANDARD, standard))
+    except nvrtc.NvrtcError as error:
         log.write_text(f"{error}\n{source}", encoding="utf-8")
         raise BuildError(f"NVRTC {version} failed; its output is in {log}") from error
     with tempfile.NamedTemporaryFile(dir=to.parent, prefix=BUILDING, delete=False) as file:
@@ -457,8 +457,8 @@ def prebuild(folder: Path, devices: str, kernels: Callable[[str], Sequence[Kerne
         raise BuildError(f"TORCHAD_EXT_PREBUILD={devices}; it is 1, or cpu to leave CUDA out")
     levels = sorted(_CPU_LEVELS.values()) if cpu_level().startswith("x86-64") else [cpu_level()]
     chosen = [("cpu", cpu_toolchain(level), what) for level in levels for what in ("operators", _FORM, "kernels")]
-    chosen.append(("eager", eager_toolchain(), "calls"))
-    gpus = PREBUILT_GPUS if devices == "1" and _nvrtc.is_there() else ()
+    chosen.append(("fast_path", fast_path_toolchain(), "calls"))
+    gpus = PREBUILT_GPUS if devices == "1" and nvrtc.is_there() else ()
     if gpus:
         chosen.append(("cuda", cuda_toolchain(), "operators"))
     files = []
@@ -512,7 +512,7 @@ def _check_for_gpus() -> None:
     if not present_gpus():
         raise BuildError("no GPU is visible to compile for; check nvidia-smi and CUDA_VISIBLE_DEVICES")
     if not _prebuilt_images():
-        _nvrtc.version()
+        nvrtc.version()
 
 
 def is_loaded(device: str) -> bool:
@@ -526,14 +526,14 @@ def run_kernel(device: str) -> int:
     return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
-def _eager_entry() -> tuple[Toolchain, Path]:
-    """How the extension module of ``csrc/eager`` is compiled, and where the cache keeps it."""
-    toolchain = eager_toolchain()
-    return toolchain, _in_cache(cache_key("eager", toolchain))
+def _fast_path_entry() -> tuple[Toolchain, Path]:
+    """How the extension module of ``csrc/fast_path`` is compiled, and where the cache keeps it."""
+    toolchain = fast_path_toolchain()
+    return toolchain, _in_cache(cache_key("fast_path", toolchain))
 
 
-def compile_eager_aside() -> Callable[[], object]:
-    """Starts to compile the extension module of ``csrc/eager`` into the cache, in a process of its own.
+def compile_fast_path_aside() -> Callable[[], object]:
+    """Starts to compile the extension module of ``csrc/fast_path`` into the cache, in a process of its own.
 
     Returns:
         A function that waits for its end.
@@ -541,36 +541,36 @@ def compile_eager_aside() -> Callable[[], object]:
     Raises:
         BuildError: there is no compiler, or the cache cannot be written.
     """
-    from . import _background
+    from . import background
 
-    toolchain, library = _eager_entry()
+    toolchain, library = _fast_path_entry()
 
     def prepare(folder: Path) -> list[str]:
-        command = _prepare("eager", toolchain, folder)
+        command = _prepare("fast_path", toolchain, folder)
         progress.say(f"compiling faster calls in the background, once; kept in {library.parent}")
         return command
 
     try:
-        return _background.start(library.parent, prepare)
+        return background.start(library.parent, prepare)
     except OSError as error:
         raise _unwritable(library.parent, error) from error
 
 
-def load_eager(compiling: bool) -> ModuleType | None:
-    """The extension module of ``csrc/eager``; None if it is not there and is not to be compiled.
+def load_fast_path(compiling: bool) -> ModuleType | None:
+    """The extension module of ``csrc/fast_path``; None if it is not there and is not to be compiled.
 
     Raises:
         BuildError: it could not be compiled, now or by an earlier process, or not be loaded.
     """
-    library = prebuilt_library("eager", _eager_target(), "calls")
+    library = prebuilt_library("fast_path", _fast_path_target(), "calls")
     if os.environ.get("TORCHAD_EXT_CXXFLAGS") or not library.exists():
-        toolchain, library = _eager_entry()
+        toolchain, library = _fast_path_entry()
         if compiling:
             name = f"the calls in eager mode for {toolchain.target}"
-            library = _library_from_cache("eager", toolchain, name, library.parent.name)
+            library = _library_from_cache("fast_path", toolchain, name, library.parent.name)
         elif not library.exists():
             if (log := library.with_suffix(".log")).exists():
-                raise BuildError(f"{_failed('eager', toolchain, log)}; it is tried again when you delete that file")
+                raise BuildError(f"{_failed('fast_path', toolchain, log)}; it is tried again when you delete that file")
             return None
     loader = importlib.machinery.ExtensionFileLoader("torchad_ext_eager", str(library))
     spec = importlib.util.spec_from_loader(loader.name, loader)
@@ -675,7 +675,7 @@ def _compiled_kernel(name: str, kernel: Kernel) -> ctypes.CDLL:
 @functools.cache
 def _for_images() -> str:
     """The part of the keys of images that they share."""
-    return "\0".join([_sources_hash(), _nvrtc.version(), *_CUDA_FLAGS])
+    return "\0".join([_sources_hash(), nvrtc.version(), *_CUDA_FLAGS])
 
 
 def _compiled_image(name: str, kernel: Kernel, gpu: str) -> Path:
@@ -717,7 +717,7 @@ def _or_warn(name: str, load: Callable[[], int], stacklevel: int) -> int | None:
     """What is loaded; None if it could not be, and one warning has said why."""
     try:
         return load()
-    except (BuildError, _nvrtc.NvrtcError, OSError) as error:
+    except (BuildError, nvrtc.NvrtcError, OSError) as error:
         failure = BuildError(f"torchad_ext has no native kernel of {name}: {error}")
         if os.environ.get("TORCHAD_EXT_STRICT") == "1":
             raise failure from error

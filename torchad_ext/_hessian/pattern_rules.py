@@ -2,7 +2,7 @@
 
 Most operations move elements, are pointwise, or are linear at x. What moves elements is run on their numbers. The
 matrix of another linear operation is found from its products with vectors, which autograd gives
-(:mod:`torchad_ext.linear_structure`). What PyTorch decomposes into simpler operations is run as these.
+(:mod:`torchad_ext._hessian.linear_structure`). What PyTorch decomposes into simpler operations is run as these.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The pattern follows A. Walther, Computing sparse Hessians with automatic differentiation, ACM Transactions on
 Mathematical Software 34 (2008): each element of each intermediate has the set of the elements of x that it depends on,
 and an operation that is not linear couples what meets in it. The operations are recorded first (:class:`_Tape`, its
-rules in :mod:`torchad_ext.pattern_rules`); of these, only what the value of f depends on couples.
+rules in :mod:`torchad_ext._hessian.pattern_rules`); of these, only what the value of f depends on couples.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .composed import composing
+from .._forward.composed import composing
 from .pattern_rules import Rules, is_numeric
 
 Array = np.ndarray[Any, Any]

@@ -8,7 +8,7 @@ another matrix. Two Functions, each the derivative of the other, thus give every
 One A for a batch is read once for a few x; a larger batch takes matrix products with A and its transpose, a still
 larger one a product with A + A^T. ``by_products`` of ``csrc/quadratic_form.cpp`` chooses by the shape alone and says
 how the bounds were measured. On plain tensors of the CPU both Functions are nodes in C++, which come back here for
-what is not plain (``csrc/eager/quadratic_form.h``).
+what is not plain (``csrc/fast_path/quadratic_form.h``).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import torch
 from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 
-from . import _build, _eager, _kernels
-from .elementwise import is_wanted
+from ._elementwise import is_wanted
+from ._native import build, fast_path, kernels
 
 # Vectors that a GPU reads one A for; more are worth a matrix product with A + A^T, or with A where only q is wanted.
 # The product costs three times as many bytes as A has, and one more reading; a reading for each vector comes from the
@@ -65,13 +65,13 @@ def quadratic_form(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
         try:
             q: Any = eager(x, A)
         except RuntimeError as error:
-            _kernels.raise_for_memory(error, x)
+            kernels.raise_for_memory(error, x)
             raise
         if q is not NotImplemented:
             result: torch.Tensor = q
             return result
     if has_torch_function((x, A)):
-        if _kernels.traced_before_autograd():
+        if kernels.traced_before_autograd():
             return definition(x, A)
         return handle_torch_function(quadratic_form, (x, A), x, A)
     _check(x, A)
@@ -100,7 +100,7 @@ def _of_module(module: ModuleType) -> Callable[..., Any]:
 
 def _in_eager_mode() -> Callable[..., Any] | None:
     """The calls on plain tensors of the CPU in C++, once they and the operators are there."""
-    module = _eager.module() if _build.is_loaded("quadratic_form") else None
+    module = fast_path.module() if build.is_loaded("quadratic_form") else None
     return None if module is None else _of_module(module)
 
 
@@ -142,8 +142,8 @@ def _check(x: Any, A: Any) -> None:
 
 
 def _native(x: torch.Tensor, A: torch.Tensor) -> bool:
-    device = _kernels.device_for((x, A))
-    return device is not None and x.dim() <= 25 and _kernels.find("quadratic_form", device, x.dtype) is not None
+    device = kernels.device_for((x, A))
+    return device is not None and x.dim() <= 25 and kernels.find("quadratic_form", device, x.dtype) is not None
 
 
 def _derivative_wanted(x: torch.Tensor, A: torch.Tensor) -> bool:
@@ -178,7 +178,7 @@ def _evaluate(x: torch.Tensor, A: torch.Tensor, product: bool) -> tuple[torch.Te
     if 1 not in A.stride()[-2:]:
         A = A.contiguous()
     name = "quadratic_form_and_product" if product else "quadratic_form"
-    kernel = _kernels.find(name, x.device.type, x.dtype)
+    kernel = kernels.find(name, x.device.type, x.dtype)
     assert kernel is not None
     return kernel(x, A) if product else (kernel(x, A), None)
 
@@ -186,10 +186,10 @@ def _evaluate(x: torch.Tensor, A: torch.Tensor, product: bool) -> tuple[torch.Te
 def _value_and_product(x: torch.Tensor, A: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """q and s = (A + A^T) x, differentiable, for any x ``[..., n]`` and A ``[..., n, n]`` that broadcast."""
     if not _native(x, A):
-        batches = _kernels.without_batch((x, A))
+        batches = kernels.without_batch((x, A))
         if batches is not None and batches[1] is A and x.dim() >= A.dim() - 1:
             q, s = _value_and_product(batches[0], A)
-            return _kernels.with_batch(q), _kernels.with_batch(s)
+            return kernels.with_batch(q), kernels.with_batch(s)
         if A.dim() == 2:
             S = A + A.mT
             s = torch.mv(S, x) if x.dim() == 1 else x @ S
@@ -321,7 +321,7 @@ class _QuadraticForm(torch.autograd.Function):
 
 def _outer(x: torch.Tensor, g: torch.Tensor | None, h: torch.Tensor | None, shared: bool) -> torch.Tensor:
     given = [v for v in (x, g, h) if v is not None]
-    if _kernels.device_for(given) is None:
+    if kernels.device_for(given) is None:
         return _sum_of_outer_products(x, g, h, shared)
     result: torch.Tensor = _apply(_Outer)(x, g, h, shared)
     return result
@@ -345,8 +345,8 @@ class _Outer(torch.autograd.Function):
     @staticmethod
     def forward(x: torch.Tensor, g: torch.Tensor | None, h: torch.Tensor | None, shared: bool) -> torch.Tensor:
         given = [v for v in (x, g, h) if v is not None]
-        device = _kernels.device_of(given)
-        kernel = device and _kernels.find("quadratic_form_outer", device, given[0].dtype)
+        device = kernels.device_of(given)
+        kernel = device and kernels.find("quadratic_form_outer", device, given[0].dtype)
         summed = shared and x.dim() == 2
         if kernel and not (summed and device == "cuda"):
             fused: torch.Tensor = kernel(*(None if v is None else v.contiguous() for v in (x, g, h)), summed)

@@ -3,7 +3,7 @@
 
 #include <type_traits>
 
-#include "../vector.h"
+#include "../simd.h"
 
 namespace torchad_ext {
 

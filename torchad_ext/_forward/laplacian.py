@@ -23,12 +23,16 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from . import laplacian_linalg, laplacian_rules, writes
-from ._symbolic.evaluate import evaluate
-from ._symbolic.expr import scalar, tensor
-from ._symbolic.torch_functions import FUNCTIONS
-from ._symbolic.torch_names import is_of_torch, name_of
-from ._symbolic.tracing import ValueNeeded, trace
+from .._elementwise import Elementwise
+from .._pointwise import _SCALAR, _TENSOR, Pointwise, _kind
+from .._quadratic_form import _sum, quadratic_form
+from .._quadratic_form import definition as _quadratic_form
+from .._symbolic.evaluate import evaluate
+from .._symbolic.expr import scalar, tensor
+from .._symbolic.torch_functions import FUNCTIONS
+from .._symbolic.torch_names import is_of_torch, name_of
+from .._symbolic.tracing import ValueNeeded, trace
+from . import linalg_rules, rules, writes
 from .composed import (
     COMPOSED,
     affine,
@@ -41,8 +45,7 @@ from .composed import (
     with_powers,
     without_guard,
 )
-from .elementwise import Elementwise
-from .nested import (
+from .fallback import (
     Unseen,
     by_reverse_mode,
     by_transforms,
@@ -53,9 +56,6 @@ from .nested import (
     of_operation,
     random_states,
 )
-from .pointwise import _SCALAR, _TENSOR, Pointwise, _kind
-from .quadratic_form import _sum, quadratic_form
-from .quadratic_form import definition as _quadratic_form
 from .recurrent import RECURRENT
 
 Function = Callable[[torch.Tensor], torch.Tensor]
@@ -591,7 +591,7 @@ def _convolution(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
 
     if not (sweep.owns(weight) or sweep.owns(bias)):
         return sweep.linear(func, args, kwargs, of_rows)
-    y = laplacian_rules.of_factors(sweep, lambda x, weight: func(x, weight, None, *rest, **kwargs), (x, weight))
+    y = rules.of_factors(sweep, lambda x, weight: func(x, weight, None, *rest, **kwargs), (x, weight))
     return y if bias is None else y + bias.reshape(-1, *(1,) * (weight.dim() - 2))
 
 
@@ -615,7 +615,7 @@ def _einsum(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
         operands = list(operands[0])
     if not isinstance(equation, str):
         return NotImplemented
-    return laplacian_rules.of_factors(sweep, functools.partial(torch.einsum, equation), operands)
+    return rules.of_factors(sweep, functools.partial(torch.einsum, equation), operands)
 
 
 _LINEAR = (
@@ -641,8 +641,8 @@ _LINEAR_IN_ALL = (
 ).split()
 # By the name of an operation, with the sweep, the operation and its arguments; NotImplemented where it does not fit.
 _RULES: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys([*_LINEAR, *laplacian_rules.LINEAR], _of_first),
-    **dict.fromkeys([*_LINEAR_IN_ALL, *laplacian_rules.LINEAR_IN_ALL], _combined),
+    **dict.fromkeys([*_LINEAR, *rules.LINEAR], _of_first),
+    **dict.fromkeys([*_LINEAR_IN_ALL, *rules.LINEAR_IN_ALL], _combined),
     **dict.fromkeys("mul multiply rmul div divide true_divide truediv".split(), _scaled),
     **dict.fromkeys("add radd sub subtract rsub".split(), _added),
     **dict.fromkeys(
@@ -658,8 +658,8 @@ _RULES: dict[str, Callable[..., Any]] = {
     **RECURRENT,
     "einsum": _einsum,
     "hypot": lambda *call: _composed(*call),
-    **laplacian_rules.RULES,
-    **laplacian_linalg.RULES,
+    **rules.RULES,
+    **linalg_rules.RULES,
 }
 
 
@@ -692,7 +692,7 @@ _COMPOSED: dict[str, Callable[..., Any]] = {
     **COMPOSED,
     "batch_norm": _of_own_point(COMPOSED["batch_norm"]),
     "native_batch_norm": _of_own_point(COMPOSED["native_batch_norm"]),
-    **laplacian_rules.COMPOSITIONS,
+    **rules.COMPOSITIONS,
     "rms_norm": _rms_norm,
     "logsumexp": logsumexp,
     "masked_fill": lambda x, mask, value: torch.where(mask, value, x),
@@ -742,7 +742,7 @@ def laplacian(
     forward Laplacian (Li et al., 2024, Nature Machine Intelligence 6, 209, arXiv:2307.08214), also known as collapsed
     Taylor mode (Dangel et al., 2025, arXiv:2505.13644). An elementwise function, of PyTorch or declared by
     :func:`pointwise`, is one fused kernel; linear operations, products, what is composed of them (normalisation,
-    attention), recurrent networks, complex numbers and writes in place have rules (``docs/laplacian_rules.md``). Any
+    attention), recurrent networks, complex numbers and writes in place have rules (``docs/rules.md``). Any
     other operation is differentiated twice by itself; where these touch more than an eighth of the elements that f
     computes, calls after the first differentiate all of f by nested autograd. So is a program that cannot be followed
     (``torch.autograd.grad`` or a ``torch.autograd.Function`` in f). Each time one warning says so; with

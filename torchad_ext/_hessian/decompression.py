@@ -1,7 +1,7 @@
 """Sparse Hessians from a few of their products with vectors: the products that are taken, the entries, and a check.
 
 A star colouring of the pattern says which columns are summed in a product, so that each entry, or its mirror image,
-stands alone somewhere (:mod:`torchad_ext.coloring`): direct recovery.
+stands alone somewhere (:mod:`torchad_ext._hessian.coloring`): direct recovery.
 """
 
 from __future__ import annotations

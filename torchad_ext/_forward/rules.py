@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
+from .._pointwise import pointwise
+from .._quadratic_form import _sum
 from .composed import dropout, known_name, logsumexp, root, softmax, squared, vector_norm
-from .pointwise import pointwise
-from .quadratic_form import _sum
 
 if TYPE_CHECKING:
-    from .laplacians import _Sweep
+    from .laplacian import _Sweep
 
 LINEAR = (
     "channel_shuffle dsplit combinations narrow_copy split_with_sizes_copy grid_sampler grid_sampler_2d "

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from ._build import BUILDING
+from .build import BUILDING
 
 # Reads a line first: its priority is set by then. ninja ends with 1 where a command failed, not where it was stopped.
 _SCRIPT = """

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._symbolic.torch_names import is_of_torch
+from .._symbolic.torch_names import is_of_torch
 from .composed import known_name, without_guard
-from .nested import Unseen
+from .fallback import Unseen
 
 _OPERATORS = {
     "__iadd__": "add",

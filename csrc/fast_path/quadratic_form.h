@@ -1,5 +1,5 @@
-// quadratic_form on plain tensors of the CPU, as quadratic_form.py has it: two nodes, each the derivative of the other.
-// What is not plain goes back to Python.
+// quadratic_form on plain tensors of the CPU, as _quadratic_form.py has it: two nodes, each the derivative of the
+// other. What is not plain goes back to Python.
 #pragma once
 
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -11,7 +11,7 @@ namespace {
 
 using MaybeTensor = std::optional<at::Tensor>;
 
-// _gradients of quadratic_form.py, for what is not plain.
+// _gradients of _quadratic_form.py, for what is not plain.
 PyObject* form_gradients;
 
 bool are_plain_on_cpu(const Tensors& xs) {
@@ -42,7 +42,7 @@ struct Operator<Result(Arguments...)> {
 
 at::Tensor readable(const at::Tensor& A) { return A.stride(-1) == 1 || A.stride(-2) == 1 ? A : A.contiguous(); }
 
-// One application of a Function of quadratic_form.py in the autograd graph.
+// One application of a Function of _quadratic_form.py in the autograd graph.
 struct FormNode : torch::autograd::Node {
   enum Kind { form, outer };
 

@@ -2,16 +2,17 @@
 
 Everything here is a number of pullbacks v -> v^T J through one graph, which is built once: that of f for its Jacobian,
 that of its gradient for its Hessian. Rows are pulled back in batches. One random product by plain reverse mode checks
-them (:mod:`torchad_ext.random_product`): the first time that a graph is met, and from then on as often as 4 % of the
-time allow. Where it differs, rows are pulled back one by one, with a warning; with ``TORCHAD_EXT_STRICT=1`` it is an
-error. Inside a transform of ``torch.func``, at a level of forward mode and while compiling, the graph is that of
+them (:mod:`torchad_ext._hessian.random_product`): the first time that a graph is met, and from then on as often as 4 %
+of the time allow. Where it differs, rows are pulled back one by one, with a warning; with ``TORCHAD_EXT_STRICT=1`` it
+is an error. Inside a transform of ``torch.func``, at a level of forward mode and while compiling, the graph is that of
 ``torch.func.vjp``, and nothing is checked.
 
 A ``torch.autograd.Function`` of others may have a backward whose own derivative PyTorch silently takes for zero; its
-first call is compared with finite differences, for which f is run once more (:mod:`torchad_ext.foreign_functions`).
+first call is compared with finite differences, for which f is run once more
+(:mod:`torchad_ext._hessian.foreign_functions`).
 
-f runs with compositions in place of what PyTorch differentiates wrongly (:mod:`torchad_ext.composed`), which also says
-what the derivatives of a norm at 0 are.
+f runs with compositions in place of what PyTorch differentiates wrongly (:mod:`torchad_ext._forward.composed`), which
+also says what the derivatives of a norm at 0 are.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from torch.autograd import forward_ad
 from torch.autograd.function import BackwardCFunction
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from .._forward.composed import composing
 from .batch_sizes import Largest, largest_in_graph, rows_at_once
-from .composed import composing
 from .curvature import Curvature, UnknownOperation
 from .decompression import SparsityError, coloring, found_coloring
 from .foreign_functions import COMPILED, check_functions
@@ -167,7 +168,7 @@ def hessian(
     The graph of the gradient is built once, and rows of H are pulled back through it in batches. With ``sparsity`` the
     structurally orthogonal columns of H are computed together: as many Hessian-vector products as a star colouring of
     the pattern has colours, one for a diagonal H, 2b + 1 for one of half bandwidth b
-    (:mod:`torchad_ext.coloring` has the sources).
+    (:mod:`torchad_ext._hessian.coloring` has the sources).
 
     Args:
         f: a function of one argument, ``x``, to a tensor without dimensions. It may capture tensors that require a
@@ -248,7 +249,7 @@ def hessian_diagonal(
     Without ``batched`` it costs a Hessian-vector product for each element of ``x``. With it, f is a function of many
     points at once: the Hessian of :math:`\sum_b f_b` has a block for each point, so that one product for all of them
     gives a coordinate of the diagonal. Where the result has no derivatives of its own and f consists of elementwise
-    functions, sums, products by constants and views, tangents alone suffice (:mod:`torchad_ext.curvature`).
+    functions, sums, products by constants and views, tangents alone suffice (:mod:`torchad_ext._hessian.curvature`).
 
     Args:
         f: a function of one argument, ``x``, to a tensor without dimensions; with ``batched`` to ``[batch]``, each
@@ -815,7 +816,7 @@ def foreign_nodes(outputs: Tensors) -> Iterator[Any]:
 def _is_own(node: Any) -> bool:
     """Is it of an ``autograd.Function`` of this package?"""
     function = getattr(node, "_forward_cls", None)
-    return function is not None and function.__module__.partition(".")[0] == __package__
+    return function is not None and function.__module__.partition(".")[0] == __package__.partition(".")[0]
 
 
 def graph_nodes(outputs: Tensors) -> Iterator[Any]:

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .quadratic_form import _sum
+from .._quadratic_form import _sum
 
 if TYPE_CHECKING:
-    from .laplacians import _Sweep
+    from .laplacian import _Sweep
 
 
 def _tangents(x: Any) -> Tensor:

@@ -1,6 +1,6 @@
 // Eager mode in C++: the call of a pointwise op on plain tensors, and its node in the autograd graph.
 //
-// It does what elementwise.py does, where only the cost of a call counts. An Elementwise of Python stands behind each
+// It does what _elementwise.py does, where only the cost of a call counts. An Elementwise of Python stands behind each
 // Function here: it makes the derivatives and the kernels when they are first needed, and it takes what is not plain (a
 // transform, a mode, a tangent, a subclass, ...). This file alone needs the headers of PyTorch and of Python that it
 // runs with, not the stable ABI.
@@ -34,7 +34,7 @@ using NodePtr = decltype(torch::autograd::Edge::function);
 constexpr int devices = 2;  // CPU, CUDA
 std::array<std::atomic<RunKernel>, devices> run_kernel;
 
-// What elementwise.py calls a Derivative: a function of some of its arguments, and which of the wanted results it
+// What _elementwise.py calls a Derivative: a function of some of its arguments, and which of the wanted results it
 // gives; the others are zero.
 struct Derivative {
   std::shared_ptr<struct Function> function;  // null: only Python can compute it

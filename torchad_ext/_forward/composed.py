@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ._symbolic.torch_names import is_of_torch, name_of
+from .._symbolic.torch_names import is_of_torch, name_of
 
 _IN_PYTHON = ("torch.nn.functional", "torch.functional", "torch._tensor")
 _HALF = (torch.float16, torch.bfloat16)

@@ -18,11 +18,11 @@ from torch.autograd.gradcheck import GradcheckError
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from ._pointwise import Pointwise
 from ._symbolic.cpp import lower
 from ._symbolic.evaluate import evaluate_nodes
 from ._symbolic.expr import topological
 from ._symbolic.program import Program
-from .pointwise import Pointwise
 
 Tensors = tuple[torch.Tensor, ...]
 Function = Callable[..., Tensors]

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._quadratic_form import _sum
 from .composed import dropout
-from .quadratic_form import _sum
 
 State = tuple[Any, ...]
 Step = Callable[..., State]  # from the input's part of the gates, a state and its weights to the next state

@@ -18,8 +18,9 @@ from typing import Any, overload
 import torch
 from torch.overrides import handle_torch_function, has_torch_function
 
-from . import _build, _eager, _kernels
-from ._kernels import DTYPES
+from ._elementwise import Elementwise, HandWritten
+from ._native import build, fast_path, kernels
+from ._native.kernels import DTYPES
 from ._symbolic.captured import captures, plain
 from ._symbolic.expr import scalar, tensor
 from ._symbolic.latex import latex
@@ -27,7 +28,6 @@ from ._symbolic.program import Program
 from ._symbolic.refusals import TraceError
 from ._symbolic.torch_functions import signature_of
 from ._symbolic.tracing import ValueNeeded, trace
-from .elementwise import Elementwise, HandWritten
 
 Interval = tuple[float, float]
 
@@ -158,7 +158,7 @@ class Pointwise:
         if given != len(self._parameters):
             args = self._bound(args, kwargs)
         if has_torch_function(args):
-            return self._define(args) if _kernels.traced_before_autograd() else handle_torch_function(self, args, *args)
+            return self._define(args) if kernels.traced_before_autograd() else handle_torch_function(self, args, *args)
         kinds, member, scalars = self.resolve(args)
         xs = [x for x, kind in zip(args, kinds, strict=True) if kind is _TENSOR]
         first = xs[0]
@@ -170,7 +170,7 @@ class Pointwise:
             if x.is_nested or first.is_nested:
                 return self._define(args)  # such a tensor has no shape
         if any(x.shape != first.shape for x in xs[1:]):
-            if not member.depends_on_all or _kernels.device_for(xs) is None:
+            if not member.depends_on_all or kernels.device_for(xs) is None:
                 return self._define(args)  # an output has the shape of what it depends on
             xs = list(torch.broadcast_tensors(*xs))
         numbers = tuple([float(args[i]) for i in scalars])
@@ -188,7 +188,7 @@ class Pointwise:
             return
         if any(kind is not _TENSOR and kind is not _SCALAR for kind in kinds[:given]):
             return
-        front = self.__dict__.setdefault("_front", _eager.front())
+        front = self.__dict__.setdefault("_front", fast_path.front())
         places = tuple([(i if i < given else -1, number) for i, number in zip(scalars, numbers, strict=True)])
         front.add(member.eager, given, tensors, places)
         self._in_front.add((given, tensors))
@@ -367,7 +367,7 @@ class Pointwise:
         function = self._order(order)
         if function.written is None:
             return function.functor()[1].rstrip()
-        header = (_build.CSRC / function.written.header).read_text(encoding="utf-8")
+        header = (build.CSRC / function.written.header).read_text(encoding="utf-8")
         struct = re.search(rf"(^//.*\n)*struct {function.written.functors[0]} {{\n(.*\n)*?}};", header, re.MULTILINE)
         return struct[0] if struct else header
 
@@ -420,9 +420,9 @@ class Pointwise:
         """
         functions = [self._order(order) for order in orders]
         for device in devices:
-            _build.load(device)
+            build.load(device)
         work = [(f, device, dtype) for f in functions for device in devices for dtype in dtypes if f.program.outputs]
-        with ThreadPoolExecutor(_build.processors()) as pool:
+        with ThreadPoolExecutor(build.processors()) as pool:
             for _ in pool.map(lambda each: each[0].kernel(each[1], each[2]), work):
                 pass
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from .comparison import Comparison, first_line, is_differentiated, like
-from .pointwise import Pointwise
+from ._comparison import Comparison, first_line, is_differentiated, like
+from ._pointwise import Pointwise
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -305,7 +305,7 @@ def _inputs(inputs: Any) -> Sequence[Any]:
 
 def _samples(op: Callable[..., Any], name: str) -> Iterator[tuple[str, Tensors]]:
     """Inputs by layout, float64 on the CPU, the same on every run."""
-    from .quadratic_form import quadratic_form
+    from ._quadratic_form import quadratic_form
 
     generator = torch.Generator().manual_seed(0)
 

@@ -1,0 +1,1 @@
+"""Value, tangents and Laplacian of any PyTorch function in one forward sweep."""

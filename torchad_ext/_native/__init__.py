@@ -1,0 +1,1 @@
+"""Compilers, devices and the kernels as functions; no other room knows them."""

@@ -54,8 +54,8 @@ from structured import KEPT, chosen  # noqa: E402
 from test_trace import DOMAINS, POSITIVE, SPELLINGS, WITH_NUMBERS, Polygamma, gradients, listed  # noqa: E402
 
 import torchad_ext as ad  # noqa: E402
+from torchad_ext import _settings  # noqa: E402
 from torchad_ext._hessian import decompression  # noqa: E402
-from torchad_ext._native import build  # noqa: E402
 from torchad_ext._symbolic.evaluate import evaluate  # noqa: E402
 from torchad_ext._symbolic.expr import OPERATIONS  # noqa: E402
 from torchad_ext._symbolic.refusals import TraceError  # noqa: E402
@@ -1141,7 +1141,7 @@ def failure_of(case: Case, like: Failure | None = None) -> Failure | None:
     except Exception as error:  # of a program that shrinking made invalid, or of the library
         return None if like else Failure("crash", f"{type(error).__name__}: {error}", raises=True)
     finally:
-        for folder in build.cache_dir().glob(f"fuzz{os.getpid()}*"):
+        for folder in _settings.cache_dir().glob(f"fuzz{os.getpid()}*"):
             shutil.rmtree(folder, ignore_errors=True)
     return None
 

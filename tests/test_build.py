@@ -21,7 +21,7 @@ import torch
 from drop_in import row
 
 import torchad_ext as ad
-from torchad_ext import BuildError
+from torchad_ext import BuildError, _settings
 from torchad_ext._native import build, nvrtc
 from torchad_ext._native.progress import Progress
 from torchad_ext._symbolic import cpp
@@ -201,15 +201,15 @@ class TestCache:
     def test_its_place_is_chosen_by_the_environment(
         self, compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        assert build.cache_dir() == tmp_path / "cache"
+        assert _settings.cache_dir() == tmp_path / "cache"
         monkeypatch.setenv("HOME", str(tmp_path))
         monkeypatch.setenv("TORCHAD_EXT_CACHE_DIR", "~/kernels")
-        assert build.cache_dir() == tmp_path / "kernels"
+        assert _settings.cache_dir() == tmp_path / "kernels"
         monkeypatch.delenv("TORCHAD_EXT_CACHE_DIR")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-        assert build.cache_dir() == tmp_path / "xdg" / "torchad_ext"
+        assert _settings.cache_dir() == tmp_path / "xdg" / "torchad_ext"
         monkeypatch.delenv("XDG_CACHE_HOME")
-        assert build.cache_dir() == tmp_path / ".cache" / "torchad_ext"
+        assert _settings.cache_dir() == tmp_path / ".cache" / "torchad_ext"
 
     def test_paths_and_flags_may_have_any_character(
         self, csrc: Path, compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

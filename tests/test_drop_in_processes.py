@@ -33,7 +33,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, Dataset
 
 import torchad_ext as ad
-from torchad_ext._native import build
+from torchad_ext import _settings
 
 SEVERAL = [subject for subject in POINTWISE if len(subject.intervals or ()) > 1]
 ROOT = Path(__file__).resolve().parent.parent
@@ -288,7 +288,7 @@ assert status == 0
 
 @row("copying")
 def test_a_child_that_is_forked_while_its_parent_builds_does_not_wait_for_it() -> None:
-    assert programs(FORKED, build.cache_dir(), ()) <= 1
+    assert programs(FORKED, _settings.cache_dir(), ()) <= 1
 
 
 # Ranks

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext._hessian import foreign_functions
+from torchad_ext._autograd import foreign_functions
 
 pytestmark = pytest.mark.filterwarnings("ignore:torchad_ext.laplacian")
 

@@ -16,18 +16,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 
 from ._native import fast_path, kernels
 from ._symbolic import cpp
 from ._symbolic.evaluate import evaluate
 from ._symbolic.expr import FLOATS, OPERATIONS, Expr, topological
 from ._symbolic.program import Program, ProgramDerivative
+from ._torch_state import in_forward_mode, transforms_active, will_execute, with_hidden_batch
 
 Tensors = Sequence[torch.Tensor]
 Scalars = tuple[float, ...]
 
-_transforms_active = torch._C._are_functorch_transforms_active
 
 _ORDERS = ("", "_backward", "_double_backward", "_triple_backward")
 
@@ -150,7 +149,7 @@ class Elementwise:
 
     def stacked(self, xs: Tensors, scalars: Scalars) -> torch.Tensor | None:
         """The results without derivatives as one tensor ``[outputs, *shape]``; None if the kernel cannot run."""
-        if _transforms_active() or forward_ad._current_level >= 0:
+        if transforms_active() or in_forward_mode():
             return None
         device = kernels.device_for(xs)
         kernel = device and self.kernel(device, xs[0].dtype)
@@ -168,9 +167,9 @@ class Elementwise:
         kernel = self.kernel(device, xs[0].dtype)
         if kernel is None:
             return self.definition(*xs, *scalars)
-        if _transforms_active():
+        if transforms_active():
             return _ApplyUnderTransforms.apply(self, scalars, *xs)
-        if forward_ad._current_level < 0:
+        if not in_forward_mode():
             outputs = self._apply_eagerly(device, xs, scalars)
             if outputs is not NotImplemented:
                 return outputs
@@ -187,7 +186,7 @@ class Elementwise:
             return self.definition(*xs, *scalars)
         shape = max((x.shape for x in batches), key=len)
         outputs = self.apply([x.expand(shape) for x in batches], scalars)
-        return kernels.with_batch(outputs) if self._single else tuple(map(kernels.with_batch, outputs))
+        return with_hidden_batch(outputs) if self._single else tuple(map(with_hidden_batch, outputs))
 
     def _apply_eagerly(self, device: str, xs: Tensors, scalars: Scalars) -> Any:
         if self.eager is None:  # as long as its compiler runs, and for more tensors than it has bits for
@@ -370,12 +369,12 @@ def is_wanted(ctx: Any, tensor: int) -> bool:
         ctx: of the Function whose backward asks.
         tensor: its place among the tensors that the Function was given; it requires a gradient.
     """
-    if _transforms_active():
+    if transforms_active():
         return True
     if module := fast_path.module():
         return bool(module.is_wanted(tensor))
     node = ctx.next_functions[tensor][0]
     # For a leaf whose gradient is captured the engine raises instead of answering: it is wanted.
     with contextlib.suppress(RuntimeError):
-        return torch._C._will_engine_execute_node(node)
+        return will_execute(node)
     return True

@@ -28,6 +28,7 @@ from ._symbolic.program import Program
 from ._symbolic.refusals import TraceError
 from ._symbolic.torch_functions import signature_of
 from ._symbolic.tracing import ValueNeeded, trace
+from ._torch_state import is_being_traced, traced_before_autograd
 
 Interval = tuple[float, float]
 
@@ -152,13 +153,13 @@ class Pointwise:
             result = self._front.call(args)
             if result is not NotImplemented:
                 return result
-        if torch._C._is_tracing():
+        if is_being_traced():
             return self._define(self._bound(args, kwargs))
         given = 0 if kwargs else len(args)
         if given != len(self._parameters):
             args = self._bound(args, kwargs)
         if has_torch_function(args):
-            return self._define(args) if kernels.traced_before_autograd() else handle_torch_function(self, args, *args)
+            return self._define(args) if traced_before_autograd() else handle_torch_function(self, args, *args)
         kinds, member, scalars = self.resolve(args)
         xs = [x for x, kind in zip(args, kinds, strict=True) if kind is _TENSOR]
         first = xs[0]

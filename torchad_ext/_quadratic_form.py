@@ -25,13 +25,20 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from ._elementwise import is_wanted
 from ._native import build, fast_path, kernels
+from ._torch_state import (
+    forward_mode_enabled,
+    in_forward_mode,
+    is_autocast_enabled,
+    is_being_traced,
+    traced_before_autograd,
+    transforms_active,
+    with_hidden_batch,
+)
 
 # Vectors that a GPU reads one A for; more are worth a matrix product with A + A^T, or with A where only q is wanted.
 # The product costs three times as many bytes as A has, and one more reading; a reading for each vector comes from the
 # cache of the device for all but the first.
 MOST_READ_BY_A_GPU = 4
-
-_transforms_active = torch._C._are_functorch_transforms_active
 
 
 def quadratic_form(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
@@ -59,7 +66,7 @@ def quadratic_form(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
         >>> q.item(), torch.autograd.grad(q, x)[0]
         (16.0, tensor([ 6., 13.]))
     """
-    if torch.compiler.is_compiling() or torch._C._is_tracing():
+    if torch.compiler.is_compiling() or is_being_traced():
         return definition(x, A)
     if eager := _in_eager_mode():
         try:
@@ -71,7 +78,7 @@ def quadratic_form(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
             result: torch.Tensor = q
             return result
     if has_torch_function((x, A)):
-        if kernels.traced_before_autograd():
+        if traced_before_autograd():
             return definition(x, A)
         return handle_torch_function(quadratic_form, (x, A), x, A)
     _check(x, A)
@@ -133,7 +140,7 @@ def _check(x: Any, A: Any) -> None:
                 f"torchad_ext.quadratic_form: the batch dimensions {list(x.shape[:-1])} of x and {list(A.shape[:-2])} "
                 f"of A do not broadcast; {shapes}"
             ) from None
-    if x.dtype != A.dtype and not torch._C._is_any_autocast_enabled():  # which gives them one
+    if x.dtype != A.dtype and not is_autocast_enabled():  # which gives them one
         raise ValueError(f"torchad_ext.quadratic_form: x is {x.dtype}, A is {A.dtype}; convert one, A.to(x.dtype)")
     if x.device != A.device:
         raise ValueError(
@@ -147,7 +154,7 @@ def _native(x: torch.Tensor, A: torch.Tensor) -> bool:
 
 
 def _derivative_wanted(x: torch.Tensor, A: torch.Tensor) -> bool:
-    if _transforms_active() or forward_ad._current_level >= 0:
+    if transforms_active() or in_forward_mode():
         return True
     return torch.is_grad_enabled() and (x.requires_grad or A.requires_grad)
 
@@ -189,7 +196,7 @@ def _value_and_product(x: torch.Tensor, A: torch.Tensor) -> tuple[torch.Tensor, 
         batches = kernels.without_batch((x, A))
         if batches is not None and batches[1] is A and x.dim() >= A.dim() - 1:
             q, s = _value_and_product(batches[0], A)
-            return kernels.with_batch(q), kernels.with_batch(s)
+            return with_hidden_batch(q), with_hidden_batch(s)
         if A.dim() == 2:
             S = A + A.mT
             s = torch.mv(S, x) if x.dim() == 1 else x @ S
@@ -207,7 +214,7 @@ def _native_value_and_product(x: torch.Tensor, A: torch.Tensor) -> tuple[torch.T
 
 def _apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     """``function.apply``, outside transforms without its binding of the arguments to a signature."""
-    return function.apply if _transforms_active() else super(torch.autograd.Function, function).apply  # type: ignore[misc]
+    return function.apply if transforms_active() else super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
 
 def _product(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
@@ -230,7 +237,7 @@ def _tangents_enabled(saved: Sequence[torch.Tensor | None]) -> Iterator[list[Any
     PyTorch runs a jvp with forward mode switched off, and an outer level of forward mode would lose its tangents. Here
     it is on, and the tensors are freed of the tangents of the level at hand.
     """
-    with forward_ad._set_fwd_grad_enabled(True):
+    with forward_mode_enabled(True):
         yield [None if x is None else forward_ad.unpack_dual(x).primal for x in saved]
 
 

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .._symbolic.torch_names import is_of_torch, name_of
+from .._torch_state import OpOverload, schemas, top_saved_tensors_hooks, without_torch_function
 
 _IN_PYTHON = ("torch.nn.functional", "torch.functional", "torch._tensor")
 _HALF = (torch.float16, torch.bfloat16)
@@ -61,8 +62,8 @@ class Composing(TorchFunctionMode):
 
 def _recompute_alike() -> None:
     """Within ``torch.utils.checkpoint``: what is run again in a backward, later, is composed too."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    unpack = hooks[1] if hooks else None
+    hooks = top_saved_tensors_hooks()
+    unpack: Any = hooks[1] if hooks else None
     if getattr(unpack, "__module__", None) != "torch.utils.checkpoint":
         return
     frame = inspect.getclosurevars(unpack).nonlocals.get("frame")
@@ -115,7 +116,7 @@ def _reaches(func: Any, seen: set[Any]) -> bool:
 
 def known_name(func: Any) -> str:
     """The name of a function of PyTorch, ``layer_norm`` for the overload ``torch.ops.aten.layer_norm.default``."""
-    if isinstance(func, torch._ops.OpOverload):
+    if isinstance(func, OpOverload):
         func = func.overloadpacket
     return name_of(func).removeprefix("linalg_")
 
@@ -170,7 +171,7 @@ def _signatures(func: Any) -> list[tuple[list[str], list[str]]]:
         return [(list(names[:count]), list(names[count:]))]
     name = getattr(func, "__name__", "").partition(".")[0].strip("_")
     found = []
-    for schema in torch._C._jit_get_schemas_for_operator(f"aten::{name}"):
+    for schema in schemas(name):
         # Python takes a memory_format by its name alone.
         given = [
             ("input" if a.name == "self" else a.name, a.kwarg_only or a.name == "memory_format")
@@ -223,7 +224,7 @@ def _root_of(y: Any) -> tuple[float, Callable[[], Any]] | None:
 
 
 def _version(y: Tensor) -> int:
-    with torch._C.DisableTorchFunctionSubclass():
+    with without_torch_function():
         return -1 if y.is_inference() else y._version
 
 

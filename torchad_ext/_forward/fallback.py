@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import operator
-import os
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
@@ -13,16 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._hessian.foreign_functions import check_functions
-from .._hessian.products import _depends_on_others, foreign_nodes, graph_nodes
+from .._autograd.foreign_functions import check_functions
+from .._autograd.graph import depends_on_others, foreign_nodes, graph_nodes
 from .._quadratic_form import _sum
+from .._settings import is_strict
+from .._torch_state import function_of, transforms_active
 from .composed import composing
 
 Function = Callable[[Tensor], Tensor]
 Tensors = tuple[Tensor, ...]
 
 _AT_ONCE = 10  # the most directions whose graphs are kept at a time
-_transforms_active = torch._C._are_functorch_transforms_active
 _warned: set[str] = set()
 _differentiable: weakref.WeakSet[type] = weakref.WeakSet()  # Functions whose backward was found to be complete
 
@@ -34,7 +34,7 @@ class Unseen(Exception):
 def fall_back(what: str, how: str) -> None:
     """Says once that something is differentiated the slow way."""
     message = f"torchad_ext.laplacian {what}; {how} differentiated twice instead, which is exact but slower"
-    if os.environ.get("TORCHAD_EXT_STRICT") == "1":
+    if is_strict():
         raise RuntimeError(f"{message}. TORCHAD_EXT_STRICT=1 makes that an error")
     if what not in _warned:
         _warned.add(what)
@@ -74,7 +74,7 @@ def of_elements(
         slopes = _slopes(y, xs)
         _check_twice([slope for slope in slopes if slope is not None])
         curvatures = [() if slope is None else _slopes(slope, xs[a:]) for a, slope in enumerate(slopes)]
-    if not (recording and _depends_on_others([y], xs)):
+    if not (recording and depends_on_others([y], xs)):
         slopes = [None if slope is None else slope.detach() for slope in slopes]
         curvatures = [[None if c is None else c.detach() for c in row] for row in curvatures]
     rows = [_sum(*(f_a * t for f_a, t in zip(slopes, along, strict=True) if f_a is not None)) for along in tangents]
@@ -111,7 +111,7 @@ def of_operation(
     differentiates in x is that of double reverse mode: forward mode is wrong in ``torch.linalg.solve`` and zero in
     custom operators, a third derivative is in ``batch_norm``, a transform in ``torch.linalg.det``.
     """
-    if _transforms_active():
+    if transforms_active():
         pairs = [_twice_by_transforms(f, xs, us) for us in tangents]
         total = list(_twice_by_transforms(f, xs, laplacians)[0])
         for sign, (_, curvatures) in zip(signs, pairs, strict=True):
@@ -125,7 +125,7 @@ def of_operation(
         gradients = _gradients(ys, xs, gs, True)
         _check_twice(gradients)
         check_functions(foreign_nodes(ys), lambda: f(*xs))
-        keeps = recording and _depends_on_others(ys, xs)
+        keeps = recording and depends_on_others(ys, xs)
         total = list(_gradients(gradients, gs, laplacians, True))
         for start in range(0, len(signs), _AT_ONCE):
             curved: list[Tensor] = []
@@ -207,12 +207,12 @@ def by_reverse_mode(
         wanted = leaf is x
         x = leaf.view_as(leaf)
         value = checked(composing(f)(x), x, name)
-        recording = recording and (wanted or _depends_on_others([value], [leaf]))
+        recording = recording and (wanted or depends_on_others([value], [leaf]))
         numbers = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
         results = numbers.reshape(*x.shape[:-1], -1).unbind(-1)
 
         functions = list(foreign_nodes([value]))
-        unknown = not all(node._forward_cls in _differentiable for node in functions)
+        unknown = not all(function_of(node) in _differentiable for node in functions)
 
         def gradient(y: Tensor, create_graph: bool, marked: bool = False) -> Tensor:
             return _gradients([y], [x], [torch.ones_like(y, requires_grad=marked)], create_graph)[0]
@@ -222,7 +222,7 @@ def by_reverse_mode(
             if unknown:
                 _check_twice(slopes)
                 check_functions(functions, lambda: f(x))
-                _differentiable.update(node._forward_cls for node in functions)
+                _differentiable.update(function_of(node) for node in functions)
             tangents = [torch.stack([(g * u).sum(-1) for g in slopes], -1) for u in directions]
             parts = [
                 sign * torch.stack([(gradient(y, recording) * u).sum(-1) for y in tangent.unbind(-1)], -1)

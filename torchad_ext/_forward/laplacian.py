@@ -32,6 +32,7 @@ from .._symbolic.expr import scalar, tensor
 from .._symbolic.torch_functions import FUNCTIONS
 from .._symbolic.torch_names import is_of_torch, name_of
 from .._symbolic.tracing import ValueNeeded, trace
+from .._torch_state import OpOverload, is_autocast_enabled, transforms_active, wrapper_subclass
 from . import linalg_rules, rules, writes
 from .composed import (
     COMPOSED,
@@ -63,7 +64,6 @@ Tangents = tuple[torch.Tensor, ...]
 
 _AT_ONCE = 10  # the most directions of one kernel
 _STACKED = 2**21  # the most elements of results that are written one behind the other
-_transforms_active = torch._C._are_functorch_transforms_active
 _numbers = itertools.count()
 
 
@@ -187,7 +187,7 @@ class _Sweep:
         return self.wrapped(value, tuple(rows[:-1]), rows[-1])
 
     def wrapped(self, value: torch.Tensor, given: Any, laplacian: torch.Tensor | None) -> Any:
-        x: Any = torch.Tensor._make_wrapper_subclass(_Swept, value.shape, dtype=value.dtype, device=value.device)
+        x: Any = wrapper_subclass(_Swept, value.shape, value)
         x.sweep, x.value, x.given, x.laplacian = self, value, given, laplacian
         self.elements += value.numel()
         return x
@@ -204,7 +204,7 @@ class _Sweep:
             return tuple(map(of, tangents)) if stack is None else of(stack).unbind()
 
         curvature = None if x.laplacian is None else of(x.laplacian)
-        needed = self.recording or torch._C._is_any_autocast_enabled() or not isinstance(value, torch.Tensor)
+        needed = self.recording or is_autocast_enabled() or not isinstance(value, torch.Tensor)
         if needed or not has_derivative(value):
             return self.tensor(value, [*of_tangents(), curvature])
         return self.wrapped(value, of_tangents, curvature)
@@ -413,7 +413,7 @@ def _is_elementwise(func: Any) -> bool:
     """Does PyTorch say so of all that has the name?"""
     if not is_of_torch(func):
         return False
-    if isinstance(func, torch._ops.OpOverload):
+    if isinstance(func, OpOverload):
         overloads = [func]
     else:
         packets = (getattr(torch.ops.aten, name, None) for name in (name_of(func), f"special_{name_of(func)}"))
@@ -425,7 +425,7 @@ def _is_elementwise(func: Any) -> bool:
 
 def _by_slopes(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     """An elementwise operation without an expression, by the gradients that PyTorch has of it."""
-    if not _is_elementwise(func) or _transforms_active():
+    if not _is_elementwise(func) or transforms_active():
         return NotImplemented
     value = _drawing_nothing(func, tree_map(sweep.value, args), tree_map(sweep.value, kwargs))
     leaves, tree = tree_flatten((args, kwargs))
@@ -503,7 +503,7 @@ def _of_first(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     if not sweep.owns(first):
         return value
     result = sweep.mapped(value, first, lambda row: func(row, *others, **options))
-    if not _transforms_active():
+    if not transforms_active():
         for part in result if isinstance(result, (tuple, list)) else (result,):
             if sweep.owns(part):
                 writes.follow(part, first)
@@ -862,7 +862,7 @@ def _directions(x: torch.Tensor, C: torch.Tensor | None) -> tuple[list[torch.Ten
     d = x.shape[-1]
     if C is None:
         return [e.expand(x.shape) for e in torch.eye(d, dtype=x.dtype, device=x.device)], (1,) * d
-    known = not (_transforms_active() or torch.compiler.is_compiling())  # are its values?
+    known = not (transforms_active() or torch.compiler.is_compiling())  # are its values?
     C = C.detach()
     asymmetry = (C - C.mT).abs()
     if known and bool((asymmetry > torch.finfo(C.dtype).eps ** 0.5 * C.abs().amax((-2, -1), keepdim=True)).any()):
@@ -911,7 +911,7 @@ def _run(
     if torch.compiler.is_compiling():
         return by_transforms(f, x, directions, signs, name)
     identity = _identity(f, x)
-    if identity in _without_rules and not _transforms_active() and type(x) is not _Swept:
+    if identity in _without_rules and not transforms_active() and type(x) is not _Swept:
         for operation in _without_rules[identity]:
             fall_back(f"has no rule for {operation}", "it is")
         return by_reverse_mode(f, x, directions, signs, name)
@@ -931,7 +931,7 @@ def _run(
         if unseen is None:
             raise
         fall_back(f"cannot follow {unseen}", "the function is")
-        by = by_transforms if _transforms_active() else by_reverse_mode
+        by = by_transforms if transforms_active() else by_reverse_mode
         writes.returned(sweep, finished=False)
         return by(f, x, directions, signs, name)
     finally:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from .._pointwise import pointwise
 from .._quadratic_form import _sum
+from .._torch_state import transforms_active
 from .composed import dropout, known_name, logsumexp, root, softmax, squared, vector_norm
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def _of_products(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     """
     name = known_name(func)
     x, dim, *rest = (*args, None) if name == "prod" and len(args) == 1 else args
-    if kwargs or rest or not x.numel() or not x.dim() or x.is_complex() or torch._C._are_functorch_transforms_active():
+    if kwargs or rest or not x.numel() or not x.dim() or x.is_complex() or transforms_active():
         return NotImplemented
     if bool((x.detach() == 0).any()):
         return NotImplemented
@@ -264,7 +265,7 @@ def _smooth_l1_loss(x: Any, target: Any, reduction: int = 1, beta: float = 1.0) 
 def _binary_cross_entropy(x: Any, target: Any, weight: Any = None, reduction: int = 1) -> Any:
     """PyTorch bounds the logarithms, and its derivatives otherwise."""
     p = x.detach()
-    if torch._C._are_functorch_transforms_active() or bool((p * (1 - p) < 1e-12).any()):
+    if transforms_active() or bool((p * (1 - p) < 1e-12).any()):
         return NotImplemented
     return _reduced((target - 1) * torch.log1p(-x) - target * x.log(), reduction, weight)
 

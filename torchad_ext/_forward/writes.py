@@ -15,6 +15,17 @@ import torch
 from torch import Tensor
 
 from .._symbolic.torch_names import is_of_torch
+from .._torch_state import (
+    OpOverload,
+    OpOverloadPacket,
+    is_autocast_enabled,
+    nn_functions,
+    owners_of_storage,
+    share_memory,
+    swap_implementations,
+    transforms_active,
+    without_torch_function,
+)
 from .composed import known_name, without_guard
 from .fallback import Unseen
 
@@ -47,21 +58,16 @@ def is_write(name: str, func: Any, kwargs: Any) -> bool:
 @functools.lru_cache(1024)
 def _is_mutable(func: Any) -> bool:
     """Does a custom operator say so?"""
-    if isinstance(func, torch._ops.OpOverloadPacket):
+    if isinstance(func, OpOverloadPacket):
         return any(getattr(func, name)._schema.is_mutable for name in func.overloads())
-    return isinstance(func, torch._ops.OpOverload) and func._schema.is_mutable
+    return isinstance(func, OpOverload) and func._schema.is_mutable
 
 
 def written(sweep: Any, func: Any, args: Any, kwargs: Any) -> Any:
     """The tensor that an operation changed."""
     name = known_name(func)
     unseen = Unseen(f"{name}, which changes a tensor in place")
-    if (
-        not is_of_torch(func)
-        or not args
-        or kwargs.get("out") is not None
-        or torch._C._are_functorch_transforms_active()
-    ):
+    if not is_of_torch(func) or not args or kwargs.get("out") is not None or transforms_active():
         raise unseen
     y = _receiver(sweep, args[0], unseen)
     if name == "__setitem__":
@@ -81,7 +87,7 @@ def _contents(func: Any, name: str, args: Any, kwargs: Any, unseen: Unseen) -> A
         source = args[1] if len(args) > 1 else next(iter(kwargs.values()))
         return source if isinstance(source, Tensor) else torch.full_like(y, source)
     name = _OPERATORS.get(name, name.removesuffix("_"))
-    owners = [torch.Tensor, torch, torch._C._nn]
+    owners = [torch.Tensor, torch, nn_functions()]
     owners = owners if hasattr(func, "__objclass__") else owners[1:] + owners[:1]
     outside = next((of for owner in owners if callable(of := getattr(owner, name, None))), None)
     if name in _OTHERS or outside is None or getattr(func, "__name__", "") == "__set__" or kwargs.get("inplace"):
@@ -95,11 +101,11 @@ def _receiver(sweep: Any, y: Any, unseen: Unseen) -> Any:
         return y
     if type(y) is not Tensor or y._is_view() or (y.is_leaf and y.requires_grad):
         raise unseen
-    if torch._C._storage_Use_Count(y.untyped_storage()._cdata) > 2:  # this reference is one
+    if owners_of_storage(y) > 2:  # this reference is one
         raise unseen
     wrapped = sweep.wrapped(y.clone(), _zeros(sweep, y), None)
     try:
-        with torch._C.DisableTorchFunctionSubclass():
+        with without_torch_function():
             torch.utils.swap_tensors(y, wrapped)
     except RuntimeError as error:  # something else refers to it
         raise unseen from error
@@ -118,7 +124,7 @@ def returned(sweep: Any, finished: bool) -> None:
         # Not torch.utils.swap_tensors: the frames of an exception may refer to what it has to leave alone.
         y.__class__, plain.__class__ = plain.__class__, y.__class__
         y.__dict__, plain.__dict__ = plain.__dict__, y.__dict__
-        torch._C._swap_tensor_impl(y, plain)
+        swap_implementations(y, plain)
         if finished:
             y.copy_(value)
     sweep.received.clear()
@@ -153,7 +159,7 @@ def write(sweep: Any, y: Any, new: Any, unseen: Unseen) -> None:
     plain = all(type(x) is Tensor for x in (y.value, base.value, sweep.value(new)))
     if base.shown or not plain or not torch.can_cast(new.dtype, y.value.dtype) or _overlaps(y.value):
         raise unseen
-    if torch._C._is_any_autocast_enabled() or y.value.is_conj() or y.value.is_neg():
+    if is_autocast_enabled() or y.value.is_conj() or y.value.is_neg():
         raise unseen
     new = new.to(y.value.dtype)
     if new.shape != y.value.shape:
@@ -200,7 +206,7 @@ def follow(y: Any, x: Any) -> None:
     """Notes that y is a view of x, if it is."""
     base = x.root
     at, of = y.value, base.value
-    if type(at) is Tensor and type(of) is Tensor and torch._C._is_alias_of(at, of):  # type: ignore[attr-defined]
+    if type(at) is Tensor and type(of) is Tensor and share_memory(at, of):
         if at.dtype != of.dtype or at.is_conj() != of.is_conj() or at.is_neg() != of.is_neg():
             base.shown = True  # as other numbers, which are not followed
         y.base, y.seen = base, base.written

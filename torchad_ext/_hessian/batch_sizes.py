@@ -15,6 +15,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .._torch_state import cotangents_of
+
 _IN_CACHE, _AT_MOST = 2**21, 2**24  # bytes of the largest tensor of a batch
 _SHARE = 32  # of the Jacobian's bytes; the tensors of a batch are some ten, so that they take less than half of these
 _FEWEST = 8  # large rows that are worth a batch
@@ -28,7 +30,7 @@ def rows_at_once(largest: int, jacobian: int) -> int:
 
 def largest_in_graph(nodes: Iterable[Any]) -> int:
     """The bytes of the largest cotangent that passes through nodes of autograd."""
-    given = (metadata for node in nodes for metadata in node._input_metadata)
+    given = (metadata for node in nodes for metadata in cotangents_of(node))
     return max((math.prod(m.shape) * m.dtype.itemsize for m in given if _is_strided(m)), default=0)
 
 

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._decomp import decomposition_table
 from torch.overrides import enable_reentrant_dispatch
 from torch.utils._pytree import tree_leaves, tree_map
 
+from .._torch_state import decomposition_table, without_dispatch
 from .linear_structure import structure
 
 Array = np.ndarray[Any, Any]
@@ -291,7 +291,7 @@ class Rules:
         # A product depends on what a mean depends on, and couples it.
         bent = "prod" in [x for x in (*args, *kwargs.values()) if isinstance(x, str)]
         args, kwargs = tree_map(lambda x: "mean" if isinstance(x, str) and x == "prod" else x, (args, kwargs))
-        with enable_reentrant_dispatch(), torch._C._DisableTorchDispatch():  # autograd runs here, the tape does not
+        with enable_reentrant_dispatch(), without_dispatch():  # autograd runs here, the tape does not
             found = structure(op, args, kwargs, variables)
         if found is None:
             return None

@@ -9,7 +9,7 @@ is an error. Inside a transform of ``torch.func``, at a level of forward mode an
 
 A ``torch.autograd.Function`` of others may have a backward whose own derivative PyTorch silently takes for zero; its
 first call is compared with finite differences, for which f is run once more
-(:mod:`torchad_ext._hessian.foreign_functions`).
+(:mod:`torchad_ext._autograd.foreign_functions`).
 
 f runs with compositions in place of what PyTorch differentiates wrongly (:mod:`torchad_ext._forward.composed`), which
 also says what the derivatives of a norm at 0 are.
@@ -27,15 +27,15 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.autograd.function import BackwardCFunction
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from .._autograd.foreign_functions import COMPILED, check_functions
+from .._autograd.graph import depends_on_others, foreign_nodes, graph_nodes, is_own
 from .._forward.composed import composing
+from .._torch_state import in_forward_mode, transforms_active
 from .batch_sizes import Largest, largest_in_graph, rows_at_once
 from .curvature import Curvature, UnknownOperation
 from .decompression import SparsityError, coloring, found_coloring
-from .foreign_functions import COMPILED, check_functions
 from .pattern import sparse
 from .random_product import FastPath, RandomProduct, fast_path, report
 from .unit_rows import UnitRows, dense_rows
@@ -481,7 +481,7 @@ def _transformed() -> bool:
     into?"""
     if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
         return True
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return transforms_active() or in_forward_mode()
 
 
 class _Pullback:
@@ -624,7 +624,7 @@ class _Pullback:
     @functools.cached_property
     def _has_own_nodes(self) -> bool:
         """Do kernels of this package run in the graph? They take the batches of is_grads_batched as tensors."""
-        return any(type(node).__name__ == "CppFunction" or _is_own(node) for node in self._nodes)
+        return any(type(node).__name__ == "CppFunction" or is_own(node) for node in self._nodes)
 
     def rows(self, chunk_size: int | None, progress: bool) -> list[Tensor]:
         """J: for each leaf of x a tensor ``[size, *leaf]``."""
@@ -762,7 +762,7 @@ def _linearized(
             with _explained(at.name):
                 outputs = _grad([outputs], inputs, own[-1:], create_graph=True)
                 check_functions(functions, lambda: function(*inputs))
-    create_graph = wanted and _depends_on_others(outputs, own)
+    create_graph = wanted and depends_on_others(outputs, own)
 
     def pull(cotangents: Tensors) -> Tensors:
         return _grad(outputs, inputs, cotangents, create_graph=create_graph)
@@ -804,39 +804,6 @@ def _checking_cotangent(name: str, y: Tensor, functions: Sequence[Any]) -> Tenso
     for node in functions:
         node.register_hook(check)
     return torch.ones_like(y).requires_grad_(bool(functions))
-
-
-def foreign_nodes(outputs: Tensors) -> Iterator[Any]:
-    """The nodes of each ``autograd.Function`` in a graph that is not one of this package."""
-    for node in graph_nodes(outputs):
-        if isinstance(node, BackwardCFunction) and not _is_own(node):
-            yield node
-
-
-def _is_own(node: Any) -> bool:
-    """Is it of an ``autograd.Function`` of this package?"""
-    function = getattr(node, "_forward_cls", None)
-    return function is not None and function.__module__.partition(".")[0] == __package__.partition(".")[0]
-
-
-def graph_nodes(outputs: Tensors) -> Iterator[Any]:
-    """The nodes of a graph, in an order that depends on the graph alone."""
-    waiting = list(dict.fromkeys(y.grad_fn for y in outputs if y.grad_fn is not None))
-    found = set(waiting)
-    while waiting:
-        node = waiting.pop()
-        yield node
-        for child, _ in node.next_functions:
-            if child is not None and child not in found:
-                found.add(child)
-                waiting.append(child)
-
-
-def _depends_on_others(outputs: Tensors, inputs: Tensors) -> bool:
-    """Does the graph of the outputs lead to another leaf than the inputs? Then there are derivatives left to take."""
-    own = {id(x) for x in inputs}
-    leaves = (getattr(node, "variable", None) for node in graph_nodes(outputs))
-    return not all(x.is_leaf for x in inputs) or any(x is not None and id(x) not in own for x in leaves)
 
 
 def _bases(leaves: Tensors, at: _Point, rows: int, progress: bool) -> Iterator[tuple[int, list[Tensor]]]:

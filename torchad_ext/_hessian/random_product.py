@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import os
 import time
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -17,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from .._settings import is_strict
 
 Tensors = Sequence[Tensor]
 
@@ -83,7 +84,7 @@ def report(name: str, f: Callable[..., Any], path: FastPath, way: str) -> None:
         "mode; they are computed by that, which takes longer. This is a bug of torchad_ext or of PyTorch: please "
         "report it with this function"
     )
-    if os.environ.get("TORCHAD_EXT_STRICT") == "1":
+    if is_strict():
         raise RuntimeError(message)
     warnings.warn(message, RuntimeWarning, stacklevel=2)
 

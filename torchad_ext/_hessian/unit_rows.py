@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.overrides import enable_reentrant_dispatch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from .._torch_state import no_torch_function, wrapper_subclass
+
 aten = torch.ops.aten
 
 
@@ -34,13 +36,13 @@ class UnitRows(Tensor):
     ) -> UnitRows:
         like = dense if dense is not None else scales
         assert like is not None
-        self: UnitRows = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=like.dtype, device=like.device)
+        self: UnitRows = wrapper_subclass(cls, shape, like)
         self.scales = scales
         self.start = start
         self._dense = dense
         return self
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__ = no_torch_function  # type: ignore[assignment]
 
     def dense_rows(self) -> Tensor:
         """``[rows, *shape]``."""

@@ -44,7 +44,9 @@ from types import ModuleType
 
 import torch
 
+from .. import _settings
 from .._symbolic.cpp import Kernel
+from .._torch_state import can_run_avx2, can_run_avx512
 from . import nvrtc
 from .progress import progress
 
@@ -96,7 +98,7 @@ def cpu_level() -> str:
     Raises:
         BuildError: the level is unknown, or this CPU cannot run it.
     """
-    chosen = os.environ.get("TORCHAD_EXT_CPU_LEVEL")
+    chosen = _settings.cpu_level()
     machine = platform.machine()
     if machine not in ("x86_64", "AMD64"):
         if chosen:
@@ -114,7 +116,7 @@ def cpu_level() -> str:
 
 def _can_run(level: str) -> bool:
     """Does this CPU have the instructions of a level? PyTorch asks it for AVX2 and AVX-512, whatever it uses itself."""
-    has = {"x86-64-v3": torch.cpu._is_avx2_supported, "x86-64-v4": torch.cpu._is_avx512_supported}
+    has = {"x86-64-v3": can_run_avx2, "x86-64-v4": can_run_avx512}
     return level not in has or has[level]()
 
 
@@ -131,34 +133,30 @@ def present_gpus() -> tuple[str, ...]:
 
 def find_cxx() -> str | None:
     """The C++ compiler of ``CXX``, or the first of c++, g++ and clang++ there is."""
-    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    candidates = [chosen] if (chosen := _settings.cxx()) else ["c++", "g++", "clang++"]
     return next(filter(None, map(shutil.which, candidates)), None)
 
 
 def _cxx() -> str:
     compiler = find_cxx()
     if compiler is None:
-        given = f"CXX={os.environ['CXX']} is no program" if os.environ.get("CXX") else "no C++ compiler was found"
+        given = f"CXX={chosen} is no program" if (chosen := _settings.cxx()) else "no C++ compiler was found"
         raise BuildError(f"{given}; install g++ (Debian and Ubuntu: apt install g++) or set CXX to a compiler")
     return compiler
-
-
-def _chosen_flags() -> list[str]:
-    return shlex.split(os.environ.get("TORCHAD_EXT_CXXFLAGS", ""))
 
 
 def cpu_toolchain(level: str | None = None) -> Toolchain:
     """The C++ compiler, for this CPU or for a named level of x86-64."""
     level = level or cpu_level()
     march = [f"-march={level}"] if level.startswith("x86-64") else []
-    return Toolchain(_cxx(), (*_CXX_FLAGS, *_ABI, *march, *_chosen_flags()), level)
+    return Toolchain(_cxx(), (*_CXX_FLAGS, *_ABI, *march, *_settings.cxx_flags()), level)
 
 
 def fast_path_toolchain() -> Toolchain:
     """The C++ compiler, for an extension module of this Python and this PyTorch."""
     compiler, headers = _cxx(), f"-I{sysconfig.get_path('include')}"
     collection = _LATE_COLLECTION if _is_gcc(compiler) else []
-    return Toolchain(compiler, (*_FAST_PATH_FLAGS, *collection, headers, *_chosen_flags()), _fast_path_target())
+    return Toolchain(compiler, (*_FAST_PATH_FLAGS, *collection, headers, *_settings.cxx_flags()), _fast_path_target())
 
 
 def _fast_path_target() -> str:
@@ -167,7 +165,7 @@ def _fast_path_target() -> str:
 
 def cuda_toolchain() -> Toolchain:
     """The C++ compiler, for the operators that launch kernels on GPUs."""
-    return Toolchain(_cxx(), (*_CXX_FLAGS, *_ABI, "-DUSE_CUDA", *_chosen_flags()), platform.machine())
+    return Toolchain(_cxx(), (*_CXX_FLAGS, *_ABI, "-DUSE_CUDA", *_settings.cxx_flags()), platform.machine())
 
 
 def _version(compiler: str | None) -> str:
@@ -192,13 +190,6 @@ def cache_key(device: str, toolchain: Toolchain) -> str:
     """The name of a cache entry: the target in clear, then a hash of everything that counts."""
     parts = [_sources_hash(), *toolchain.flags, toolchain.compiler, _version(toolchain.compiler), torch.__version__]
     return f"{device}-{toolchain.target}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}"
-
-
-def cache_dir() -> Path:
-    """The folder of compiled libraries."""
-    if chosen := os.environ.get("TORCHAD_EXT_CACHE_DIR"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchad_ext"
 
 
 def _shell(*words: str) -> str:
@@ -408,7 +399,7 @@ def _locked(folder: Path, what: str) -> Iterator[None]:
 
 
 def _in_cache(key: str, file: str = "library.so") -> Path:
-    return cache_dir() / key / file
+    return _settings.cache_dir() / key / file
 
 
 def _from_cache(file: Path, name: str, make: Callable[[Path], None]) -> Path:
@@ -483,7 +474,7 @@ def _runs_on(gpu: str) -> bool:
 def _prebuilt(device: str, target: str, what: str) -> Path | None:
     """A library that came with the package and serves this machine."""
     library = prebuilt_library(device, target, what)
-    return library if library.exists() and not os.environ.get("TORCHAD_EXT_CXXFLAGS") else None
+    return library if library.exists() and not _settings.cxx_flags() else None
 
 
 def _prebuilt_images() -> list[Path]:
@@ -563,7 +554,7 @@ def load_fast_path(compiling: bool) -> ModuleType | None:
         BuildError: it could not be compiled, now or by an earlier process, or not be loaded.
     """
     library = prebuilt_library("fast_path", _fast_path_target(), "calls")
-    if os.environ.get("TORCHAD_EXT_CXXFLAGS") or not library.exists():
+    if _settings.cxx_flags() or not library.exists():
         toolchain, library = _fast_path_entry()
         if compiling:
             name = f"the calls in eager mode for {toolchain.target}"
@@ -609,7 +600,7 @@ def load(what: str) -> bool:
     Raises:
         BuildError: they are not there and ``TORCHAD_EXT_STRICT=1``.
     """
-    strict = os.environ.get("TORCHAD_EXT_STRICT") == "1"
+    strict = _settings.is_strict()
     with _loading:
         if what != "cpu" and not load("cpu"):
             _failures[what] = _failures["cpu"]
@@ -719,7 +710,7 @@ def _or_warn(name: str, load: Callable[[], int], stacklevel: int) -> int | None:
         return load()
     except (BuildError, nvrtc.NvrtcError, OSError) as error:
         failure = BuildError(f"torchad_ext has no native kernel of {name}: {error}")
-        if os.environ.get("TORCHAD_EXT_STRICT") == "1":
+        if _settings.is_strict():
             raise failure from error
         warnings.warn(f"{failure}. The plain PyTorch definition runs instead.", stacklevel=stacklevel)
         return None

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from .. import _settings
 from . import build
 
 _DEVICES = {"cpu": 0, "cuda": 1}
@@ -36,7 +37,7 @@ def module() -> ModuleType | None:
     global _started, _failure
     if _module is not None or (_started and _failure is None):
         return _module
-    mode = os.environ.get("TORCHAD_EXT_EAGER")
+    mode = _settings.fast_path()
     if mode == "0" or not build.is_loaded("cpu"):
         return None
     with _starting:
@@ -47,7 +48,7 @@ def module() -> ModuleType | None:
                 _load(_compile_aside)
         failure, _failure = _failure, None
     if failure:
-        if os.environ.get("TORCHAD_EXT_STRICT") == "1":
+        if _settings.is_strict():
             raise failure
         warnings.warn(f"{failure}. Calls go through Python, which takes some microseconds more.", stacklevel=4)
     return _module

@@ -14,23 +14,38 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch._prims_common import compute_elementwise_output_strides
 from torch.autograd import forward_ad
 
 from .._symbolic import cpp
 from .._symbolic.cpp import Kernel
+from .._torch_state import (
+    DispatchKey,
+    DispatchKeySet,
+    after_autograd,
+    dispatch_keys,
+    dispatch_modes,
+    elementwise_strides,
+    in_forward_mode,
+    innermost_transform,
+    is_autocast_enabled,
+    is_functionalized,
+    is_in_hidden_batch,
+    is_profiling,
+    traced_before_autograd,
+    transforms_active,
+    without_hidden_batch,
+)
 from . import build
 
-DispatchKey = torch._C.DispatchKey
 MOST_DIMS = 64  # most_dims of csrc/strided.h
 DTYPES = {getattr(torch, name): number for name, number in cpp.DTYPES.items()}
 _BACKEND = {"cpu": DispatchKey.CPU, "cuda": DispatchKey.CUDA}
 
 
-def _keys(*keys: torch._C.DispatchKey) -> torch._C.DispatchKeySet:
-    result = torch._C.DispatchKeySet(keys[0])
+def _keys(*keys: DispatchKey) -> DispatchKeySet:
+    result = DispatchKeySet(keys[0])
     for key in keys[1:]:
-        result = result | torch._C.DispatchKeySet(key)
+        result = result | DispatchKeySet(key)
     return result
 
 
@@ -48,10 +63,7 @@ def _plain_keys() -> dict[int, str]:
 # The dispatch keys of a tensor that is nothing but numbers in memory: not a subclass, a view with a pending negation,
 # sparse, nested, quantised, fake or wrapped by a transform.
 _PLAIN = _plain_keys()
-_dispatch_keys = torch._C._dispatch_keys
-_transforms_active = torch._C._are_functorch_transforms_active
 _registering = threading.Lock()
-profiling = torch._C._autograd._profiler_enabled
 
 
 def device_of(xs: Sequence[torch.Tensor]) -> str | None:
@@ -59,21 +71,16 @@ def device_of(xs: Sequence[torch.Tensor]) -> str | None:
     dtype = xs[0].dtype
     if dtype not in DTYPES or xs[0].dim() > MOST_DIMS:
         return None
-    device = _PLAIN.get(_dispatch_keys(xs[0]).raw_repr())
+    device = _PLAIN.get(dispatch_keys(xs[0]).raw_repr())
     for x in xs[1:]:
-        if x.dtype is not dtype or _PLAIN.get(_dispatch_keys(x).raw_repr()) is not device:
+        if x.dtype is not dtype or _PLAIN.get(dispatch_keys(x).raw_repr()) is not device:
             return None
     return device
 
 
-def traced_before_autograd() -> bool:
-    """Does ``make_fx(pre_dispatch=True)`` trace? That is a mode of torch functions, and none of the dispatcher's."""
-    return torch._C._dispatch_tls_is_dispatch_key_included(DispatchKey.PreDispatch)
-
-
 def _observed() -> bool:
     """Is there a mode that has to see the plain definition?"""
-    if torch._C._len_torch_dispatch_stack() or torch._C._is_any_autocast_enabled():
+    if dispatch_modes() or is_autocast_enabled():
         return True
     return torch.compiler.is_compiling() or traced_before_autograd()
 
@@ -83,12 +90,11 @@ def device_for(xs: Sequence[torch.Tensor]) -> str | None:
     unwrapped them, and no mode has to see the plain definition. None if there is none."""
     if _observed():
         return None
-    functorch = torch._C._functorch
-    interpreter = functorch.peek_interpreter_stack()
+    interpreter = innermost_transform()
     if interpreter is None:
         return device_of(xs)
     first = xs[0]
-    if interpreter.key() == functorch.TransformType.Functionalize or first.device.type not in _BACKEND:
+    if is_functionalized(interpreter) or first.device.type not in _BACKEND:
         return None
     if first.dtype not in DTYPES:
         return None
@@ -102,19 +108,13 @@ def without_batch(xs: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
 
     None where no tensor has one, where such batches are nested, and where a mode or a derivative needs the definition.
     """
-    is_batch = torch._C._functorch.is_legacy_batchedtensor
-    hidden = [is_batch(x) for x in xs]
-    if not any(hidden) or _observed() or _transforms_active() or forward_ad._current_level >= 0:
+    hidden = [is_in_hidden_batch(x) for x in xs]
+    if not any(hidden) or _observed() or transforms_active() or in_forward_mode():
         return None
     if torch.is_grad_enabled() and any(x.requires_grad for x in xs):
         return None
-    whole = [torch._remove_batch_dim(x, 1, 0, 0) if h else x for x, h in zip(xs, hidden, strict=True)]
-    return None if any(map(is_batch, whole)) else whole
-
-
-def with_batch(x: torch.Tensor) -> torch.Tensor:
-    """A tensor ``[batch, *shape]`` as one ``[*shape]`` in the batch of ``without_batch``."""
-    return torch._add_batch_dim(x, 0, 1)
+    whole = [without_hidden_batch(x) if h else x for x, h in zip(xs, hidden, strict=True)]
+    return None if any(map(is_in_hidden_batch, whole)) else whole
 
 
 @functools.cache
@@ -122,17 +122,17 @@ def _guard(name: str, library: torch.library.Library) -> None:
     """Makes a call through ``torch.ops`` raise where a derivative would be lost."""
     op = getattr(torch.ops.torchad_ext, name)
 
-    def call(keyset: torch._C.DispatchKeySet, *args: Any, overload: str, **out: Any) -> Any:
+    def call(keyset: DispatchKeySet, *args: Any, overload: str, **out: Any) -> Any:
         for x in (x for arg in (*args, *out.values()) for x in (arg if isinstance(arg, (list, tuple)) else [arg])):
             if not isinstance(x, torch.Tensor):
                 continue
             wants_gradient = torch.is_grad_enabled() and x.requires_grad
-            if wants_gradient or (forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None):
+            if wants_gradient or (in_forward_mode() and forward_ad.unpack_dual(x).tangent is not None):
                 raise RuntimeError(
                     f"torch.ops.torchad_ext.{name} is a bare kernel and has no derivative, but was given a tensor that "
                     "needs one; call the function of the same name in torchad_ext, or detach() the tensor"
                 )
-        return getattr(op, overload).redispatch(keyset & torch._C._after_autograd_keyset, *args, **out)
+        return getattr(op, overload).redispatch(keyset & after_autograd, *args, **out)
 
     for overload in op.overloads():
         full_name = name if overload == "default" else f"{name}.{overload}"
@@ -143,7 +143,7 @@ def _guard(name: str, library: torch.library.Library) -> None:
 def _fake_pointwise(kernel: int, inputs: list[torch.Tensor], scalars: list[float]) -> list[torch.Tensor]:
     outputs = ctypes.c_int32.from_address(kernel + 4).value  # of struct Kernel in csrc/kernel.h
     x = inputs[0]
-    strides = compute_elementwise_output_strides(*inputs)  # the kernel's, but for dimensions of size 1
+    strides = elementwise_strides(*inputs)  # the kernel's, but for dimensions of size 1
     return [x.new_empty_strided(x.shape, strides) for _ in range(outputs)]
 
 
@@ -206,7 +206,7 @@ def _load_form(name: str, device: str, dtype: torch.dtype) -> Callable[..., Any]
 def find(name: str, device: str, dtype: torch.dtype) -> Callable[..., Any] | None:
     """A kernel of the quadratic form for a device and a dtype, compiled on the first use; None if there is none."""
     kernel = _load_form(name, device, dtype)
-    return kernel if kernel is None or not profiling() else recorded(name, kernel)
+    return kernel if kernel is None or not is_profiling() else recorded(name, kernel)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -227,7 +227,7 @@ class PointwiseKernel:
     def __call__(self, xs: Sequence[torch.Tensor], scalars: Sequence[float], **out: Any) -> Any:
         run = self._run_out if out else self._run
         assert run
-        return (recorded(self._name, run) if profiling() else run)(self.address, xs, scalars, **out)
+        return (recorded(self._name, run) if is_profiling() else run)(self.address, xs, scalars, **out)
 
 
 def compile_pointwise(name: str, dtype: torch.dtype, device: str, source: Kernel) -> PointwiseKernel | None:

@@ -15,6 +15,8 @@ from collections.abc import Collection, Iterator, Sequence
 
 import torch
 
+from .. import _settings
+
 
 class NvrtcError(RuntimeError):
     """NVRTC is not there, or could not compile; the message is what it said."""
@@ -27,10 +29,10 @@ def _majors() -> tuple[str, ...]:
 
 def _candidates() -> Iterator[str]:
     """Where the library may be: with PyTorch and the packages it comes with, in a toolkit, where the system looks."""
-    homes = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), sys.prefix, "/usr/local/cuda")
+    homes = (*_settings.cuda_homes(), sys.prefix, "/usr/local/cuda")
     folders = [os.path.join(entry, "nvidia", name, "lib") for entry in sys.path for name in ("cu*", "cuda_nvrtc")]
     folders += [os.path.join(os.path.dirname(torch.__file__), "lib")]
-    folders += [os.path.join(home, lib) for home in homes if home for lib in ("lib64", "lib")]
+    folders += [os.path.join(home, lib) for home in homes for lib in ("lib64", "lib")]
     for major in _majors():
         for folder in folders:
             yield from sorted(glob.glob(os.path.join(folder, f"libnvrtc.so.{major}")))

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from .._torch_state import OpOverload, OpOverloadPacket
+
 _AUGMENTED = {
     "__iadd__": "add", "__isub__": "sub", "__imul__": "mul", "__itruediv__": "div", "__idiv__": "div",
     "__ifloordiv__": "floor_divide", "__imod__": "remainder", "__ipow__": "pow", "__iand__": "and", "__ior__": "or",
@@ -24,14 +26,14 @@ def name_of(func: Any) -> str:
 
 
 def module_of(func: Any) -> str:
-    if isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+    if isinstance(func, (OpOverload, OpOverloadPacket)):
         return f"torch.ops.{func}"
     return str(getattr(func, "__module__", None) or "torch")
 
 
 def is_of_torch(func: Any) -> bool:
     """Is it a function of PyTorch, whose name says what it computes? One of another library may have the same name."""
-    if isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+    if isinstance(func, (OpOverload, OpOverloadPacket)):
         return str(func).startswith("aten.")
     if isinstance(func, types.FunctionType):  # the module that the code is in: functools.wraps copies __module__
         module = func.__globals__.get("__name__")

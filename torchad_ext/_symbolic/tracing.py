@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import _disable_current_modes
 
+from .._torch_state import function_of, subclass, without_modes
 from . import operations as op
 from . import refusals
 from .expr import FLOATS, Expr, make, topological
@@ -82,7 +82,7 @@ _DTYPE = torch.float8_e5m2
 
 def _symbol(value: Expr, kind: str, stored: Expr | None = None, is_in_use: bool = False) -> _Symbol:
     # A custom autograd.Function leaves its mark on what requires a gradient.
-    symbol = torch.Tensor._make_subclass(_Symbol, torch.zeros((), device="cpu"), kind == "tensor")
+    symbol: _Symbol = subclass(_Symbol, torch.zeros((), device="cpu"), kind == "tensor")
     symbol.expr, symbol.kind, symbol.is_in_use = value, kind, is_in_use
     symbol.stored = value if stored is None else stored
     return symbol
@@ -127,7 +127,7 @@ def _traced(
 ) -> tuple[Program, bool]:
     """The program for tensors of a dtype, and whether the function asks for it."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_disable_current_modes())
+        stack.enter_context(without_modes())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         if "torch._dynamo" in sys.modules:  # what torch.compile made is run as it was written
@@ -370,7 +370,7 @@ def _function_of(x: Any) -> str | None:
     node = x.grad_fn if isinstance(x, torch.Tensor) else None
     if node is None or not isinstance(node, BackwardCFunction):
         return None
-    return str(node._forward_cls.__name__)
+    return str(function_of(node).__name__)
 
 
 def _numbers_in(value: Expr) -> frozenset[str]:

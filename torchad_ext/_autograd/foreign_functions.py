@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import _SingleLevelFunction
 from torch.utils._pytree import tree_leaves
+
+from .._torch_state import function_of, takes_context
 
 COMPILED = "CompiledFunctionBackward"  # the node of what torch.compile made
 _MOVED = 0.2  # of the size of an input, to be off the places where derivatives vanish
@@ -43,7 +44,7 @@ def check_functions(nodes: Iterable[Any], again: Callable[[], Any]) -> None:
     nodes = list(nodes)
     if any(node.name() == COMPILED for node in nodes):  # some raise this themselves, others give zeros
         raise RuntimeError("torch.compile with aot_autograd does not currently support double backward")
-    unknown = {node._forward_cls for node in nodes} - set(_checked)
+    unknown = {function_of(node) for node in nodes} - set(_checked)
     unknown = {cls for cls in unknown if not f"{cls.__module__}.".startswith(_OF_TORCH)}
     if not unknown:
         return
@@ -70,7 +71,7 @@ def _recorded(classes: Iterable[type]) -> Iterator[dict[type, tuple[Any, ...]]]:
 
     def recording(cls: Any) -> Callable[..., Any]:
         forward = cls.forward
-        with_context = cls.setup_context is _SingleLevelFunction.setup_context
+        with_context = takes_context(cls)
 
         def record(*args: Any, **kwargs: Any) -> Any:
             given = args[with_context:]

@@ -1,0 +1,44 @@
+"""The nodes of an autograd graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+
+Tensors = Sequence[Tensor]
+
+
+def foreign_nodes(outputs: Tensors) -> Iterator[Any]:
+    """The nodes of each ``autograd.Function`` in a graph that is not one of this package."""
+    for node in graph_nodes(outputs):
+        if isinstance(node, BackwardCFunction) and not is_own(node):
+            yield node
+
+
+def is_own(node: Any) -> bool:
+    """Is it of an ``autograd.Function`` of this package?"""
+    function = getattr(node, "_forward_cls", None)
+    return function is not None and function.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+def graph_nodes(outputs: Tensors) -> Iterator[Any]:
+    """The nodes of a graph, in an order that depends on the graph alone."""
+    waiting = list(dict.fromkeys(y.grad_fn for y in outputs if y.grad_fn is not None))
+    found = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for child, _ in node.next_functions:
+            if child is not None and child not in found:
+                found.add(child)
+                waiting.append(child)
+
+
+def depends_on_others(outputs: Tensors, inputs: Tensors) -> bool:
+    """Does the graph of the outputs lead to another leaf than the inputs? Then there are derivatives left to take."""
+    own = {id(x) for x in inputs}
+    leaves = (getattr(node, "variable", None) for node in graph_nodes(outputs))
+    return not all(x.is_leaf for x in inputs) or any(x is not None and id(x) not in own for x in leaves)

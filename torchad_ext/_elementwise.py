@@ -353,7 +353,7 @@ class _Apply(_ApplyUnderTransforms):
     takes longer than a small kernel.
     """
 
-    setup_context = staticmethod(torch.autograd.function._SingleLevelFunction.setup_context)
+    setup_context = staticmethod(torch.autograd.Function.setup_context)
 
     @staticmethod
     def forward(ctx: Any, op: Elementwise, scalars: Scalars, *xs: torch.Tensor) -> Any:  # type: ignore[override]

@@ -17,7 +17,6 @@ from torch._decomp import decomposition_table as decomposition_table
 from torch._ops import OpOverload as OpOverload
 from torch._ops import OpOverloadPacket as OpOverloadPacket
 from torch.autograd import forward_ad
-from torch.autograd.function import _SingleLevelFunction
 from torch.utils._python_dispatch import _disable_current_modes
 
 # Transforms of torch.func wrap tensors, and give a Function other rules than plain autograd does.
@@ -126,7 +125,7 @@ def share_memory(x: Tensor, y: Tensor) -> bool:
 
 def takes_context(function: type[torch.autograd.Function]) -> bool:
     """Has the forward of a Function a ctx, because it has no ``setup_context``?"""
-    return function.setup_context is _SingleLevelFunction.setup_context
+    return function.setup_context is torch.autograd.Function.setup_context
 
 
 def function_of(node: Any) -> type[torch.autograd.Function]:

@@ -39,9 +39,9 @@ class BuildKernels(build_py):
         if PREBUILD:
             sys.path.insert(0, str(ROOT))
             from torchad_ext import ops
-            from torchad_ext._native import build
+            from torchad_ext._native import prebuilt
 
-            for library in build.prebuild(package / "prebuilt", PREBUILD, ops.prebuilt_kernels):
+            for library in prebuilt.make(package / "prebuilt", PREBUILD, ops.prebuilt_kernels):
                 print(f"prebuilt {library} ({library.stat().st_size >> 10} KiB)", file=sys.stderr)
 
 

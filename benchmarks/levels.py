@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from torchad_ext._native import build
+from torchad_ext._native import toolchain
 
 # The environment in which our kernels, PyTorch's, MKL's and oneDNN's use one level of x86-64.
 ENVIRONMENTS = {
@@ -25,7 +25,7 @@ def current() -> str:
     Raises:
         BuildError: ``TORCHAD_EXT_CPU_LEVEL`` names a level that this CPU cannot run.
     """
-    return build.cpu_level().removeprefix("x86-64-")
+    return toolchain.cpu_level().removeprefix("x86-64-")
 
 
 def start_again_at(level: str | None) -> str:
@@ -37,5 +37,5 @@ def start_again_at(level: str | None) -> str:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **environment})
     try:
         return current()
-    except build.BuildError as error:
+    except toolchain.BuildError as error:
         sys.exit(str(error))

@@ -22,23 +22,24 @@ from drop_in import row
 
 import torchad_ext as ad
 from torchad_ext import BuildError, _settings
-from torchad_ext._native import build, nvrtc
+from torchad_ext._native import compile, loader, nvrtc, prebuilt, toolchain
 from torchad_ext._native.progress import Progress
+from torchad_ext._native.state import state
 from torchad_ext._symbolic import cpp
 from torchad_ext._symbolic.cpp import Kernel
 from torchad_ext.ops import CATALOGUE
 
 ROOT = Path(__file__).resolve().parent.parent
-CXX = build.find_cxx()
+CXX = toolchain.find_cxx()
 NVCC = shutil.which("nvcc", path=f"{os.environ.get('PATH', '')}:/usr/local/cuda/bin")
 SETTINGS = ("CXX", "CUDA_HOME", "CUDA_PATH")
 LOAD = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from torchad_ext._native import build
-build.CSRC = Path(sys.argv[1])
-print(build.load("cpu"))
+from torchad_ext._native import compile, loader
+compile.CSRC = Path(sys.argv[1])
+print(loader.load("cpu"))
 """
 USE_ALL = """
 import torch, torchad_ext as ad
@@ -84,9 +85,9 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiler:
             monkeypatch.delenv(name)
     monkeypatch.setenv("TORCHAD_EXT_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("TORCHAD_EXT_EAGER", "0")
-    monkeypatch.setattr(build, "progress", Progress())
-    monkeypatch.setattr(build, "_failures", {})
-    monkeypatch.setattr(build, "_loaded", {})
+    monkeypatch.setattr("torchad_ext._native.cache.progress", Progress())
+    monkeypatch.setattr(state, "failures", {})
+    monkeypatch.setattr(state, "libraries", {})
     (tmp_path / "bin").mkdir()
     compiler = Compiler(tmp_path / "bin")
     monkeypatch.setenv("CXX", str(compiler.path))
@@ -100,7 +101,7 @@ def csrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "ops").mkdir(parents=True)
     (folder / "answer.cpp").write_text('#include "ops/answer.h"\nextern "C" int answer() { return ANSWER; }\n')
     (folder / "ops" / "answer.h").write_text("#define ANSWER 42\n")
-    monkeypatch.setattr(build, "CSRC", folder)
+    monkeypatch.setattr(compile, "CSRC", folder)
     return folder
 
 
@@ -125,8 +126,8 @@ def run(script: str, *arguments: object) -> tuple[str, str]:
 
 def load_again() -> bool:
     """Loads as a new process would."""
-    build._failures.clear()
-    return build.load("cpu")
+    state.failures.clear()
+    return loader.load("cpu")
 
 
 CHANGES: dict[str, Callable[[pytest.MonkeyPatch, Path, Compiler], object]] = {
@@ -134,8 +135,8 @@ CHANGES: dict[str, Callable[[pytest.MonkeyPatch, Path, Compiler], object]] = {
     "the text of a header": lambda patch, csrc, _: (csrc / "ops" / "answer.h").write_text("#define ANSWER 43\n"),
     "the name of a source": lambda patch, csrc, _: (csrc / "answer.cpp").rename(csrc / "b.cpp"),
     "a new source": lambda patch, csrc, _: (csrc / "new.cuh").touch(),
-    "how sources are compiled": lambda patch, csrc, _: patch.setattr(build, "__file__", str(csrc / "answer.cpp")),
-    "a flag": lambda patch, csrc, _: patch.setattr(build, "_CXX_FLAGS", [*build._CXX_FLAGS, "-g"]),
+    "how sources are compiled": lambda patch, csrc, _: patch.setitem(compile._COMMANDS, "link", "$compiler"),
+    "a flag": lambda patch, csrc, _: patch.setattr(toolchain, "_CXX_FLAGS", [*toolchain._CXX_FLAGS, "-g"]),
     "a flag of the user": lambda patch, csrc, _: patch.setenv("TORCHAD_EXT_CXXFLAGS", "-g"),
     "the compiler": lambda patch, csrc, _: patch.setenv("CXX", str(CXX)),
     "the version of the compiler": lambda patch, csrc, compiler: compiler.is_version("compiler 1.1"),
@@ -148,7 +149,7 @@ class TestKey:
 
     @staticmethod
     def key(level: str = "x86-64-v3") -> str:
-        return build.cache_key("cpu", build.cpu_toolchain(level))
+        return compile.key("cpu", toolchain.cpu_toolchain(level))
 
     @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
     def test_changes_with(
@@ -174,7 +175,7 @@ class TestKey:
         (csrc / "notes.md").touch()
         (csrc / ".answer.cpp.swp").touch()
         assert self.key() == before
-        monkeypatch.setattr(build, "CSRC", shutil.copytree(csrc, csrc.parent / "elsewhere"))
+        monkeypatch.setattr(compile, "CSRC", shutil.copytree(csrc, csrc.parent / "elsewhere"))
         assert self.key() == before
 
 
@@ -216,7 +217,7 @@ class TestCache:
     ) -> None:
         odd = tmp_path / "it's a $folder: ü"
         monkeypatch.setenv("TORCHAD_EXT_CACHE_DIR", str(odd / "cache"))
-        monkeypatch.setattr(build, "CSRC", shutil.copytree(csrc, odd / "csrc"))
+        monkeypatch.setattr(compile, "CSRC", shutil.copytree(csrc, odd / "csrc"))
         monkeypatch.setenv("CXX", str(shutil.copy(compiler.path, odd / "c++")))
         monkeypatch.setenv("TORCHAD_EXT_CXXFLAGS", "-DGREETING='\"good $day\"' -DNAME=x")
         (odd / "csrc" / "greeting.cpp").write_text('static_assert(sizeof(GREETING) == 10, "the flag arrives whole");')
@@ -262,7 +263,7 @@ class TestCache:
         (tmp_path / "file").touch()
         monkeypatch.setenv("TORCHAD_EXT_CACHE_DIR", str(tmp_path / "file"))
         with pytest.warns(UserWarning, match=r"file/cpu-.* cannot be written .*; set TORCHAD_EXT_CACHE_DIR"):
-            assert not build.load("cpu")
+            assert not loader.load("cpu")
 
 
 ACCIDENTS = {
@@ -272,7 +273,7 @@ ACCIDENTS = {
 }
 
 
-X86 = build.platform.machine() in ("x86_64", "AMD64")
+X86 = toolchain.platform.machine() in ("x86_64", "AMD64")
 
 
 @pytest.mark.skipif(not X86, reason="levels are those of x86-64")
@@ -300,16 +301,16 @@ class TestLevel:
         self, level: str, most: str, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("TORCHAD_EXT_CPU_LEVEL", level)
-        monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: most == "x86-64-v3")
-        monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: False)
+        monkeypatch.setattr(toolchain, "can_run_avx2", lambda: most == "x86-64-v3")
+        monkeypatch.setattr(toolchain, "can_run_avx512", lambda: False)
         with pytest.raises(BuildError, match=f"{level}, but this CPU runs no more than {most}; set that"):
-            build.cpu_level()
+            toolchain.cpu_level()
 
     def test_one_of_another_architecture_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TORCHAD_EXT_CPU_LEVEL", "x86-64-v3")
-        monkeypatch.setattr(build.platform, "machine", lambda: "aarch64")
+        monkeypatch.setattr(toolchain.platform, "machine", lambda: "aarch64")
         with pytest.raises(BuildError, match="this CPU is one of aarch64; unset it"):
-            build.cpu_level()
+            toolchain.cpu_level()
 
 
 class TestPrecompiledHeader:
@@ -320,13 +321,13 @@ class TestPrecompiledHeader:
         """Calls a kernel of this name, which includes the header, compiled after the operators."""
         (csrc / "pointwise_cpu.h").write_text("#pragma once\nconstexpr int answer = 42;\n")
         compiler.is_version("(C) Free Software Foundation")
-        assert build.load("cpu")
-        monkeypatch.setattr(build, "_for_kernels", functools.cache(build._for_kernels.__wrapped__))
-        build._for_kernels()
+        assert loader.load("cpu")
+        monkeypatch.setattr(loader, "_for_kernels", functools.cache(loader._for_kernels.__wrapped__))
+        loader._for_kernels()
 
         def call(name: str) -> int:
             text = f'#include "pointwise_cpu.h"\nextern "C" int {name}() {{ return answer; }}\n'
-            library = build._compiled_kernel(name, Kernel(name, text, 0, 0, 0))
+            library = loader.compiled_kernel(name, Kernel(name, text, 0, 0, 0))
             result: int = library[name]()
             return result
 
@@ -379,7 +380,7 @@ class TestFailedBuild:
     ) -> None:
         compiler.obeys(accident)
         with pytest.warns(UserWarning, match="The plain PyTorch definitions run instead") as caught:
-            assert not build.load("cpu")
+            assert not loader.load("cpu")
         (log,) = cache.glob("*/library.log")
         assert "no such luck" in log.read_text()
         assert f"{compiler.path} failed; its output is in {log}; g++ 11" in str(caught[0].message)
@@ -392,7 +393,7 @@ class TestFailedBuild:
     def test_is_not_tried_again_and_warns_once(self, csrc: Path, compiler: Compiler) -> None:
         compiler.obeys("exit 1")
         with pytest.warns(UserWarning, match="has no native kernels") as caught:
-            assert [build.load("cpu") for _ in range(3)] == [False] * 3
+            assert [loader.load("cpu") for _ in range(3)] == [False] * 3
         assert len(caught) == 1
         assert len(compiler.calls) == 1
 
@@ -400,7 +401,7 @@ class TestFailedBuild:
     def test_is_tried_by_one_of_many_threads(self, csrc: Path, compiler: Compiler) -> None:
         compiler.obeys("sleep 0.2; exit 1")
         with ThreadPoolExecutor(8) as pool, pytest.warns(UserWarning, match="has no native kernels") as caught:
-            results = list(pool.map(build.load, ["cpu"] * 8))
+            results = list(pool.map(loader.load, ["cpu"] * 8))
         assert results == [False] * 8
         assert len(caught) == len(compiler.calls) == 1
 
@@ -411,7 +412,7 @@ class TestFailedBuild:
         compiler.obeys("exit 1")
         for _ in range(2):
             with pytest.raises(BuildError, match=r"has no native kernels: .*c\+\+ failed"):
-                build.load("cpu")
+                loader.load("cpu")
         assert len(compiler.calls) == 1
 
     def test_a_library_that_cannot_be_loaded_is_one_too(self, csrc: Path, compiler: Compiler) -> None:
@@ -419,12 +420,12 @@ class TestFailedBuild:
         with pytest.warns(
             UserWarning, match=r"undefined symbol: .*missing.*; delete .*library\.so to have it compiled"
         ):
-            assert not build.load("cpu")
+            assert not loader.load("cpu")
 
     def test_a_compiler_that_is_not_there_is_named(self, compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CXX", "no-such-compiler")
         with pytest.raises(BuildError, match="CXX=no-such-compiler is no program; install g"):
-            build.cpu_toolchain()
+            toolchain.cpu_toolchain()
 
     def test_a_missing_ninja_is_named(
         self, csrc: Path, compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -432,7 +433,7 @@ class TestFailedBuild:
         monkeypatch.setitem(sys.modules, "ninja", None)
         monkeypatch.setenv("PATH", str(tmp_path))
         with pytest.warns(UserWarning, match="ninja was not found; pip install ninja"):
-            assert not build.load("cpu")
+            assert not loader.load("cpu")
 
 
 class TestWithoutACompiler:
@@ -481,7 +482,8 @@ print(1e3 * (time.process_time() - start), *set(sys.modules) - before)
 class TestCuda:
     @pytest.fixture
     def gpus(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(build, "present_gpus", lambda: ("90",))
+        for module in (loader, prebuilt):
+            monkeypatch.setattr(module, "present_gpus", lambda: ("90",))
 
     @pytest.mark.usefixtures("csrc", "gpus")
     def test_without_nvrtc_there_is_one_warning(self, compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -489,22 +491,22 @@ class TestCuda:
         monkeypatch.setattr(nvrtc, "_library", nvrtc._library.__wrapped__)
         monkeypatch.setattr(nvrtc, "version", nvrtc.version.__wrapped__)
         with pytest.warns(UserWarning, match="has no native CUDA kernels: no NVRTC was found .* pip install") as caught:
-            assert [build.load("cuda") for _ in range(2)] == [False, False]
+            assert [loader.load("cuda") for _ in range(2)] == [False, False]
         assert len(caught) == 1
-        assert build.load("cpu")
+        assert loader.load("cpu")
 
     def test_where_the_cpu_kernels_failed_there_is_no_second_warning(self, compiler: Compiler, csrc: Path) -> None:
         compiler.obeys("exit 1")
         with pytest.warns(UserWarning, match="has no native kernels"):
-            assert not build.load("cpu")
+            assert not loader.load("cpu")
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert not build.load("cuda")
+            assert not loader.load("cuda")
 
     @pytest.mark.parametrize(
         ("change", "error"),
         [
-            (lambda patch: patch.setattr(build, "present_gpus", tuple), r"no GPU is visible .*CUDA_VISIBLE_DEVICES"),
+            (lambda patch: patch.setattr(loader, "present_gpus", tuple), r"no GPU is visible .*CUDA_VISIBLE_DEVICES"),
             (lambda patch: patch.setattr(torch.version, "hip", "6.4"), "this PyTorch is one for ROCm"),
         ],
         ids=["no GPU", "another GPU"],
@@ -515,7 +517,7 @@ class TestCuda:
     ) -> None:
         change(monkeypatch)
         with pytest.raises(BuildError, match=error):
-            build._find("cuda")
+            loader.find("cuda")
 
     @pytest.mark.parametrize(
         ("gpu", "runs"),
@@ -524,15 +526,15 @@ class TestCuda:
     def test_prebuilt_code_runs_on_its_family_of_gpus(
         self, gpu: str, runs: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(build, "PREBUILT_GPUS", ("86", "90", "100"))
-        assert build._runs_on(gpu) is runs
+        monkeypatch.setattr(prebuilt, "GPUS", ("86", "90", "100"))
+        assert prebuilt.runs_on(gpu) is runs
 
 
 @pytest.fixture(scope="session")
 def cuda_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What launches CUDA kernels."""
     library = tmp_path_factory.mktemp("cuda") / "library.so"
-    build.compile_library("cuda", build.cuda_toolchain(), library)
+    compile.compile_library("cuda", toolchain.cuda_toolchain(), library)
     return library
 
 
@@ -543,7 +545,7 @@ def spills_are_errors() -> Iterator[None]:
         pytest.skip("no NVRTC: pip install nvidia-cuda-nvrtc; the CUDA sources are not compiled")
     with pytest.MonkeyPatch.context() as patch:
         strictly = ("--ptxas-options=--warn-on-spills", "--ptxas-options=--warning-as-error")
-        patch.setattr(build, "_CUDA_FLAGS", [*build._CUDA_FLAGS, *strictly])
+        patch.setattr(compile, "_CUDA_FLAGS", [*compile._CUDA_FLAGS, *strictly])
         yield
 
 
@@ -554,7 +556,7 @@ def image(
     """A GPU and its code for a kernel of every dtype."""
     image = tmp_path_factory.mktemp("cuda") / "image.cubin"
     kernels = [ad.sin._order(2).source("cuda", getattr(torch, dtype)) for dtype in cpp.DTYPES]
-    build.compile_image([kernel.text for kernel in kernels], request.param, image)
+    compile.compile_image([kernel.text for kernel in kernels], request.param, image)
     return request.param, image
 
 
@@ -583,14 +585,14 @@ class TestCudaSources:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
     def test_of_the_catalogue(self, dtype: torch.dtype, tmp_path: Path) -> None:
         kernels = [op._order(2).source("cuda", dtype) for op in CATALOGUE.values()]
-        build.compile_image([kernel.text for kernel in kernels], "90", tmp_path / "image.cubin")
+        compile.compile_image([kernel.text for kernel in kernels], "90", tmp_path / "image.cubin")
         image = (tmp_path / "image.cubin").read_bytes()
         assert all(kernel.symbol.encode() in image for kernel in kernels)
 
     @pytest.mark.parametrize(("gpu", "dtype"), [("80", "bfloat16"), ("90", "float32"), ("90", "float64")])
     def test_of_the_quadratic_form(self, gpu: str, dtype: str, tmp_path: Path) -> None:
         kernel = cpp.quadratic_form(dtype)
-        build.compile_image([kernel.text], gpu, tmp_path / "image.cubin")
+        compile.compile_image([kernel.text], gpu, tmp_path / "image.cubin")
         assert kernel.symbol.encode() in (tmp_path / "image.cubin").read_bytes()
 
     @pytest.mark.skipif(NVCC is None, reason="no nvcc")
@@ -598,7 +600,7 @@ class TestCudaSources:
     def test_are_taken_by_nvcc(self, gpu: str, tmp_path: Path) -> None:
         kernels = [ad.celu._order(2).source("cuda", torch.bfloat16), cpp.quadratic_form("float32")]
         (tmp_path / "kernels.cu").write_text("\n".join(kernel.text for kernel in kernels))
-        flags = ["-std=c++17", f"-arch=sm_{gpu}", f"-I{build.CSRC}", "-Werror=all-warnings", "-cubin"]
+        flags = ["-std=c++17", f"-arch=sm_{gpu}", f"-I{compile.CSRC}", "-Werror=all-warnings", "-cubin"]
         subprocess.run([str(NVCC), *flags, "kernels.cu", "-o", "kernels.cubin"], cwd=tmp_path, check=True)
 
     def test_a_spilled_register_is_an_error(self, tmp_path: Path) -> None:
@@ -611,7 +613,7 @@ class TestCudaSources:
               for (int i = 0; i < 64; ++i) x[i] = all[63 - i];
             }"""
         with pytest.raises(BuildError, match=r"NVRTC [\d.]+ failed; its output is in .*image\.log"):
-            build.compile_image([text], "90", tmp_path / "image.cubin")
+            compile.compile_image([text], "90", tmp_path / "image.cubin")
         assert "Registers are spilled" in (tmp_path / "image.log").read_text()
         assert not (tmp_path / "image.cubin").exists()
 
@@ -633,7 +635,7 @@ def test_the_kernels_stand_on_the_stable_abi_alone(kernels: str, request: pytest
     """No symbol of PyTorch's C++ interface, which differs between releases, is left to be found; none of CUDA's."""
     if shutil.which("nm") is None:
         pytest.skip("no nm: the symbols of a library cannot be listed")
-    library = build._find("cpu") if kernels == "cpu" else request.getfixturevalue("cuda_library")
+    library = loader.find("cpu") if kernels == "cpu" else request.getfixturevalue("cuda_library")
     command = ["nm", "-D", "--undefined-only", library]
     symbols = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "aoti_torch_" in symbols

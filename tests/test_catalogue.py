@@ -17,7 +17,7 @@ from torch.testing import assert_close
 
 import torchad_ext as ad
 from torchad_ext import Pointwise
-from torchad_ext._native import build
+from torchad_ext._native import toolchain
 from torchad_ext.ops import CATALOGUE
 
 ops = pytest.mark.parametrize("op", CATALOGUE.values(), ids=CATALOGUE.keys())
@@ -62,7 +62,7 @@ def compile_kernels(op: Pointwise) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def _compiled() -> None:
     """The kernels of all ops, several compilers at a time."""
-    with ThreadPoolExecutor(build.processors()) as pool:
+    with ThreadPoolExecutor(toolchain.processors()) as pool:
         list(pool.map(compile_kernels, CATALOGUE.values()))
 
 

@@ -15,7 +15,7 @@ import torch
 
 import torchad_ext as ad
 from torchad_ext import Pointwise
-from torchad_ext._native import build, kernels, nvrtc
+from torchad_ext._native import compile, kernels, nvrtc, toolchain
 from torchad_ext._symbolic import cpp, expr
 from torchad_ext._symbolic.evaluate import evaluate
 from torchad_ext._symbolic.expr import OPERATIONS, Expr
@@ -115,7 +115,7 @@ def awkward(dtype: torch.dtype) -> list[torch.Tensor]:
     return [v.contiguous() for v in torch.cartesian_prod(values, values, values[:8]).unbind(1)]
 
 
-@pytest.mark.skipif(build.find_cxx() is None, reason="no C++ compiler")
+@pytest.mark.skipif(toolchain.find_cxx() is None, reason="no C++ compiler")
 class TestCpu:
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
     @pytest.mark.parametrize("level", ["x86-64", "x86-64-v3", "x86-64-v4"])
@@ -123,14 +123,14 @@ class TestCpu:
     def test_every_operation_is_that_of_pytorch(
         self, expressions: dict[str, Expr], level: str, dtype: torch.dtype, tmp_path: Path
     ) -> None:
-        if sorted(build._CPU_LEVELS.values()).index(level) > sorted(build._CPU_LEVELS.values()).index(
-            build.cpu_level()
+        if sorted(toolchain.CPU_LEVELS.values()).index(level) > sorted(toolchain.CPU_LEVELS.values()).index(
+            toolchain.cpu_level()
         ):
             pytest.skip(f"this CPU has no {level}")
         run = kernels._load("pointwise", "cpu")
         assert run is not None
         source = kernel(expressions, "cpu", str(dtype).removeprefix("torch."))
-        build.compile_library("cpu", build.cpu_toolchain(level), tmp_path / "kernel.so", [source])
+        compile.compile_library("cpu", toolchain.cpu_toolchain(level), tmp_path / "kernel.so", [source])
         library = ctypes.CDLL(str(tmp_path / "kernel.so"))
         inputs = awkward(dtype)
         results = run(ctypes.addressof(ctypes.c_char.in_dll(library, source.symbol)), inputs, [1.75])
@@ -155,7 +155,7 @@ class TestCpu:
     ) -> None:
         monkeypatch.setattr(cpp, "_PART", 7)
         assert "part1()" in kernel(EVERYTHING, "cpu", "float32").text
-        level = build.cpu_level()
+        level = toolchain.cpu_level()
         self.test_every_operation_is_that_of_pytorch(EVERYTHING, level, dtype, tmp_path)
 
     def test_signs_of_zero_are_kept(self) -> None:
@@ -170,7 +170,7 @@ class TestCpu:
     ids=["float32", "bfloat16", "float64", "combined"],
 )
 def test_every_operation_compiles_for_cuda(expressions: dict[str, Expr], dtype: str, tmp_path: Path) -> None:
-    build.compile_image([kernel(expressions, "cuda", dtype).text], "90", tmp_path / "image.cubin")
+    compile.compile_image([kernel(expressions, "cuda", dtype).text], "90", tmp_path / "image.cubin")
     assert (tmp_path / "image.cubin").exists()
 
 
@@ -178,7 +178,7 @@ def test_every_operation_compiles_for_cuda(expressions: dict[str, Expr], dtype: 
 def test_long_functors_compile_for_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpp, "_PART", 3)
     assert "part1()" in kernel(POWERS, "cuda", "float32").text
-    build.compile_image([kernel(POWERS, "cuda", "float32").text], "90", tmp_path / "image.cubin")
+    compile.compile_image([kernel(POWERS, "cuda", "float32").text], "90", tmp_path / "image.cubin")
     assert (tmp_path / "image.cubin").exists()
 
 

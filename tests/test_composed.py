@@ -19,7 +19,7 @@ from torch.testing import assert_close
 
 import torchad_ext as ad
 from torchad_ext import Pointwise
-from torchad_ext._native import build
+from torchad_ext._native import toolchain
 
 composed = pytest.mark.parametrize("name", COMPOSED)
 
@@ -42,7 +42,7 @@ def assert_near(ours: torch.Tensor, native: torch.Tensor) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def _compiled() -> None:
     """The kernels, several compilers at a time."""
-    with ThreadPoolExecutor(build.processors()) as pool:
+    with ThreadPoolExecutor(toolchain.processors()) as pool:
         list(pool.map(lambda name: list(orders(declared(name), tuple(inputs(name)), 4)), COMPOSED))
 
 

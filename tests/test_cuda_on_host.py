@@ -20,7 +20,8 @@ from layouts import NAMED, sample, steps, strided
 
 import torchad_ext as ad
 from torchad_ext._elementwise import Elementwise
-from torchad_ext._native import build, nvrtc
+from torchad_ext._native import cache, compile, loader, nvrtc, prebuilt, toolchain
+from torchad_ext._native.state import state
 from torchad_ext._symbolic import cpp, expr
 from torchad_ext._symbolic.evaluate import evaluate
 from torchad_ext._symbolic.operations import (
@@ -39,7 +40,7 @@ from torchad_ext._symbolic.operations import (
 from torchad_ext._symbolic.program import Program
 from torchad_ext.ops import CATALOGUE
 
-pytestmark = pytest.mark.skipif(build.find_cxx() is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(toolchain.find_cxx() is None, reason="no C++ compiler")
 
 ON_HOST = Path(__file__).parent / "cuda_on_host"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -51,18 +52,18 @@ GPUS = ("80", "90")  # of the machine that is played, whose driver takes code fo
 
 def compile_cxx(*arguments: object) -> None:
     flags = ("-std=c++20", "-O1", "-fPIC", "-ffp-contract=off", "-pthread", "-Wno-unknown-pragmas")
-    subprocess.run([build._cxx(), *flags, *map(str, arguments)], check=True)
+    subprocess.run([toolchain._cxx(), *flags, *map(str, arguments)], check=True)
 
 
 def compile_image(texts: Sequence[str], gpu: str, to: Path) -> None:
-    """In the place of ``build.compile_image``: kernels that the driver in ``cuda_on_host`` runs."""
+    """In the place of ``compile.compile_image``: kernels that the driver in ``cuda_on_host`` runs."""
     to.parent.mkdir(parents=True, exist_ok=True)
     if gpu != GPUS[1]:
         to.write_text("\0".join(["code for another GPU", *texts]))
         return
     source, preprocessed, library = (to.with_suffix(suffix) for suffix in (".cpp", ".ii", ".so"))
     source.write_text("\n".join(texts))
-    headers = (f"-I{build.CSRC}", f"-I{ON_HOST}", "-D__CUDACC__", "-include", "cuda.h")
+    headers = (f"-I{compile.CSRC}", f"-I{ON_HOST}", "-D__CUDACC__", "-include", "cuda.h")
     compile_cxx("-E", source, *headers, "-o", preprocessed)
     exports, where = [], ""
     kernels = re.compile(r'namespace (torchad_ext::\w+)|extern "C" +void +(\w+)\(')
@@ -80,7 +81,7 @@ def cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     them on the host."""
     folder = tmp_path_factory.mktemp("on_host")
     csrc = folder / "csrc"
-    shutil.copytree(build.CSRC, csrc)
+    shutil.copytree(compile.CSRC, csrc)
     shutil.copy(ON_HOST / "half.cuh", csrc / "cuda")
     compile_cxx("-shared", ON_HOST / "driver.cpp", "-o", folder / "driver.so")
     for source in (csrc / "pointwise.h", *(csrc / "cuda").glob("*.*")):
@@ -93,31 +94,32 @@ def cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         f"STABLE_TORCH_LIBRARY_FRAGMENT(torchad_ext_on_host, m) {{ {' '.join(schemas)} }}\n"
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "CSRC", csrc)
-        patch.setattr(build, "compile_image", compile_image)
-        patch.setattr(build, "present_gpus", lambda: GPUS)
+        patch.setattr(compile, "CSRC", csrc)
+        patch.setattr(compile, "compile_image", compile_image)
+        for module in (loader, prebuilt):
+            patch.setattr(module, "present_gpus", lambda: GPUS)
         patch.setenv("TORCHAD_EXT_CACHE_DIR", str(folder / "cache"))
         patch.setenv("TORCHAD_EXT_STRICT", "1")
-        toolchain = build.cuda_toolchain()
+        chosen = toolchain.cuda_toolchain()
         headers = (f"-I{ON_HOST}", "-isystem", str(Path(torch.__file__).resolve().parent / "include"))
-        build.compile_library("cuda", replace(toolchain, flags=(*headers, *toolchain.flags)), folder / "operators.so")
+        compile.compile_library("cuda", replace(chosen, flags=(*headers, *chosen.flags)), folder / "operators.so")
         torch.ops.load_library(folder / "operators.so")
-        patch.setitem(build._loaded, "cuda", folder / "operators.so")
+        patch.setitem(state.libraries, "cuda", folder / "operators.so")
         forget()
         for dtype in cpp.DTYPES:
-            build.load_quadratic_form("quadratic_form", cpp.quadratic_form(dtype))
+            loader.load_quadratic_form("quadratic_form", cpp.quadratic_form(dtype))
         yield
     forget()
 
 
 def forget() -> None:
     """What this process found of CUDA is looked for again."""
-    for cached in (build._cuda, build._prebuilt_module, build._for_images):
+    for cached in (loader._cuda, loader._prebuilt_module, loader._for_images):
         cached.cache_clear()
 
 
 def address(function: Elementwise, dtype: torch.dtype) -> int:
-    return build.load_kernel(function.name, "cuda", function.source("cuda", dtype)) or 0
+    return loader.load_kernel(function.name, "cuda", function.source("cuda", dtype)) or 0
 
 
 @pytest.fixture(scope="module")
@@ -238,9 +240,9 @@ def test_special_functions(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("order", [1, 2])
 def test_every_functor_of_the_catalogue(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = {op: op._order(order).source("cuda", torch.float64) for op in CATALOGUE.values()}
-    image = build._in_cache(f"catalogue-{order}", "image.cubin")
+    image = cache.entry(f"catalogue-{order}", "image.cubin")
     compile_image([kernel.text for kernel in kernels.values()], GPUS[1], image)
-    monkeypatch.setattr(build, "_compiled_image", lambda *_: image)
+    monkeypatch.setattr(loader, "_compiled_image", lambda *_: image)
     for op in kernels:
         function = op._order(order)
         intervals = [op.intervals.get(str(x.value), (-2.0, 2.0)) for x in function.program.inputs]
@@ -257,18 +259,18 @@ def test_every_functor_of_the_catalogue(order: int, monkeypatch: pytest.MonkeyPa
 def test_the_images_of_a_wheel_serve_in_the_place_of_compiled_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "PREBUILT", tmp_path)
-    monkeypatch.setattr(build, "PREBUILT_GPUS", GPUS)
+    monkeypatch.setattr(prebuilt, "FOLDER", tmp_path)
+    monkeypatch.setattr(prebuilt, "GPUS", GPUS)
     exp = ad.exp._order(0)
     for gpu in GPUS:
-        compile_image([exp.source("cuda", torch.float32).text], gpu, build.prebuilt_image(gpu))
-    build._prebuilt_module.cache_clear()
+        compile_image([exp.source("cuda", torch.float32).text], gpu, prebuilt.image(gpu))
+    loader._prebuilt_module.cache_clear()
     monkeypatch.setenv("TORCHAD_EXT_CACHE_DIR", str(tmp_path / "cache"))
     x = torch.linspace(-3, 3, 100)
     (y,) = torch.ops.torchad_ext_on_host.pointwise(address(exp, torch.float32), [x], [])
     assert_like([y], [x.double().exp()])
     assert not (tmp_path / "cache").exists()
-    build._prebuilt_module.cache_clear()
+    loader._prebuilt_module.cache_clear()
 
 
 class TestFailures:
@@ -286,12 +288,12 @@ class TestFailures:
 
         monkeypatch.setattr(nvrtc, "version", missing)
         monkeypatch.delenv("TORCHAD_EXT_STRICT")
-        build._for_images.cache_clear()
+        loader._for_images.cache_clear()
         with pytest.warns(UserWarning, match=r"no native kernel of tan: no NVRTC was found\. The plain PyTorch"):
             assert not address(ad.tan._order(0), torch.float32)
 
     def test_of_a_gpu_that_there_is_no_code_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(build, "present_gpus", lambda: GPUS[:1])
+        monkeypatch.setattr(loader, "present_gpus", lambda: GPUS[:1])
         log = address(ad.log._order(0), torch.float32)
         with pytest.raises(RuntimeError, match=r"CUDA_ERROR_NO_BINARY_FOR_GPU .* at the loading of Log_float32_\w+;"):
             torch.ops.torchad_ext_on_host.pointwise(log, [torch.ones(3)], [])

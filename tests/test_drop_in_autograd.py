@@ -32,7 +32,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import torchad_ext as ad
-from torchad_ext._native import build
+from torchad_ext._native import toolchain
 
 Function = Callable[..., torch.Tensor]
 SEVERAL = [subject for subject in SUBJECTS if len(subject.inputs(2)) > 1]
@@ -58,7 +58,7 @@ def compile_kernels(subject: Subject) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def _compiled() -> None:
     """The kernels of all ops, several compilers at a time."""
-    with ThreadPoolExecutor(build.processors()) as pool:
+    with ThreadPoolExecutor(toolchain.processors()) as pool:
         list(pool.map(compile_kernels, POINTWISE))
 
 

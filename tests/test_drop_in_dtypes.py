@@ -14,7 +14,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext._native import build
+from torchad_ext._native import toolchain
 
 HALVES = [torch.float16, torch.bfloat16]
 COMPLEX = [torch.complex64, torch.complex128]
@@ -55,7 +55,7 @@ def whole_numbers(subject: Subject, dtype: torch.dtype, device: str) -> list[tor
 @pytest.fixture(scope="module", autouse=True)
 def _compiled() -> None:
     """The kernels of all ops, several compilers at a time."""
-    with ThreadPoolExecutor(build.processors()) as pool:
+    with ThreadPoolExecutor(toolchain.processors()) as pool:
         list(pool.map(lambda s: s.op.compile(orders=[0], dtypes=[*HALVES, torch.float32]), POINTWISE))
 
 

@@ -265,11 +265,11 @@ def test_a_forked_child_computes_small_tensors_with_the_threads_of_its_parent() 
 
 FORKED = """
 import os, signal, threading, torch, torchad_ext as ad
-from torchad_ext._native import build
+from torchad_ext._native.state import state
 held, done = threading.Event(), threading.Event()
 
 def build():
-    with build._loading:
+    with state.loading:
         held.set()
         done.wait()
 

@@ -26,9 +26,9 @@ from torch.testing import assert_close
 import torchad_ext as ad
 from torchad_ext import Pointwise
 from torchad_ext._elementwise import Elementwise
-from torchad_ext._native import background, build, fast_path
+from torchad_ext._native import background, fast_path, toolchain
 
-CXX = build.find_cxx()
+CXX = toolchain.find_cxx()
 pytestmark = pytest.mark.skipif(CXX is None, reason="no C++ compiler")
 
 

@@ -26,6 +26,7 @@ _elementwise
 _native
 _symbolic
 _autograd
+_warnings
 _settings _torch_state
 """.split("\n")
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}

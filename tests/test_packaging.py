@@ -16,7 +16,7 @@ import pytest
 
 import torchad_ext
 from torchad_ext import ops
-from torchad_ext._native import build
+from torchad_ext._native import compile, prebuilt, toolchain
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*") if path.is_file()}
@@ -31,7 +31,7 @@ print(torchad_ext.__file__, *torch.ops.loaded_libraries, sep="\\n")
 """
 
 pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="no source tree to build from")
-needs_compiler = pytest.mark.skipif(build.find_cxx() is None, reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif(toolchain.find_cxx() is None, reason="no C++ compiler")
 
 
 def environment(**settings: str) -> dict[str, str]:
@@ -137,9 +137,9 @@ def test_an_installed_wheel_compiles_its_own_sources(wheel: Path, tmp_path: Path
 
 def test_an_installed_wheel_and_a_checkout_share_their_cache(wheel: Path, tmp_path: Path) -> None:
     package = install(wheel, tmp_path / "package")
-    script = "from torchad_ext._native import build; print(build._sources_hash())"
+    script = "from torchad_ext._native import compile; print(compile.sources_hash())"
     installed = call("-c", script, cwd=tmp_path, PYTHONPATH=str(package))
-    assert installed.strip() == build._sources_hash()
+    assert installed.strip() == compile.sources_hash()
 
 
 @needs_compiler
@@ -149,14 +149,16 @@ def test_a_prebuilt_wheel_is_bound_to_its_platform_and_to_no_python(prebuilt_whe
 
 @needs_compiler
 def test_a_prebuilt_wheel_has_a_library_for_every_level_of_its_architecture(prebuilt_wheel: Path) -> None:
-    levels = ["x86-64", "x86-64-v3", "x86-64-v4"] if build.cpu_level().startswith("x86") else [build.cpu_level()]
+    levels = (
+        ["x86-64", "x86-64-v3", "x86-64-v4"] if toolchain.cpu_level().startswith("x86") else [toolchain.cpu_level()]
+    )
     libraries = {
-        f"torchad_ext/prebuilt/{build.prebuilt_library('cpu', level, what).name}"
+        f"torchad_ext/prebuilt/{prebuilt.library('cpu', level, what).name}"
         for level in levels
         for what in ("operators", "quadratic_form", "kernels")
     }
     libraries.add(
-        f"torchad_ext/prebuilt/{build.prebuilt_library('fast_path', build.fast_path_toolchain().target, 'calls').name}"
+        f"torchad_ext/prebuilt/{prebuilt.library('fast_path', toolchain.fast_path_toolchain().target, 'calls').name}"
     )
     assert {name for name in contents(prebuilt_wheel) if name.endswith(".so")} == libraries
     assert {f"torchad_ext/{source}" for source in SOURCES} <= contents(prebuilt_wheel)
@@ -178,7 +180,7 @@ def test_a_prebuilt_wheel_works_where_there_is_no_compiler(prebuilt_wheel: Path,
 @needs_compiler
 def test_flags_of_the_user_are_not_ignored_for_a_prebuilt_library(prebuilt_wheel: Path, tmp_path: Path) -> None:
     package = install(prebuilt_wheel, tmp_path / "package")
-    script = "from torchad_ext._native import build; print(build._find('cpu'))"
+    script = "from torchad_ext._native import loader; print(loader.find('cpu'))"
     settings = {"PYTHONPATH": str(package), "TORCHAD_EXT_CACHE_DIR": str(tmp_path / "cache")}
     assert "prebuilt" in call("-c", script, cwd=tmp_path, **settings)
     output = call("-c", script, cwd=tmp_path, TORCHAD_EXT_CXXFLAGS="-O0 -DOWN", **settings)
@@ -187,7 +189,7 @@ def test_flags_of_the_user_are_not_ignored_for_a_prebuilt_library(prebuilt_wheel
 
 def test_a_misspelt_prebuild_is_refused(tmp_path: Path) -> None:
     with pytest.raises(torchad_ext.BuildError, match="TORCHAD_EXT_PREBUILD=yes; it is 1, or cpu"):
-        build.prebuild(tmp_path, "yes", ops.prebuilt_kernels)
+        prebuilt.make(tmp_path, "yes", ops.prebuilt_kernels)
 
 
 def test_a_source_distribution_can_be_built_from(tmp_path: Path) -> None:

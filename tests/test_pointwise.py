@@ -26,8 +26,8 @@ from torch.testing import assert_close
 import torchad_ext as ad
 from torchad_ext import BuildError
 from torchad_ext._elementwise import Elementwise
-from torchad_ext._native import build
 from torchad_ext._native.progress import progress
+from torchad_ext._native.state import state
 
 
 @ad.pointwise
@@ -206,11 +206,11 @@ class TestFusion:
     def test_a_new_number_needs_no_new_kernel(self, device: str) -> None:
         x = normal(5, device=device)
         damped(x, 0.1)
-        before = dict(build._compiled)
+        before = dict(state.kernels)
         for rate in (0.2, 3, 0.0, -1.5):
             assert_close(damped(x, rate), damped.definition(x, rate))
             assert_close(damped(x, rate=rate, power=rate), damped.definition(x, rate, power=rate))
-        assert build._compiled == before
+        assert state.kernels == before
 
 
 class TestCall:

@@ -17,7 +17,7 @@ import torch
 
 import torchad_ext as ad
 from torchad_ext import Pointwise
-from torchad_ext._native import build, kernels
+from torchad_ext._native import compile, kernels, toolchain
 
 # Function: the largest error in ulp on the CPU, in float32 and float64 alike, as the headers state it.
 UNARY = {
@@ -133,15 +133,15 @@ class TestFloat32:
         assert ulps(tangent, x.double().tan(), torch.float32).max() <= UNARY["tan"]
 
 
-@pytest.mark.skipif(build.find_cxx() is None, reason="no C++ compiler")
+@pytest.mark.skipif(toolchain.find_cxx() is None, reason="no C++ compiler")
 @pytest.mark.parametrize("level", ["x86-64-v2", "x86-64-v3"])
 def test_every_level_of_instructions_keeps_the_bounds_and_the_sign_of_zero(level: str, tmp_path: Path) -> None:
-    if not build.cpu_level().startswith("x86-64") or not build._can_run(level):
+    if not toolchain.cpu_level().startswith("x86-64") or not toolchain.can_run(level):
         pytest.skip(f"this CPU has no {level}")
     run = kernels._load("pointwise", "cpu")
     assert run is not None
     source = unary._usual.source("cpu", torch.float32)
-    build.compile_library("cpu", build.cpu_toolchain(level), tmp_path / "kernel.so", [source])
+    compile.compile_library("cpu", toolchain.cpu_toolchain(level), tmp_path / "kernel.so", [source])
     library = ctypes.CDLL(str(tmp_path / "kernel.so"))
     zeros = torch.tensor([0.0, -0.0]).repeat(32)  # vectors without numbers that take another way
     x = torch.cat([zeros, sample(torch.float32, 30_000, seed=4)])

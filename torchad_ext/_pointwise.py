@@ -9,7 +9,6 @@ import numbers
 import pickle
 import re
 import sys
-import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ import torch
 from torch.overrides import handle_torch_function, has_torch_function
 
 from ._elementwise import Elementwise, HandWritten
-from ._native import build, fast_path, kernels
+from ._native import compile, fast_path, kernels, loader, toolchain
 from ._native.kernels import DTYPES
 from ._symbolic.captured import captures, plain
 from ._symbolic.expr import scalar, tensor
@@ -29,6 +28,7 @@ from ._symbolic.refusals import TraceError
 from ._symbolic.torch_functions import signature_of
 from ._symbolic.tracing import ValueNeeded, trace
 from ._torch_state import is_being_traced, traced_before_autograd
+from ._warnings import warn_user
 
 Interval = tuple[float, float]
 
@@ -240,10 +240,9 @@ class Pointwise:
                 raise error.with_traceback(None) from None
             found = self._members.setdefault(key, found)
             if self._fixed and len(self._members) == _MANY:
-                warnings.warn(
+                warn_user(
                     f"{self.__module__}.{self.__name__} asks for the values of {', '.join(sorted(self._fixed))}, so a "
                     f"kernel is compiled for each; this is number {_MANY}. Compute what needs the value outside",
-                    stacklevel=3,
                 )
         return kinds, *found
 
@@ -368,7 +367,7 @@ class Pointwise:
         function = self._order(order)
         if function.written is None:
             return function.functor()[1].rstrip()
-        header = (build.CSRC / function.written.header).read_text(encoding="utf-8")
+        header = (compile.CSRC / function.written.header).read_text(encoding="utf-8")
         struct = re.search(rf"(^//.*\n)*struct {function.written.functors[0]} {{\n(.*\n)*?}};", header, re.MULTILINE)
         return struct[0] if struct else header
 
@@ -421,9 +420,9 @@ class Pointwise:
         """
         functions = [self._order(order) for order in orders]
         for device in devices:
-            build.load(device)
+            loader.load(device)
         work = [(f, device, dtype) for f in functions for device in devices for dtype in dtypes if f.program.outputs]
-        with ThreadPoolExecutor(build.processors()) as pool:
+        with ThreadPoolExecutor(toolchain.processors()) as pool:
             for _ in pool.map(lambda each: each[0].kernel(each[1], each[2]), work):
                 pass
 

@@ -24,7 +24,7 @@ from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 
 from ._elementwise import is_wanted
-from ._native import build, fast_path, kernels
+from ._native import fast_path, kernels, loader
 from ._torch_state import (
     forward_mode_enabled,
     in_forward_mode,
@@ -107,7 +107,7 @@ def _of_module(module: ModuleType) -> Callable[..., Any]:
 
 def _in_eager_mode() -> Callable[..., Any] | None:
     """The calls on plain tensors of the CPU in C++, once they and the operators are there."""
-    module = fast_path.module() if build.is_loaded("quadratic_form") else None
+    module = fast_path.module() if loader.is_loaded("quadratic_form") else None
     return None if module is None else _of_module(module)
 
 

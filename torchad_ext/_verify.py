@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 
 from ._comparison import Comparison, first_line, is_differentiated, like
 from ._pointwise import Pointwise
+from ._warnings import warn_user
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -208,12 +208,11 @@ def verify(
 
         Console().print(verification.table())
     if left_out:
-        warnings.warn(
+        warn_user(
             f"torchad_ext.verify: {name}: {' and '.join(dict.fromkeys(left_out))} left out, because native autograd of "
             "the definition differs from finite differences as well. Is there a kink, a jump, a detach, a point "
             "outside of the domain? Sample elsewhere, by domain= where the op is declared or by inputs= here",
             RuntimeWarning,
-            stacklevel=2,
         )
     if not verification.passed:
         raise VerificationError(

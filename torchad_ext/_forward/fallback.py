@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import operator
-import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from .._autograd.graph import depends_on_others, foreign_nodes, graph_nodes
 from .._quadratic_form import _sum
 from .._settings import is_strict
 from .._torch_state import function_of, transforms_active
+from .._warnings import warn_user
 from .composed import composing
 
 Function = Callable[[Tensor], Tensor]
@@ -38,7 +38,7 @@ def fall_back(what: str, how: str) -> None:
         raise RuntimeError(f"{message}. TORCHAD_EXT_STRICT=1 makes that an error")
     if what not in _warned:
         _warned.add(what)
-        warnings.warn(message, stacklevel=2)
+        warn_user(message)
 
 
 def has_derivative(x: Any) -> bool:

@@ -10,14 +10,13 @@ from __future__ import annotations
 import collections
 import contextlib
 import time
-import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._settings import is_strict
+from .._warnings import warn_or_raise
 
 Tensors = Sequence[Tensor]
 
@@ -84,9 +83,7 @@ def report(name: str, f: Callable[..., Any], path: FastPath, way: str) -> None:
         "mode; they are computed by that, which takes longer. This is a bug of torchad_ext or of PyTorch: please "
         "report it with this function"
     )
-    if is_strict():
-        raise RuntimeError(message)
-    warnings.warn(message, RuntimeWarning, stacklevel=2)
+    warn_or_raise(RuntimeError(message), category=RuntimeWarning)
 
 
 class RandomProduct:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from .build import BUILDING
+from .cache import UNFINISHED, remove_unfinished
 
 # Reads a line first: its priority is set by then. ninja ends with 1 where a command failed, not where it was stopped.
 _SCRIPT = """
@@ -50,11 +49,10 @@ def start(folder: Path, prepare: Callable[[Path], list[str]]) -> Callable[[], ob
     except BlockingIOError:
         return lambda: _wait_for(lock)
     try:
-        for killed in folder.glob(f"{BUILDING}*"):
-            shutil.rmtree(killed)
+        remove_unfinished(folder)
         if (folder / "library.so").exists():
             return lambda: None
-        inside = tempfile.mkdtemp(dir=folder, prefix=BUILDING)
+        inside = tempfile.mkdtemp(dir=folder, prefix=UNFINISHED)
         command = ["/bin/sh", "-c", _SCRIPT, "torchad_ext", *prepare(Path(inside))]
         quiet = subprocess.DEVNULL
         builder = subprocess.Popen(

@@ -1,31 +1,27 @@
-"""Eager mode in C++: the module of ``csrc/fast_path``, which makes calls on plain tensors cheap, once it is there."""
+"""Calls on plain tensors in C++: the extension module of ``csrc/fast_path``, once it is there.
+
+It needs all of PyTorch's headers and some ten seconds of a compiler, so it is compiled in the background, and calls go
+through Python until it is there.
+"""
 
 from __future__ import annotations
 
-import os
+import importlib.machinery
+import importlib.util
 import threading
-import warnings
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from .. import _settings
-from . import build
+from .._warnings import warn_or_raise
+from . import background, cache, compile, loader, prebuilt
+from .progress import progress
+from .state import state
+from .toolchain import BuildError, Toolchain, fast_path_target, fast_path_toolchain
 
 _DEVICES = {"cpu": 0, "cuda": 1}
-_starting = threading.RLock()
-_started = False
-_module: ModuleType | None = None
-_failure: build.BuildError | None = None
-
-
-def _forget_the_thread() -> None:
-    global _starting, _started
-    _starting, _started = threading.RLock(), _module is not None
-
-
-if hasattr(os, "register_at_fork"):  # a child has neither the thread that compiles nor the one that holds the lock
-    os.register_at_fork(after_in_child=_forget_the_thread)
 
 
 def module() -> ModuleType | None:
@@ -34,55 +30,95 @@ def module() -> ModuleType | None:
     The first call after a kernel was loaded loads it; if it has to be compiled, a process of its own does that in the
     background. ``TORCHAD_EXT_EAGER=wait`` waits for it, ``0`` goes without.
     """
-    global _started, _failure
-    if _module is not None or (_started and _failure is None):
-        return _module
+    if state.fast_path is not None or (state.fast_path_started and state.fast_path_failure is None):
+        return state.fast_path
     mode = _settings.fast_path()
-    if mode == "0" or not build.is_loaded("cpu"):
+    if mode == "0" or not loader.is_loaded("cpu"):
         return None
-    with _starting:
-        if not _started:
-            _started = True
-            _load(lambda: build.load_fast_path(compiling=mode == "wait"))
-            if _module is None and _failure is None:
+    with state.starting:
+        if not state.fast_path_started:
+            state.fast_path_started = True
+            _load(lambda: _loaded(compiling=mode == "wait"))
+            if state.fast_path is None and state.fast_path_failure is None:
                 _load(_compile_aside)
-        failure, _failure = _failure, None
+        failure, state.fast_path_failure = state.fast_path_failure, None
     if failure:
-        if _settings.is_strict():
-            raise failure
-        warnings.warn(f"{failure}. Calls go through Python, which takes some microseconds more.", stacklevel=4)
-    return _module
+        warn_or_raise(failure, ". Calls go through Python, which takes some microseconds more.")
+    return state.fast_path
+
+
+def _load(load: Callable[[], ModuleType | None]) -> None:
+    try:
+        if loaded := load():
+            loaded.set_run(_DEVICES["cpu"], loader.run_kernel("cpu"))
+            state.fast_path = loaded
+    except (RuntimeError, OSError, AttributeError) as error:  # it may lack what is asked of it
+        state.fast_path_failure = BuildError(f"torchad_ext has no native calls: {error}")
+
+
+def _entry() -> tuple[Toolchain, Path]:
+    """How the module is compiled, and where the cache keeps it."""
+    toolchain = fast_path_toolchain()
+    return toolchain, cache.entry(compile.key("fast_path", toolchain))
+
+
+def _loaded(compiling: bool) -> ModuleType | None:
+    """The module; None if it is not there and is not to be compiled.
+
+    Raises:
+        BuildError: it could not be compiled, now or by an earlier process, or not be loaded.
+    """
+    library = prebuilt.find("fast_path", fast_path_target(), "calls")
+    if library is None:
+        toolchain, library = _entry()
+        if compiling:
+            library = loader.compiled("fast_path", toolchain, f"the calls in eager mode for {toolchain.target}")
+        elif not library.exists():
+            if (log := library.with_suffix(".log")).exists():
+                failed = compile.failed("fast_path", toolchain, log)
+                raise BuildError(f"{failed}; it is tried again when you delete that file")
+            return None
+    extension = importlib.machinery.ExtensionFileLoader("torchad_ext_eager", str(library))
+    spec = importlib.util.spec_from_loader(extension.name, extension)
+    assert spec
+    try:
+        module = importlib.util.module_from_spec(spec)
+        extension.exec_module(module)
+    except ImportError as error:
+        raise BuildError(f"{error}; delete {library} to have it compiled again") from error
+    return module
 
 
 def _compile_aside() -> None:
-    wait = build.compile_fast_path_aside()
+    """Starts to compile the module into the cache, in a process of its own, and loads it at its end."""
+    toolchain, library = _entry()
+
+    def prepare(folder: Path) -> list[str]:
+        command = compile.prepare("fast_path", toolchain, folder)
+        progress.say(f"compiling faster calls in the background, once; kept in {library.parent}")
+        return command
+
+    try:
+        wait = background.start(library.parent, prepare)
+    except OSError as error:
+        raise cache.unwritable(library.parent, error) from error
 
     def load() -> None:
         wait()
-        _load(lambda: build.load_fast_path(compiling=False))
+        _load(lambda: _loaded(compiling=False))
 
     threading.Thread(target=load, name="torchad_ext", daemon=True).start()
 
 
-def _load(load: Callable[[], ModuleType | None]) -> None:
-    global _module, _failure
-    try:
-        if loaded := load():
-            loaded.set_run(_DEVICES["cpu"], build.run_kernel("cpu"))
-            _module = loaded
-    except (RuntimeError, OSError, AttributeError) as error:  # it may lack what is asked of it
-        _failure = build.BuildError(f"torchad_ext has no native calls: {error}")
-
-
 def device_number(device: str) -> int:
     """How the module calls a device; its kernels can be run from now on."""
-    assert _module
+    assert state.fast_path
     if device != "cpu":
-        _module.set_run(_DEVICES[device], build.run_kernel(device))
+        state.fast_path.set_run(_DEVICES[device], loader.run_kernel(device))
     return _DEVICES[device]
 
 
 def front() -> Any:
     """A front of an op, which takes the calls that it is told of."""
-    assert _module
-    return _module.Front()
+    assert state.fast_path
+    return state.fast_path.Front()

@@ -35,7 +35,7 @@ from .._torch_state import (
     transforms_active,
     without_hidden_batch,
 )
-from . import build
+from . import loader
 
 MOST_DIMS = 64  # most_dims of csrc/strided.h
 DTYPES = {getattr(torch, name): number for name, number in cpp.DTYPES.items()}
@@ -171,7 +171,7 @@ def _library() -> torch.library.Library:
 @functools.cache
 def _load(name: str, device: str, overload: str = "default") -> Callable[..., Any] | None:
     operators = [] if name == "pointwise" else ["quadratic_form"]  # declared there for every device
-    if not all(map(build.load, [*operators, device])):
+    if not all(map(loader.load, [*operators, device])):
         return None
     with _registering:
         _guard(name, _library())
@@ -199,7 +199,7 @@ def _load_form(name: str, device: str, dtype: torch.dtype) -> Callable[..., Any]
     kernel, of = _load(name, device), dtype_name(dtype)
     if device == "cpu" or kernel is None:
         return kernel
-    there = build.load_quadratic_form(f"quadratic_form-{of}", cpp.quadratic_form(of))
+    there = loader.load_quadratic_form(f"quadratic_form-{of}", cpp.quadratic_form(of))
     return kernel if there else None
 
 
@@ -242,7 +242,7 @@ def compile_pointwise(name: str, dtype: torch.dtype, device: str, source: Kernel
     Returns:
         The kernel, or None if it could not be compiled; one warning has said why.
     """
-    address = _load("pointwise", device) and build.load_kernel(f"{name}-{dtype_name(dtype)}", device, source)
+    address = _load("pointwise", device) and loader.load_kernel(f"{name}-{dtype_name(dtype)}", device, source)
     return PointwiseKernel(name, device, address) if address else None
 
 

@@ -17,6 +17,10 @@ class Progress:
     """What this process compiles, and what it has compiled."""
 
     def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets what was compiled, and by whom: a thread that compiles does not live on in a fork."""
         self._changing = threading.RLock()
         self._under_way: list[str] = []
         self._line: Any = None  # of a terminal
@@ -75,11 +79,3 @@ class Progress:
 
 progress = Progress()
 atexit.register(progress.finish)
-
-
-def _in_a_fork() -> None:
-    progress.__init__()  # type: ignore[misc]  # a thread that compiles does not live on in a child
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_a_fork)

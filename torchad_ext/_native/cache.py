@@ -1,0 +1,76 @@
+"""The cache: a folder of entries, each made once by whichever process needs it first.
+
+An entry is a folder named by its key. A file in it is written aside and renamed into place, under a lock that the
+operating system frees with its holder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .. import _settings
+from .progress import progress
+from .toolchain import BuildError
+
+UNFINISHED = ".building-"  # how what is not finished is called
+
+
+def entry(key: str, file: str = "library.so") -> Path:
+    """Where a file of an entry is, whether it is there or not."""
+    return _settings.cache_dir() / key / file
+
+
+def get_or_make(file: Path, name: str, make: Callable[[Path], None]) -> Path:
+    """A file of an entry, made first if it is not there.
+
+    Args:
+        file: where it is, of ``entry``.
+        name: what it is called in messages.
+        make: writes it, whole or not at all.
+
+    Raises:
+        BuildError: the cache cannot be written.
+    """
+    if os.path.exists(file):  # False where the folder may not be read, too
+        return file
+    with _locked(file.parent, name):
+        if not file.exists():
+            remove_unfinished(file.parent)
+            with progress.of(name, file.parent):
+                make(file)
+    return file
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what killed processes left in an entry whose lock is held."""
+    for left in folder.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def unwritable(folder: Path, error: OSError) -> BuildError:
+    """The error for a cache that cannot be written."""
+    return BuildError(f"{folder} cannot be written ({error}); set TORCHAD_EXT_CACHE_DIR to a folder")
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, name: str) -> Iterator[None]:
+    import filelock
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / "lock")
+        try:
+            lock.acquire(timeout=1)
+        except filelock.Timeout:
+            progress.say(f"waiting for another process, which is compiling {name}")
+            lock.acquire()
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,259 @@
+"""Libraries and images from sources: what is compiled, by which commands, and what names the result."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import io
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .._symbolic.cpp import Kernel
+from . import nvrtc
+from .cache import UNFINISHED
+from .toolchain import BuildError, Toolchain, version
+
+PACKAGE = Path(__file__).resolve().parents[1]
+CSRC = next((folder for folder in (PACKAGE / "csrc", PACKAGE.parent / "csrc") if folder.is_dir()), PACKAGE / "csrc")
+_SUFFIXES = (".h", ".cpp", ".cuh")
+FORM = "quadratic_form"  # a library of its own: it takes longer to compile than all that a pointwise op needs
+_PRECOMPILED = "pointwise_cpu.h"  # whose parsing takes longer than a kernel itself
+_COMMANDS = {
+    "compile": "$compiler $headers -c $in -o $out",
+    "precompile": "$compiler -x c++-header $in -o $out",
+    "link": "$compiler -shared $in -o $out $libraries",
+}
+_PYTORCH = ("torch", "torch_cpu", "c10")  # the libraries that operators are linked to
+# Of NVRTC, for which a function without a mark is one of the device.
+_CUDA_FLAGS = ["-std=c++17", "-default-device"]
+_STANDARD = ("cstdint", "cstring", "type_traits", "utility")  # headers in whose place it is given csrc/cuda/std.h
+_REMEDY = {
+    **dict.fromkeys(("cpu", FORM, "cuda"), "g++ 11 or clang++ 12 or newer is needed; CXX chooses the compiler"),
+    "fast_path": "g++ 11 or clang++ 14 or newer and the headers of Python are needed (Debian and Ubuntu: python3-dev)",
+}
+
+
+def sources_hash() -> str:
+    """A hash of the C++ and of the commands that compile it: the same in a checkout and a wheel."""
+    digest = hashlib.sha256(repr((_COMMANDS, _PYTORCH, _CUDA_FLAGS)).encode())
+    for path in sorted(path for path in CSRC.rglob("*") if path.suffix in _SUFFIXES):
+        digest.update(b"\0" + path.relative_to(CSRC).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def hashed(*parts: str) -> str:
+    """The part of a cache key that stands for all of ``parts``."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def key(what: str, toolchain: Toolchain) -> str:
+    """The key of a library: its target in clear, then a hash of everything that counts."""
+    compiler = toolchain.compiler
+    counts = hashed(sources_hash(), *toolchain.flags, compiler, version(compiler), torch.__version__)
+    return f"{what}-{toolchain.target}-{counts}"
+
+
+def kernel_key(name: str, kernel: Kernel, shared: str, toolchain: Toolchain) -> str:
+    """The key of a pointwise kernel for the CPU; ``shared`` is that of the operators."""
+    return f"{name}-cpu-{toolchain.target}-{hashed(shared, kernel.text)}"
+
+
+def image_key(name: str, kernel: Kernel, gpu: str, shared: str) -> str:
+    """The key of a CUDA kernel; ``shared`` stands for the headers and for NVRTC."""
+    return f"{name}-cuda-sm_{gpu}-{hashed(shared, kernel.text)}"
+
+
+def prepare(
+    what: str,
+    toolchain: Toolchain,
+    folder: Path,
+    kernels: Sequence[Kernel] = (),
+    precompiled: Path | None = None,
+) -> list[str]:
+    """Makes a folder ready for the compilation of ``library.so``, and gives the command; see ``compile_library``."""
+    libraries: Sequence[str] = ()
+    if kernels:
+        sources = [folder.absolute() / f"{kernel.symbol}.cpp" for kernel in kernels]
+        for source, kernel in zip(sources, kernels, strict=True):
+            source.write_text(kernel.text, encoding="utf-8")
+    else:
+        sources, libraries = _sources(what), (*_PYTORCH, *(["torch_python"] if what == "fast_path" else []))
+    text = _ninja_file(sources, toolchain, libraries, precompiled)
+    (folder / "build.ninja").write_text(text, encoding="utf-8")
+    return [_find_ninja(), "-C", str(folder), "library.so"]
+
+
+def _sources(what: str) -> list[Path]:
+    if what in ("cuda", "fast_path"):
+        return sorted((CSRC / what).glob("*.cpp"))
+    return sorted(path for path in CSRC.glob("*.cpp") if (path.stem == FORM) is (what == FORM))
+
+
+def _ninja_file(
+    sources: Sequence[Path], toolchain: Toolchain, libraries: Sequence[str], precompiled: Path | None
+) -> str:
+    """Every source compiled, with the headers in ``precompiled`` if it is given, and linked with PyTorch's libraries to
+    ``library.so``; and a header compiled for others."""
+    syntax = _ninja().ninja_syntax
+    torch_root = os.path.dirname(os.path.realpath(torch.__file__))
+    headers = ["-isystem", f"{torch_root}/include"] if libraries else [f"-I{precompiled}"] if precompiled else []
+    linked = [f"-L{torch_root}/lib", *(f"-l{library}" for library in libraries)] if libraries else []
+    text = io.StringIO()
+    writer = syntax.Writer(text, width=10**6)
+    for name, words in {
+        "compiler": [toolchain.compiler, *toolchain.flags],
+        "headers": [*headers, f"-I{CSRC}"],
+        "libraries": linked,
+    }.items():
+        writer.variable(name, syntax.escape(shlex.join(words)))
+    for name, command in _COMMANDS.items():
+        writer.rule(name, command)
+    for source in sources:
+        writer.build(f"{source.name}.o", "compile", _path(source))
+    writer.build("library.so", "link", [f"{source.name}.o" for source in sources])
+    writer.build(f"{_PRECOMPILED}.gch", "precompile", _path(CSRC / _PRECOMPILED))
+    return text.getvalue()
+
+
+def _path(path: Path) -> str:
+    # ninja_syntax escapes a dollar before a space alone.
+    return re.sub(r"\$(?! )", "$$$$", str(path))
+
+
+def _ninja() -> Any:
+    try:
+        import ninja
+        import ninja.ninja_syntax
+    except ImportError:
+        raise BuildError("ninja was not found; pip install ninja") from None
+    return ninja
+
+
+def _find_ninja() -> str:
+    command = shutil.which("ninja", path=_ninja().BIN_DIR) or shutil.which("ninja")
+    if command is None:
+        raise BuildError("ninja was not found; pip install ninja")
+    return command
+
+
+def failed(what: str, toolchain: Toolchain, log: Path) -> BuildError:
+    """The error for a compiler that failed and left its output in a file."""
+    return BuildError(f"{toolchain.compiler} failed; its output is in {log}; {_REMEDY[what]}")
+
+
+def compile_library(
+    what: str,
+    toolchain: Toolchain,
+    to: Path,
+    kernels: Sequence[Kernel] = (),
+    precompile: bool = False,
+    precompiled: Path | None = None,
+) -> None:
+    """Compiles operators, pointwise kernels for the CPU or the fast path, and puts the library at ``to``, whole or not
+    at all.
+
+    Args:
+        what: ``"cpu"``, ``"quadratic_form"``, ``"cuda"`` or ``"fast_path"``.
+        toolchain: how.
+        to: the library.
+        kernels: what to compile for the CPU in place of the operators.
+        precompile: compile the header of the kernels too, to lie beside ``to``; g++ takes it in its place.
+        precompiled: the folder of such a header.
+
+    Raises:
+        BuildError: the compiler failed; its output is kept beside ``to``, in a file ending in ``.log``.
+    """
+    log = to.with_suffix(".log")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=to.parent, prefix=UNFINISHED, ignore_cleanup_errors=True) as name:
+        command = prepare(what, toolchain, Path(name), kernels, precompiled)
+        precompile = precompile and toolchain.is_gcc and (CSRC / _PRECOMPILED).exists()
+        made = ["library.so", *([f"{_PRECOMPILED}.gch"] if precompile else [])]
+        has_failed, output = _run([*command[:-1], *made])
+        if has_failed:
+            texts = (kernel.text.encode() for kernel in kernels)
+            log.write_bytes(b"\n".join([output, *texts]))
+            raise failed(what, toolchain, log)
+        for file in made:
+            os.replace(Path(name, file), to if file == "library.so" else to.parent / file)
+    log.unlink(missing_ok=True)
+
+
+def compile_image(texts: Sequence[str], gpu: str, to: Path) -> None:
+    """Compiles CUDA kernels to the code of a GPU and puts it at ``to``, whole or not at all.
+
+    Args:
+        texts: the files of the kernels.
+        gpu: its compute capability, ``"90"`` for an H100.
+        to: the image.
+
+    Raises:
+        NvrtcError: there is no NVRTC.
+        BuildError: it failed; its output is kept beside ``to``, in a file ending in ``.log``.
+    """
+    log = to.with_suffix(".log")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    source, standard = "\n".join(texts), (CSRC / "cuda" / "std.h").read_text(encoding="utf-8")
+    version = nvrtc.version()
+    options = [*_CUDA_FLAGS, f"-arch=sm_{gpu}", f"-I{CSRC}"]
+    try:
+        image = nvrtc.compile(source, options, dict.fromkeys(_STANDARD, standard))
+    except nvrtc.NvrtcError as error:
+        log.write_text(f"{error}\n{source}", encoding="utf-8")
+        raise BuildError(f"NVRTC {version} failed; its output is in {log}") from error
+    with tempfile.NamedTemporaryFile(dir=to.parent, prefix=UNFINISHED, delete=False) as file:
+        file.write(image)
+    os.replace(file.name, to)
+    log.unlink(missing_ok=True)
+
+
+_running: set[subprocess.Popen[bytes]] = set()
+_ending = threading.Event()
+
+
+def _run(command: list[str]) -> tuple[bool, bytes]:
+    """Runs a command; whether it failed, and what it said. Whatever it started ends with this process, or before."""
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    _running.add(running)
+    if _ending.is_set():
+        _stop(running)
+    try:
+        output, _ = running.communicate()
+    except BaseException:
+        _stop(running)
+        raise
+    finally:
+        _running.discard(running)
+    if _ending.is_set():
+        raise BuildError("the process ends")
+    return running.returncode != 0, output
+
+
+def _stop(running: subprocess.Popen[bytes]) -> None:
+    # Asked first: ninja's compilers are in groups of their own, which it ends when it hears of its end.
+    for ending in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, ending)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.wait(timeout=5)
+            return
+
+
+@atexit.register
+def _stop_all(owner: int = os.getpid()) -> None:
+    if os.getpid() == owner:  # not in a fork, whose parent still waits for them
+        _ending.set()
+        for running in list(_running):
+            _stop(running)

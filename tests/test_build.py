@@ -466,17 +466,18 @@ class TestImport:
 
     def test_costs_nothing_beside_torch(self) -> None:
         script = """
-import sys, time, torch
-before, start = set(sys.modules), time.process_time()
+import sys, time
+start = time.process_time()
+import torch
+before, between = set(sys.modules), time.process_time()
 import torchad_ext
-print(1e3 * (time.process_time() - start), *set(sys.modules) - before)
+print((time.process_time() - between) / (between - start), *set(sys.modules) - before)
 """
         runs = [run(script)[0].split() for _ in range(3)]
         heavy = {"matplotlib", "rich", "sympy", "ninja", "filelock", "mpmath", "torch.utils.cpp_extension"}
         heavy |= {f"torchad_ext.{module}" for module in set(ad._LATER.values())}
         assert not heavy & set(runs[0])
-        milliseconds = min(float(one[0]) for one in runs)
-        assert milliseconds < 50
+        assert min(float(one[0]) for one in runs) < 0.1
 
 
 class TestCuda:

@@ -358,8 +358,8 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bin") / "c++"
     path.write_text(
         '#!/bin/sh\ncase "$*" in\n'
-        f'*-shared*eager*) exec cp "{module.__file__}" library.so ;;\n'
-        '*eager.cpp*) ps -o sid= -p $$ >> "$NOTES"; touch eager.cpp.o; eval "$ORDER"; exit ;;\n'
+        f'*-shared*function.cpp.o*) exec cp "{module.__file__}" library.so ;;\n'
+        '*fast_path/function.cpp*) ps -o sid= -p $$ >> "$NOTES"; touch function.cpp.o; eval "$ORDER"; exit ;;\n'
         f'esac\nexec {CXX} "$@"\n'
     )
     path.chmod(0o755)
@@ -387,12 +387,12 @@ def told(tmp_path: Path, compiler: Path) -> Callable[..., dict[str, str]]:
 
 
 def entries(cache: Path) -> list[Path]:
-    return list(cache.glob("eager-*/*"))
+    return list(cache.glob("fast_path-*/*"))
 
 
 def wait_for_the_end(cache: Path) -> None:
     """Waits until no process builds eager mode."""
-    for lock in cache.glob("eager-*/lock"):
+    for lock in cache.glob("fast_path-*/lock"):
         with FileLock(lock):
             pass
 
@@ -442,7 +442,9 @@ class TestBuild:
     ) -> None:
         notes = tmp_path / "notes"
         use(cold, **told("exec sleep 60"))
+        deadline = time.monotonic() + 60
         while not notes.exists() or not notes.read_text():
+            assert time.monotonic() < deadline, "the compiler was not called"
             time.sleep(0.05)
         subprocess.run(["pkill", "-KILL", "-s", notes.read_text().strip()], check=True)
         wait_for_the_end(cold)
@@ -459,7 +461,7 @@ class TestBuild:
         settings = told("echo no headers; exit 1")
         use(cold, **settings)
         wait_for_the_end(cold)
-        (log,) = cold.glob("eager-*/library.log")
+        (log,) = cold.glob("fast_path-*/library.log")
         assert "no headers" in log.read_text()
         for strict in ("0", "1"):
             finished = use(cold, times=4, TORCHAD_EXT_STRICT=strict, **settings)
@@ -475,8 +477,9 @@ class TestBuild:
     def test_a_cache_that_cannot_be_written_is_told_once(
         self, cold: Path, told: Callable[..., dict[str, str]], tmp_path: Path
     ) -> None:
-        lacking = '_background.start.__globals__["tempfile"].mkdtemp = lambda **_: open("/proc/no/such")'
+        lacking = 'background.start.__globals__["tempfile"].mkdtemp = lambda **_: open("/proc/no/such")'
         finished = use(cold, times=4, script=USE.replace("x = torch", f"{lacking}\nx = torch", 1), **told())
+        assert finished.returncode == 0, finished.stderr
         assert finished.stdout == "_ApplyBackward\n"
         assert finished.stderr.count("cannot be written") == 1
 
@@ -488,7 +491,7 @@ class TestBuild:
         finished = use(cold, times=4, TORCHAD_EXT_EAGER="wait", TORCHAD_EXT_STRICT=strict, **settings)
         assert finished.stderr.count("torchad_ext has no native calls: ") == 1
         assert "python3-dev" in finished.stderr
-        (log,) = cold.glob("eager-*/library.log")
+        (log,) = cold.glob("fast_path-*/library.log")
         assert "no headers" in log.read_text()
         if strict == "0":
             assert finished.stdout == "_ApplyBackward\n"

@@ -129,7 +129,7 @@ def _ninja_file(
 
 def _path(path: Path) -> str:
     # ninja_syntax escapes a dollar before a space alone.
-    return re.sub(r"\$(?! )", "$$$$", str(path))
+    return re.sub(r"\$(?! )", "$$", str(path))
 
 
 def _ninja() -> Any:

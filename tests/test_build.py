@@ -178,6 +178,23 @@ class TestKey:
         monkeypatch.setattr(compile, "CSRC", shutil.copytree(csrc, csrc.parent / "elsewhere"))
         assert self.key() == before
 
+    def test_does_not_change_with_the_wording_of_a_comment_in_python(self, tmp_path: Path) -> None:
+        script = (
+            "from torchad_ext._native import compile, toolchain; print(compile.key('cpu', toolchain.cpu_toolchain()))"
+        )
+        package = shutil.copytree(Path(ad.__file__).parent, tmp_path / "torchad_ext")
+        if not (package / "csrc").is_dir():
+            shutil.copytree(compile.CSRC, package / "csrc")
+
+        def key() -> str:
+            command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {script}"]
+            return subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+
+        before = key()
+        for file in package.rglob("*.py"):
+            file.write_text(file.read_text() + "\n# A comment.\n")
+        assert key() == before
+
 
 class TestCache:
     def test_the_first_load_compiles_and_says_so_the_next_finds_it_in_silence(

@@ -31,7 +31,7 @@ table: $(INSTALLED)  ## Run the tests of what drop-in means, and write their tab
 	$(PYTHON) -m pytest -n 2 --dist loadfile -m drop_in --drop-in-table=README.md
 
 rules: $(INSTALLED)  ## Write the table of operations that ad.laplacian has rules for
-	$(PYTHON) -W ignore tests/laplacian_table.py
+	$(PYTHON) -W ignore tests/forward/laplacian_table.py
 
 notebooks: $(INSTALLED)  ## Execute the notebooks in place
 	$(dir $(PYTHON))jupyter-execute --inplace notebooks/*.ipynb
@@ -78,8 +78,8 @@ asan: $(INSTALLED)  ## Run the tests of the ops on CPU kernels under AddressSani
 	TORCHAD_EXT_CXXFLAGS='-fsanitize=address -g' TORCHAD_EXT_CACHE_DIR=$(ASAN_CACHE) TORCHAD_EXT_STRICT=1 \
 	  LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 $(PYTHON) -m pytest --device cpu \
-  tests/test_ops.py tests/test_pointwise.py tests/test_scalar.py tests/test_quadratic_form.py \
-  tests/test_eager.py::TestCalls tests/test_eager.py::TestWhatIsSaved tests/test_eager.py::TestLifetime
+  tests/test_ops.py tests/test_pointwise.py tests/csrc/test_scalar.py tests/test_quadratic_form.py \
+  tests/native/test_eager.py::TestCalls tests/native/test_eager.py::TestWhatIsSaved tests/native/test_eager.py::TestLifetime
 
 clean:  ## Remove what was built, the environment included
 	rm -rf .venv build dist *.egg-info .*_cache .hypothesis

@@ -48,7 +48,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+TESTS = Path(__file__).parent
+sys.path[:0] = [str(TESTS / "symbolic"), str(TESTS / "hessian"), str(TESTS), str(TESTS.parent)]
 
 from structured import KEPT, chosen  # noqa: E402
 from test_trace import DOMAINS, POSITIVE, SPELLINGS, WITH_NUMBERS, Polygamma, gradients, listed  # noqa: E402

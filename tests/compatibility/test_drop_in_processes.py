@@ -36,7 +36,7 @@ import torchad_ext as ad
 from torchad_ext import _settings
 
 SEVERAL = [subject for subject in POINTWISE if len(subject.intervals or ()) > 1]
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 WITHIN = 90  # seconds, after which a process hangs
 Function = Callable[..., Any]
 

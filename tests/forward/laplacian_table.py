@@ -16,7 +16,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS / "symbolic"), str(TESTS), str(TESTS.parent)]
 
 from test_torch_functions import AT, UNUSUAL, of_numbers, second_derivative_exists, size_of  # noqa: E402
 from torch.testing._internal.common_methods_invocations import op_db  # noqa: E402
@@ -28,7 +29,7 @@ from torchad_ext._elementwise import Elementwise  # noqa: E402
 from torchad_ext._forward import fallback, laplacian, recurrent  # noqa: E402
 from torchad_ext._symbolic.torch_functions import FUNCTIONS  # noqa: E402
 
-PAGE = Path(__file__).parents[1] / "docs" / "laplacian_rules.md"
+PAGE = Path(__file__).parents[2] / "docs" / "laplacian_rules.md"
 BEGIN, END = "<!-- make rules -->\n", "<!-- end of the table -->"
 RANDOM = ("svd_lowrank", "pca_lowrank")
 WAYS = {

@@ -1,6 +1,7 @@
 """Composed functions as kernels: value and orders one to four, transforms and broadcasting, against native autograd.
 
-``tests/test_trace.py`` holds the same functions against native autograd as expressions; here they are compiled and run.
+``tests/symbolic/test_trace.py`` holds the same functions against native autograd as expressions; here they are compiled
+and run.
 """
 
 from __future__ import annotations

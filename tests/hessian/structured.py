@@ -1,7 +1,7 @@
 # ruff: noqa: E501, a template is a line
 """Operations whose Hessians have structure, as templates: for the suite, the fuzzer and ``docs/patterns.md``.
 
-``python tests/structured.py`` prints the table. In a template u stands for a value, which is flattened to 24 elements,
+``python tests/hessian/structured.py`` prints the table. In a template u stands for a value, which is flattened to 24 elements,
 and ``{1/2/3}`` for one of several options. What is made of u is cubed and summed.
 """
 
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torchad_ext as ad
 
@@ -222,8 +222,8 @@ def table() -> str:
         "# Sparsity patterns, operation by operation",
         "",
         "`hessian_sparsity` on the sum of the cubes of what an operation makes of 24 elements: the entries of the pattern",
-        f"that it finds, and those of the Hessian at a point, out of {N * N}. `python tests/structured.py` prints this page,",
-        "and the suite holds it. An operation that is not known couples all that it reads.",
+        f"that it finds, and those of the Hessian at a point, out of {N * N}. An operation that is not known couples all",
+        "that it reads. `python tests/hessian/structured.py` prints this page, and the suite holds it.",
     ]
     for title, rows in (("Structure is kept", KEPT), ("The pattern is large", LARGE)):
         lines += ["", f"## {title}", "", "| | code | pattern | Hessian |", "| --- | --- | --- | --- |"]

@@ -39,7 +39,7 @@ class TestOperations:
             assert pattern.sum() <= 1.3 * exact.sum() + 10
 
     def test_the_table_is_that_of_the_documentation(self) -> None:
-        page = Path(__file__).parents[1] / "docs" / "patterns.md"
+        page = Path(__file__).parents[2] / "docs" / "patterns.md"
         assert page.read_text(encoding="utf-8") == table()
 
     def test_constants_that_are_written_over_are_no_zeros(self) -> None:

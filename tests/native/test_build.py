@@ -29,7 +29,7 @@ from torchad_ext._symbolic import cpp
 from torchad_ext._symbolic.cpp import Kernel
 from torchad_ext.ops import CATALOGUE
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CXX = toolchain.find_cxx()
 NVCC = shutil.which("nvcc", path=f"{os.environ.get('PATH', '')}:/usr/local/cuda/bin")
 SETTINGS = ("CXX", "CUDA_HOME", "CUDA_PATH")

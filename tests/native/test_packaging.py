@@ -18,7 +18,7 @@ import torchad_ext
 from torchad_ext import ops
 from torchad_ext._native import compile, prebuilt, toolchain
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*") if path.is_file()}
 USE = """
 import torch, torchad_ext

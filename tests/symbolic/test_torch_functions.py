@@ -34,7 +34,7 @@ TRAINING = ("batch_norm", "native_batch_norm")  # has no Laplacian at each point
 
 @pytest.fixture(autouse=True)
 def _no_warning_counts() -> Iterator[None]:
-    """What has no rule says so, which tests/test_laplacian.py holds."""
+    """What has no rule says so, which tests/forward/test_laplacian.py holds."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torchad_ext.laplacian")
         yield
@@ -82,7 +82,7 @@ def assert_followed(f: Callable[[Tensor], Tensor], x: Tensor = AT) -> None:
 
 CASTS = ("to", "half", "chalf", "bfloat16", "float")
 SLOW = ("triangular_solve", *(f"conv{transposed}{n}d" for transposed in ("", "_transpose") for n in (1, 2, 3)))
-TRIANGULAR = ("cholesky_solve", "cholesky_inverse")  # tests/test_laplacian_rules.py
+TRIANGULAR = ("cholesky_solve", "cholesky_inverse")  # tests/forward/test_laplacian_rules.py
 KNOWN = {*laplacian._COMPOSED, *laplacian._RULES, *FUNCTIONS} - {*TRAINING, *CASTS, *SLOW, *TRIANGULAR}
 UNUSUAL = ("subgradients_at_zero", "chunked", "chunked_none")  # tests/test_pytorch_derivatives.py
 REDUCTIONS = (

@@ -15,10 +15,36 @@ def is_strict() -> bool:
 
 
 def cache_dir() -> Path:
-    """``TORCHAD_EXT_CACHE_DIR``, the folder of compiled libraries; ``~/.cache/torchad_ext`` by default."""
+    """``TORCHAD_EXT_CACHE_DIR``, the folder of compiled libraries; ``~/.cache/torchad_ext`` by default.
+
+    Raises:
+        RuntimeError: it is not set, and there is no home folder.
+    """
     if chosen := os.environ.get("TORCHAD_EXT_CACHE_DIR"):
         return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchad_ext"
+    if parent := os.environ.get("XDG_CACHE_HOME"):
+        return Path(parent) / "torchad_ext"
+    try:
+        return Path.home() / ".cache" / "torchad_ext"
+    except RuntimeError as error:
+        raise RuntimeError("this user has no home folder; set TORCHAD_EXT_CACHE_DIR to a folder") from error
+
+
+def build_timeout() -> float:
+    """``TORCHAD_EXT_BUILD_TIMEOUT``, the seconds that a compilation, or a wait for another process's, may take; 600 by
+    default.
+
+    Raises:
+        ValueError: it is no positive number.
+    """
+    given = os.environ.get("TORCHAD_EXT_BUILD_TIMEOUT") or "600"
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise ValueError(f"TORCHAD_EXT_BUILD_TIMEOUT={given}; it is a positive number of seconds")
+    return seconds
 
 
 def cpu_level() -> str | None:

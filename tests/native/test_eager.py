@@ -413,7 +413,7 @@ class TestBuild:
             assert finished.stdout == "_ApplyBackward\n"
         (tmp_path / "go").touch()
         wait_for_the_end(cold)
-        assert sorted(path.name for path in entries(cold)) == ["library.so", "lock"]
+        assert sorted(path.name for path in entries(cold)) == ["library.so", "library.so.sha256", "lock"]
         finished = use(cold, **settings)
         assert (finished.stdout, finished.stderr) == ("SinBackward\n", "")
         assert len((tmp_path / "notes").read_text().split()) == 1

@@ -11,21 +11,27 @@ import contextlib
 import fcntl
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from .cache import UNFINISHED, remove_unfinished
+from .cache import UNFINISHED, is_whole, remove_unfinished
 
 # Reads a line first: its priority is set by then. ninja ends with 1 where a command failed, not where it was stopped.
 _SCRIPT = """
 read -r _
 "$@" > library.log 2>&1
 case $? in
-  0) mv -f library.so .. && rm -f ../library.log ;;
+  0) "$PYTHON" -ISc "$DIGEST" && mv -f library.so.sha256 library.so .. && rm -f ../library.log ;;
   1) mv -f library.log .. ;;
 esac
 rm -rf "$PWD"
+"""
+_DIGEST = """
+import hashlib, pathlib
+digest = hashlib.sha256(pathlib.Path("library.so").read_bytes()).hexdigest()
+pathlib.Path("library.so.sha256").write_text(digest)
 """
 
 
@@ -50,7 +56,7 @@ def start(folder: Path, prepare: Callable[[Path], list[str]]) -> Callable[[], ob
         return lambda: _wait_for(lock)
     try:
         remove_unfinished(folder)
-        if (folder / "library.so").exists():
+        if is_whole(folder / "library.so"):
             return lambda: None
         inside = tempfile.mkdtemp(dir=folder, prefix=UNFINISHED)
         command = ["/bin/sh", "-c", _SCRIPT, "torchad_ext", *prepare(Path(inside))]
@@ -62,6 +68,7 @@ def start(folder: Path, prepare: Callable[[Path], list[str]]) -> Callable[[], ob
             stdout=quiet,
             stderr=quiet,
             start_new_session=True,
+            env={**os.environ, "PYTHON": sys.executable, "DIGEST": _DIGEST},
             pass_fds=[lock],  # an open file holds the lock, whichever process it is open in
         )
         _put_last(builder.pid)

@@ -1,14 +1,19 @@
 """The cache: a folder of entries, each made once by whichever process needs it first.
 
 An entry is a folder named by its key. A file in it is written aside and renamed into place, under a lock that the
-operating system frees with its holder.
+operating system frees with its holder. Its digest lies beside it: a file that was cut short or damaged is made again,
+never loaded. Code is run from these folders, so folders that somebody else may write are refused.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import os
 import shutil
+import socket
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,16 +21,46 @@ from .. import _settings
 from .progress import progress
 from .toolchain import BuildError
 
-UNFINISHED = ".building-"  # how what is not finished is called
+UNFINISHED = ".building-"  # prefix of what is not finished
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # of a file system that has none
 
 
 def entry(key: str, file: str = "library.so") -> Path:
-    """Where a file of an entry is, whether it is there or not."""
-    return _settings.cache_dir() / key / file
+    """Where a file of an entry is, whether it is there or not.
+
+    Raises:
+        BuildError: somebody else may write there.
+    """
+    root = _settings.cache_dir()
+    for folder in (root, root / key):
+        _check_owner(folder)
+    return root / key / file
+
+
+def _check_owner(folder: Path) -> None:
+    if not hasattr(os, "getuid"):
+        return
+    try:
+        status = folder.stat()
+    except OSError:  # it is made later, by this user
+        return
+    user = os.getuid()
+    # A group of the user's own, by custom, has the number of the user.
+    others = stat.S_IWOTH | (stat.S_IWGRP if status.st_gid not in (0, status.st_uid) else 0)
+    if status.st_uid not in (0, user):
+        reason = f"belongs to user {status.st_uid}, not to you (user {user})"
+    elif status.st_mode & others:
+        reason = f"may be written by others (mode {stat.S_IMODE(status.st_mode):o})"
+    else:
+        return
+    raise BuildError(
+        f"{folder} {reason}, who could put code there that you would run; chmod go-w it, or set TORCHAD_EXT_CACHE_DIR "
+        "to a folder of your own"
+    )
 
 
 def get_or_make(file: Path, name: str, make: Callable[[Path], None]) -> Path:
-    """A file of an entry, made first if it is not there.
+    """A file of an entry, made first if it is not there or damaged.
 
     Args:
         file: where it is, of ``entry``.
@@ -33,16 +68,39 @@ def get_or_make(file: Path, name: str, make: Callable[[Path], None]) -> Path:
         make: writes it, whole or not at all.
 
     Raises:
-        BuildError: the cache cannot be written.
+        BuildError: the cache cannot be written, or another process holds its lock for too long.
     """
-    if os.path.exists(file):  # False where the folder may not be read, too
+    if is_whole(file):
         return file
-    with _locked(file.parent, name):
-        if not file.exists():
-            remove_unfinished(file.parent)
+    with _locked(file.parent, name) as alone:
+        if not is_whole(file):
+            if alone:
+                remove_unfinished(file.parent)
             with progress.of(name, file.parent):
                 make(file)
+                seal(file)
     return file
+
+
+def seal(file: Path) -> None:
+    """Writes the digest of a finished file beside it."""
+    _digest_of(file).write_text(_sha256(file), encoding="ascii")
+
+
+def is_whole(file: Path) -> bool:
+    """Is a file of an entry there, as it was sealed?"""
+    try:
+        return _digest_of(file).read_text(encoding="ascii") == _sha256(file)
+    except (OSError, UnicodeDecodeError):  # it is not there, or may not be read
+        return False
+
+
+def _digest_of(file: Path) -> Path:
+    return file.with_name(f"{file.name}.sha256")
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -57,20 +115,51 @@ def unwritable(folder: Path, error: OSError) -> BuildError:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, name: str) -> Iterator[None]:
+def _locked(folder: Path, name: str) -> Iterator[bool]:
+    """Holds the lock of an entry; gives False on a file system without locks, where two processes may make the same."""
+    try:
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        release = _acquired(folder, name)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise unwritable(folder, error) from error
+        release = None
+    try:
+        yield release is not None
+    finally:
+        if release:
+            release()
+
+
+def _acquired(folder: Path, name: str) -> Callable[[], None]:
+    """Acquires the lock of an entry, says for whom it waits, and gives the function that releases it."""
     import filelock
 
+    lock, holder = filelock.FileLock(folder / "lock"), folder / "holder"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / "lock")
+        lock.acquire(timeout=1)
+    except filelock.Timeout:
+        progress.say(f"waiting for {_named(holder)}, which is compiling {name}")
+        limit = _settings.build_timeout()
         try:
-            lock.acquire(timeout=1)
+            lock.acquire(timeout=limit)
         except filelock.Timeout:
-            progress.say(f"waiting for another process, which is compiling {name}")
-            lock.acquire()
-    except OSError as error:
-        raise unwritable(folder, error) from error
-    try:
-        yield
-    finally:
+            raise BuildError(
+                f"{_named(holder)} has held {folder / 'lock'} for more than {limit:g} s; end it, wait longer with "
+                "TORCHAD_EXT_BUILD_TIMEOUT, or set TORCHAD_EXT_CACHE_DIR to another folder"
+            ) from None
+    with contextlib.suppress(OSError):
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+
+    def release() -> None:
+        holder.unlink(missing_ok=True)
         lock.release()
+
+    return release
+
+
+def _named(holder: Path) -> str:
+    """The process that holds a lock, as far as it said."""
+    with contextlib.suppress(OSError):
+        return holder.read_text(encoding="utf-8") or "another process"
+    return "another process"

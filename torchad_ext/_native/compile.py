@@ -20,16 +20,18 @@ from typing import Any
 
 import torch
 
+from .. import _settings
 from .._symbolic.cpp import Kernel
 from . import nvrtc
-from .cache import UNFINISHED
+from .cache import UNFINISHED, seal
 from .toolchain import BuildError, Toolchain, version
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CSRC = next((folder for folder in (PACKAGE / "csrc", PACKAGE.parent / "csrc") if folder.is_dir()), PACKAGE / "csrc")
 _SUFFIXES = (".h", ".cpp", ".cuh")
 FORM = "quadratic_form"  # a library of its own: it takes longer to compile than all that a pointwise op needs
-_PRECOMPILED = "pointwise_cpu.h"  # whose parsing takes longer than a kernel itself
+_HEADER = "pointwise_cpu.h"  # whose parsing takes longer than a kernel itself
+PRECOMPILED = f"{_HEADER}.gch"
 _COMMANDS = {
     "compile": "$compiler $headers -c $in -o $out",
     "precompile": "$compiler -x c++-header $in -o $out",
@@ -123,7 +125,7 @@ def _ninja_file(
     for source in sources:
         writer.build(f"{source.name}.o", "compile", _path(source))
     writer.build("library.so", "link", [f"{source.name}.o" for source in sources])
-    writer.build(f"{_PRECOMPILED}.gch", "precompile", _path(CSRC / _PRECOMPILED))
+    writer.build(PRECOMPILED, "precompile", _path(CSRC / _HEADER))
     return text.getvalue()
 
 
@@ -179,15 +181,16 @@ def compile_library(
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=to.parent, prefix=UNFINISHED, ignore_cleanup_errors=True) as name:
         command = prepare(what, toolchain, Path(name), kernels, precompiled)
-        precompile = precompile and toolchain.is_gcc and (CSRC / _PRECOMPILED).exists()
-        made = ["library.so", *([f"{_PRECOMPILED}.gch"] if precompile else [])]
-        has_failed, output = _run([*command[:-1], *made])
+        precompile = precompile and toolchain.is_gcc and (CSRC / _HEADER).exists()
+        has_failed, output = _run([*command, PRECOMPILED] if precompile else command)
         if has_failed:
             texts = (kernel.text.encode() for kernel in kernels)
             log.write_bytes(b"\n".join([output, *texts]))
             raise failed(what, toolchain, log)
-        for file in made:
-            os.replace(Path(name, file), to if file == "library.so" else to.parent / file)
+        if precompile:
+            os.replace(Path(name, PRECOMPILED), to.parent / PRECOMPILED)
+            seal(to.parent / PRECOMPILED)
+        os.replace(Path(name, "library.so"), to)
     log.unlink(missing_ok=True)
 
 
@@ -229,8 +232,15 @@ def _run(command: list[str]) -> tuple[bool, bytes]:
     _running.add(running)
     if _ending.is_set():
         _stop(running)
+    limit = _settings.build_timeout()
     try:
-        output, _ = running.communicate()
+        output, _ = running.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        _stop(running)
+        raise BuildError(
+            f"the compiler did not end within {limit:g} s and was stopped; give it longer with "
+            "TORCHAD_EXT_BUILD_TIMEOUT, or set CXX to another one"
+        ) from None
     except BaseException:
         _stop(running)
         raise

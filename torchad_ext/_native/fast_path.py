@@ -73,7 +73,7 @@ def _loaded(compiling: bool) -> ModuleType | None:
         toolchain, library = _entry()
         if compiling:
             library = loader.compiled("fast_path", toolchain, f"the calls in eager mode for {toolchain.target}")
-        elif not library.exists():
+        elif not cache.is_whole(library):
             if (log := library.with_suffix(".log")).exists():
                 failed = compile.failed("fast_path", toolchain, log)
                 raise BuildError(f"{failed}; it is tried again when you delete that file")

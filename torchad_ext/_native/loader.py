@@ -178,20 +178,23 @@ def _prebuilt_kernels() -> ctypes.CDLL | None:
 
 
 @functools.cache
-def _for_kernels() -> tuple[Toolchain, str]:
-    """How the pointwise kernels of this process are compiled, and the part of their keys that they share."""
+def _for_kernels() -> tuple[Toolchain, str, Path | None]:
+    """How the pointwise kernels of this process are compiled, the part of their keys that they share, and the folder of
+    their precompiled header if it is there."""
     toolchain = cpu_toolchain()
-    return toolchain, compile.key("cpu", toolchain)
+    shared = compile.key("cpu", toolchain)
+    header = cache.entry(shared, compile.PRECOMPILED)
+    return toolchain, shared, header.parent if cache.is_whole(header) else None
 
 
 def compiled_kernel(name: str, kernel: Kernel) -> ctypes.CDLL:
     """The library of a pointwise kernel for the CPU."""
-    toolchain, shared = _for_kernels()
+    toolchain, shared, precompiled = _for_kernels()
     key = compile.kernel_key(name, kernel, shared, toolchain)
     if key not in state.kernels:
 
         def make(to: Path) -> None:
-            compile.compile_library("cpu", toolchain, to, [kernel], precompiled=cache.entry(shared).parent)
+            compile.compile_library("cpu", toolchain, to, [kernel], precompiled=precompiled)
 
         state.kernels[key] = ctypes.CDLL(str(cache.get_or_make(cache.entry(key), f"{name} for the CPU", make)))
     return state.kernels[key]

@@ -19,7 +19,7 @@ from torch.testing import assert_close
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 import torchad_ext as ad
-from torchad_ext._forward import composed, laplacian
+from torchad_ext._forward import composed, rules
 from torchad_ext._symbolic.torch_functions import FUNCTIONS
 from torchad_ext._symbolic.torch_names import is_of_torch
 
@@ -83,7 +83,7 @@ def assert_followed(f: Callable[[Tensor], Tensor], x: Tensor = AT) -> None:
 CASTS = ("to", "half", "chalf", "bfloat16", "float")
 SLOW = ("triangular_solve", *(f"conv{transposed}{n}d" for transposed in ("", "_transpose") for n in (1, 2, 3)))
 TRIANGULAR = ("cholesky_solve", "cholesky_inverse")  # tests/test_laplacian_rules.py
-KNOWN = {*laplacian._COMPOSED, *laplacian._RULES, *FUNCTIONS} - {*TRAINING, *CASTS, *SLOW, *TRIANGULAR}
+KNOWN = {*rules.COMPOSITIONS, *rules.RULES, *FUNCTIONS} - {*TRAINING, *CASTS, *SLOW, *TRIANGULAR}
 UNUSUAL = ("subgradients_at_zero", "chunked", "chunked_none")  # tests/test_pytorch_derivatives.py
 REDUCTIONS = (
     "max min amax amin aminmax median nanmedian mode kthvalue topk sort msort cummax cummin std_mean var_mean nansum "

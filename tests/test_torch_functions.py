@@ -19,6 +19,7 @@ from torch.testing import assert_close
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 import torchad_ext as ad
+from torchad_ext._autograd.graph import graph_nodes
 from torchad_ext._forward import composed, rules
 from torchad_ext._symbolic.torch_functions import FUNCTIONS
 from torchad_ext._symbolic.torch_names import is_of_torch
@@ -139,7 +140,7 @@ def size_of(sample: SampleInput) -> int:
 def second_derivative_exists(y: Tensor) -> bool:
     """... in PyTorch?"""
     seeds = torch.ones_like(y, requires_grad=True)
-    leaf = next(node.variable for node in ad._hessian.products.graph_nodes([y]) if hasattr(node, "variable"))
+    leaf = next(node.variable for node in graph_nodes([y]) if hasattr(node, "variable"))
     try:
         (slope,) = grad(y, leaf, seeds, create_graph=True)
         grad(slope.sum(), leaf, allow_unused=True)

@@ -67,13 +67,13 @@ def hessian_sparsity(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"torchad_ext.hessian_sparsity takes a floating-point tensor for x; got {got}")
-    pattern, n = found(functools.partial(_checked, f), x), x.numel()
+    pattern, n = find_pattern(functools.partial(_checked_value, f), x), x.numel()
     keys = np.arange(n**2) if pattern is None else pattern[0]
     ones = torch.ones(len(keys), dtype=torch.bool, device=x.device)
-    return sparse(torch.from_numpy(keys).to(x.device), ones, n)
+    return sparse_matrix(torch.from_numpy(keys).to(x.device), ones, n)
 
 
-def _checked(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def _checked_value(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     y = composing(f)(x)
     if not isinstance(y, Tensor) or not y.is_floating_point():
         got = f"{y.dtype}" if isinstance(y, Tensor) else type(y).__name__
@@ -85,13 +85,13 @@ def _checked(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return y
 
 
-def sparse(keys: Tensor, values: Tensor, n: int) -> Tensor:
+def sparse_matrix(keys: Tensor, values: Tensor, n: int) -> Tensor:
     """The matrix ``[n, n]`` with entries at the keys i n + j, which are sorted."""
     indices = torch.stack([keys // max(1, n), keys % max(1, n)])
     return torch.sparse_coo_tensor(indices, values, (n, n), is_coalesced=True, check_invariants=False)
 
 
-def found(
+def find_pattern(
     f: Callable[[Tensor], Tensor], x: Tensor, most: float | None = None, share: float = math.inf
 ) -> tuple[Array, float] | None:
     """The keys i n + j of the pattern at x, sorted, and how many elements all rows of the Hessian are computed from.
@@ -334,14 +334,14 @@ class _Sets:
         group[more] = len(pairs) + np.arange(len(more))
         groups = np.concatenate([np.repeat(np.arange(len(pairs)), 2), group[rows[of_more]]])
         parts = np.concatenate([np.stack(np.divmod(pairs, self._count), 1).ravel(), members[of_more]])
-        united = self._united(len(pairs) + len(more), groups, parts)
+        unions = self._merged(len(pairs) + len(more), groups, parts)
         alone = size[rows] == 1
         result[rows[alone]] = members[alone]
-        result[rows[of_two][::2]] = united[place]
-        result[more] = united[len(pairs) :]
+        result[rows[of_two][::2]] = unions[place]
+        result[more] = unions[len(pairs) :]
         return result
 
-    def _united(self, count: int, groups: Array, parts: Array) -> Array:
+    def _merged(self, count: int, groups: Array, parts: Array) -> Array:
         """The numbers of new sets, or of the largest part where that is the union."""
         which, columns = self.elements(parts)
         self.handled += len(which)

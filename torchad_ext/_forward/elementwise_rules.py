@@ -88,8 +88,13 @@ def is_elementwise(func: Any) -> bool:
 
 
 def by_slopes(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-    """An elementwise operation without an expression, by the gradients that PyTorch has of it."""
-    if not is_elementwise(func) or transforms_active():
+    """An operation that PyTorch says is elementwise, by the gradients that it has of it."""
+    return by_slopes_of_any(sweep, func, args, kwargs) if is_elementwise(func) else NotImplemented
+
+
+def by_slopes_of_any(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """An elementwise operation of whatever origin, by the gradients of its sum."""
+    if transforms_active():
         return NotImplemented
     value = value_to_repeat(func, *sweep.values(args, kwargs))
     leaves, tree = tree_flatten((args, kwargs))

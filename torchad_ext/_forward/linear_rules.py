@@ -10,8 +10,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .._autograd.undefined import sum_defined
+from .._linearity import JOINS, LINEAR, LINEAR_BY_ELEMENT, LINEAR_IN_ALL, MOVES, PRODUCTS
 from .._torch_state import transforms_active
 from . import writes
 from .composed import affine, known_name
@@ -114,6 +116,19 @@ def _linear_layer(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) ->
         return func(one, weight).expand(*row.shape[:-1], weight.shape[0])
 
     return sweep.mapped(func(x.value, weight, bias), x, product, at_once=True)
+
+
+def of_each(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Linear in each tensor."""
+    leaves, tree = tree_flatten((args, kwargs))
+    places = [i for i, x in enumerate(leaves) if sweep.owns(x)]
+
+    def applied(*factors: Any) -> Any:
+        given = dict(zip(places, factors, strict=True))
+        args, kwargs = tree_unflatten([given.get(i, x) for i, x in enumerate(leaves)], tree)
+        return func(*args, **kwargs)
+
+    return product_of(sweep, applied, [leaves[i] for i in places])
 
 
 def _convolution(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
@@ -229,38 +244,15 @@ def _real_view(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> An
     return of_first(sweep, lambda x: func(x.resolve_conj()), args, kwargs)
 
 
-LINEAR = (
-    "neg reshape reshape_as view view_as flatten unflatten squeeze unsqueeze transpose permute movedim moveaxis "
-    "swapaxes swapdims T mT t H mH adjoint expand expand_as broadcast_to contiguous clone to type_as float double "
-    "half bfloat16 cpu cuda sum mean cumsum narrow select index_select gather take take_along_dim getitem split "
-    "split_with_sizes chunk unbind tensor_split hsplit vsplit dsplit unsafe_split unsafe_chunk unfold roll flip fliplr "
-    "flipud rot90 tile repeat repeat_interleave diagonal diag diag_embed tril triu trace masked_select real imag conj "
-    "resolve_conj view_as_complex conj_physical pixel_shuffle pixel_unshuffle channel_shuffle avg_pool1d avg_pool2d "
-    "avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d upsample_linear1d upsample_bilinear2d "
-    "upsample_bicubic2d upsample_trilinear3d upsample_nearest1d upsample_nearest2d upsample_nearest3d "
-    "_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d im2col col2im ravel resolve_neg "
-    "cfloat cdouble chalf sum_to_size diagflat combinations grid_sampler grid_sampler_2d grid_sampler_3d stft istft "
-    "alias_copy diagonal_copy expand_copy narrow_copy permute_copy split_with_sizes_copy squeeze_copy t_copy "
-    "transpose_copy unbind_copy unfold_copy unsqueeze_copy view_copy fft_fft fft_ifft "
-    "fft_rfft fft_irfft fft_hfft fft_ihfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_hfft2 fft_ihfft2 fft_fftn "
-    "fft_ifftn fft_rfftn fft_irfftn fft_hfftn fft_ihfftn fft_fftshift fft_ifftshift"
-).split()
-LINEAR_IN_ALL = (
-    "cat concat concatenate stack hstack vstack dstack column_stack block_diag broadcast_tensors meshgrid index_add "
-    "scatter_add index_copy index_put put masked_scatter select_scatter slice_scatter diagonal_scatter complex "
-    "atleast_1d atleast_2d atleast_3d cartesian_prod"
-).split()
 _SHAPED_LIKE = frozenset("view_as reshape_as expand_as type_as to".split())  # as the second argument is
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(LINEAR, of_first),
-    **dict.fromkeys(LINEAR_IN_ALL, of_all),
+    **dict.fromkeys(MOVES | LINEAR | LINEAR_BY_ELEMENT, of_first),
+    **dict.fromkeys(JOINS | LINEAR_IN_ALL | {"complex"}, of_all),
+    **dict.fromkeys(PRODUCTS, _multiplied),
     **dict.fromkeys("mul multiply rmul".split(), _scaled),
     **dict.fromkeys("div divide true_divide truediv".split(), _divided),
     **dict.fromkeys("add radd sub subtract".split(), _sum(reverse=False)),
     "rsub": _sum(reverse=True),
-    **dict.fromkeys(
-        "matmul rmatmul mm bmm mv dot inner outer ger vdot kron vecdot cross tensordot".split(), _multiplied
-    ),
     **dict.fromkeys("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split(), _convolution),
     "linear": _linear_layer,
     "pad": _padded,

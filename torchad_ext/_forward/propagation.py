@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from .._autograd.undefined import or_zeros, sum_defined
 from .._elementwise import Elementwise
+from .._linearity import CONSTANT
 from .._pointwise import Pointwise
 from .._quadratic_form import quadratic_form
 from .._symbolic.torch_names import is_of_torch, name_of
@@ -129,7 +130,7 @@ class Sweep:
         signs: of the squares of the directions, 1 or -1.
         recording: are derivatives wanted of what it computes? The function itself runs with gradients enabled, so that
             what disables them shows.
-        rules_of: the rules to try for an operation, given it and its name.
+        rules_of: the rules to try for an operation, given it and its name, None for operations of others.
         number: the inner one of two sweeps has the larger number.
         applying: does it apply a rule?
         unseen: what it could not follow, if that was met below Python, where another exception is made of it.
@@ -140,7 +141,7 @@ class Sweep:
 
     signs: tuple[int, ...]
     recording: bool
-    rules_of: Callable[[Any, str], Iterable[Rule]]
+    rules_of: Callable[[Any, str | None], Iterable[Rule]]
     number: int = field(default_factory=_numbers.__next__)
     applying: bool = False
     unseen: Unseen | None = None
@@ -211,11 +212,11 @@ class Sweep:
         if known and name in _HIDDEN:
             raise Unseen(name)
         if not known:
-            return self.differentiated(func, args, kwargs)
+            return self.by_rule(func, None, args, kwargs)
         args, kwargs = positional(func, args, kwargs)
         return with_powers(func, args, kwargs, lambda: self.by_rule(func, name, args, kwargs))
 
-    def by_rule(self, func: Any, name: str, args: Arguments, kwargs: Keywords) -> Any:
+    def by_rule(self, func: Any, name: str | None, args: Arguments, kwargs: Keywords) -> Any:
         """An operation by the first of the rules that fits."""
         for rule in self.rules_of(func, name):
             result = rule(self, func, args, kwargs)
@@ -377,21 +378,16 @@ def _stack(rows: Sequence[Tensor]) -> Tensor | None:
     return first.as_strided((len(rows), *first.shape), (step, *strides))
 
 
-# Without a derivative: the result is that for the values.
-_CONSTANT = frozenset(
+# Functions and attributes whose results have no derivative.
+_CONSTANT = CONSTANT | frozenset(
     "shape size dim ndim numel nelement stride storage_offset is_contiguous dtype device layout requires_grad "
     "is_floating_point is_complex is_cuda is_sparse is_nested is_leaf is_conj is_neg is_quantized is_mkldnn names "
     "item tolist numpy bool int long __float__ __complex__ __len__ __array__ __bool__ __int__ __index__ __format__ "
-    "__repr__ __hash__ get_device element_size itemsize data detach lt le gt ge eq ne less less_equal greater "
-    "greater_equal not_equal __lt__ __le__ __gt__ __ge__ __eq__ __ne__ isnan isinf isfinite isclose allclose equal "
-    "any all logical_and logical_or logical_not logical_xor argmax argmin argsort nonzero count_nonzero "
-    "searchsorted bucketize zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros "
-    "new_ones new_empty new_full new_tensor sign signbit floor ceil round trunc fix heaviside bernoulli "
-    "result_type".split()
+    "__repr__ __hash__ get_device element_size itemsize data detach result_type".split()
 )
-# Give plain tensors in the same memory.
+# Attributes and methods that give plain tensors in the same memory.
 _SHOWS = frozenset("data detach numpy __array__".split())
-# Differentiates, or hides what it computes.
+# Functions that differentiate, or hide what they compute.
 _HIDDEN = frozenset(
     "grad grad_fn backward register_hook register_post_accumulate_grad_hook retain_grad _make_dual _unpack_dual".split()
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from .._linearity import Kind, rule_registered_for
 from .._pointwise import Pointwise
 from .._symbolic.torch_functions import FUNCTIONS
 from . import decompositions, elementwise_rules, linalg_rules, linear_rules, losses, recurrent, selection_rules
@@ -16,8 +17,11 @@ from .composed import COMPOSED, known_name, without_guard
 from .propagation import Arguments, Keywords, Rule, Sweep
 
 
-def rules_of(func: Any, name: str) -> Iterator[Rule]:
-    """The rules to try for an operation, the most special one first."""
+def rules_of(func: Any, name: str | None) -> Iterator[Rule]:
+    """The rules to try for an operation, the most special one first; ``name`` is None for operations of others."""
+    if name is None:
+        yield from _registered(func)
+        return
     if name in RULES:
         yield RULES[name]
     yield _by_parts
@@ -25,6 +29,19 @@ def rules_of(func: Any, name: str) -> Iterator[Rule]:
         yield elementwise_rules.by_kernel
     yield _by_composition
     yield elementwise_rules.by_slopes
+
+
+def _registered(func: Any) -> Iterator[Rule]:
+    rule = rule_registered_for(func)
+    if callable(rule):
+        yield lambda sweep, func, args, kwargs: rule(*args, **kwargs)
+    elif rule is not None:
+        yield _OF_KIND[rule]
+
+
+def _constant(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    args, kwargs = sweep.values(args, kwargs)
+    return func(*args, **kwargs)
 
 
 def _by_parts(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
@@ -38,6 +55,13 @@ def _by_composition(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) 
     return NotImplemented if composed is None else composed(*args, **kwargs)
 
 
+_OF_KIND: dict[Kind, Rule] = {
+    "constant": _constant,
+    "moves": linear_rules.of_all,
+    "linear": linear_rules.of_all,
+    "multilinear": linear_rules.of_each,
+    "elementwise": elementwise_rules.by_slopes_of_any,
+}
 RULES: dict[str, Rule] = {
     **linear_rules.RULES,
     **selection_rules.RULES,

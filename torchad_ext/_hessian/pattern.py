@@ -124,12 +124,12 @@ def unique(keys: Array) -> Array:
 @dataclass
 class _Step:
     """An operation: each of its ``results`` depends on the numbers in ``members`` whose place in ``rows`` is its own,
-    and couples them if ``bent``; ``factors`` (rows, a, b) couple a with b."""
+    and couples them if ``couples``; ``factors`` (rows, a, b) couple a with b."""
 
     results: slice
     rows: Array
     members: Array
-    bent: bool
+    couples: bool
     factors: tuple[Array, Array, Array] | None
 
 
@@ -212,7 +212,7 @@ class _Tape(TorchDispatchMode):
         count: int,
         rows: Array,
         members: Array,
-        bent: bool = False,
+        couples: bool = False,
         factors: tuple[Array, Array, Array] | None = None,
     ) -> Array:
         """The numbers of results, which depend on ``members`` by ``rows``."""
@@ -221,11 +221,11 @@ class _Tape(TorchDispatchMode):
         if not kept.all():
             rows, members = rows[kept], members[kept]
         result = np.zeros(count, np.int64)
-        if not bent and factors is None and (rows[1:] > rows[:-1]).all():  # multiples of one number each
+        if not couples and factors is None and (rows[1:] > rows[:-1]).all():  # multiples of one number each
             result[rows] = members
             return result
         result[rows] = self._end + rows
-        self.steps.append(_Step(slice(self._end, self._end + count), rows, members, bent, factors))
+        self.steps.append(_Step(slice(self._end, self._end + count), rows, members, couples, factors))
         self._end += count
         return result
 
@@ -241,10 +241,10 @@ class _Tape(TorchDispatchMode):
         for step in self.steps:
             if sets.handled > most_handled:
                 return None
-            wanted = used[step.results] | alive[step.results] if step.bent else used[step.results]
+            wanted = used[step.results] | alive[step.results] if step.couples else used[step.results]
             kept = wanted[step.rows]
             of[step.results] = sets.unions(step.rows[kept], of[step.members[kept]], len(wanted))
-            if step.bent:
+            if step.couples:
                 whole.append(unique(of[step.results][alive[step.results]]))
             if step.factors:
                 rows, a, b = step.factors
@@ -271,7 +271,7 @@ class _Tape(TorchDispatchMode):
         for step in reversed(self.steps):
             here, wanted = alive[step.results], used[step.results]
             alive[step.members[here[step.rows]]] = True
-            used[step.members[(wanted | here if step.bent else wanted)[step.rows]]] = True
+            used[step.members[(wanted | here if step.couples else wanted)[step.rows]]] = True
             if step.factors:
                 rows, *factors = step.factors
                 for factor in factors:

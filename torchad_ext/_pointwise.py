@@ -176,7 +176,7 @@ class Pointwise:
             xs = list(torch.broadcast_tensors(*xs))
         numbers = tuple([float(args[i]) for i in scalars])
         result = member.apply(xs, numbers)
-        if member.eager:
+        if member.fast_function:
             self._put_in_front(given, kinds, member, scalars, numbers)
         return result
 
@@ -191,7 +191,7 @@ class Pointwise:
             return
         front = self.__dict__.setdefault("_front", fast_path.front())
         places = tuple([(i if i < given else -1, number) for i, number in zip(scalars, numbers, strict=True)])
-        front.add(member.eager, given, tensors, places)
+        front.add(member.fast_function, given, tensors, places)
         self._in_front.add((given, tensors))
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:

@@ -69,9 +69,9 @@ def quadratic_form(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
     """
     if torch.compiler.is_compiling() or is_being_traced():
         return definition(x, A)
-    if eager := _in_eager_mode():
+    if fast := _fast_function():
         try:
-            q: Any = eager(x, A)
+            q: Any = fast(x, A)
         except RuntimeError as error:
             kernels.raise_for_memory(error, x)
             raise
@@ -102,11 +102,11 @@ quadratic_form.definition = definition  # type: ignore[attr-defined]
 @functools.cache
 def _of_module(module: ModuleType) -> Callable[..., Any]:
     module.set_form_gradients(_gradients)
-    eager: Callable[..., Any] = module.quadratic_form
-    return eager
+    fast: Callable[..., Any] = module.quadratic_form
+    return fast
 
 
-def _in_eager_mode() -> Callable[..., Any] | None:
+def _fast_function() -> Callable[..., Any] | None:
     """The calls on plain tensors of the CPU in C++, once they and the operators are there."""
     module = fast_path.module() if loader.is_loaded("quadratic_form") else None
     return None if module is None else _of_module(module)

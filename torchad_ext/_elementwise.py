@@ -129,7 +129,7 @@ class Elementwise:
         return self._kernels[key]
 
     def source(self, device: str, dtype: torch.dtype) -> cpp.Kernel:
-        """What is compiled."""
+        """The kernel to compile: its name and its C++."""
         of = kernels.dtype_name(dtype)
         name, functor = self.functor(of)
         return cpp.kernel(functor, name, self.program, device, of)
@@ -212,17 +212,17 @@ class Elementwise:
         if self._fast_function is None and operands <= 64 and (module := fast_path.module()):
             node = cpp.struct_name(self._stem + self._suffix(self._order + 1))
             scalars, outputs = len(self.program.scalars), len(self.program.outputs)
-            # Of two threads, the first decides.
+            # The first of two threads decides.
             self.__dict__.setdefault("_fast_function", module.Function(self, scalars, outputs, self.name, node))
         return self._fast_function
 
     def vjp_of_masks(self, wanted: int, given: int) -> tuple[Any, ...]:
-        """For C++: the Derivative whose wanted results and given cotangents are the bits that are set."""
+        """The Derivative whose wanted results and given cotangents are the bits that are set, for C++ to ask for."""
         derivative = self.vjp(*self._masks(wanted, given))
         return derivative.function.fast_function, derivative.arguments, derivative.scalars, derivative.results
 
     def pullback(self, arguments: Tensors, scalars: Scalars, wanted: int, given: int) -> Tensors:
-        """For C++: the wanted gradients, from the inputs and the given cotangents, by whatever route."""
+        """The wanted gradients from the inputs and the given cotangents, by whatever route; for C++ to ask for."""
         return self.vjp(*self._masks(wanted, given)).apply(arguments, scalars, wanted.bit_count())
 
     def _masks(self, wanted: int, given: int) -> tuple[tuple[bool, ...], tuple[bool, ...]]:

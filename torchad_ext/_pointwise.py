@@ -138,7 +138,7 @@ class Pointwise:
         return _restored, (self.definition, self.__name__, self.__module__, self._domain)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pointwise:
-        """Of a method of an object that is copied, the op of the copy."""
+        """A copy; for a method of an object that is copied, the op of the copied object."""
         definition = copy.deepcopy(self.definition, memo)
         if definition is self.definition or self._written:
             return self
@@ -215,7 +215,7 @@ class Pointwise:
         return {n: tuple(self._defaults[name] for name in names[n:]) for n in enough}
 
     def resolve(self, args: Sequence[Any]) -> tuple[tuple[Any, ...], Elementwise, list[int]]:
-        """What each argument is, the function for such arguments, and where its numbers stand among them."""
+        """The kind of each argument, the function for such arguments, and where its numbers stand among them."""
         kinds = tuple([_kind(x) for x in args])
         if self._fixed:
             kinds = tuple(

@@ -92,7 +92,7 @@ def quadratic_form(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
 
 
 def definition(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
-    """The same in plain PyTorch: what ``quadratic_form`` means, and what runs where there is no kernel."""
+    """xᵀAx in plain PyTorch: what ``quadratic_form`` means, and what runs where there is no kernel."""
     return (torch.matmul(x.unsqueeze(-2), A).squeeze(-2) * x).sum(-1)
 
 
@@ -329,7 +329,7 @@ def _outer(x: torch.Tensor, g: torch.Tensor | None, h: torch.Tensor | None, shar
 def _sum_of_outer_products(
     x: torch.Tensor, g: torch.Tensor | None, h: torch.Tensor | None, shared: bool
 ) -> torch.Tensor:
-    """The same in plain PyTorch."""
+    """The pullback of (q, s) with respect to A in plain PyTorch."""
     u = sum_defined(None if g is None else g.unsqueeze(-1) * x, h)
     assert u is not None
     if shared and x.dim() == 2:

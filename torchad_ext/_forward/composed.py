@@ -141,7 +141,7 @@ def _copied(func: Any) -> Any:
     return copy
 
 
-# What PyTorch's parser takes besides the names in its schemas.
+# Names that PyTorch's parser takes besides the names in its schemas.
 _ALIASES = {"axis": "dim", "keepdims": "keepdim", "x": "input", "a": "input", "x1": "input", "x2": "other"}
 
 

@@ -180,7 +180,7 @@ def _cosine_similarity(a: Any, b: Any, dim: int = 1, eps: float = 1e-8) -> Any:
 
 
 def _matrix_power(A: Any, n: int) -> Any:
-    """By squaring."""
+    """Products of repeated squares."""
     if n == 0:
         return torch.eye(A.shape[-1], dtype=A.dtype, device=A.device).expand(A.shape).clone()
     A = torch.linalg.inv(A) if n < 0 else A
@@ -256,7 +256,7 @@ def _any_norm(x: Any, ord: Any = None, dim: Any = None, keepdim: bool = False, *
 
 
 def _quantile(x: Any, q: Any, dim: Any = None, keepdim: bool = False, *, interpolation: str = "linear") -> Any:
-    """Of sorted numbers."""
+    """Quantiles, read between sorted numbers."""
     if isinstance(q, Tensor) and q.requires_grad:
         return NotImplemented
     given = x

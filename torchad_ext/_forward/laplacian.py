@@ -20,7 +20,7 @@ Function = Callable[[Tensor], Tensor]
 
 
 class ForwardLaplacian(NamedTuple):
-    """What :func:`forward_laplacian` returns."""
+    """The result of :func:`forward_laplacian`: value, Jacobian and Laplacian."""
 
     value: Tensor
     jacobian: Tensor
@@ -186,7 +186,7 @@ _without_rules: dict[Any, list[str]] = {}  # of functions that are differentiate
 
 
 def _identity(f: Any, x: Tensor) -> Any:
-    """What tells one function from another for which the same choice may be wrong."""
+    """A key for f and the dimension of x: calls with one key share the choice between the sweep and nested autograd."""
     while isinstance(f, functools.partial):
         f = f.func
     code = getattr(f, "__code__", None)

@@ -34,8 +34,8 @@ def star_coloring(n: int, i: Array, j: Array, most: float = math.inf) -> Array |
     ends, columns = np.cumsum(degrees), j.tolist()
     neighbors = [columns[end - degree : end] for end, degree in zip(ends.tolist(), degrees.tolist(), strict=True)]
     bits = [0] * n  # the color of each vertex
-    # What the neighbors of w have to avoid: the colors of all others of them while w has none, then that of w and
-    # those of the centres of stars whose leaves are w and others of its color.
+    # Colors that the neighbors of w have to avoid: those of the other neighbors while w has none, then that of w and
+    # those of the centers of stars whose leaves are w and others of its color.
     avoided = [0] * n
     leaves: list[dict[int, int]] = [{} for _ in range(n)]  # a neighbor of each color
     for v in np.argsort(-degrees, kind="stable").tolist():

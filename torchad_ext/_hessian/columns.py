@@ -88,7 +88,7 @@ def jacobian_by_pullback_of_pullback(value: Pullback, chunk_size: int | None, pr
 
 
 def path_of_function(at: Point, *way: Any) -> FastPath:
-    """What is known of a way to differentiate f at points of this kind."""
+    """The record of a way to differentiate f at points of this kind."""
     shapes = tuple((x.shape, x.dtype, x.device) for x in at.leaves)
     with contextlib.suppress(TypeError):  # of functions without a weak reference, or a hash
         return fast_path((at.name, way, shapes, weakref.ref(at.f)))

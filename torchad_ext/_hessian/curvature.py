@@ -39,7 +39,7 @@ class Curvature:
         with torch.enable_grad(), _Tape() as tape:
             y = f(x)
         with torch.enable_grad():
-            # The same operations again, above autograd.
+            # Run the operations again, above autograd.
             values: dict[int, Tensor] = {id(x): x.clone().requires_grad_()}
             self._steps = [step for step in (_replayed(values, *entry) for entry in tape.operations) if step]
             bent = [step.result for step in self._steps if step.bends]

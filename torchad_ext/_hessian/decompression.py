@@ -108,7 +108,7 @@ class Coloring:
 def _zeros(count: int, like: Tensor) -> Tensor:
     if like.device.type != "cpu" or count * like.element_size() < _PAGES:
         return like.new_zeros(count)
-    # Of pages that are never written the operating system keeps one, of zeros; torch.zeros writes all, and so does
+    # The operating system keeps one page of zeros for all that are never written; torch.zeros writes all, and so does
     # np.zeros where it gets huge pages.
     with contextlib.suppress(OSError):  # PyTorch says it when there is no memory
         pages = mmap.mmap(-1, count * like.element_size(), flags=mmap.MAP_PRIVATE)

@@ -279,7 +279,7 @@ class _Tape(TorchDispatchMode):
         return alive, used
 
     def _keys(self, sets: _Sets, a: Array, b: Array, most: float) -> Array | None:
-        """What stands in a and what stands in b, in pairs."""
+        """The keys of all pairs of an element of a set in a and one of the set in b; None if there are too many."""
         n, limit = self.n, most * self.n
         if n * n > min(_MARKED, 8 * int(sets.sizes(a) @ sets.sizes(b))):
             keys = np.zeros(0, np.int64)
@@ -313,7 +313,7 @@ class _Sets:
         return sizes
 
     def elements(self, sets: Array) -> tuple[Array, Array]:
-        """Of each given set all elements: where in ``sets`` it stands, and the elements."""
+        """All elements of each given set: where in ``sets`` it stands, and the elements."""
         sizes = self._sizes[sets]
         which = np.repeat(np.arange(len(sets)), sizes)
         return which, self._columns[np.arange(len(which)) + (self._starts[sets] - np.cumsum(sizes) + sizes)[which]]

@@ -1,4 +1,4 @@
-"""What the operations of PyTorch depend on and couple: the rules by which sparsity patterns are found.
+"""Dependence and coupling of PyTorch's operations: the rules by which sparsity patterns are found.
 
 Most operations move elements, are pointwise, or are linear at x. What moves elements is run on their numbers. The
 matrix of another linear operation is found from its products with vectors, which autograd gives
@@ -269,7 +269,7 @@ class Rules:
         return torch.from_numpy(self._tape.results(batch * m * p, row, member, False, factors)).view(batch, m, p)  # type: ignore[arg-type]
 
     def _linear_product(self, of_a: Tensor, some_a: Tensor, some: Tensor) -> Tensor:
-        """The same for a constant factor, which is other than zero where ``some``."""
+        """The numbers of products with a constant factor, which is other than zero where ``some``."""
         (batch, m, k), p = of_a.shape, some.shape[-1]
         if some.all() or m * int(some.sum()) > _LIMIT:  # each column meets all
             rows = torch.arange(batch * m).view(batch, m, 1).expand(batch, m, k)
@@ -350,7 +350,7 @@ class Rules:
         return [part.view(y.shape) for part, y in zip(results.split(sizes), outputs, strict=True)]
 
     def _batched(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor] | None:
-        """What depends on matrices ``[*batch, m, n]`` does on its own of the batch."""
+        """Functions of matrices ``[*batch, m, n]``, each of which couples its own elements."""
         variables = self._known(args, kwargs)
         batch = next(x for x in tree_leaves(args) if isinstance(x, Tensor)).shape[:-2]
         if any(x.shape[: len(batch)] != batch for x in (*variables, *outputs)):

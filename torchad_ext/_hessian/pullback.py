@@ -125,7 +125,7 @@ class GraphPullback(Pullback):
         return any(type(node).__name__ == "CppFunction" or is_own(node) for node in self._nodes)
 
     def path(self, *way: Any) -> FastPath:
-        """What is known of a way to compute J for graphs of this kind."""
+        """The record of a way to compute J for graphs of this kind."""
         shapes = tuple((x.shape, x.stride(), x.dtype, x.device) for x in (*self.outputs, *self.at.leaves))
         return fast_path((self.at.name, way, shapes, hash(self.names)))
 

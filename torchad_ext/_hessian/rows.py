@@ -63,7 +63,7 @@ def gathered(
     chunks: Callable[[int], Chunks] | None = None,
     batch: int = 1,
 ) -> Any:
-    """What ``gather`` makes of the rows. One random product checks those of batches; where it differs, they are
+    """The result of ``gather`` on the rows. One random product checks those of batches; where it differs, they are
     computed one by one."""
     chunks = chunks or functools.partial(chunks_of_rows, value, progress=progress)
     rows = chunk_size or rows_at_once(value, value.at.size, batch)
@@ -94,7 +94,7 @@ def rows_again(value: GraphPullback, path: FastPath, way: str, progress: bool) -
 def _one_by_one(
     value: GraphPullback, gather: Callable[[Chunks], Any], chunks: Chunks, path: FastPath, way: str, batch: int
 ) -> Any:
-    """What ``gather`` makes of rows of plain reverse mode, in place of those that differ from a random product.
+    """The result of ``gather`` on rows of plain reverse mode, in place of those that differ from a random product.
     Where plain rows differ from it too, rounding is to blame."""
     product = RandomProduct(value.outputs, value.at.leaves, batch)
     result = gather(product.recorded(chunks, path))

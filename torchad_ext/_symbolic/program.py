@@ -13,7 +13,7 @@ from .expr import OPERATIONS, Expr, constant, tensor, topological
 
 
 def _dependent(nodes: Iterable[Expr], on: Iterable[Expr]) -> set[Expr]:
-    """Those of ``nodes`` (in topological order) through which a derivative in ``on`` can pass."""
+    """The nodes, of some in topological order, through which a derivative in ``on`` can pass."""
     dependent = set(on)
     for node in nodes:
         if node.args and OPERATIONS[node.op].derivative and any(arg in dependent for arg in node.args):

@@ -187,7 +187,7 @@ def _add(x: Any, y: Any) -> UnitRows | None:
 
 
 def _mm(a: Any, b: Any) -> UnitRows | None:
-    """A product with a row [1, k] or a column [k, 1]: rows or columns of the other factor, or one product of matrices."""
+    """A product with a row [1, k] or column [k, 1]: rows or columns of the other factor, or one product of matrices."""
     if isinstance(a, UnitRows) == isinstance(b, UnitRows):
         return None
     x, matrix, shape = (a, b, (1, b.shape[1])) if isinstance(a, UnitRows) else (b, a.T, (a.shape[0], 1))

@@ -90,6 +90,8 @@ EXACT: dict[str, Function] = {
     "polar": lambda x: torch.polar(x[:3], x[3:]).pow(2).real.sum(),
     "complex in place": lambda x: squared_as_complex(x.clone()).pow(3).sum(),
     "real part in place": lambda x: without_real_part(torch.view_as_complex(x.clone().view(3, 2))).pow(3).imag.sum(),
+    "sizes of complex numbers": lambda x: torch.complex(x[:3], x[3:]).abs().sum(),
+    "directions of complex numbers": lambda x: torch.view_as_real(torch.complex(x[:3], x[3:]).sgn()).sum(),
     "fft of rows": lambda x: torch.fft.rfft(x.view(2, 3)).abs().pow(4).sum(),
     "fft and back": lambda x: torch.fft.ifft(torch.fft.fft(x.view(2, 3)) * BAND.to(x.device)[0, :3]).real.pow(3).sum(),
 }

@@ -1,6 +1,6 @@
 """Pictures of functions, of their derivatives, and of what a network learned from a derivative.
 
-matplotlib is imported when a picture is drawn. Colours are those of Okabe and Ito, distinct to color-blind readers;
+matplotlib is imported when a picture is drawn. Colours are those of Okabe and Ito, distinct to colour-blind readers;
 line styles differ as well.
 """
 
@@ -100,8 +100,8 @@ def plot_derivatives(
     ax.axhline(0, color="0.8", linewidth=0.8)
     for order, line in enumerate(lines):
         marks = "′" * order if order < 4 else f"$^{{({order})}}$"
-        color, style = COLOURS[order % len(COLOURS)], STYLES[order % len(STYLES)]
-        ax.plot(x.numpy(), line.numpy(), style, color=color, linewidth=2, label=f"{name}{marks}(x)")
+        colour, style = COLOURS[order % len(COLOURS)], STYLES[order % len(STYLES)]
+        ax.plot(x.numpy(), line.numpy(), style, color=colour, linewidth=2, label=f"{name}{marks}(x)")
     ax.set(xlabel="x", ylabel="value", xlim=(low, high), title=f"{name} and its derivatives, by differentiation")
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
@@ -182,8 +182,8 @@ def plot_fit(target: Field, fits: Mapping[str, Fit], figure: Figure | None = Non
     ax = curves.subplots()
     for i, (name, fit) in enumerate(fits.items()):
         # The first is broad, the others dashed over it: curves that coincide are all seen.
-        width, style, color = (2, STYLES[i % len(STYLES)], COLOURS[i - 1]) if i else (5, "-", COLOURS[-1])
-        ax.semilogy(fit.losses, style, color=color, linewidth=width, label=name)
+        width, style, colour = (2, STYLES[i % len(STYLES)], COLOURS[i - 1]) if i else (5, "-", COLOURS[-1])
+        ax.semilogy(fit.losses, style, color=colour, linewidth=width, label=name)
     ax.set(xlabel="training step", ylabel="mean |gradient error|², (grey levels per half width)²", title="loss")
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)

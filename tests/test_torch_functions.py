@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 import torchad_ext as ad
 from torchad_ext._autograd.graph import graph_nodes
-from torchad_ext._forward import composed, rules
+from torchad_ext._forward import calls, rules
 from torchad_ext._symbolic.torch_functions import FUNCTIONS
 from torchad_ext._symbolic.torch_names import is_of_torch
 
@@ -103,7 +103,7 @@ def spellings(info: OpInfo, sample: SampleInput) -> Iterator[tuple[Callable[...,
     """A call with its arguments by position, all by keyword, and as a method."""
     function, args, kwargs = info.get_op(), (sample.input, *sample.args), sample.kwargs
     yield function, args, kwargs
-    for places, others in composed._signatures(function):
+    for places, others in calls._signatures(function):
         free = {*places[len(args) :], *others}
         if len(places) >= len(args) and kwargs.keys() <= free:
             yield function, (), {**dict(zip(places, args, strict=False)), **kwargs}

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .._quadratic_form import definition as quadratic_form
 from . import elementwise_rules
-from .composed import COMPOSED, affine, dropout, logsumexp, root, softmax, squared, vector_norm
+from .composed import COMPOSED, affine, dropout, logsumexp, softmax, vector_norm
+from .roots import root, squared
 
 
 def scan(operation: Callable[[Any, Any], Any], x: Any) -> Any:

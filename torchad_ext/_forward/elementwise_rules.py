@@ -16,9 +16,10 @@ from .._symbolic.expr import scalar, tensor
 from .._symbolic.torch_names import is_of_torch, name_of
 from .._symbolic.tracing import ValueNeeded, trace
 from .._torch_state import OpOverload, transforms_active
-from .composed import known_name, root, squared
+from .calls import known_name
 from .fallback import Unseen, has_derivative, of_elements
 from .propagation import Arguments, Keywords, Sweep, value_to_repeat
+from .roots import root, squared
 
 _WITH_CONSTANT_EXPONENT = frozenset("pow rpow float_power polygamma".split())
 
@@ -82,8 +83,13 @@ def is_elementwise(func: Any) -> bool:
     else:
         packets = (getattr(torch.ops.aten, name, None) for name in (name_of(func), f"special_{name_of(func)}"))
         packet = next((packet for packet in packets if packet), None)
-        overloads = [getattr(packet, name) for name in packet.overloads() if "out" not in name] if packet else []
-        overloads = [of for of in overloads if any("Tensor" in str(a.type) for a in of._schema.arguments)]
+        overloads = [getattr(packet, name) for name in packet.overloads()] if packet else []
+        arguments = {overload: overload._schema.arguments for overload in overloads}
+        overloads = [
+            overload
+            for overload, given in arguments.items()
+            if any("Tensor" in str(a.type) for a in given) and not any(a.is_out for a in given)
+        ]
     return bool(overloads) and all(torch.Tag.pointwise in overload.tags for overload in overloads)
 
 

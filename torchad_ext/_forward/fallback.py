@@ -17,7 +17,7 @@ from .._autograd.undefined import sum_defined
 from .._settings import is_strict
 from .._torch_state import function_of, transforms_active
 from .._warnings import warn_user
-from .composed import composing
+from .composing import composing
 
 Function = Callable[[Tensor], Tensor]
 Tensors = tuple[Tensor, ...]

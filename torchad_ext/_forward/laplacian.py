@@ -37,13 +37,13 @@ def laplacian(f: Function, x: Tensor, coefficients: Tensor | None = None, *, chu
     forward Laplacian (Li et al., 2024, Nature Machine Intelligence 6, 209, arXiv:2307.08214), also known as collapsed
     Taylor mode (Dangel et al., 2025, arXiv:2505.13644). An elementwise function, of PyTorch or declared by
     :func:`pointwise`, is one fused kernel; linear operations, products, what is composed of them (normalisation,
-    attention), recurrent networks, complex numbers and writes in place have rules (``docs/laplacian_rules.md``), as have operators that
-    :func:`register_rule` was told of. Any other operation is differentiated twice by itself; where these touch more than an eighth of the elements that f
-    computes, calls after the first differentiate all of f by nested autograd. So is a program that cannot be followed
-    (``torch.autograd.grad`` or a ``torch.autograd.Function`` in f). Each time one warning says so; with
-    ``TORCHAD_EXT_STRICT=1`` it is an error. Within ``torch.compile`` all of f is differentiated twice.
-    The result may be differentiated again. Derivatives of a norm at 0 are 0, even powers of one are differentiated as
-    the smooth functions that they are: ``docs/where_pytorch_is_wrong.md``.
+    attention), recurrent networks, complex numbers and writes in place have rules (``docs/laplacian_rules.md``), as
+    have operators that :func:`register_rule` was told of. Any other operation is differentiated twice by itself; where
+    these touch more than an eighth of the elements that f computes, calls after the first differentiate all of f by
+    nested autograd. So is a program that cannot be followed (``torch.autograd.grad`` or a ``torch.autograd.Function``
+    in f). Each time one warning says so; with ``TORCHAD_EXT_STRICT=1`` it is an error. Within ``torch.compile`` all of
+    f is differentiated twice. The result may be differentiated again. Derivatives of a norm at 0 are 0, even powers of
+    one are differentiated as the smooth functions that they are: ``docs/where_pytorch_is_wrong.md``.
 
     Args:
         f: maps points ``[..., d]`` to ``[...]`` or ``[..., *outputs]``, any PyTorch code. Each result has to depend on

@@ -16,7 +16,8 @@ from .._autograd.undefined import sum_defined
 from .._linearity import JOINS, LINEAR, LINEAR_BY_ELEMENT, LINEAR_IN_ALL, MOVES, PRODUCTS
 from .._torch_state import transforms_active
 from . import writes
-from .composed import affine, known_name
+from .calls import known_name
+from .composed import affine
 from .propagation import Arguments, Jet, Keywords, Rule, Sweep, jets_in
 
 

@@ -32,7 +32,8 @@ from .._quadratic_form import quadratic_form
 from .._symbolic.torch_names import is_of_torch, name_of
 from .._torch_state import is_autocast_enabled, wrapper_subclass
 from . import writes
-from .composed import composing, known_name, positional, with_powers
+from .calls import known_name, positional
+from .composing import composing, with_powers
 from .fallback import Unseen, fall_back, has_derivative, of_operation, random_states
 
 Tangents = tuple[Tensor, ...]

@@ -13,7 +13,8 @@ from .._linearity import Kind, rule_registered_for
 from .._pointwise import Pointwise
 from .._symbolic.torch_functions import FUNCTIONS
 from . import decompositions, elementwise_rules, linalg_rules, linear_rules, losses, recurrent, selection_rules
-from .composed import COMPOSED, known_name, without_guard
+from .calls import known_name, without_guard
+from .composed import COMPOSED
 from .propagation import Arguments, Keywords, Rule, Sweep
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from .composed import known_name
+from .calls import known_name
 from .propagation import Arguments, Keywords, Rule, Sweep
 
 

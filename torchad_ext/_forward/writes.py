@@ -26,7 +26,7 @@ from .._torch_state import (
     transforms_active,
     without_torch_function,
 )
-from .composed import known_name, without_guard
+from .calls import known_name, without_guard
 from .fallback import Unseen
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._forward.composed import composing
+from .._forward.composing import composing
 from .columns import path_of_function
 from .curvature import Curvature, UnknownOperation
 from .point import Function, Point

@@ -22,7 +22,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .._forward.composed import composing
+from .._forward.composing import composing
 from .pattern_rules import Rules, is_numeric
 
 Array = np.ndarray[Any, Any]

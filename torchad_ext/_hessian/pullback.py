@@ -2,7 +2,7 @@
 
 The graph is autograd's, or within a transform of ``torch.func``, at a level of forward mode and while compiling that of
 ``torch.func.vjp``. f runs with compositions in place of what PyTorch differentiates wrongly
-(:mod:`torchad_ext._forward.composed`), which also says what the derivatives of a norm at 0 are.
+(:mod:`torchad_ext._forward.composed`); those of a norm at 0 are 0 (:mod:`torchad_ext._forward.roots`).
 
 A ``torch.autograd.Function`` of others may have a backward whose own derivative PyTorch silently takes for zero; its
 first call is compared with finite differences, for which f is run once more
@@ -22,7 +22,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten
 
 from .._autograd.foreign_functions import COMPILED, check_functions
 from .._autograd.graph import depends_on_others, foreign_nodes, graph_nodes, is_own
-from .._forward.composed import composing
+from .._forward.composing import composing
 from .point import Function, Point, Tensors, check_floating, explained, is_transformed
 from .random_product import FastPath, fast_path
 from .ways import largest_in_graph

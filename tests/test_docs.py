@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
+import io
 import re
+import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +23,10 @@ README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
 METHODS = [getattr(Pointwise, name) for name in ("source", "latex", "operands", "compile")]
 DERIVATIVES = [ad.hvp, ad.vhp, ad.jacobian, ad.hessian, ad.hessian_diagonal, ad.hessian_sparsity]
+RULES = [ad.register_rule]
 LAPLACIANS = [ad.laplacian, ad.forward_laplacian, ad.bilaplacian]
 OPS = [*CATALOGUE.values(), ad.quadratic_form, ad.pointwise, Pointwise, *METHODS]
-PUBLIC = [*OPS, ad.verify, *DERIVATIVES, *LAPLACIANS]
+PUBLIC = [*OPS, ad.verify, *DERIVATIVES, *LAPLACIANS, *RULES]
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.strip().splitlines()[0])
@@ -53,3 +58,44 @@ def test_docstring(documented: Any) -> None:
     test = doctest.DocTestParser().get_doctest(documented.__doc__, names, documented.__name__, None, None)
     assert test.examples
     assert doctest.DocTestRunner().run(test).failed == 0
+
+
+MODULES = sorted((Path(__file__).parents[1] / "torchad_ext").rglob("*.py"))
+POINTS_ELSEWHERE = re.compile("(Of|That|Those|What|The same)\\b")  # at a line above, or at a noun that is missing
+
+
+def openings(source: str) -> Iterator[tuple[int, str]]:
+    """The lines on which docstrings and comments of some code begin, and their texts."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
+            yield node.body[0].lineno, text
+    last = -1  # a comment on the next line goes on
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            line = token.start[0]
+            if line != last + 1 or token.line[: token.start[1]].strip():
+                yield line, token.string.removeprefix("#").strip()
+            last = line
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_docstring_or_comment_makes_sense_alone(module: Path) -> None:
+    unclear = [(line, text) for line, text in openings(module.read_text("utf-8")) if POINTS_ELSEWHERE.match(text)]
+    assert not unclear, "begin with a noun or a verb that a reader can search for"
+
+
+@pytest.mark.parametrize(
+    ("source", "unclear"),
+    [
+        ('def f():\n    """Of two tensors the larger."""\n', True),
+        ('class C:\n    """The same for rows."""\n', True),
+        ('"""What is compiled."""\n', True),
+        ("x = 1  # That of the library\n", True),
+        ("# Those that were freed\n", True),
+        ("# Tangents, of some\n# Of these the last are not needed\n", False),  # the second line goes on
+        ('def f():\n    """The samest of all."""\n', False),
+        ('def f():\n    """Thatch."""\n', False),
+    ],
+)
+def test_an_unclear_opening_is_found(source: str, unclear: bool) -> None:
+    assert any(POINTS_ELSEWHERE.match(text) for _, text in openings(source)) is unclear

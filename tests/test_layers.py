@@ -25,7 +25,7 @@ _pointwise _quadratic_form
 _elementwise
 _native
 _symbolic
-_autograd
+_autograd _linearity
 _warnings
 _settings _torch_state
 """.split("\n")

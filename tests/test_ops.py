@@ -322,7 +322,7 @@ class TestDerivatives:
     def test_batched_gradients_without_the_calls_in_cpp(
         self, op: Pointwise, monkeypatch: pytest.MonkeyPatch, device: str
     ) -> None:
-        monkeypatch.setattr(Elementwise, "eager", None)
+        monkeypatch.setattr(Elementwise, "fast_function", None)
         x, batch = torch.randn(4, device=device), torch.randn(4, 3, device=device).T
         with profile() as profiler:
             result = _vmap(lambda g: op._order(1).apply([x, g], ()))(batch)

@@ -4,6 +4,7 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 from typing import Any as _Any
 
+from ._linearity import register_rule as register_rule
 from ._native.toolchain import BuildError as BuildError
 from ._pointwise import Pointwise as Pointwise
 from ._pointwise import pointwise as pointwise
@@ -20,18 +21,20 @@ if TYPE_CHECKING:
     from ._forward.laplacian import forward_laplacian as forward_laplacian
     from ._forward.laplacian import laplacian as laplacian
     from ._hessian.decompression import SparsityError as SparsityError
+    from ._hessian.dense import hessian as hessian
+    from ._hessian.dense import jacobian as jacobian
+    from ._hessian.diagonal import hessian_diagonal as hessian_diagonal
     from ._hessian.pattern import hessian_sparsity as hessian_sparsity
-    from ._hessian.products import hessian as hessian
-    from ._hessian.products import hessian_diagonal as hessian_diagonal
     from ._hessian.products import hvp as hvp
-    from ._hessian.products import jacobian as jacobian
     from ._hessian.products import vhp as vhp
 
 __version__ = "0.1.0"
 
 # Imported when first asked for: their tables of PyTorch's operations take as long as all the rest.
 _LATER = {
-    **dict.fromkeys(("hessian", "hessian_diagonal", "hvp", "jacobian", "vhp"), "_hessian.products"),
+    **dict.fromkeys(("hvp", "vhp"), "_hessian.products"),
+    **dict.fromkeys(("hessian", "jacobian"), "_hessian.dense"),
+    "hessian_diagonal": "_hessian.diagonal",
     **dict.fromkeys(("ForwardLaplacian", "bilaplacian", "forward_laplacian", "laplacian"), "_forward.laplacian"),
     "SparsityError": "_hessian.decompression",
     "hessian_sparsity": "_hessian.pattern",

@@ -121,7 +121,7 @@ class Comparison:
                     self.check(derivative, wrong)
                     return False
                 self.check(derivative, _layout(tensors, [_copied(y, self.inputs) for y in self.native]))
-                # What is not of floating point depends on the dtype of the inputs.
+                # An integer result depends on the dtype of the inputs.
                 references = [e if is_differentiated(e) else y for e, y in zip(references, self.native, strict=True)]
             known = {name: x for each in self.known[: order + 1] for name, x in each.items()}
             labels = [f"{'with respect to ' if order else ''}{name} " if name else "" for name in self.names[order]]
@@ -456,14 +456,14 @@ def _ulps(
 
 
 def _structure(results: Sequence[torch.Tensor], native: Sequence[torch.Tensor]) -> str:
-    """What is wrong with the number of results or their shapes."""
+    """The fault in the number of results or their shapes."""
     if len(results) != len(native):
         return f"has {len(results)} tensors, expected {len(native)}"
     return _difference("shape", [list(x.shape) for x in results], [list(x.shape) for x in native])
 
 
 def _layout(results: Sequence[torch.Tensor], native: Sequence[torch.Tensor]) -> str:
-    """What is wrong with the dtypes, devices or strides of the results."""
+    """The fault in the dtypes, devices or strides of the results."""
     return (
         _difference("dtype", [x.dtype for x in results], [x.dtype for x in native])
         or _difference("device", [x.device for x in results], [x.device for x in native])
@@ -527,7 +527,7 @@ def _largest_difference(
 
 
 def _mode(failure: GradcheckError) -> str:
-    """What gradcheck found wrong though the Jacobian is right."""
+    """The fault that gradcheck found though the Jacobian is right."""
     if failure.__cause__:
         reason = f"{type(failure.__cause__).__name__}: {first_line(failure.__cause__)}"
         return f"fails for batched gradients (is_grads_batched=True), as torch.func takes them: {reason}"
@@ -581,7 +581,7 @@ def first_line(failure: BaseException) -> str:
 
 
 def _raised(failure: BaseException) -> str:
-    """What was raised and by which line outside of PyTorch and of this package."""
+    """The exception, and the line that raised it, outside of PyTorch and of this package."""
     own = (str(Path(__file__).parent), str(Path(torch.__file__).parent))
     frames = [f for f in traceback.extract_tb(failure.__traceback__) if not f.filename.startswith(own)]
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if len(frames) else ""

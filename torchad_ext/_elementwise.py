@@ -82,7 +82,7 @@ class Elementwise:
         self._jvps: dict[tuple[bool, ...], Derivative] = {}
         self._laplacians: dict[tuple[tuple[int, ...], tuple[int, ...]], Derivative] = {}
 
-    _eager: Any = None  # this function in C++
+    _fast_function: Any = None
 
     @functools.cached_property
     def _own_dtypes(self) -> list[torch.dtype]:
@@ -129,7 +129,7 @@ class Elementwise:
         return self._kernels[key]
 
     def source(self, device: str, dtype: torch.dtype) -> cpp.Kernel:
-        """What is compiled."""
+        """The kernel to compile: its name and its C++."""
         of = kernels.dtype_name(dtype)
         name, functor = self.functor(of)
         return cpp.kernel(functor, name, self.program, device, of)
@@ -170,7 +170,7 @@ class Elementwise:
         if transforms_active():
             return _ApplyUnderTransforms.apply(self, scalars, *xs)
         if not in_forward_mode():
-            outputs = self._apply_eagerly(device, xs, scalars)
+            outputs = self._apply_in_cpp(device, xs, scalars)
             if outputs is not NotImplemented:
                 return outputs
             if not (torch.is_grad_enabled() and any(x.requires_grad for x in xs)):
@@ -188,15 +188,15 @@ class Elementwise:
         outputs = self.apply([x.expand(shape) for x in batches], scalars)
         return with_hidden_batch(outputs) if self._single else tuple(map(with_hidden_batch, outputs))
 
-    def _apply_eagerly(self, device: str, xs: Tensors, scalars: Scalars) -> Any:
-        if self.eager is None:  # as long as its compiler runs, and for more tensors than it has bits for
+    def _apply_in_cpp(self, device: str, xs: Tensors, scalars: Scalars) -> Any:
+        if self.fast_function is None:  # as long as its compiler runs, and for more tensors than it has bits for
             return NotImplemented
-        outputs = self._eager.apply(xs, scalars)
+        outputs = self._fast_function.apply(xs, scalars)
         if outputs is NotImplemented:  # it may not know the kernel yet
             kernel = self._kernels[device, xs[0].dtype]
             assert kernel
-            self._eager.set_kernel(fast_path.device_number(device), kernels.DTYPES[xs[0].dtype], kernel.address)
-            outputs = self._eager.apply(xs, scalars)
+            self._fast_function.set_kernel(fast_path.device_number(device), kernels.DTYPES[xs[0].dtype], kernel.address)
+            outputs = self._fast_function.apply(xs, scalars)
         return outputs
 
     @functools.cached_property
@@ -206,23 +206,23 @@ class Elementwise:
         return frozenset(i for i in self.vjp(*self._masks(-1, -1)).arguments if i < inputs)
 
     @property
-    def eager(self) -> Any:
-        """This function in C++, None while there is none."""
+    def fast_function(self) -> Any:
+        """The ``Function`` of ``csrc/fast_path`` that applies this one to plain tensors, None while there is none."""
         operands = len(self.program.inputs) + len(self.program.outputs)
-        if self._eager is None and operands <= 64 and (module := fast_path.module()):
+        if self._fast_function is None and operands <= 64 and (module := fast_path.module()):
             node = cpp.struct_name(self._stem + self._suffix(self._order + 1))
             scalars, outputs = len(self.program.scalars), len(self.program.outputs)
-            # Of two threads, the first decides.
-            self.__dict__.setdefault("_eager", module.Function(self, scalars, outputs, self.name, node))
-        return self._eager
+            # The first of two threads decides.
+            self.__dict__.setdefault("_fast_function", module.Function(self, scalars, outputs, self.name, node))
+        return self._fast_function
 
-    def eager_vjp(self, wanted: int, given: int) -> tuple[Any, ...]:
-        """For C++: the Derivative whose wanted results and given cotangents are the bits that are set."""
+    def vjp_of_masks(self, wanted: int, given: int) -> tuple[Any, ...]:
+        """The Derivative whose wanted results and given cotangents are the bits that are set, for C++ to ask for."""
         derivative = self.vjp(*self._masks(wanted, given))
-        return derivative.function.eager, derivative.arguments, derivative.scalars, derivative.results
+        return derivative.function.fast_function, derivative.arguments, derivative.scalars, derivative.results
 
     def pullback(self, arguments: Tensors, scalars: Scalars, wanted: int, given: int) -> Tensors:
-        """For C++: the wanted gradients, from the inputs and the given cotangents, by whatever route."""
+        """The wanted gradients from the inputs and the given cotangents, by whatever route; for C++ to ask for."""
         return self.vjp(*self._masks(wanted, given)).apply(arguments, scalars, wanted.bit_count())
 
     def _masks(self, wanted: int, given: int) -> tuple[tuple[bool, ...], tuple[bool, ...]]:

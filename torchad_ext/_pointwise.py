@@ -138,7 +138,7 @@ class Pointwise:
         return _restored, (self.definition, self.__name__, self.__module__, self._domain)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pointwise:
-        """Of a method of an object that is copied, the op of the copy."""
+        """A copy; for a method of an object that is copied, the op of the copied object."""
         definition = copy.deepcopy(self.definition, memo)
         if definition is self.definition or self._written:
             return self
@@ -176,7 +176,7 @@ class Pointwise:
             xs = list(torch.broadcast_tensors(*xs))
         numbers = tuple([float(args[i]) for i in scalars])
         result = member.apply(xs, numbers)
-        if member.eager:
+        if member.fast_function:
             self._put_in_front(given, kinds, member, scalars, numbers)
         return result
 
@@ -191,7 +191,7 @@ class Pointwise:
             return
         front = self.__dict__.setdefault("_front", fast_path.front())
         places = tuple([(i if i < given else -1, number) for i, number in zip(scalars, numbers, strict=True)])
-        front.add(member.eager, given, tensors, places)
+        front.add(member.fast_function, given, tensors, places)
         self._in_front.add((given, tensors))
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
@@ -215,7 +215,7 @@ class Pointwise:
         return {n: tuple(self._defaults[name] for name in names[n:]) for n in enough}
 
     def resolve(self, args: Sequence[Any]) -> tuple[tuple[Any, ...], Elementwise, list[int]]:
-        """What each argument is, the function for such arguments, and where its numbers stand among them."""
+        """The kind of each argument, the function for such arguments, and where its numbers stand among them."""
         kinds = tuple([_kind(x) for x in args])
         if self._fixed:
             kinds = tuple(

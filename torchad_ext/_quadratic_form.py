@@ -23,6 +23,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 
+from ._autograd.undefined import sum_defined
 from ._elementwise import is_wanted
 from ._native import fast_path, kernels, loader
 from ._torch_state import (
@@ -68,9 +69,9 @@ def quadratic_form(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
     """
     if torch.compiler.is_compiling() or is_being_traced():
         return definition(x, A)
-    if eager := _in_eager_mode():
+    if fast := _fast_function():
         try:
-            q: Any = eager(x, A)
+            q: Any = fast(x, A)
         except RuntimeError as error:
             kernels.raise_for_memory(error, x)
             raise
@@ -91,7 +92,7 @@ def quadratic_form(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
 
 
 def definition(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
-    """The same in plain PyTorch: what ``quadratic_form`` means, and what runs where there is no kernel."""
+    """xᵀAx in plain PyTorch: what ``quadratic_form`` means, and what runs where there is no kernel."""
     return (torch.matmul(x.unsqueeze(-2), A).squeeze(-2) * x).sum(-1)
 
 
@@ -101,11 +102,11 @@ quadratic_form.definition = definition  # type: ignore[attr-defined]
 @functools.cache
 def _of_module(module: ModuleType) -> Callable[..., Any]:
     module.set_form_gradients(_gradients)
-    eager: Callable[..., Any] = module.quadratic_form
-    return eager
+    fast: Callable[..., Any] = module.quadratic_form
+    return fast
 
 
-def _in_eager_mode() -> Callable[..., Any] | None:
+def _fast_function() -> Callable[..., Any] | None:
     """The calls on plain tensors of the CPU in C++, once they and the operators are there."""
     module = fast_path.module() if loader.is_loaded("quadratic_form") else None
     return None if module is None else _of_module(module)
@@ -221,15 +222,6 @@ def _product(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
     return _value_and_product(x, A)[1]
 
 
-def _sum(*terms: torch.Tensor | None) -> torch.Tensor | None:
-    """The sum of the terms that are not zero."""
-    total = None
-    for term in terms:
-        if term is not None:
-            total = term if total is None else total + term
-    return total
-
-
 @contextlib.contextmanager
 def _tangents_enabled(saved: Sequence[torch.Tensor | None]) -> Iterator[list[Any]]:
     """Saved tensors for the body of a jvp, which may be several operations.
@@ -262,7 +254,7 @@ def _form_gradients(
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     grad_x = grad_A = None
     if for_x:
-        grad_x = _sum(
+        grad_x = sum_defined(
             None if grad_q is None else grad_q.unsqueeze(-1) * s,
             None if grad_s is None else _product(grad_s, A),
         )
@@ -277,7 +269,7 @@ def _outer_gradients(
     grad_g, grad_h = _value_and_product(x, grad)
     grad_x = None
     if for_x:
-        grad_x = _sum(
+        grad_x = sum_defined(
             None if g is None else g.unsqueeze(-1) * grad_h,
             None if h is None else _product(h, grad),
         )
@@ -308,8 +300,8 @@ class _QuadraticForm(torch.autograd.Function):
         with _tangents_enabled(ctx.saved_tensors) as (x, A, s):
             q_t, s_t = _value_and_product(x, A_t) if A_t is not None else (None, None)
             if x_t is not None:
-                q_t = _sum(q_t, (s * x_t).sum(-1))
-                s_t = _sum(s_t, _product(x_t, A))
+                q_t = sum_defined(q_t, (s * x_t).sum(-1))
+                s_t = sum_defined(s_t, _product(x_t, A))
             return q_t, s_t
 
     @staticmethod
@@ -337,8 +329,8 @@ def _outer(x: torch.Tensor, g: torch.Tensor | None, h: torch.Tensor | None, shar
 def _sum_of_outer_products(
     x: torch.Tensor, g: torch.Tensor | None, h: torch.Tensor | None, shared: bool
 ) -> torch.Tensor:
-    """The same in plain PyTorch."""
-    u = _sum(None if g is None else g.unsqueeze(-1) * x, h)
+    """The pullback of (q, s) with respect to A in plain PyTorch."""
+    u = sum_defined(None if g is None else g.unsqueeze(-1) * x, h)
     assert u is not None
     if shared and x.dim() == 2:
         return u.T @ x if h is None else torch.cat([u, x]).T @ torch.cat([x, h])
@@ -378,14 +370,14 @@ class _Outer(torch.autograd.Function):
             if g_t is not None or h_t is not None:
                 result = _Outer.apply(x, g_t, h_t, ctx.shared)
             if x_t is not None:
-                u = _sum(None if g is None else g.unsqueeze(-1) * x, h)
+                u = sum_defined(None if g is None else g.unsqueeze(-1) * x, h)
                 assert u is not None
                 half = u.unsqueeze(-1) * x_t.unsqueeze(-2)
                 if h is not None:
                     half = half + x_t.unsqueeze(-1) * h.unsqueeze(-2)
                 if g is not None:
                     half = half + (g.unsqueeze(-1) * x_t).unsqueeze(-1) * x.unsqueeze(-2)
-                result = _sum(result, half.sum(0) if ctx.shared and x.dim() == 2 else half)
+                result = sum_defined(result, half.sum(0) if ctx.shared and x.dim() == 2 else half)
             return result
 
     @staticmethod

@@ -27,7 +27,7 @@ is_being_traced = torch._C._is_tracing
 is_autocast_enabled = torch._C._is_any_autocast_enabled
 # A kernel called below the autograd keys leaves no record of itself, so it has to ask whether one is kept.
 is_profiling = torch._C._autograd._profiler_enabled
-# What calls of a mode of the dispatcher, as FakeTensorMode is, are to see is the definition.
+# Modes of the dispatcher, as FakeTensorMode is, are to see the operations of the definition.
 dispatch_modes = torch._C._len_torch_dispatch_stack
 # A tracer has to see the operations of a function, not those of the modes around it.
 without_modes = _disable_current_modes

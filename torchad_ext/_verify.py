@@ -91,7 +91,7 @@ class Verification:
         return table
 
     def report(self) -> str:
-        """What is wrong, a line for each derivative, dtype and device, at the element with the largest error."""
+        """The failures, a line for each derivative, dtype and device, at the element with the largest error."""
         worst: dict[tuple[Any, ...], list[Check]] = {}
         for check in self.failures:
             kind = check.detail if check.error is None else check.derivative
@@ -222,7 +222,7 @@ def verify(
 
 
 def _name(f: Any) -> str:
-    """What its author calls f; a lambda is called by its place."""
+    """The name that its author gave f; a lambda is called by its place."""
     if isinstance(f, functools.partial):
         return _name(f.func)
     name, owner = getattr(f, "__name__", getattr(f, "_qualname", type(f).__name__)), getattr(f, "__self__", None)

@@ -145,7 +145,7 @@ def three_passes(function: Function, inputs: Sequence[torch.Tensor]) -> Callable
 
 
 def workloads(device: str, quick: bool = False) -> Iterator[tuple[Function, Function, tuple[torch.Tensor, ...]]]:
-    """What the demo times: the op, the native function, and float32 inputs; quadratic_form with a matrix for each x."""
+    """The workloads of the demo: an op, the native function, and float32 inputs; quadratic_form with a matrix each."""
     for n in (10**5,) if quick else (10**5, 10**6):
         yield sin, torch.sin, (torch.randn(n, device=device),)
         yield exp, torch.exp, (torch.randn(n, device=device),)

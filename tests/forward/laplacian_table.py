@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_map  # noqa: E402
 
 import torchad_ext as ad  # noqa: E402
 from torchad_ext._elementwise import Elementwise  # noqa: E402
-from torchad_ext._forward import fallback, laplacian, recurrent  # noqa: E402
+from torchad_ext._forward import elementwise_rules, fallback, laplacian, rules  # noqa: E402
 from torchad_ext._symbolic.torch_functions import FUNCTIONS  # noqa: E402
 
 PAGE = Path(__file__).parents[2] / "docs" / "laplacian_rules.md"
@@ -68,14 +68,14 @@ def followed(f: Callable[[Tensor], Tensor]) -> str | None:
 def registered(name: str) -> str:
     """How an operation with a rule is differentiated."""
     name = name.rpartition(".")[2]
-    if name in laplacian._RULES or name in recurrent.RECURRENT:
+    if name in rules.RULES:
         return "rule"
-    if name in laplacian._COMPOSED:
+    if name in rules.COMPOSITIONS:
         return "composed"
     if name in FUNCTIONS:
         return "kernel"
     of = getattr(torch, name, None) or getattr(torch.special, name, None)
-    return "slopes" if of is not None and laplacian._is_elementwise(of) else "composed"
+    return "slopes" if of is not None and elementwise_rules.is_elementwise(of) else "composed"
 
 
 def ways_of(info: OpInfo, dtype: torch.dtype) -> set[str]:

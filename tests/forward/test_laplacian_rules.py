@@ -18,8 +18,8 @@ from torch.profiler import profile
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext._forward import linalg_rules, rules
-from torchad_ext._forward.composed import composing
+from torchad_ext._forward import decompositions, linalg_rules, losses, selection_rules
+from torchad_ext._forward.composing import composing
 from torchad_ext._forward.fallback import _warned
 from torchad_ext._forward.laplacian import bilaplacian, laplacian
 
@@ -31,10 +31,11 @@ D = torch.float64
 Function = Callable[[Tensor], Tensor]
 NAMES = {
     *linalg_rules.RULES,
-    *rules.RULES,
-    *rules.COMPOSITIONS,
-    *rules.LINEAR,
-    *rules.LINEAR_IN_ALL,
+    *selection_rules.RULES,
+    *decompositions.COMPOSITIONS,
+    *losses.COMPOSITIONS,
+    *"prod cumprod multi_dot bilinear channel_shuffle dsplit combinations narrow_copy split_with_sizes_copy".split(),
+    *"grid_sampler grid_sampler_2d grid_sampler_3d stft istft atleast_1d atleast_2d atleast_3d cartesian_prod".split(),
     *"cross_entropy nll_loss interpolate conv1d conv2d conv_transpose1d einsum tensordot bilinear".split(),
 } - {*TRAINING}
 # What has a rule for some arguments alone.

@@ -22,6 +22,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchad_ext as ad
+from torchad_ext._hessian.pullback import Pullback
 
 STRATEGIES = ["reverse-over-reverse", "forward-over-reverse"]
 Function = Callable[[Any], Any]
@@ -500,10 +501,8 @@ class TestDiagonalOfABatch:
 
     def test_tangents_alone_suffice(self, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
         products = []
-        original = ad._hessian.products._Pullback.pull_rows
-        monkeypatch.setattr(
-            ad._hessian.products._Pullback, "pull_rows", lambda *args: (products.append(1), original(*args))[1]
-        )
+        original = Pullback.pull_rows
+        monkeypatch.setattr(Pullback, "pull_rows", lambda *args: (products.append(1), original(*args))[1])
         points = sample(5, 4, device=device)
         for name, known in (("layers", True), ("ours", True), ("products", True), ("viewed", True), ("softmax", False)):
             products.clear()

@@ -137,15 +137,15 @@ class TestColouring:
         pattern = torch.from_numpy(family(name, 300))
         A = sample(300, 300)
         H = torch.where(pattern, A + A.T, 0.0)
-        colored = decompression.coloring(pattern, H[0])
+        colored = decompression.coloring_of(pattern, H[0])
         values = colored.recover(colored.seeds(H.dtype) @ H)
         assert torch.equal(colored.matrix(values, torch.Size([300]), torch.strided), H)
 
     @pytest.mark.parametrize(
         ("name", "most"), [("arrowhead", 2), ("hubs", 10), ("blocks", 7), ("dense", 300), ("empty", 1), ("grid", 12)]
     )
-    def test_few_colours(self, name: str, most: int) -> None:
-        assert decompression.coloring(torch.from_numpy(family(name, 300)), torch.zeros(300)).count <= most
+    def test_few_colors(self, name: str, most: int) -> None:
+        assert decompression.coloring_of(torch.from_numpy(family(name, 300)), torch.zeros(300)).count <= most
 
     def test_an_edge_is_looked_at_a_few_times(self) -> None:
         """Counts the lines that run for an arrowhead, whose hub has n neighbours."""
@@ -169,7 +169,7 @@ class TestColouring:
 
         assert lines(400) < 2.1 * lines(200)
 
-    def test_stops_where_more_colours_are_needed(self) -> None:
+    def test_stops_where_more_colors_are_needed(self) -> None:
         keys = np.flatnonzero(family("blocks", 70))
         assert star_coloring(70, *np.divmod(keys, 70), most=6) is None
         assert star_coloring(70, *np.divmod(keys, 70), most=7) is not None
@@ -191,7 +191,7 @@ class TestChoice:
         ids=["chain", "arrow", "few elements", "full", "half", "a tenth"],
     )
     def test_by_the_size_of_the_pattern(self, f: object, n: int, pays: bool) -> None:
-        assert (decompression.found_coloring(f, sample(n)) is not None) == pays  # type: ignore[arg-type]
+        assert (decompression.find_coloring(f, sample(n)) is not None) == pays  # type: ignore[arg-type]
 
 
 class TestLinearStructure:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext._hessian import products, random_product
+from torchad_ext._hessian import random_product, rows
 
 Function = Callable[[Any], Any]
 
@@ -83,7 +83,7 @@ def break_rows(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
 
         return mapped
 
-    monkeypatch.setattr(products.torch.func, "vmap", faulty)
+    monkeypatch.setattr(torch.func, "vmap", faulty)
 
 
 class TestFaults:
@@ -116,14 +116,14 @@ class TestFaults:
 
     def test_unit_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
         x = sample(300)
-        dense = products.dense_rows
+        dense = rows.dense_rows
 
         def faulty(results: Any, count: int) -> list[Tensor]:
             rows = dense(results, count)
             rows[0][count // 2] *= 0.6
             return rows
 
-        monkeypatch.setattr(products, "dense_rows", faulty)
+        monkeypatch.setattr(rows, "dense_rows", faulty)
         with pytest.warns(RuntimeWarning, match="in batches"):
             result = ad.hessian(coupled, x)
         assert_close(result, ad.hessian(coupled, x, chunk_size=1))

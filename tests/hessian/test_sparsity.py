@@ -1,4 +1,4 @@
-"""Patterns by propagation, star colouring and recovery: against dense Hessians, brute force and known counts."""
+"""Patterns by propagation, star coloring and recovery: against dense Hessians, brute force and known counts."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from torch.testing import assert_close
 
 import torchad_ext as ad
 from torchad_ext import SparsityError, hessian_sparsity
-from torchad_ext._hessian import decompression, random_product
-from torchad_ext._hessian.decompression import coloring
+from torchad_ext._hessian import random_product, ways
+from torchad_ext._hessian.decompression import coloring_of
+from torchad_ext._hessian.pullback import GraphPullback
 
 Function = Callable[[Tensor], Tensor]
 BAND = sample(6, 6).tril(1).triu(-1)
@@ -26,9 +27,9 @@ BAND = sample(6, 6).tril(1).triu(-1)
 
 @pytest.fixture(autouse=True)
 def _small_patterns_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decompression, "_FEW", 0)
-    monkeypatch.setattr(decompression, "_SHARE", math.inf)
-    monkeypatch.setattr(decompression, "_SAVING", 2)
+    monkeypatch.setattr(ways, "FEW_ELEMENTS", 0)
+    monkeypatch.setattr(ways, "SHARE", math.inf)
+    monkeypatch.setattr(ways, "SAVING", 2)
 
 
 def pattern_of(f: Function, x: Tensor) -> Tensor:
@@ -40,8 +41,8 @@ class Products:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        pull_rows = ad._hessian.products._Pullback.pull_rows
-        pull_without_graph = ad._hessian.products._Pullback.pull_without_graph
+        pull_rows = GraphPullback.pull_rows
+        pull_without_graph = GraphPullback.pull_without_graph
 
         def of_rows(pullback: Any, cotangents: Any) -> Any:
             self.count += len(cotangents[0])
@@ -51,8 +52,8 @@ class Products:
             self.count += 1
             return pull_without_graph(pullback, cotangents)
 
-        monkeypatch.setattr(ad._hessian.products._Pullback, "pull_rows", of_rows)
-        monkeypatch.setattr(ad._hessian.products._Pullback, "pull_without_graph", of_one)
+        monkeypatch.setattr(GraphPullback, "pull_rows", of_rows)
+        monkeypatch.setattr(GraphPullback, "pull_without_graph", of_one)
 
 
 # The patterns that are exact.
@@ -89,6 +90,8 @@ EXACT: dict[str, Function] = {
     "polar": lambda x: torch.polar(x[:3], x[3:]).pow(2).real.sum(),
     "complex in place": lambda x: squared_as_complex(x.clone()).pow(3).sum(),
     "real part in place": lambda x: without_real_part(torch.view_as_complex(x.clone().view(3, 2))).pow(3).imag.sum(),
+    "sizes of complex numbers": lambda x: torch.complex(x[:3], x[3:]).abs().sum(),
+    "directions of complex numbers": lambda x: torch.view_as_real(torch.complex(x[:3], x[3:]).sgn()).sum(),
     "fft of rows": lambda x: torch.fft.rfft(x.view(2, 3)).abs().pow(4).sum(),
     "fft and back": lambda x: torch.fft.ifft(torch.fft.fft(x.view(2, 3)) * BAND.to(x.device)[0, :3]).real.pow(3).sum(),
 }
@@ -192,15 +195,15 @@ def symmetric(n: int, edges: list[tuple[int, int]]) -> Tensor:
 class TestColouring:
     @settings(max_examples=50, deadline=None)
     @given(data=st.data(), n=st.integers(1, 9))
-    def test_is_a_star_colouring(self, data: st.DataObject, n: int) -> None:
+    def test_is_a_star_coloring(self, data: st.DataObject, n: int) -> None:
         pairs = list(itertools.combinations(range(n), 2))
         pattern = symmetric(n, data.draw(st.lists(st.sampled_from(pairs), unique=True)) if pairs else [])
-        colours = coloring(pattern, torch.zeros(n)).colors.tolist()
+        colors = coloring_of(pattern, torch.zeros(n)).colors.tolist()
         for i, j in pattern.fill_diagonal_(False).nonzero().tolist():
-            assert colours[i] != colours[j]
+            assert colors[i] != colors[j]
         for path in itertools.permutations(range(n), 4):
             if all(pattern[i, j] for i, j in itertools.pairwise(path)):
-                assert len({colours[i] for i in path}) > 2
+                assert len({colors[i] for i in path}) > 2
 
     @settings(max_examples=30, deadline=None)
     @given(data=st.data(), n=st.integers(1, 9))
@@ -208,7 +211,7 @@ class TestColouring:
         pairs = list(itertools.combinations(range(n), 2))
         pattern = symmetric(n, data.draw(st.lists(st.sampled_from(pairs), unique=True)) if pairs else [])
         H = torch.where(pattern, sample(n, n) + sample(n, n).T, 0.0)
-        colored = coloring(pattern, H[0])
+        colored = coloring_of(pattern, H[0])
         values = colored.recover(colored.seeds(H.dtype) @ H)
         assert torch.equal(colored.matrix(values, torch.Size([n]), torch.strided), H)
 
@@ -226,7 +229,7 @@ class TestColouring:
         ids=["diagonal", "tridiagonal", "pentadiagonal", "blocks", "arrow", "full", "more than half"],
     )
     @pytest.mark.parametrize("layout", [torch.strided, torch.sparse_coo], ids=str)
-    def test_one_product_for_each_colour_and_one_that_checks(
+    def test_one_product_for_each_color_and_one_that_checks(
         self, f: Function, count: int, layout: torch.layout, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         products = Products(monkeypatch)
@@ -277,10 +280,10 @@ class TestHessian:
 
     def test_nan_in_the_check_alone_raises(self) -> None:
         v, nan = sample(3), torch.tensor([float("nan"), 0, 0])
-        diagonal = coloring(torch.eye(3, dtype=torch.bool), v)
-        diagonal.check(torch.stack([1 + nan, v + nan]), v, lambda seeds: seeds, found=False)
+        diagonal = coloring_of(torch.eye(3, dtype=torch.bool), v)
+        diagonal.check(torch.stack([1 + nan, v + nan]), v, lambda seeds: seeds, is_found=False)
         with pytest.raises(SparsityError):
-            diagonal.check(torch.stack([1 + 0 * v, v + nan]), v, lambda seeds: seeds, found=False)
+            diagonal.check(torch.stack([1 + 0 * v, v + nan]), v, lambda seeds: seeds, is_found=False)
 
     def test_a_function_that_is_not_its_operations_raises(self) -> None:
         class Coupled(Cubed):

@@ -48,7 +48,7 @@ def op(device: str) -> Pointwise:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The methods of Elementwise that were called."""
     names: list[str] = []
-    for name in ("apply", "pullback", "eager_vjp"):
+    for name in ("apply", "pullback", "vjp_of_masks"):
         method = getattr(Elementwise, name)
 
         def record(*args: object, name: str = name, method: Callable[..., object] = method) -> object:
@@ -96,7 +96,7 @@ class TestCalls:
             return results
 
         three_orders()
-        assert Counter(asked) == {"eager_vjp": 3, "pullback": 2, "apply": 2}
+        assert Counter(asked) == {"vjp_of_masks": 3, "pullback": 2, "apply": 2}
         asked.clear()
         value, first, second = three_orders()
         assert asked == []

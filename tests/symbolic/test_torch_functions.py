@@ -19,7 +19,8 @@ from torch.testing import assert_close
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 import torchad_ext as ad
-from torchad_ext._forward import composed, laplacian
+from torchad_ext._autograd.graph import graph_nodes
+from torchad_ext._forward import calls, rules
 from torchad_ext._symbolic.torch_functions import FUNCTIONS
 from torchad_ext._symbolic.torch_names import is_of_torch
 
@@ -83,7 +84,7 @@ def assert_followed(f: Callable[[Tensor], Tensor], x: Tensor = AT) -> None:
 CASTS = ("to", "half", "chalf", "bfloat16", "float")
 SLOW = ("triangular_solve", *(f"conv{transposed}{n}d" for transposed in ("", "_transpose") for n in (1, 2, 3)))
 TRIANGULAR = ("cholesky_solve", "cholesky_inverse")  # tests/forward/test_laplacian_rules.py
-KNOWN = {*laplacian._COMPOSED, *laplacian._RULES, *FUNCTIONS} - {*TRAINING, *CASTS, *SLOW, *TRIANGULAR}
+KNOWN = {*rules.COMPOSITIONS, *rules.RULES, *FUNCTIONS} - {*TRAINING, *CASTS, *SLOW, *TRIANGULAR}
 UNUSUAL = ("subgradients_at_zero", "chunked", "chunked_none")  # tests/test_pytorch_derivatives.py
 REDUCTIONS = (
     "max min amax amin aminmax median nanmedian mode kthvalue topk sort msort cummax cummin std_mean var_mean nansum "
@@ -102,7 +103,7 @@ def spellings(info: OpInfo, sample: SampleInput) -> Iterator[tuple[Callable[...,
     """A call with its arguments by position, all by keyword, and as a method."""
     function, args, kwargs = info.get_op(), (sample.input, *sample.args), sample.kwargs
     yield function, args, kwargs
-    for places, others in composed._signatures(function):
+    for places, others in calls._signatures(function):
         free = {*places[len(args) :], *others}
         if len(places) >= len(args) and kwargs.keys() <= free:
             yield function, (), {**dict(zip(places, args, strict=False)), **kwargs}
@@ -139,7 +140,7 @@ def size_of(sample: SampleInput) -> int:
 def second_derivative_exists(y: Tensor) -> bool:
     """... in PyTorch?"""
     seeds = torch.ones_like(y, requires_grad=True)
-    leaf = next(node.variable for node in ad._hessian.products.graph_nodes([y]) if hasattr(node, "variable"))
+    leaf = next(node.variable for node in graph_nodes([y]) if hasattr(node, "variable"))
     try:
         (slope,) = grad(y, leaf, seeds, create_graph=True)
         grad(slope.sum(), leaf, allow_unused=True)

@@ -1,1 +1,1 @@
-"""What PyTorch's autograd graph tells of a function: its nodes, and the Functions of others in it."""
+"""PyTorch's autograd graph: the nodes of a function, and the Functions of others in it."""

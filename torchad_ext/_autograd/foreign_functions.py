@@ -127,7 +127,7 @@ def _is_complete(cls: Any, args: tuple[Any, ...]) -> bool:
         if not cotangents:
             return True
         gradients = backward(points, create_graph=True)
-        # Of the signs of the gradients, so that the terms of their sum do not cancel.
+        # Weights have the signs of the gradients, so that the terms of their sum do not cancel.
         weights = [(1.5 + random_like(g)) * g.detach().sgn() for g in gradients]
         total = _dot(weights, gradients)
         slopes = (

@@ -1,7 +1,7 @@
 """Functions of PyTorch whose derivatives are wrong, missing or not finite, composed of operations that have right ones.
 
 ``docs/where_pytorch_is_wrong.md`` lists them, with what is wrong at which order. The tools run a function under
-:class:`Composing`, which puts these in place of PyTorch's.
+:class:`torchad_ext._forward.composing.Composing`, which puts these in place of PyTorch's.
 
 The derivatives of a norm, a distance and ``hypot`` at 0, where they have none, are 0 at every order. The even powers of
 a norm are smooth there: a power is taken of the sum of squares under the root, |x|² being x·x, also of a norm that was
@@ -11,279 +11,18 @@ scaled or reshaped.
 from __future__ import annotations
 
 import functools
-import inspect
 import math
-import numbers
-import types
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
-from torch.utils.weak import WeakIdKeyDictionary
 
-from .._symbolic.torch_names import is_of_torch, name_of
-from .._torch_state import OpOverload, schemas, top_saved_tensors_hooks, without_torch_function
+from .calls import unguarded
+from .roots import is_root, root, squared
 
-_IN_PYTHON = ("torch.nn.functional", "torch.functional", "torch._tensor")
 _HALF = (torch.float16, torch.bfloat16)
-
-
-class Composing(TorchFunctionMode):
-    """Calls the functions of this module in place of those of PyTorch that have their names."""
-
-    _running: Any = None  # a function in Python: what it calls by super() has its name
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if torch.compiler.is_compiling():
-            return func(*args, **kwargs)
-        kind, of = _found(func) if func.__hash__ else ("native", func)
-        if kind == "native" or (types and any(map(_overrides, types))):
-            return func(*args, **kwargs)
-        if kind == "python" and func is not self._running:
-            before, self._running = self._running, func
-            try:
-                with self:
-                    return of(*args, **kwargs)
-            finally:
-                self._running = before
-        if kind == "composed":
-            _recompute_alike()
-            args, kwargs = positional(func, args, kwargs)
-            result = of(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
-        return with_powers(func, args, kwargs, lambda: func(*args, **kwargs))
-
-
-def _recompute_alike() -> None:
-    """Within ``torch.utils.checkpoint``: what is run again in a backward, later, is composed too."""
-    hooks = top_saved_tensors_hooks()
-    unpack: Any = hooks[1] if hooks else None
-    if getattr(unpack, "__module__", None) != "torch.utils.checkpoint":
-        return
-    frame = inspect.getclosurevars(unpack).nonlocals.get("frame")
-    if frame and not hasattr(frame.recompute_fn, "__wrapped__"):
-        frame.recompute_fn = composing(frame.recompute_fn)
-
-
-def composing(f: Callable[..., Any]) -> Callable[..., Any]:
-    """f, run under :class:`Composing`."""
-
-    @functools.wraps(f)
-    def composed(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return f(*args, **kwargs)
-        with Composing():
-            return f(*args, **kwargs)
-
-    return composed
-
-
-def _overrides(kind: type) -> bool:
-    """Has a class of tensors a ``__torch_function__`` of its own?"""
-    method = getattr(kind, "__torch_function__", None)
-    return getattr(method, "__func__", method) is not Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
-
-
-@functools.lru_cache(2048)
-def _found(func: Any) -> tuple[str, Any]:
-    """How to call a function: by its composition, by its parts in Python, watched for powers of norms, or as it is."""
-    if is_of_torch(func):
-        composed = None if without_guard(func) else COMPOSED.get(known_name(func))
-        if without_guard(func) and _reaches(func, set()):
-            return "python", without_guard(func)
-        if composed:
-            return "composed", composed
-        if _watched(func):
-            return "watched", func
-    return "native", func
-
-
-def _reaches(func: Any, seen: set[Any]) -> bool:
-    """May a function in Python call what is composed, or take a power?"""
-    seen.add(func)
-    names = set(func.__code__.co_names)
-    called = (func.__globals__.get(name) for name in names)
-    return bool(names & (COMPOSED.keys() | _ROOTS | _POWERS)) or any(
-        _reaches(f, seen) for f in called if _is_python(f) and f not in seen
-    )
-
-
-def known_name(func: Any) -> str:
-    """The name of a function of PyTorch, ``layer_norm`` for the overload ``torch.ops.aten.layer_norm.default``."""
-    if isinstance(func, OpOverload):
-        func = func.overloadpacket
-    return name_of(func).removeprefix("linalg_")
-
-
-def _is_python(func: Any) -> bool:
-    # The module that the code is in: F.max_pool1d calls by closures, whose guards stay.
-    return isinstance(func, types.FunctionType) and func.__globals__["__name__"] in _IN_PYTHON
-
-
-@functools.lru_cache(2048)
-def without_guard(func: Any) -> Any:
-    """A function of PyTorch in Python that does not ask ``__torch_function__`` for itself; None for another one, and
-    for one that is composed as a whole."""
-    return _copied(func) if _is_python(func) and func.__name__ not in _OF_PYTHON else None
-
-
-def _copied(func: Any) -> Any:
-    guards = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
-    names = {**func.__globals__, **dict.fromkeys(guards, lambda *_: False)}
-    copy = types.FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)
-    copy.__kwdefaults__ = func.__kwdefaults__
-    return copy
-
-
-# What PyTorch's parser takes besides the names in its schemas.
-_ALIASES = {"axis": "dim", "keepdims": "keepdim", "x": "input", "a": "input", "x1": "input", "x2": "other"}
-
-
-def positional(func: Any, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a function of PyTorch with those that have names in their places, as far as there is no gap."""
-    if not kwargs:
-        return args, kwargs
-    for places, others in _signatures(func):
-        known = {*places, *others}
-        given = {k if k in known else _ALIASES.get(k, k): x for k, x in kwargs.items()}
-        if len(args) <= len(places) and given.keys() <= known - set(places[: len(args)]):
-            filled = list(args)
-            for name in places[len(args) :]:
-                if name not in given:
-                    break
-                filled.append(given.pop(name))
-            return tuple(filled), given
-    return args, kwargs
-
-
-@functools.lru_cache(2048)
-def _signatures(func: Any) -> list[tuple[list[str], list[str]]]:
-    """For each overload of a function the names of its arguments, and of those that have no place."""
-    if isinstance(func, types.FunctionType):
-        count = func.__code__.co_argcount
-        names = func.__code__.co_varnames[: count + func.__code__.co_kwonlyargcount]
-        return [(list(names[:count]), list(names[count:]))]
-    name = getattr(func, "__name__", "").partition(".")[0].strip("_")
-    found = []
-    for schema in schemas(name):
-        # Python takes a memory_format by its name alone.
-        given = [
-            ("input" if a.name == "self" else a.name, a.kwarg_only or a.name == "memory_format")
-            for a in schema.arguments
-        ]
-        found.append(([n for n, by_name in given if not by_name], [n for n, by_name in given if by_name]))
-    return found
-
-
-# Powers of roots: for a tensor y = s**(1 / p) its version, p, and s.
-_powers: Any = WeakIdKeyDictionary()
-_KEEPS = frozenset(
-    "reshape reshape_as view view_as flatten unflatten squeeze unsqueeze transpose permute movedim moveaxis swapaxes "
-    "swapdims T mT t expand expand_as broadcast_to contiguous clone to type_as float double narrow select index_select "
-    "gather take take_along_dim getitem unfold roll flip tile repeat repeat_interleave diagonal diag diag_embed".split()
-)
-_PRODUCTS = frozenset("mul multiply rmul".split())
-_QUOTIENTS = frozenset("div divide true_divide truediv".split())
-_ROOTS = frozenset("abs absolute std".split())
-_POWERS = frozenset("pow float_power square".split()) | _PRODUCTS
-_WATCHED = _KEEPS | _PRODUCTS | _QUOTIENTS | _ROOTS | _POWERS | {"neg", "negative"}
-
-
-def with_powers(func: Any, args: Any, kwargs: Any, call: Callable[[], Any]) -> Any:
-    """The result of a call; where it is a power of a norm, without the root."""
-    kind = _watched(func)
-    if not kind or not (_powers or kind in _ROOTS) or not args:
-        return call()
-    power = _power(kind, args, kwargs)
-    if power is not None:
-        _recompute_alike()
-        return power
-    result = call()
-    if isinstance(result, Tensor):
-        _follow(func, kind, args, kwargs, result)
-    return result
-
-
-@functools.lru_cache(2048)
-def _watched(func: Any) -> str | None:
-    name = known_name(func)
-    name = name.strip("_") if name.startswith("__") else name
-    return name if name in _WATCHED and is_of_torch(func) else None
-
-
-def _root_of(y: Any) -> tuple[float, Callable[[], Any]] | None:
-    """p and s of y = s**(1 / p), if y is known to be one and was not written to since."""
-    entry = _powers.get(y) if isinstance(y, Tensor) and _powers else None
-    return None if entry is None or entry[0] != _version(y) else entry[1:]
-
-
-def _version(y: Tensor) -> int:
-    with without_torch_function():
-        return -1 if y.is_inference() else y._version
-
-
-def is_root(y: Any, p: float, s: Callable[[], Any]) -> Any:
-    """Notes that y = s**(1 / p), and returns y."""
-    _powers[y] = (_version(y), p, s)
-    return y
-
-
-def _power(kind: str, args: Any, kwargs: Any) -> Any:
-    if kind not in _POWERS or kwargs:
-        return None
-    if kind in _PRODUCTS:
-        exponent: Any = 2 if len(args) == 2 and args[0] is args[1] else None
-    else:
-        exponent = 2 if kind == "square" else args[1] if len(args) == 2 else None
-    if not isinstance(exponent, numbers.Real) or exponent <= 0:
-        return None
-    root = _root_of(args[0])
-    if root is None or exponent % root[0]:
-        return None
-    s, exponent = root[1](), int(float(exponent) / root[0])
-    return s if exponent == 1 else s**exponent
-
-
-def _follow(func: Any, kind: str, args: Any, kwargs: Any, result: Tensor) -> None:
-    """Notes of a result that it is a root, if it is."""
-    first = args[0]
-    if kind in ("abs", "absolute"):
-        is_root(result, 2, lambda: squared(first))
-    elif kind == "std":
-        is_root(result, 2, lambda: torch.var(*args, **kwargs))
-    elif kind in ("neg", "negative") or kind in _KEEPS:
-        root = _root_of(first)
-        if root and (root[0] % 2 == 0 or kind in _KEEPS):
-            p, s = root
-            is_root(result, p, s if kind not in _KEEPS else lambda: func(s(), *args[1:], **kwargs))
-    elif not kwargs and len(args) == 2:
-        y, c = (args[1], first) if kind in _PRODUCTS and _root_of(args[1]) else args
-        root = _root_of(y)
-        if root and not _root_of(c) and float(root[0]).is_integer():
-            p, s = root
-            is_root(result, p, lambda: functools.reduce(func, [c] * int(p), s()))
-
-
-def squared(x: Any) -> Any:
-    """|x|², of a norm without its root."""
-    known = _root_of(x)
-    if known and known[0] == 2:
-        return known[1]()
-    return torch.view_as_real(x.resolve_conj()).square().sum(-1) if x.is_complex() else x.square()
-
-
-def root(x: Any, order: float = 2) -> Any:
-    """The root of x; its derivatives at 0 are 0."""
-    zero = x == 0
-    positive = x.masked_fill(zero, 1)
-    y = (positive.sqrt() if order == 2 else positive ** (1 / order)).masked_fill(zero, 0)
-    return is_root(y, order, lambda: x)
 
 
 def _wide(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -544,7 +283,7 @@ def _triangular_solve(b: Any, A: Any, upper: bool = True, transpose: bool = Fals
 
 def _linear_cross_entropy(*args: Any, options: Any = None, **kwargs: Any) -> Any:
     """Without chunks, whose backward has no derivative."""
-    return _copied(F.linear_cross_entropy)(*args, **kwargs)
+    return unguarded(F.linear_cross_entropy)(*args, **kwargs)
 
 
 def _conv_transpose(function: Callable[..., Any], n: int) -> Callable[..., Any]:
@@ -565,7 +304,6 @@ def _conv_transpose(function: Callable[..., Any], n: int) -> Callable[..., Any]:
     return composed
 
 
-_OF_PYTHON = frozenset(["linear_cross_entropy"])
 # The arguments are those of PyTorch's function; NotImplemented where it is right.
 COMPOSED: dict[str, Callable[..., Any]] = {
     "layer_norm": layer_norm,

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from .._autograd.foreign_functions import check_functions
 from .._autograd.graph import depends_on_others, foreign_nodes, graph_nodes
-from .._quadratic_form import _sum
+from .._autograd.undefined import sum_defined
 from .._settings import is_strict
 from .._torch_state import function_of, transforms_active
 from .._warnings import warn_user
-from .composed import composing
+from .composing import composing
 
 Function = Callable[[Tensor], Tensor]
 Tensors = tuple[Tensor, ...]
@@ -77,15 +77,17 @@ def of_elements(
     if not (recording and depends_on_others([y], xs)):
         slopes = [None if slope is None else slope.detach() for slope in slopes]
         curvatures = [[None if c is None else c.detach() for c in row] for row in curvatures]
-    rows = [_sum(*(f_a * t for f_a, t in zip(slopes, along, strict=True) if f_a is not None)) for along in tangents]
+    rows = [
+        sum_defined(*(f_a * t for f_a, t in zip(slopes, along, strict=True) if f_a is not None)) for along in tangents
+    ]
     terms = [f_a * x for f_a, x in zip(slopes, laplacians, strict=True) if f_a is not None and x is not None]
     for a, row in enumerate(curvatures):
         for b, f_ab in enumerate(row, a):
             if f_ab is not None:
-                squares: Any = _sum(*(s * along[a] * along[b] for s, along in zip(signs, tangents, strict=True)))
+                squares: Any = sum_defined(*(s * along[a] * along[b] for s, along in zip(signs, tangents, strict=True)))
                 terms.append((1 if a == b else 2) * f_ab * squares)
     zero = torch.zeros_like(y.detach())
-    total = _sum(*terms)
+    total = sum_defined(*terms)
     return [zero if row is None else row for row in rows], zero if total is None else total
 
 
@@ -188,7 +190,7 @@ def by_transforms(
     f = composing(f)
     value = checked(f(x), x, name)
     rows = [_twice_by_transforms(lambda x: (f(x),), (x,), (u,)) for u in directions]
-    return value, [y for (y,), _ in rows], _sum(*(sign * y for sign, (_, (y,)) in zip(signs, rows, strict=True)))
+    return value, [y for (y,), _ in rows], sum_defined(*(sign * y for sign, (_, (y,)) in zip(signs, rows, strict=True)))
 
 
 def _check_twice(slopes: Sequence[Tensor]) -> None:

@@ -19,15 +19,13 @@ matrices [n, K m] or [n K, m], and so is the sum over k of the products of two o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._quadratic_form import _sum
-
-if TYPE_CHECKING:
-    from .laplacian import _Sweep
+from .._autograd.undefined import sum_defined
+from .propagation import Arguments, Keywords, Sweep
 
 
 def _tangents(x: Any) -> Tensor:
@@ -52,14 +50,14 @@ def _flipped(T: Tensor) -> Tensor:
     return T.transpose(-3, -1)
 
 
-def _signed(sweep: _Sweep, T: Tensor) -> Tensor:
+def _signed(sweep: Sweep, T: Tensor) -> Tensor:
     """±T_k for each k."""
     if min(sweep.signs) > 0:
         return T
     return T * torch.tensor(sweep.signs, dtype=T.dtype, device=T.device).unsqueeze(-1)
 
 
-def _contracted(sweep: _Sweep, S: Tensor, T: Tensor) -> Tensor:
+def _contracted(sweep: Sweep, S: Tensor, T: Tensor) -> Tensor:
     """Σ ±S_k T_k."""
     return _signed(sweep, S).flatten(-2) @ T.transpose(-3, -2).flatten(-3, -2)
 
@@ -70,18 +68,19 @@ def _symmetric_tangents(A: Any) -> Tensor:
     return (A1 + _flipped(A1)) / 2
 
 
-def _result(sweep: _Sweep, value: Tensor, tangents: Tensor, laplacian: Tensor | None) -> Any:
-    rows = [*tangents.unbind(-2), laplacian]
-    return sweep.tensor(
-        value, [row if row is None or row.shape == value.shape else row.expand_as(value) for row in rows]
+def _result(sweep: Sweep, value: Tensor, tangents: Tensor, laplacian: Tensor | None) -> Any:
+    *along, laplacian = (
+        row if row is None or row.shape == value.shape else row.expand_as(value)
+        for row in (*tangents.unbind(-2), laplacian)
     )
+    return sweep.tensor(value, along, laplacian)
 
 
 def _is_real(*xs: Any) -> bool:
     return not any(isinstance(x, Tensor) and x.is_complex() for x in xs)
 
 
-def _solution(sweep: _Sweep, X: Tensor, A: Any, B: Any, solve: Callable[[Tensor], Tensor], part: Any = None) -> Any:
+def _solution(sweep: Sweep, X: Tensor, A: Any, B: Any, solve: Callable[[Tensor], Tensor], part: Any = None) -> Any:
     """A X = B.
 
     Args:
@@ -102,14 +101,14 @@ def _solution(sweep: _Sweep, X: Tensor, A: Any, B: Any, solve: Callable[[Tensor]
     if sweep.owns(B):
         first.append(_tangents(B))
         second += [] if B.laplacian is None else [B.laplacian]
-    right = _sum(*first)
+    right = sum_defined(*first)
     assert right is not None
     X1 = solve(right.flatten(-2)).unflatten(-1, right.shape[-2:])
-    total = _sum(*second, None if A1 is None else -2 * _contracted(sweep, A1, X1))
+    total = sum_defined(*second, None if A1 is None else -2 * _contracted(sweep, A1, X1))
     return _result(sweep, X, X1, None if total is None else solve(total))
 
 
-def _solved(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+def _solved(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """X of A X = B or X A = B; a vector has a right-hand side less."""
     A, B, *rest = args
     left = rest[0] if rest else kwargs.get("left", True)
@@ -130,13 +129,13 @@ def _first(y: Any) -> Any:
     return y if isinstance(y, Tensor) else y[0]
 
 
-def _by_inverse(sweep: _Sweep, X: Tensor, A: Any, B: Any) -> Any:
+def _by_inverse(sweep: Sweep, X: Tensor, A: Any, B: Any) -> Any:
     """By products with the inverse: PyTorch's derivatives of it are right in every mode, those of ``solve`` are not."""
     Y = torch.linalg.inv_ex(A.value)[0]
     return _solution(sweep, X, A, B, lambda R: Y @ R)
 
 
-def _inverse(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+def _inverse(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     (A,) = args
     if not _is_real(A):
         return NotImplemented
@@ -146,7 +145,7 @@ def _inverse(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     return y if isinstance(named, Tensor) else type(named)((y, *named[1:]))
 
 
-def _solve_triangular(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+def _solve_triangular(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """X of A X = B or X A = B for a triangular A."""
     A, B = args
     upper, left, unit = kwargs["upper"], kwargs.get("left", True), kwargs.get("unitriangular", False)
@@ -167,17 +166,17 @@ def _solve_triangular(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     )
 
 
-def _log_determinant(sweep: _Sweep, A: Any, value: Tensor) -> Any:
+def _log_determinant(sweep: Sweep, A: Any, value: Tensor) -> Any:
     """log |det A|, whose value is given."""
     Y = torch.linalg.inv_ex(A.value)[0]
     P = _left(Y, _tangents(A))
     total = -_signed(sweep, P * _flipped(P)).sum((-3, -2, -1))
     if A.laplacian is not None:
         total = total + (Y * A.laplacian.mT).sum((-2, -1))
-    return sweep.tensor(value, [*P.diagonal(dim1=-3, dim2=-1).sum(-1).unbind(-1), total])
+    return sweep.tensor(value, P.diagonal(dim1=-3, dim2=-1).sum(-1).unbind(-1), total)
 
 
-def _slogdet(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+def _slogdet(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     (A,) = args
     if not _is_real(A):
         return NotImplemented
@@ -185,13 +184,13 @@ def _slogdet(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     return type(named)((named[0], _log_determinant(sweep, A, named[1])))
 
 
-def _logdet(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+def _logdet(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """nan where the determinant is negative."""
     (A,) = args
     return NotImplemented if not _is_real(A) else _log_determinant(sweep, A, func(A.value))
 
 
-def _det(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+def _det(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """D_k = D t_k and ΔD = D (tr Y ΔA + Σ ±(t_k² - tr P_k P_k)), for P_k = Y A_k and t_k = tr P_k.
 
     A singular matrix has no inverse. Up to order 3 the determinant is a few products.
@@ -223,10 +222,10 @@ def _det(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     total = total.sum(-1) - _signed(sweep, P * _flipped(P)).sum((-3, -2, -1))
     if A.laplacian is not None:
         total = total + (Y * A.laplacian.mT).sum((-2, -1))
-    return sweep.tensor(D, [*(D.unsqueeze(-1) * t).unbind(-1), D * total])
+    return sweep.tensor(D, (D.unsqueeze(-1) * t).unbind(-1), D * total)
 
 
-def _cholesky(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+def _cholesky(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     A, *rest = args
     if not _is_real(A):
         return NotImplemented
@@ -252,15 +251,15 @@ def _gaps(eigenvalues: Tensor) -> Tensor:
     return gaps.masked_fill(torch.eye(gaps.shape[-1], dtype=torch.bool, device=gaps.device), torch.inf).reciprocal()
 
 
-def _eigenvalues(sweep: _Sweep, A: Any, λ: Tensor, V: Tensor, F: Tensor, M1: Tensor) -> Any:
+def _eigenvalues(sweep: Sweep, A: Any, λ: Tensor, V: Tensor, F: Tensor, M1: Tensor) -> Any:
     # diag M_k (F∘M_k) = Σ_j M_ij F_ji M_ji
     total = 2 * (_signed(sweep, M1 * _flipped(M1)).sum(-2) * F.mT).sum(-1)
     if A.laplacian is not None:
         total = total + ((A.laplacian @ V) * V).sum(-2)
-    return sweep.tensor(λ, [*M1.diagonal(dim1=-3, dim2=-1).unbind(-2), total])
+    return sweep.tensor(λ, M1.diagonal(dim1=-3, dim2=-1).unbind(-2), total)
 
 
-def _eigvalsh(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+def _eigvalsh(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     A, *rest = args
     if not _is_real(A):
         return NotImplemented
@@ -268,7 +267,7 @@ def _eigvalsh(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     return _eigenvalues(sweep, A, λ, V, _gaps(λ), _right(_left(V.mT, _symmetric_tangents(A)), V))
 
 
-def _eigh(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+def _eigh(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """V_k = V S_k for S_k = F∘M_k, so V_kk = V (S_k² + S_kk) with S_kk = F_k∘M_k + F∘(S_kᵀ M_k + M_k S_k + M_kk)."""
     A, *rest = args
     if not _is_real(A):
@@ -288,7 +287,7 @@ def _eigh(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     return type(named)((_eigenvalues(sweep, A, λ, V, F, M1), vectors))
 
 
-def _matrix_exp(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+def _matrix_exp(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """The upper right block of exp [[A, A_k, 0], [0, A, A_k], [0, 0, A]] is half of the second derivative.
 
     Mathias (1996), A chain rule for matrix functions. That of exp [[A, ΔA], [0, A]] is the derivative along ΔA.
@@ -301,7 +300,7 @@ def _matrix_exp(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
     curved = [2 * sign * y for sign, y in zip(sweep.signs, corner[..., :n, 2 * n :], strict=True)]
     if A.laplacian is not None:
         curved.append(_exp_of_blocks([[value, A.laplacian], [None, value]], A.shape)[..., :n, n:])
-    return sweep.tensor(func(value), [*corner[..., :n, n : 2 * n].unbind(), _sum(*curved)])
+    return sweep.tensor(func(value), corner[..., :n, n : 2 * n].unbind(), sum_defined(*curved))
 
 
 def _exp_of_blocks(rows: list[list[Any]], shape: torch.Size) -> Tensor:
@@ -312,7 +311,7 @@ def _exp_of_blocks(rows: list[list[Any]], shape: torch.Size) -> Tensor:
     return y
 
 
-def _pinv(sweep: _Sweep, func: Any, args: Any, kwargs: Any) -> Any:
+def _pinv(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """P_k = -P A_k P + P Pᵀ A_kᵀ (1 - A P) + (1 - P A) A_kᵀ Pᵀ P, of constant rank; ΔP is the derivative of that.
 
     Golub, Pereyra (1973), The differentiation of pseudo-inverses. SIAM J. Numer. Anal. 10, 413.

@@ -1,7 +1,7 @@
 """Rules of recurrent networks and their cells, for all directions of a sweep at once.
 
 A step is a linear layer and elementwise functions of few numbers, so that one call for each direction would cost more
-than the arithmetic: tangents are stacked ``[directions, *shape]`` here, a :class:`Jet` for each tensor.
+than the arithmetic: tangents are stacked ``[directions, *shape]`` here, a :class:`StackedJet` for each tensor.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._quadratic_form import _sum
+from .._autograd.undefined import sum_defined
 from .composed import dropout
+from .propagation import Arguments, Keywords, Sweep
 
 State = tuple[Any, ...]
 Step = Callable[..., State]  # from the input's part of the gates, a state and its weights to the next state
 
 
 @dataclass
-class Jet:
+class StackedJet:
     """A tensor with its tangents ``[directions, *shape]`` and its Laplacian, None for zero.
 
     Attributes:
@@ -34,69 +35,69 @@ class Jet:
     laplacian: Any
     signs: Tensor | None
 
-    def each(self, of: Callable[[Any, int], Any]) -> list[Jet]:
+    def each(self, of: Callable[[Any, int], Any]) -> list[StackedJet]:
         """The parts that a function makes of the value; it is given the number of dimensions before."""
         value = of(self.value, 0)
         none = [None] * len(value)
         tangents = none if self.tangents is None else of(self.tangents, 1)
         laplacian = none if self.laplacian is None else of(self.laplacian, 0)
-        return [Jet(v, t, z, self.signs) for v, t, z in zip(value, tangents, laplacian, strict=True)]
+        return [StackedJet(v, t, z, self.signs) for v, t, z in zip(value, tangents, laplacian, strict=True)]
 
-    def linear(self, weight: Any, bias: Any) -> Jet:
+    def linear(self, weight: Any, bias: Any) -> StackedJet:
         tangents, laplacian = (
             None if row is None else F.linear(row, weight) for row in (self.tangents, self.laplacian)
         )
-        return Jet(F.linear(self.value, weight, bias), tangents, laplacian, self.signs)
+        return StackedJet(F.linear(self.value, weight, bias), tangents, laplacian, self.signs)
 
-    def chunk(self, count: int) -> list[Jet]:
+    def chunk(self, count: int) -> list[StackedJet]:
         return self.each(lambda x, _: x.chunk(count, -1))
 
-    def __add__(self, other: Jet) -> Jet:
-        tangents, laplacian = _sum(self.tangents, other.tangents), _sum(self.laplacian, other.laplacian)
-        return Jet(self.value + other.value, tangents, laplacian, self.signs)
+    def __add__(self, other: StackedJet) -> StackedJet:
+        tangents, laplacian = sum_defined(self.tangents, other.tangents), sum_defined(self.laplacian, other.laplacian)
+        return StackedJet(self.value + other.value, tangents, laplacian, self.signs)
 
-    def __sub__(self, other: Jet) -> Jet:
+    def __sub__(self, other: StackedJet) -> StackedJet:
         tangents, laplacian = (None if row is None else -row for row in (other.tangents, other.laplacian))
-        return self + Jet(-other.value, tangents, laplacian, self.signs)
+        return self + StackedJet(-other.value, tangents, laplacian, self.signs)
 
     def _summed(self, squares: Any) -> Any:
         if self.signs is None:
             return squares.sum(0)
         return torch.tensordot(self.signs.to(squares.dtype), squares, 1)
 
-    def __mul__(self, other: Jet) -> Jet:
-        tangents = _sum(*(None if a.tangents is None else a.tangents * b.value for a, b in self._pairs(other)))
+    def __mul__(self, other: StackedJet) -> StackedJet:
+        tangents = sum_defined(*(None if a.tangents is None else a.tangents * b.value for a, b in self._pairs(other)))
         terms = [None if a.laplacian is None else a.laplacian * b.value for a, b in self._pairs(other)]
         if self.tangents is not None and other.tangents is not None:
             terms.append(2 * self._summed(self.tangents * other.tangents))
-        return Jet(self.value * other.value, tangents, _sum(*terms), self.signs)
+        return StackedJet(self.value * other.value, tangents, sum_defined(*terms), self.signs)
 
-    def _pairs(self, other: Jet) -> tuple[tuple[Jet, Jet], ...]:
+    def _pairs(self, other: StackedJet) -> tuple[tuple[StackedJet, StackedJet], ...]:
         return (self, other), (other, self)
 
-    def function(self, value: Any, slope: Any, curvature: Any) -> Jet:
+    def function(self, value: Any, slope: Any, curvature: Any) -> StackedJet:
         """f(x) of the value, the slope and the curvature of f; no curvature is zero."""
         if self.tangents is None:
-            return Jet(value, None, None, self.signs)
+            return StackedJet(value, None, None, self.signs)
         bent = None if curvature is None else curvature * self._summed(self.tangents.square())
         laplacian = None if self.laplacian is None else slope * self.laplacian
-        return Jet(value, slope * self.tangents, _sum(laplacian, bent), self.signs)
+        return StackedJet(value, slope * self.tangents, sum_defined(laplacian, bent), self.signs)
 
-    def sigmoid(self) -> Jet:
+    def sigmoid(self) -> StackedJet:
         y = self.value.sigmoid()
         slope = y * (-self.value).sigmoid()
         return self.function(y, slope, slope * (-self.value / 2).tanh())
 
-    def tanh(self) -> Jet:
+    def tanh(self) -> StackedJet:
         y = self.value.tanh()
         slope = 4 * (2 * self.value).sigmoid() * (-2 * self.value).sigmoid()
         return self.function(y, slope, -2 * y * slope)
 
-    def relu(self) -> Jet:
+    def relu(self) -> StackedJet:
         return self.function(self.value.relu(), (self.value > 0).to(self.value.dtype), None)
 
 
-def _lstm_step(gates: Jet, state: State, weight: Any, bias: Any, projection: Any = None) -> State:
+def _lstm_step(gates: StackedJet, state: State, weight: Any, bias: Any, projection: Any = None) -> State:
     h, c = state
     i, f, g, o = (gates + h.linear(weight, bias)).chunk(4)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
@@ -104,7 +105,7 @@ def _lstm_step(gates: Jet, state: State, weight: Any, bias: Any, projection: Any
     return (h if projection is None else h.linear(projection, None)), c
 
 
-def _gru_step(gates: Jet, state: State, weight: Any, bias: Any) -> State:
+def _gru_step(gates: StackedJet, state: State, weight: Any, bias: Any) -> State:
     (h,) = state
     of_x, of_h = gates.chunk(3), h.linear(weight, bias).chunk(3)
     reset, update = (of_x[0] + of_h[0]).sigmoid(), (of_x[1] + of_h[1]).sigmoid()
@@ -112,21 +113,21 @@ def _gru_step(gates: Jet, state: State, weight: Any, bias: Any) -> State:
     return (new + update * (h - new),)
 
 
-def _rnn_step(activation: Callable[[Jet], Jet]) -> Step:
-    def step(gates: Jet, state: State, weight: Any, bias: Any) -> State:
+def _rnn_step(activation: Callable[[StackedJet], StackedJet]) -> Step:
+    def step(gates: StackedJet, state: State, weight: Any, bias: Any) -> State:
         return (activation(gates + state[0].linear(weight, bias)),)
 
     return step
 
 
-def _jet(sweep: Any, x: Any) -> Jet:
+def _jet(sweep: Sweep, x: Any) -> StackedJet:
     signs = None if all(sign == 1 for sign in sweep.signs) else torch.tensor(sweep.signs, device=x.device)
     if not sweep.owns(x):
-        return Jet(x, None, None, signs)
-    return Jet(x.value, torch.stack(x.tangents), x.laplacian, signs)
+        return StackedJet(x, None, None, signs)
+    return StackedJet(x.value, torch.stack(x.tangents), x.laplacian, signs)
 
 
-def _joined(sweep: Any, jets: Sequence[Jet]) -> Any:
+def _joined(sweep: Sweep, jets: Sequence[StackedJet]) -> Any:
     """A tensor of the sweep, of jets one behind the other in a new first dimension."""
     like = next((jet for jet in jets if jet.tangents is not None), None)
     value = torch.stack([jet.value for jet in jets])
@@ -135,7 +136,7 @@ def _joined(sweep: Any, jets: Sequence[Jet]) -> Any:
     zero = torch.zeros_like(like.tangents)
     tangents = torch.stack([zero if jet.tangents is None else jet.tangents for jet in jets], 1)
     laplacians = [torch.zeros_like(jet.value) if jet.laplacian is None else jet.laplacian for jet in jets]
-    return sweep.tensor(value, [*tangents.unbind(), torch.stack(laplacians)])
+    return sweep.tensor(value, tangents.unbind(), torch.stack(laplacians))
 
 
 def _states(hx: Any) -> State:
@@ -143,7 +144,7 @@ def _states(hx: Any) -> State:
 
 
 def _cell(step: Step) -> Callable[..., Any]:
-    def cell(sweep: Any, func: Any, args: Any, kwargs: Any) -> Any:
+    def cell(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
         x, hx, w_ih, w_hh, b_ih, b_hh = (*args, None, None)[:6]
         if kwargs or any(map(sweep.owns, (w_ih, w_hh, b_ih, b_hh))):
             return NotImplemented
@@ -156,8 +157,8 @@ def _cell(step: Step) -> Callable[..., Any]:
 
 
 def _one_way(
-    sweep: Any, step: Step, x: Any, states: State, weights: Sequence[Any], biased: bool, backwards: bool
-) -> tuple[Any, tuple[Jet, ...]]:
+    sweep: Sweep, step: Step, x: Any, states: State, weights: Sequence[Any], biased: bool, backwards: bool
+) -> tuple[Any, tuple[StackedJet, ...]]:
     """The outputs ``[time, batch, features]`` of a layer in one direction, and its last state."""
     w_ih, w_hh, *rest = weights
     biases, rest = (rest[:2], rest[2:]) if biased else ((None, None), rest)
@@ -171,7 +172,7 @@ def _one_way(
 
 
 def _network(step: Step) -> Callable[..., Any]:
-    def network(sweep: Any, func: Any, args: Any, kwargs: Any) -> Any:
+    def network(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
         packed = len(args) != 9 or (isinstance(args[1], Tensor) and not args[1].is_floating_point())
         if kwargs or packed or any(map(sweep.owns, args[2])):  # those have the sizes of their batches in second place
             return NotImplemented
@@ -200,10 +201,10 @@ def _network(step: Step) -> Callable[..., Any]:
 _STEPS: dict[str, Step] = {
     "lstm": _lstm_step,
     "gru": _gru_step,
-    "rnn_tanh": _rnn_step(Jet.tanh),
-    "rnn_relu": _rnn_step(Jet.relu),
+    "rnn_tanh": _rnn_step(StackedJet.tanh),
+    "rnn_relu": _rnn_step(StackedJet.relu),
 }
-RECURRENT: dict[str, Callable[..., Any]] = {
+RULES: dict[str, Callable[..., Any]] = {
     **{name: _network(step) for name, step in _STEPS.items()},
     **{f"{name}_cell": _cell(step) for name, step in _STEPS.items()},
 }

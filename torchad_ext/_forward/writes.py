@@ -9,7 +9,7 @@ becomes one until the sweep ends.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,8 +26,11 @@ from .._torch_state import (
     transforms_active,
     without_torch_function,
 )
-from .composed import known_name, without_guard
+from .calls import known_name, without_guard
 from .fallback import Unseen
+
+if TYPE_CHECKING:
+    from .propagation import Arguments, Keywords, Sweep
 
 _OPERATORS = {
     "__iadd__": "add",
@@ -63,7 +66,7 @@ def _is_mutable(func: Any) -> bool:
     return isinstance(func, OpOverload) and func._schema.is_mutable
 
 
-def written(sweep: Any, func: Any, args: Any, kwargs: Any) -> Any:
+def written(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """The tensor that an operation changed."""
     name = known_name(func)
     unseen = Unseen(f"{name}, which changes a tensor in place")
@@ -87,7 +90,7 @@ def _contents(func: Any, name: str, args: Any, kwargs: Any, unseen: Unseen) -> A
         source = args[1] if len(args) > 1 else next(iter(kwargs.values()))
         return source if isinstance(source, Tensor) else torch.full_like(y, source)
     name = _OPERATORS.get(name, name.removesuffix("_"))
-    owners = [torch.Tensor, torch, nn_functions()]
+    owners = [Tensor, torch, nn_functions()]
     owners = owners if hasattr(func, "__objclass__") else owners[1:] + owners[:1]
     outside = next((of for owner in owners if callable(of := getattr(owner, name, None))), None)
     if name in _OTHERS or outside is None or getattr(func, "__name__", "") == "__set__" or kwargs.get("inplace"):
@@ -95,7 +98,7 @@ def _contents(func: Any, name: str, args: Any, kwargs: Any, unseen: Unseen) -> A
     return outside(*args, **kwargs)
 
 
-def _receiver(sweep: Any, y: Any, unseen: Unseen) -> Any:
+def _receiver(sweep: Sweep, y: Any, unseen: Unseen) -> Any:
     """The tensor to be written to, as one of the sweep."""
     if sweep.owns(y):
         return y
@@ -113,11 +116,11 @@ def _receiver(sweep: Any, y: Any, unseen: Unseen) -> Any:
     return y
 
 
-def _zeros(sweep: Any, like: Tensor) -> tuple[Tensor, ...]:
+def _zeros(sweep: Sweep, like: Tensor) -> tuple[Tensor, ...]:
     return (torch.zeros_like(like.detach()),) * len(sweep.signs)
 
 
-def returned(sweep: Any, finished: bool) -> None:
+def returned(sweep: Sweep, finished: bool) -> None:
     """Makes the plain tensors that became tensors of the sweep plain again, with their contents."""
     for y, plain in reversed(sweep.received):
         value = y.value
@@ -130,7 +133,7 @@ def returned(sweep: Any, finished: bool) -> None:
     sweep.received.clear()
 
 
-def _set(sweep: Any, y: Any, index: Any, source: Any, unseen: Unseen) -> None:
+def _set(sweep: Sweep, y: Any, index: Any, source: Any, unseen: Unseen) -> None:
     """``y[index] = source``"""
     if not isinstance(source, Tensor):
         source = torch.full((), source, dtype=y.dtype, device=y.device)
@@ -153,7 +156,7 @@ def _set(sweep: Any, y: Any, index: Any, source: Any, unseen: Unseen) -> None:
     write(sweep, y, torch.where((chosen < count).view(y.shape), sources[chosen].view(y.shape), y), unseen)
 
 
-def write(sweep: Any, y: Any, new: Any, unseen: Unseen) -> None:
+def write(sweep: Sweep, y: Any, new: Any, unseen: Unseen) -> None:
     """Gives y new contents, and so the tensor of which it is a view."""
     base = y.root
     plain = all(type(x) is Tensor for x in (y.value, base.value, sweep.value(new)))

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from .._linearity import CONSTANT, LINEAR, LINEAR_BY_ELEMENT, MOVES, PRODUCTS, name_in_table, rule_registered_for
+
 aten = torch.ops.aten
 
 
@@ -37,7 +39,7 @@ class Curvature:
         with torch.enable_grad(), _Tape() as tape:
             y = f(x)
         with torch.enable_grad():
-            # The same operations again, above autograd.
+            # Run the operations again, above autograd.
             values: dict[int, Tensor] = {id(x): x.clone().requires_grad_()}
             self._steps = [step for step in (_replayed(values, *entry) for entry in tape.operations) if step]
             bent = [step.result for step in self._steps if step.bends]
@@ -137,6 +139,8 @@ class _Step:
         if op in (aten.view, aten._unsafe_view):
             z1 = z1.contiguous()
         mapped: Tensor = torch.func.vmap(self.applied)(z1)
+        if rule_registered_for(op) in ("moves", "linear"):  # in all tensors together, others being constant
+            mapped = mapped - self.applied(torch.zeros_like(z))
         return mapped
 
 
@@ -146,7 +150,10 @@ def _replayed(values: dict[int, Tensor], func: Any, args: Any, kwargs: Any, resu
     places = [i for i, leaf in enumerate(leaves) if id(leaf) in values]
     if not places or (isinstance(result, Tensor) and not result.is_floating_point()):
         return None
-    op, shapes = func.overloadpacket, {leaves[i].shape for i in places}
+    op = func.overloadpacket
+    if name_in_table(op) in CONSTANT or rule_registered_for(op) == "constant":
+        return None
+    shapes = {leaves[i].shape for i in places}
     same = isinstance(result, Tensor) and shapes == {result.shape}
     if len(places) == 2:
         known, bends = same and len(leaves) == 2 and op in (aten.mul, *_SUMS), op is aten.mul
@@ -154,16 +161,26 @@ def _replayed(values: dict[int, Tensor], func: Any, args: Any, kwargs: Any, resu
         known, bends = same and len(leaves) == 2, False
     elif op is aten.addmm:
         known, bends = places == [1] and len(leaves) == 3, False
-    elif op in _LINEAR or (op is aten.div and places == [0]):
+    elif _is_linear(op, places):
         known, bends = isinstance(result, Tensor), False
     else:
-        known, bends = same and torch.Tag.pointwise in func.tags, True
+        known, bends = same and (torch.Tag.pointwise in func.tags or rule_registered_for(op) == "elementwise"), True
     if not known or len(places) > 2 or func._schema.is_mutable:
         raise UnknownOperation(str(func))
     leaves = [values.get(id(leaf), leaf) for leaf in leaves]
     args, kwargs = tree_unflatten(leaves, spec)
     values[id(result)] = func(*args, **kwargs)
     return _Step(func, leaves, spec, places, values[id(result)], bends)
+
+
+def _is_linear(op: Any, places: list[int]) -> bool:
+    """Is an operation linear in the one argument that depends on x, the others being what they are?"""
+    if len(places) != 1:
+        return False
+    name, registered = name_in_table(op), rule_registered_for(op)
+    if registered is not None:
+        return registered in ("moves", "linear", "multilinear")
+    return name in PRODUCTS or (places == [0] and (name in _MAPPED or op is aten.div))
 
 
 def _elementwise(step: _Step, g: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,10 +192,6 @@ def _elementwise(step: _Step, g: Tensor) -> tuple[Tensor, Tensor]:
     return slope.detach(), torch.autograd.grad(slope, z, g)[0]
 
 
-_LINEAR = {
-    *(aten.t, aten.transpose, aten.permute, aten.view, aten._unsafe_view, aten.expand, aten.unsqueeze, aten.squeeze),
-    *(aten.slice, aten.select, aten.neg, aten.sum, aten.mean, aten.clone, aten.alias, aten.index, aten._to_copy),
-    *(aten.mul, aten.mm, aten.bmm, aten.mv),
-}
+_MAPPED = MOVES | LINEAR | LINEAR_BY_ELEMENT  # linear in the first tensor
 _BY_POINT = {aten.mul, aten.div, aten.mm, aten.neg}  # in the first argument
 _SUMS = {aten.add, aten.sub}

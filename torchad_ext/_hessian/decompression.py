@@ -1,6 +1,6 @@
 """Sparse Hessians from a few of their products with vectors: the products that are taken, the entries, and a check.
 
-A star colouring of the pattern says which columns are summed in a product, so that each entry, or its mirror image,
+A star coloring of the pattern says which columns are summed in a product, so that each entry, or its mirror image,
 stands alone somewhere (:mod:`torchad_ext._hessian.coloring`): direct recovery.
 """
 
@@ -19,17 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import ways
 from .coloring import star_coloring
-from .pattern import found, sparse, unique
+from .pattern import find_pattern, sparse_matrix, unique
 
 Array = np.ndarray[Any, Any]
 
-_SAVING = 4  # elements of x for each colour, below which the products take as long as all rows
-_FEW = 512  # elements of x, all rows of which take less time than their pattern
-_FINDING, _COLORING = 10, 70  # elements of rows that are computed while an entry is found, and is coloured
-_SHARE = 0.2  # of the time of all rows
 _PAGES = 2**24  # bytes up to which memory is kept by its allocator
-_KEPT = 8  # colourings
+_KEPT = 8  # colorings
 _ROUNDINGS = 64  # by how much a random product may exceed those that are measured
 
 
@@ -39,11 +36,11 @@ class SparsityError(RuntimeError):
 
 @dataclass(frozen=True)
 class Coloring:
-    """A star colouring of a symmetric pattern, and where each entry of the matrix stands among the products.
+    """A star coloring of a symmetric pattern, and where each entry of the matrix stands among the products.
 
     Attributes:
-        colors: the colour of each column.
-        count: of colours.
+        colors: the color of each column.
+        count: of colors.
         keys: i n + j for each entry (i, j), sorted.
         places: of each entry in the products, flattened.
         size: how many elements f computes, about, where that is known.
@@ -60,7 +57,7 @@ class Coloring:
         return len(self.keys) == len(self.colors) ** 2
 
     def seeds(self, dtype: torch.dtype) -> Tensor:
-        """The sum of the unit vectors of each colour, ``[count, n]``."""
+        """The sum of the unit vectors of each color, ``[count, n]``."""
         seeds = torch.zeros(self.count, len(self.colors), dtype=dtype, device=self.colors.device)
         return seeds.scatter_(0, self.colors.unsqueeze(0), 1) if self.count else seeds
 
@@ -68,7 +65,7 @@ class Coloring:
         """The entries of H from its products with the seeds, ``[count, n]``."""
         return products.reshape(-1)[self.places]
 
-    def check(self, products: Tensor, v: Tensor, again: Callable[[Tensor], Tensor], found: bool) -> None:
+    def check(self, products: Tensor, v: Tensor, again: Callable[[Tensor], Tensor], is_found: bool) -> None:
         """Raises unless the last of the products, H v, is that of the entries, but for rounding. What rounding does is
         seen where products are not linear: ``again`` takes random parts of v, by plain reverse mode. A row whose
         entries are inf or nan is not checked."""
@@ -93,7 +90,7 @@ class Coloring:
             if fits(_ROUNDINGS * noise):
                 return
         source, remedy = "given", "Give a larger pattern, or sparsity=None"
-        if found:
+        if is_found:
             source = "found, which lacks them because f has another derivative than its operations"
             remedy = "Leave sparsity out, or give a pattern"
         raise SparsityError(
@@ -104,14 +101,14 @@ class Coloring:
     def matrix(self, values: Tensor, shape: torch.Size, layout: torch.layout) -> Tensor:
         n = len(self.colors)
         if layout is torch.sparse_coo:
-            return sparse(self.keys, values, n)
+            return sparse_matrix(self.keys, values, n)
         return _zeros(n * n, values).index_put_((self.keys,), values).view((*shape, *shape))
 
 
 def _zeros(count: int, like: Tensor) -> Tensor:
     if like.device.type != "cpu" or count * like.element_size() < _PAGES:
         return like.new_zeros(count)
-    # Of pages that are never written the operating system keeps one, of zeros; torch.zeros writes all, and so does
+    # The operating system keeps one page of zeros for all that are never written; torch.zeros writes all, and so does
     # np.zeros where it gets huge pages.
     with contextlib.suppress(OSError):  # PyTorch says it when there is no memory
         pages = mmap.mmap(-1, count * like.element_size(), flags=mmap.MAP_PRIVATE)
@@ -119,8 +116,8 @@ def _zeros(count: int, like: Tensor) -> Tensor:
     return like.new_zeros(count)
 
 
-def coloring(pattern: Any, x: Tensor) -> Coloring:
-    """The colouring of a pattern ``[n, n]`` of the Hessian at x; its transpose and the diagonal are added."""
+def coloring_of(pattern: Any, x: Tensor) -> Coloring:
+    """The coloring of a pattern ``[n, n]`` of the Hessian at x; its transpose and the diagonal are added."""
     n = x.numel()
     if not isinstance(pattern, Tensor):
         raise ValueError(f'torchad_ext.hessian takes "auto" or a bool tensor for sparsity; got {pattern!r}')
@@ -133,39 +130,39 @@ def coloring(pattern: Any, x: Tensor) -> Coloring:
         pattern = pattern.to_sparse()
     pattern = pattern.to_sparse_coo().coalesce()
     i, j = pattern.indices()[:, pattern.values()].cpu().numpy()
-    colored = _of_keys(np.concatenate([i * n + j, j * n + i]), x)
+    colored = _coloring_of_keys(np.concatenate([i * n + j, j * n + i]), x)
     assert colored is not None
     return colored
 
 
-def found_coloring(f: Callable[[Tensor], Tensor], x: Tensor, always: bool = False) -> Coloring | None:
-    """The colouring of the pattern at x; None if it would save less time than it takes.
+def find_coloring(f: Callable[[Tensor], Tensor], x: Tensor, always: bool = False) -> Coloring | None:
+    """The coloring of the pattern at x; None if it would save less time than it takes.
 
     With ``always``, for a result that is sparse anyway, None only if the pattern has more than half of all entries.
 
-    An entry of the pattern takes as long to find, and to colour, as some elements of a batch of rows to compute."""
+    An entry of the pattern takes as long to find, and to color, as some elements of a batch of rows to compute."""
     n = x.numel()
     if always:
-        pattern = found(f, x)
-        return None if pattern is None or 2 * len(pattern[0]) > n * n else _of_keys(pattern[0], x)
-    if n < _FEW:
+        pattern = find_pattern(f, x)
+        return None if pattern is None or 2 * len(pattern[0]) > n * n else _coloring_of_keys(pattern[0], x)
+    if n < ways.FEW_ELEMENTS:
         return None
-    most = n / _SAVING
-    pattern = found(f, x, most, _SHARE / _FINDING)
+    most = n / ways.SAVING
+    pattern = find_pattern(f, x, most, ways.SHARE / ways.FINDING)
     if pattern is None:
         return None
     keys, of_rows = pattern
-    colored = _of_keys(keys, x, most) if _COLORING * len(keys) <= _SHARE * of_rows else None
+    colored = _coloring_of_keys(keys, x, most) if ways.COLORING * len(keys) <= ways.SHARE * of_rows else None
     return colored and dataclasses.replace(colored, size=int(of_rows / max(1, n)))
 
 
-def _of_keys(keys: Array, x: Tensor, most: float = math.inf) -> Coloring | None:
-    """The colouring of a symmetric pattern, the diagonal added."""
+def _coloring_of_keys(keys: Array, x: Tensor, most: float = math.inf) -> Coloring | None:
+    """The coloring of a symmetric pattern, the diagonal added."""
     n = x.numel()
     keys = unique(np.concatenate([keys, np.arange(n) * (n + 1)]))
     key = n, keys.tobytes()
     if key not in _colorings:
-        colored = _colored(n, keys, most)
+        colored = _color(n, keys, most)
         if colored is None:
             return None
         _colorings[key] = colored
@@ -179,8 +176,8 @@ def _of_keys(keys: Array, x: Tensor, most: float = math.inf) -> Coloring | None:
 _colorings: collections.OrderedDict[tuple[int, bytes], tuple[Tensor, int, Tensor]] = collections.OrderedDict()
 
 
-def _colored(n: int, keys: Array, most: float) -> tuple[Tensor, int, Tensor] | None:
-    """The colours of a symmetric pattern with its diagonal, their number, and the place of each entry."""
+def _color(n: int, keys: Array, most: float) -> tuple[Tensor, int, Tensor] | None:
+    """The colors of a symmetric pattern with its diagonal, their number, and the place of each entry."""
     i, j = np.divmod(keys, max(1, n))
     width = int((j - i).max(initial=0))
     if len(i) == (2 * width + 1) * n - width * (width + 1):  # a full band
@@ -192,7 +189,7 @@ def _colored(n: int, keys: Array, most: float) -> tuple[Tensor, int, Tensor] | N
     count = int(colors.max(initial=-1)) + 1
     if count > most:
         return None
-    # H_ij is read in the product of the colour of j, unless another neighbour of i has that colour.
+    # H_ij is read in the product of the color of j, unless another neighbour of i has that color.
     group = i * count + colors[j]
     alone = np.bincount(group, minlength=n * count)[group] == 1
     places = np.where(alone, colors[j] * n + i, colors[i] * n + j)

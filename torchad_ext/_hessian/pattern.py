@@ -22,7 +22,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .._forward.composed import composing
+from .._forward.composing import composing
 from .pattern_rules import Rules, is_numeric
 
 Array = np.ndarray[Any, Any]
@@ -67,13 +67,13 @@ def hessian_sparsity(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"torchad_ext.hessian_sparsity takes a floating-point tensor for x; got {got}")
-    pattern, n = found(functools.partial(_checked, f), x), x.numel()
+    pattern, n = find_pattern(functools.partial(_checked_value, f), x), x.numel()
     keys = np.arange(n**2) if pattern is None else pattern[0]
     ones = torch.ones(len(keys), dtype=torch.bool, device=x.device)
-    return sparse(torch.from_numpy(keys).to(x.device), ones, n)
+    return sparse_matrix(torch.from_numpy(keys).to(x.device), ones, n)
 
 
-def _checked(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def _checked_value(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     y = composing(f)(x)
     if not isinstance(y, Tensor) or not y.is_floating_point():
         got = f"{y.dtype}" if isinstance(y, Tensor) else type(y).__name__
@@ -85,13 +85,13 @@ def _checked(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return y
 
 
-def sparse(keys: Tensor, values: Tensor, n: int) -> Tensor:
+def sparse_matrix(keys: Tensor, values: Tensor, n: int) -> Tensor:
     """The matrix ``[n, n]`` with entries at the keys i n + j, which are sorted."""
     indices = torch.stack([keys // max(1, n), keys % max(1, n)])
     return torch.sparse_coo_tensor(indices, values, (n, n), is_coalesced=True, check_invariants=False)
 
 
-def found(
+def find_pattern(
     f: Callable[[Tensor], Tensor], x: Tensor, most: float | None = None, share: float = math.inf
 ) -> tuple[Array, float] | None:
     """The keys i n + j of the pattern at x, sorted, and how many elements all rows of the Hessian are computed from.
@@ -124,12 +124,12 @@ def unique(keys: Array) -> Array:
 @dataclass
 class _Step:
     """An operation: each of its ``results`` depends on the numbers in ``members`` whose place in ``rows`` is its own,
-    and couples them if ``bent``; ``factors`` (rows, a, b) couple a with b."""
+    and couples them if ``couples``; ``factors`` (rows, a, b) couple a with b."""
 
     results: slice
     rows: Array
     members: Array
-    bent: bool
+    couples: bool
     factors: tuple[Array, Array, Array] | None
 
 
@@ -212,7 +212,7 @@ class _Tape(TorchDispatchMode):
         count: int,
         rows: Array,
         members: Array,
-        bent: bool = False,
+        couples: bool = False,
         factors: tuple[Array, Array, Array] | None = None,
     ) -> Array:
         """The numbers of results, which depend on ``members`` by ``rows``."""
@@ -221,11 +221,11 @@ class _Tape(TorchDispatchMode):
         if not kept.all():
             rows, members = rows[kept], members[kept]
         result = np.zeros(count, np.int64)
-        if not bent and factors is None and (rows[1:] > rows[:-1]).all():  # multiples of one number each
+        if not couples and factors is None and (rows[1:] > rows[:-1]).all():  # multiples of one number each
             result[rows] = members
             return result
         result[rows] = self._end + rows
-        self.steps.append(_Step(slice(self._end, self._end + count), rows, members, bent, factors))
+        self.steps.append(_Step(slice(self._end, self._end + count), rows, members, couples, factors))
         self._end += count
         return result
 
@@ -241,10 +241,10 @@ class _Tape(TorchDispatchMode):
         for step in self.steps:
             if sets.handled > most_handled:
                 return None
-            wanted = used[step.results] | alive[step.results] if step.bent else used[step.results]
+            wanted = used[step.results] | alive[step.results] if step.couples else used[step.results]
             kept = wanted[step.rows]
             of[step.results] = sets.unions(step.rows[kept], of[step.members[kept]], len(wanted))
-            if step.bent:
+            if step.couples:
                 whole.append(unique(of[step.results][alive[step.results]]))
             if step.factors:
                 rows, a, b = step.factors
@@ -271,7 +271,7 @@ class _Tape(TorchDispatchMode):
         for step in reversed(self.steps):
             here, wanted = alive[step.results], used[step.results]
             alive[step.members[here[step.rows]]] = True
-            used[step.members[(wanted | here if step.bent else wanted)[step.rows]]] = True
+            used[step.members[(wanted | here if step.couples else wanted)[step.rows]]] = True
             if step.factors:
                 rows, *factors = step.factors
                 for factor in factors:
@@ -279,7 +279,7 @@ class _Tape(TorchDispatchMode):
         return alive, used
 
     def _keys(self, sets: _Sets, a: Array, b: Array, most: float) -> Array | None:
-        """What stands in a and what stands in b, in pairs."""
+        """The keys of all pairs of an element of a set in a and one of the set in b; None if there are too many."""
         n, limit = self.n, most * self.n
         if n * n > min(_MARKED, 8 * int(sets.sizes(a) @ sets.sizes(b))):
             keys = np.zeros(0, np.int64)
@@ -313,7 +313,7 @@ class _Sets:
         return sizes
 
     def elements(self, sets: Array) -> tuple[Array, Array]:
-        """Of each given set all elements: where in ``sets`` it stands, and the elements."""
+        """All elements of each given set: where in ``sets`` it stands, and the elements."""
         sizes = self._sizes[sets]
         which = np.repeat(np.arange(len(sets)), sizes)
         return which, self._columns[np.arange(len(which)) + (self._starts[sets] - np.cumsum(sizes) + sizes)[which]]
@@ -334,14 +334,14 @@ class _Sets:
         group[more] = len(pairs) + np.arange(len(more))
         groups = np.concatenate([np.repeat(np.arange(len(pairs)), 2), group[rows[of_more]]])
         parts = np.concatenate([np.stack(np.divmod(pairs, self._count), 1).ravel(), members[of_more]])
-        united = self._united(len(pairs) + len(more), groups, parts)
+        unions = self._merged(len(pairs) + len(more), groups, parts)
         alone = size[rows] == 1
         result[rows[alone]] = members[alone]
-        result[rows[of_two][::2]] = united[place]
-        result[more] = united[len(pairs) :]
+        result[rows[of_two][::2]] = unions[place]
+        result[more] = unions[len(pairs) :]
         return result
 
-    def _united(self, count: int, groups: Array, parts: Array) -> Array:
+    def _merged(self, count: int, groups: Array, parts: Array) -> Array:
         """The numbers of new sets, or of the largest part where that is the union."""
         which, columns = self.elements(parts)
         self.handled += len(which)

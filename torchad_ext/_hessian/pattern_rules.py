@@ -1,4 +1,4 @@
-"""What the operations of PyTorch depend on and couple: the rules by which sparsity patterns are found.
+"""Dependence and coupling of PyTorch's operations: the rules by which sparsity patterns are found.
 
 Most operations move elements, are pointwise, or are linear at x. What moves elements is run on their numbers. The
 matrix of another linear operation is found from its products with vectors, which autograd gives
@@ -19,6 +19,25 @@ from torch import Tensor
 from torch.overrides import enable_reentrant_dispatch
 from torch.utils._pytree import tree_leaves, tree_map
 
+from .._linearity import (
+    CHOOSES,
+    CONSTANT,
+    COUPLES_ALONG_DIMENSION,
+    ELEMENTWISE,
+    FILLS,
+    JOINS,
+    LINEAR,
+    LINEAR_BY_ELEMENT,
+    LINEAR_IN_ALL,
+    LINEAR_IN_SOME,
+    MATRIX_FUNCTIONS,
+    MOVES,
+    MOVES_BY_STRIDES,
+    PIECEWISE_LINEAR,
+    Kind,
+    name_in_table,
+    rule_registered_for,
+)
 from .._torch_state import decomposition_table, without_dispatch
 from .linear_structure import structure
 
@@ -41,7 +60,7 @@ class Tape(Protocol):
     def is_known(self, x: Any) -> bool: ...
     def numbers(self, x: Tensor) -> Tensor: ...
     def results(
-        self, count: int, rows: Array, members: Array, bent: bool = False, factors: Factors | None = None
+        self, count: int, rows: Array, members: Array, couples: bool = False, factors: Factors | None = None
     ) -> Array: ...
 
 
@@ -66,27 +85,51 @@ class Rules:
 
     def _rule(self, func: Any, given: dict[str, Any]) -> Rule | None:
         op = _functional(func)
-        if op in _CONSTANTS:
-            return lambda _func, _args, _kwargs, outputs: [torch.zeros(y.shape, dtype=torch.int64) for y in outputs]
-        if op in _LINEAR_AT_X or given.get("accumulate") or "reduce" in given:
+        registered = rule_registered_for(op)
+        if registered is not None:
+            return None if callable(registered) else self._rules_of_kinds[registered]
+        name, tags = name_in_table(op), func.tags
+        is_complex = name in _NOT_OF_REAL_PARTS and given["self"].is_complex()
+        if name in CONSTANT or (name == "sgn" and not is_complex):
+            return self._constant
+        if name in _BY_ITS_MATRIX or given.get("accumulate") or "reduce" in given:
             return self._linear_at_x
-        if op in _MOVES:
+        if name in _MOVED:
             return self._move
-        if op in _PRODUCTS:
+        if name in _MATRIX_PRODUCTS:
             return self._matrix_product
-        if op is aten.convolution:
+        if name == "convolution":
             return self._convolution
-        if op in _AVERAGES:
+        if name in _AVERAGES:
             return self._average
-        if op in _BATCHED:
+        if name in MATRIX_FUNCTIONS:
             return self._batched
-        if op in _DECOMPOSED:
+        if name in _DECOMPOSED:
             return None
-        if op in _ALONG_DIM or torch.Tag.reduction in func.tags:
+        if name in _ALONG_DIM or torch.Tag.reduction in tags:
             return self._reduction
-        if op in _LINEAR or op in _BENT or torch.Tag.pointwise in func.tags:
+        if name in _BY_ELEMENT or torch.Tag.pointwise in tags:
             return self._pointwise
         return None
+
+    @functools.cached_property
+    def _rules_of_kinds(self) -> dict[Kind, Rule]:
+        """The rules of operators of users."""
+        return {
+            "constant": self._constant,
+            "moves": self._move,
+            "linear": self._linear_at_x,
+            "multilinear": self._linear_in_one,
+            "elementwise": self._pointwise,
+        }
+
+    def _constant(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor]:
+        return [torch.zeros(y.shape, dtype=torch.int64) for y in outputs]
+
+    def _linear_in_one(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor] | None:
+        """A multilinear operation is linear where one tensor depends on x, and couples everything else."""
+        varying = [x for x in self._known(args, kwargs) if self._tape.numbers(x).any()]
+        return self._linear_at_x(func, args, kwargs, outputs) if len(varying) == 1 else None
 
     def _of(self, x: Tensor) -> Tensor:
         """The numbers of the elements of x, a complex one that of its parts together."""
@@ -111,18 +154,18 @@ class Rules:
             zero &= self._tape.numbers(x).reshape(*x.shape, -1).sum(-1) == 0
         return zero.expand(tuple(shape))
 
-    def _rows(self, rows: Sequence[Tensor], members: Sequence[Tensor], shape: Sequence[int], bent: bool) -> Tensor:
+    def _rows(self, rows: Sequence[Tensor], members: Sequence[Tensor], shape: Sequence[int], couples: bool) -> Tensor:
         """The numbers of results of a shape, in ``rows`` of which are the members."""
         row, member = (torch.cat([x.reshape(-1) for x in each]).numpy() for each in (rows, members))
-        return torch.from_numpy(self._tape.results(math.prod(shape), row, member, bent)).view(tuple(shape))
+        return torch.from_numpy(self._tape.results(math.prod(shape), row, member, couples)).view(tuple(shape))
 
     def _pointwise(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor] | None:
         op, shape = _functional(func), outputs[0].shape
         read = args[1:2] if op in (aten.copy, aten.fill) else (args, kwargs)
         given = [self._of(x).expand(shape) for x in self._known(read)]
-        factors, bent = None, op not in _LINEAR
+        factors, couples = None, self._couples(op, args)
         if op is aten.div and not self._known(args[1]):
-            bent = False
+            couples = False
         elif op in (aten.maximum, aten.minimum) and len(given) == 2:
             less, greater = (args[0] < args[1]).cpu(), (args[0] > args[1]).cpu()
             unused = (less, greater) if op is aten.maximum else (greater, less)
@@ -131,7 +174,7 @@ class Rules:
             zero = self._is_zero(args[1], shape)
             if not func._schema.is_mutable:  # else it has been written over
                 zero = zero | self._is_zero(args[0], shape)
-            given, bent = [numbers.masked_fill(zero, 0) for numbers in given], False
+            given, couples = [numbers.masked_fill(zero, 0) for numbers in given], False
             if len(given) == 2:
                 a, b = (numbers.numpy().ravel() for numbers in given)
                 both = np.flatnonzero((a != 0) & (b != 0))
@@ -139,7 +182,12 @@ class Rules:
         count = math.prod(shape)
         members = np.concatenate([numbers.numpy().ravel() for numbers in given] or [np.zeros(0, np.int64)])
         rows = np.tile(np.arange(count), len(given))
-        return [torch.from_numpy(self._tape.results(count, rows, members, bent, factors)).view(shape)] * len(outputs)
+        return [torch.from_numpy(self._tape.results(count, rows, members, couples, factors)).view(shape)] * len(outputs)
+
+    def _couples(self, op: Any, args: Any) -> bool:
+        """Does an elementwise operation couple what a result depends on?"""
+        name = name_in_table(op)
+        return name not in _COUPLES_NOTHING or (name in _NOT_OF_REAL_PARTS and args[0].is_complex())
 
     def _move(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor] | None:
         """An operation that only moves elements is run on their numbers, in float64; what it fills with is 0."""
@@ -170,15 +218,15 @@ class Rules:
         if self._known(args[1:], kwargs) or x.numel() == 0:
             return None
         groups = torch.arange(math.prod(kept)).view(kept)
-        united = self._rows([groups.expand(x.shape)], [self._of(x)], kept, op not in _LINEAR)
-        if op in _ALONG_DIM:
+        united = self._rows([groups.expand(x.shape)], [self._of(x)], kept, name_in_table(op) not in _COUPLES_NOTHING)
+        if name_in_table(op) in _ALONG_DIM:
             return [united.expand(y.shape) for y in outputs] if len(united.shape) == outputs[0].dim() else None
         return (
             [united.view(y.shape) for y in outputs] if all(y.numel() == len(groups.ravel()) for y in outputs) else None
         )
 
     def _matrix_product(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor] | None:
-        (y,), (*bias, a, b) = outputs, args[: 3 if _functional(func) in _WITH_BIAS else 2]
+        (y,), (*bias, a, b) = outputs, args[: 3 if name_in_table(_functional(func)) in _WITH_BIAS else 2]
         shape_a = (*[1] * (3 - a.dim()), *a.shape)
         shape_b = (1, b.shape[0], 1) if b.dim() == 1 else (*[1] * (3 - b.dim()), *b.shape)
         product = self._product(self._factor(a, shape_a), self._factor(b, shape_b))
@@ -221,7 +269,7 @@ class Rules:
         return torch.from_numpy(self._tape.results(batch * m * p, row, member, False, factors)).view(batch, m, p)  # type: ignore[arg-type]
 
     def _linear_product(self, of_a: Tensor, some_a: Tensor, some: Tensor) -> Tensor:
-        """The same for a constant factor, which is other than zero where ``some``."""
+        """The numbers of products with a constant factor, which is other than zero where ``some``."""
         (batch, m, k), p = of_a.shape, some.shape[-1]
         if some.all() or m * int(some.sum()) > _LIMIT:  # each column meets all
             rows = torch.arange(batch * m).view(batch, m, 1).expand(batch, m, k)
@@ -285,11 +333,11 @@ class Rules:
         """A linear operation depends on what its matrix has entries for."""
         variables = self._known(args, kwargs)
         op = _functional(func)
-        linear = [value for name, value in _arguments(func, args) if name in _LINEAR_IN.get(op, name)]
+        linear = [value for name, value in _arguments(func, args) if name == _LINEAR_IN.get(name_in_table(op), name)]
         if len(variables) > len(self._known(linear, kwargs)):
             return None
         # A product depends on what a mean depends on, and couples it.
-        bent = "prod" in [x for x in (*args, *kwargs.values()) if isinstance(x, str)]
+        couples = "prod" in [x for x in (*args, *kwargs.values()) if isinstance(x, str)]
         args, kwargs = tree_map(lambda x: "mean" if isinstance(x, str) and x == "prod" else x, (args, kwargs))
         with enable_reentrant_dispatch(), without_dispatch():  # autograd runs here, the tape does not
             found = structure(op, args, kwargs, variables)
@@ -298,11 +346,11 @@ class Rules:
         rows, columns = found
         members = torch.cat([self._of(x).reshape(-1) for x in variables])[torch.from_numpy(columns)]
         sizes = [y.numel() for y in outputs]
-        results = torch.from_numpy(self._tape.results(sum(sizes), rows, members.numpy(), bent))
+        results = torch.from_numpy(self._tape.results(sum(sizes), rows, members.numpy(), couples))
         return [part.view(y.shape) for part, y in zip(results.split(sizes), outputs, strict=True)]
 
     def _batched(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor] | None:
-        """What depends on matrices ``[*batch, m, n]`` does on its own of the batch."""
+        """Functions of matrices ``[*batch, m, n]``, each of which couples its own elements."""
         variables = self._known(args, kwargs)
         batch = next(x for x in tree_leaves(args) if isinstance(x, Tensor)).shape[:-2]
         if any(x.shape[: len(batch)] != batch for x in (*variables, *outputs)):
@@ -315,7 +363,7 @@ class Rules:
 
     def _decomposed(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor] | None:
         """The numbers of what PyTorch decomposes an operation into."""
-        decomposition = _COMPOSITIONS.get(func.overloadpacket) or decomposition_table.get(func)
+        decomposition = self._decomposition(func)
         if decomposition is None or func._schema.is_mutable or torch.Tag.nondeterministic_seeded in func.tags:
             return None
         with self._tape:
@@ -324,6 +372,12 @@ class Rules:
         if [y.shape for y in made] != [y.shape for y in outputs]:
             return None
         return [self._tape.numbers(y) for y in made]
+
+    def _decomposition(self, func: Any) -> Any:
+        registered = rule_registered_for(func)
+        if callable(registered):
+            return registered
+        return _COMPOSITIONS.get(func.overloadpacket) or decomposition_table.get(func)
 
     def _anything(self, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor]:
         """Everything that is read couples with everything."""
@@ -415,71 +469,23 @@ def _arguments(func: Any, args: Sequence[Any]) -> list[tuple[str, Any]]:
     return [(argument.name, value) for argument, value in zip(func._schema.arguments, args, strict=False)]
 
 
-def _named(names: str) -> set[Any]:
-    return {getattr(aten, name) for name in names.split() if hasattr(aten, name)}
-
-
-_CONSTANTS = _named("""
-    zero zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty
-    new_empty_strided bernoulli normal uniform exponential sign sgn floor ceil round trunc
-""")
-_LINEAR = _named("""
-    add sub rsub neg positive sum mean nansum cumsum clone copy fill _to_copy complex _conj_physical real imag
-    relu abs clamp clamp_min clamp_max maximum minimum fmax fmin hardtanh leaky_relu threshold frac relu6 nan_to_num
-    hardshrink softshrink lift_fresh_copy alias_copy detach_copy _fft_r2c _fft_c2r _fft_c2c
-""")
-_BENT = _named(
-    "polar log_sigmoid log_sigmoid_forward rrelu_with_noise rrelu_with_noise_functional"
-)  # and pointwise ones
-_ALONG_DIM = _named("""
-    cumsum cumprod logcumsumexp _softmax _log_softmax _safe_softmax _fft_r2c _fft_c2r _fft_c2c
-""")
-_PRODUCTS = _named("mm bmm mv dot vdot addmm addmv baddbmm _sparse_mm _sparse_addmm")
-_AVERAGES = _named("avg_pool2d avg_pool3d")  # the others are made of these
-_WITH_BIAS = _named("addmm addmv baddbmm _sparse_addmm")
-_MOVES = _named("""
-    cat stack hstack flip roll rot90 repeat index _unsafe_index index_select gather take masked_select embedding
-    index_fill masked_fill masked_scatter where diag_embed constant_pad_nd
-    tril triu slice_scatter select_scatter diagonal_scatter as_strided_scatter _unsafe_view
-    _reshape_copy view_copy expand_copy permute_copy squeeze_copy unsqueeze_copy transpose_copy t_copy slice_copy
-    select_copy diagonal_copy as_strided_copy split_copy split_with_sizes_copy unbind_copy unfold_copy narrow_copy
-    slice_backward select_backward diagonal_backward im2col pixel_shuffle pixel_unshuffle channel_shuffle
-    native_channel_shuffle reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
-    replication_pad3d upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d
-    _upsample_nearest_exact2d _upsample_nearest_exact3d max_unpool2d max_unpool3d block_diag view_as_real_copy
-""")
+# Names in the table of operations, by the way in which their numbers are found.
+_ALONG_DIM = COUPLES_ALONG_DIMENSION | {"cumsum", "_fft_r2c", "_fft_c2r", "_fft_c2c"}
+_AVERAGES = {"avg_pool2d", "avg_pool3d"}  # the others are made of these
+_WITH_BIAS = {"addmm", "addmv", "baddbmm", "_sparse_addmm"}
+_MATRIX_PRODUCTS = {"mm", "bmm", "mv", "dot", "vdot", "_sparse_mm", *_WITH_BIAS}
+_BY_ITS_MATRIX = (CHOOSES | LINEAR_IN_ALL | LINEAR_IN_SOME | LINEAR) - {"sum", "mean"} - _ALONG_DIM - _AVERAGES
+_MOVED = MOVES | JOINS | FILLS | MOVES_BY_STRIDES
+_COUPLES_NOTHING = LINEAR | LINEAR_BY_ELEMENT | PIECEWISE_LINEAR | {"copy", "fill"}
+_BY_ELEMENT = LINEAR_BY_ELEMENT | PIECEWISE_LINEAR | ELEMENTWISE | {"copy", "fill"}
+_DECOMPOSED = {"addcmul", "addcdiv", "lerp", "mse_loss", "smooth_l1_loss", "huber_loss", "glu"}
+_NOT_OF_REAL_PARTS = {"abs", "sgn"}  # of complex numbers, whose parts they couple
 _FILLS = {"value", "other", "self", "fill"}
 _INDICES = {"index", "indices", "condition", "mask"}
-_LINEAR_AT_X = _named("""
-    scatter index_copy index_put _index_put_impl _unsafe_index_put put index_add scatter_add scatter_reduce index_reduce
-    segment_reduce col2im unfold_backward trace
-    adaptive_avg_pool1d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d
-    adaptive_max_pool3d max_pool2d_with_indices max_pool3d_with_indices fractional_max_pool2d fractional_max_pool3d
-    max_pool2d max_pool3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d
-    _upsample_bilinear2d_aa _upsample_bicubic2d_aa sort topk kthvalue median nanmedian mode cummax cummin amax amin max
-    min aminmax nll_loss_forward nll_loss2d_forward _embedding_bag _embedding_bag_forward_only
-    embedding_dense_backward reflection_pad1d_backward reflection_pad2d_backward reflection_pad3d_backward
-    replication_pad1d_backward replication_pad2d_backward replication_pad3d_backward avg_pool2d_backward
-    avg_pool3d_backward _adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward max_pool2d_with_indices_backward
-    max_pool3d_with_indices_backward upsample_linear1d_backward upsample_bilinear2d_backward
-    upsample_trilinear3d_backward upsample_bicubic2d_backward upsample_nearest1d_backward upsample_nearest2d_backward
-    upsample_nearest3d_backward index_select_backward value_selecting_reduction_backward nll_loss_backward
-    nll_loss2d_backward
-""")
 _LINEAR_IN = {
-    aten.nll_loss_forward: {"self"},
-    aten.nll_loss2d_forward: {"self"},
-    aten.nll_loss_backward: {"grad_output"},
-    aten.nll_loss2d_backward: {"grad_output"},
-    aten._embedding_bag: {"weight"},
-    aten._embedding_bag_forward_only: {"weight"},
-    aten.max_pool2d_with_indices_backward: {"grad_output"},
-    aten.max_pool3d_with_indices_backward: {"grad_output"},
+    **dict.fromkeys(("nll_loss_forward", "nll_loss2d_forward"), "self"),
+    **dict.fromkeys(("nll_loss_backward", "nll_loss2d_backward"), "grad_output"),
+    **dict.fromkeys(("max_pool2d_with_indices_backward", "max_pool3d_with_indices_backward"), "grad_output"),
+    **dict.fromkeys(("_embedding_bag", "_embedding_bag_forward_only"), "weight"),
+    **dict.fromkeys(("grid_sampler_2d", "grid_sampler_3d"), "input"),
 }
-_BATCHED = _named("""
-    _linalg_det _linalg_slogdet linalg_inv_ex _linalg_solve_ex linalg_cholesky_ex cholesky linalg_lu linalg_lu_factor_ex
-    linalg_lu_solve linalg_qr _linalg_svd _linalg_eigh linalg_eig _linalg_eigvals linalg_eigvals linalg_matrix_exp
-    linalg_solve_triangular triangular_solve cholesky_solve cholesky_inverse linalg_householder_product linalg_pinv
-    linalg_lstsq linalg_ldl_factor_ex linalg_ldl_solve
-""")
-_DECOMPOSED = _named("addcmul addcdiv lerp mse_loss smooth_l1_loss huber_loss glu")

@@ -27,7 +27,7 @@ _KEPT = 1024
 
 
 class FastPath:
-    """What is known of a fast path for one kind of graph.
+    """The record of a fast path for one kind of graph.
 
     Attributes:
         is_wrong: does it give wrong numbers?

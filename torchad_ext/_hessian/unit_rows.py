@@ -69,7 +69,7 @@ def dense_rows(results: Sequence[Tensor], count: int) -> list[Tensor]:
 
 
 def _batched(func: Any, args: Any, kwargs: Any) -> Any:
-    """What ``torch.func.vmap`` makes of an operation, on dense batches."""
+    """An operation on dense batches, by ``torch.func.vmap``."""
     leaves, spec = tree_flatten((args, kwargs))
     batches = [x for x in leaves if isinstance(x, UnitRows)]
     if func._schema.is_mutable and any(x.scales is not None for x in batches):
@@ -187,7 +187,7 @@ def _add(x: Any, y: Any) -> UnitRows | None:
 
 
 def _mm(a: Any, b: Any) -> UnitRows | None:
-    """Of a row [1, k] or a column [k, 1]: picks rows or columns of the other factor, or is one product of matrices."""
+    """A product with a row [1, k] or column [k, 1]: rows or columns of the other factor, or one product of matrices."""
     if isinstance(a, UnitRows) == isinstance(b, UnitRows):
         return None
     x, matrix, shape = (a, b, (1, b.shape[1])) if isinstance(a, UnitRows) else (b, a.T, (a.shape[0], 1))

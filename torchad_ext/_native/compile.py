@@ -38,7 +38,7 @@ _COMMANDS = {
     "link": "$compiler -shared $in -o $out $libraries",
 }
 _PYTORCH = ("torch", "torch_cpu", "c10")  # the libraries that operators are linked to
-# Of NVRTC, for which a function without a mark is one of the device.
+# Flags of NVRTC, for which a function without a mark is one of the device.
 _CUDA_FLAGS = ["-std=c++17", "-default-device"]
 _STANDARD = ("cstdint", "cstring", "type_traits", "utility")  # headers in whose place it is given csrc/cuda/std.h
 _REMEDY = {

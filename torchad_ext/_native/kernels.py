@@ -153,7 +153,7 @@ def _fake_quadratic_form_outer(
     return x.new_empty(*(x.shape[-1:] if summed else x.shape), x.shape[-1])
 
 
-# What the kernels give, without data: for fake tensors.
+# Results of the kernels without data, for fake tensors.
 _FAKES: dict[str, Callable[..., Any]] = {
     "pointwise": _fake_pointwise,
     "pointwise.out": lambda kernel, inputs, scalars, out: None,

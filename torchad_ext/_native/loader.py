@@ -161,7 +161,7 @@ def load_quadratic_form(name: str, kernel: Kernel) -> bool:
 
 
 def _or_warn(name: str, load: Callable[[], int]) -> int | None:
-    """What is loaded; None if it could not be, and one warning has said why."""
+    """The result of a load; None if it failed, and one warning has said why."""
     try:
         return load()
     except (BuildError, nvrtc.NvrtcError, OSError) as error:

@@ -72,7 +72,7 @@ def _text(what: str, program: ctypes.c_void_p) -> bytes:
 
 @functools.cache
 def version() -> str:
-    """That of the library.
+    """The version of the library.
 
     Raises:
         NvrtcError: there is none.

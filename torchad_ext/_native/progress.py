@@ -14,7 +14,7 @@ from typing import Any
 
 
 class Progress:
-    """What this process compiles, and what it has compiled."""
+    """The compilations of this process, running and done."""
 
     def __init__(self) -> None:
         self.restart()

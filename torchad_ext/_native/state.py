@@ -1,4 +1,4 @@
-"""What this process has compiled and loaded, and what it could not: one object, which a fork starts with new locks."""
+"""The state of this process: what it compiled, loaded, or could not; one object, which a fork starts with new locks."""
 
 from __future__ import annotations
 

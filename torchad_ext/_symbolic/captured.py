@@ -1,4 +1,4 @@
-"""What a function reads from outside its arguments."""
+"""Values that a function reads from outside its arguments."""
 
 from __future__ import annotations
 

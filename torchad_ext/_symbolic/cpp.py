@@ -146,7 +146,7 @@ def identifiers(symbols: tuple[Expr, ...]) -> dict[Expr, str]:
     names: dict[Expr, str] = {}
     for symbol in symbols:
         text = "".join(c if c.isascii() and (c.isalnum() or c == "_") else f"u{ord(c):x}" for c in str(symbol.value))
-        # What is all capitals may be a macro, such as M_PI.
+        # A name in capitals may be a macro, such as M_PI.
         while text in _TAKEN or text in names.values() or (len(text) > 1 and text.isupper()):
             text += "_" if not text.isupper() else "_name"
         names[symbol] = text
@@ -176,7 +176,7 @@ class _Functor:
         self.members = [("double", self.names[x]) for x in self.scalars]
         self.lines: list[tuple[str, str, str]] = []  # of operator(): type, name, value
         self._counter = itertools.count(1)
-        # What is the same for all elements and known before the first.
+        # Values that are uniform over all elements and known before the first.
         self.uniform = {node for node in self.order if not node.args and not node.varies}
 
     def text(self, name: str) -> str:

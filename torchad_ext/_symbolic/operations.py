@@ -251,7 +251,7 @@ abs_ = _define(
 sign = _define("sign", _flat)
 copysign = _define("copysign", lambda g, y, a, b: (g * (sign(a) * copysign(1, b)), None))
 hypot = _define("hypot", lambda g, y, a, b: (g * (a / y), g * (b / y)), commutative=True)
-# Of zeros of both signs the larger and the smaller are either, as in PyTorch.
+# The larger and the smaller of zeros of both signs are either, as in PyTorch.
 maximum = _define("maximum", _slope_of_maximum, simplify=simplify.extremum, latex=r"\max", commutative=True)
 minimum = _define("minimum", _slope_of_minimum, simplify=simplify.extremum, latex=r"\min", commutative=True)
 clamp_min = _define(

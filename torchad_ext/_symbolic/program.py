@@ -13,7 +13,7 @@ from .expr import OPERATIONS, Expr, constant, tensor, topological
 
 
 def _dependent(nodes: Iterable[Expr], on: Iterable[Expr]) -> set[Expr]:
-    """Those of ``nodes`` (in topological order) through which a derivative in ``on`` can pass."""
+    """The nodes, of some in topological order, through which a derivative in ``on`` can pass."""
     dependent = set(on)
     for node in nodes:
         if node.args and OPERATIONS[node.op].derivative and any(arg in dependent for arg in node.args):
@@ -103,16 +103,13 @@ class Program:
             signs: of the squares of the directions, 1 or -1.
         """
         count = len(signs)
-        kinds = (*(f"tangent{k}_" for k in range(count)), "laplacian_")
-        symbols = iter(self._symbols("", [kind + str(x.value) for x in self.inputs for kind in kinds]))
-        tangents, laplacians, seeds = {}, {}, []
-        for x, order in zip(self.inputs, carried, strict=True):
-            *along, laplacian = (next(symbols) for _ in kinds)
-            if order:
-                tangents[x] = along
-            if order == 2:
-                laplacians[x] = laplacian
-            seeds += (along if order else []) + ([laplacian] if order == 2 else [])
+        prefixes = [*(f"tangent{k}_" for k in range(count)), "laplacian_"]
+        keys = [(x, prefix) for x in self.inputs for prefix in prefixes]
+        symbols = dict(zip(keys, self._symbols("", [f"{prefix}{x.value}" for x, prefix in keys]), strict=True))
+        orders = dict(zip(self.inputs, carried, strict=True))
+        tangents = {x: [symbols[x, prefix] for prefix in prefixes[:-1]] for x, order in orders.items() if order}
+        laplacians = {x: symbols[x, "laplacian_"] for x, order in orders.items() if order == 2}
+        seeds = [s for x in tangents for s in (*tangents[x], *([laplacians[x]] if x in laplacians else []))]
         one = constant(1)
         results: dict[str, Expr | None] = {}
         for name, y in zip(self.names, self.outputs, strict=True):

@@ -28,7 +28,7 @@ class TraceError(TypeError):
 
 
 class Problem(TypeError):
-    """What is wrong with a call, in words that follow the name of the function."""
+    """The fault of a call, in words that follow the name of the function."""
 
 
 def refusal(name: str, problem: str) -> TraceError:

@@ -20,7 +20,7 @@ ALIASES = frozenset("detach data contiguous positive".split())
 ARITHMETIC = frozenset(
     "add sub mul div true_divide pow neg abs positive gt ge lt le eq ne rsub __rsub__ __rpow__ __rdiv__".split()
 )
-# Of truth values: what gives integers where no number has a point, and what gives the default dtype.
+# Functions of truth values that give integers where no number has a point, and those that give the default dtype.
 INTEGRAL = frozenset("add sub mul rsub __rsub__ neg abs positive where Tensor.where maximum minimum".split())
 PROMOTED = INTEGRAL | frozenset("div true_divide __rdiv__".split())
 CHOICES = {"where": 0, "Tensor.where": 1}  # the place of the condition
@@ -109,7 +109,7 @@ def _clamp(input: Expr, min: Operand | None = None, max: Operand | None = None) 
     clamped = low if max is None else op.clamp_max(low, max)
     if not (isinstance(min, Expr) and isinstance(max, Expr) and min.varies and max.varies):
         return clamped
-    # Of two bounds in the wrong order or equal, PyTorch gives the slope to the upper or to none.
+    # PyTorch gives the slope to the upper of two bounds in the wrong order, and to none of two equal ones.
     is_low = op.and_(min < max, input < min)
     is_high = op.or_(input > max, op.and_(max < min, op.eq(input, input)))
     flat = op.where(is_low, min, op.where(is_high, max, op.detach(clamped)))

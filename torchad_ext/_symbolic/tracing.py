@@ -408,7 +408,7 @@ def _described(x: Any) -> str:
 
 _IDLE = ("inplace", "out", "training")  # arguments that do nothing while they are false
 _SWITCHES = frozenset(("_set_grad_enabled", "set_grad_enabled", "_enter_inference_mode", "_exit_inference_mode"))
-# What a tensor answers while it is a symbol; a device is only good for being passed on.
+# Answers of a tensor while it is a symbol; a device is only good for being passed on.
 _QUESTIONS: dict[str, Any] = {
     "dtype": None, "device": torch.device("meta"), "is_floating_point": True, "is_complex": False,
 }  # fmt: skip

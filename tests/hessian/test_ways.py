@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext._hessian.batch_sizes import Largest, rows_at_once
-from torchad_ext._hessian.products import _Pullback
+from torchad_ext._hessian import diagonal
+from torchad_ext._hessian.ways import Largest, quickest_way, rows_at_once
 
 MEGABYTES = 2**20
 
@@ -79,7 +79,7 @@ class TestTheLargestTensor:
             assert_close(result, entries)
             assert largest <= max(2 * MEGABYTES, alone)
 
-    def test_of_a_hessian_by_colours(self) -> None:
+    def test_of_a_hessian_by_colors(self) -> None:
         x, t = sample(40), torch.linspace(0, 1, 3000, dtype=torch.float64)
         f = lambda x: (torch.outer(x[:-1].sin() * x[1:], t)).tanh().sum()  # noqa: E731
         expected, alone = largest_of(lambda: ad.hessian(f, x, chunk_size=1))
@@ -153,7 +153,7 @@ class TestDiagonalOfABatch:
     @pytest.mark.parametrize("name", NETWORKS)
     def test_each_way_is_exact(self, name: str, way: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
         if way:
-            monkeypatch.setattr(_Pullback, "quickest_way", lambda *_: way)
+            monkeypatch.setattr(diagonal, "quickest_way", lambda *_: way)
         for batch, d in ((1, 1), (1, 6), (7, 2), (7, 10), (300, 3), (40, 30)):
             f, x = NETWORKS[name], sample(batch, d).sigmoid()
             leaf = x.clone().requires_grad_()
@@ -175,9 +175,8 @@ class TestDiagonalOfABatch:
     )
     def test_the_way_follows_the_sizes(self, batch: int, d: int, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
         chosen = []
-        original = _Pullback.quickest_way
         monkeypatch.setattr(
-            _Pullback, "quickest_way", lambda self, n: (chosen.append(original(self, n)), chosen[-1])[1]
+            diagonal, "quickest_way", lambda *sizes: (chosen.append(quickest_way(*sizes)), chosen[-1])[1]
         )
         ad.hessian_diagonal(NETWORKS["SIREN"], sample(batch, d), batched=True)
         assert chosen == [way]

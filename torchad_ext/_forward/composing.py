@@ -1,0 +1,115 @@
+"""The mode that runs a function with compositions in place of what PyTorch differentiates wrongly."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from .._symbolic.torch_names import is_of_torch
+from .._torch_state import top_saved_tensors_hooks
+from . import roots
+from .calls import is_python, known_name, positional, without_guard
+from .composed import COMPOSED
+
+
+class Composing(TorchFunctionMode):
+    """Calls compositions (:mod:`torchad_ext._forward.composed`) in place of those of PyTorch that have their names."""
+
+    _running: Any = None  # a function in Python: what it calls by super() has its name
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.compiler.is_compiling():
+            return func(*args, **kwargs)
+        kind, of = _found(func) if func.__hash__ else ("native", func)
+        if kind == "native" or (types and any(map(_overrides, types))):
+            return func(*args, **kwargs)
+        if kind == "python" and func is not self._running:
+            before, self._running = self._running, func
+            try:
+                with self:
+                    return of(*args, **kwargs)
+            finally:
+                self._running = before
+        if kind == "composed":
+            _recompute_alike()
+            args, kwargs = positional(func, args, kwargs)
+            result = of(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        return with_powers(func, args, kwargs, lambda: func(*args, **kwargs))
+
+
+def _recompute_alike() -> None:
+    """Within ``torch.utils.checkpoint``: what is run again in a backward, later, is composed too."""
+    hooks = top_saved_tensors_hooks()
+    unpack: Any = hooks[1] if hooks else None
+    if getattr(unpack, "__module__", None) != "torch.utils.checkpoint":
+        return
+    frame = inspect.getclosurevars(unpack).nonlocals.get("frame")
+    if frame and not hasattr(frame.recompute_fn, "__wrapped__"):
+        frame.recompute_fn = composing(frame.recompute_fn)
+
+
+def composing(f: Callable[..., Any]) -> Callable[..., Any]:
+    """f, run under :class:`Composing`."""
+
+    @functools.wraps(f)
+    def composed(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return f(*args, **kwargs)
+        with Composing():
+            return f(*args, **kwargs)
+
+    return composed
+
+
+def _overrides(kind: type) -> bool:
+    """Has a class of tensors a ``__torch_function__`` of its own?"""
+    method = getattr(kind, "__torch_function__", None)
+    return getattr(method, "__func__", method) is not Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
+
+
+@functools.lru_cache(2048)
+def _found(func: Any) -> tuple[str, Any]:
+    """How to call a function: by its composition, by its parts in Python, watched for powers of norms, or as it is."""
+    if is_of_torch(func):
+        composed = None if without_guard(func) else COMPOSED.get(known_name(func))
+        if without_guard(func) and _reaches(func, set()):
+            return "python", without_guard(func)
+        if composed:
+            return "composed", composed
+        if roots.watched(func):
+            return "watched", func
+    return "native", func
+
+
+def _reaches(func: Any, seen: set[Any]) -> bool:
+    """May a function in Python call what is composed, or take a power?"""
+    seen.add(func)
+    names = set(func.__code__.co_names)
+    called = (func.__globals__.get(name) for name in names)
+    return bool(names & (COMPOSED.keys() | roots.ROOTS | roots.POWERS)) or any(
+        _reaches(f, seen) for f in called if is_python(f) and f not in seen
+    )
+
+
+def with_powers(func: Any, args: Any, kwargs: Any, call: Callable[[], Any]) -> Any:
+    """The result of a call; where it is a power of a norm, without the root."""
+    kind = roots.watched(func)
+    if not kind or not (roots.are_known() or kind in roots.ROOTS) or not args:
+        return call()
+    power = roots.power_of(kind, args, kwargs)
+    if power is not None:
+        _recompute_alike()
+        return power
+    result = call()
+    if isinstance(result, Tensor):
+        roots.follow(func, kind, args, kwargs, result)
+    return result

@@ -1,0 +1,401 @@
+"""Functions of PyTorch composed of operations that have rules; the arguments are those of PyTorch's function.
+
+A composition gives NotImplemented for arguments that it does not cover. Derivatives at kinks are those that PyTorch
+has. Functions whose derivatives are wrong in PyTorch are composed in :mod:`torchad_ext._forward.composed`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._quadratic_form import definition as quadratic_form
+from . import elementwise_rules
+from .composed import COMPOSED, affine, dropout, logsumexp, softmax, vector_norm
+from .roots import root, squared
+
+
+def scan(operation: Callable[[Any, Any], Any], x: Any) -> Any:
+    """Cumulative sums, products, ... along the last dimension, in about 2 log₂ n operations (Ladner, Fischer, 1980)."""
+    n = x.shape[-1]
+    if n < 2:
+        return x
+    odd = scan(operation, operation(x[..., 0 : n - 1 : 2], x[..., 1::2]))
+    first = x[..., :1]
+    even = torch.cat([first, operation(odd[..., : (n - 1) // 2], x[..., 2::2])], -1) if n > 2 else first
+    y = torch.stack([even[..., : n // 2], odd], -1).flatten(-2)
+    return torch.cat([y, even[..., -1:]], -1) if n % 2 else y
+
+
+def _cumprod(x: Any, dim: int, *, dtype: Any = None) -> Any:
+    x = x if dtype is None else x.to(dtype)
+    return x.clone() if not x.dim() or not x.numel() else scan(torch.mul, x.movedim(dim, -1)).movedim(-1, dim)
+
+
+def _logcumsumexp(x: Any, dim: int) -> Any:
+    if x.is_complex():
+        return NotImplemented
+    return x.clone() if not x.dim() or not x.numel() else scan(torch.logaddexp, x.movedim(dim, -1)).movedim(-1, dim)
+
+
+def _prod(x: Any, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    """A tree of products."""
+    x = x if dtype is None else x.to(dtype)
+    if not x.dim():
+        return x.clone()
+    if not x.numel():
+        return NotImplemented
+    y = x.flatten() if dim is None else x.movedim(dim, -1)
+    while y.shape[-1] > 1:
+        half = y.shape[-1] // 2
+        product = y[..., :half] * y[..., half : 2 * half]
+        y = product if 2 * half == y.shape[-1] else torch.cat([product, y[..., -1:]], -1)
+    y = y.squeeze(-1)
+    return y.unsqueeze(dim) if keepdim and dim is not None else y
+
+
+def _diff(x: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> Any:
+    if n and (prepend is not None or append is not None):
+        x = torch.cat([part for part in (prepend, x, append) if part is not None], dim)
+    for _ in range(min(n, x.shape[dim])):
+        x = x.narrow(dim, 1, x.shape[dim] - 1) - x.narrow(dim, 0, x.shape[dim] - 1)
+    return x
+
+
+def _trapezoids(y: Any, x: Any = None, *, dx: Any = 1, dim: int = -1) -> Any:
+    """The area of each, with sample points in x."""
+    before, after = (y.narrow(dim, i, y.shape[dim] - 1) for i in (0, 1))
+    if x is None:
+        return (before + after) * (dx / 2)
+    widths = _diff(x) if x.dim() == 1 else _diff(x, dim=dim)
+    if x.dim() == 1:
+        widths = widths.reshape(-1, *(1,) * (y.dim() - 1 - dim % y.dim()))
+    return (before + after) * widths / 2
+
+
+def _trapezoid(y: Any, x: Any = None, *, dx: Any = 1, dim: int = -1) -> Any:
+    if not y.shape[dim]:
+        return NotImplemented
+    return _trapezoids(y, x, dx=dx, dim=dim).sum(dim)
+
+
+def _cumulative_trapezoid(y: Any, x: Any = None, *, dx: Any = 1, dim: int = -1) -> Any:
+    return _trapezoids(y, x, dx=dx, dim=dim).cumsum(dim)
+
+
+def variance(x: Any, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: Any = None) -> Any:
+    if isinstance(dim, bool):
+        dim, unbiased = None, dim
+    dim = tuple(range(x.dim())) if dim is None else dim
+    squares = squared(x - x.mean(dim, keepdim=True))
+    total = squares.sum(dim, keepdim)
+    return total / (squares.numel() // total.numel() - (int(unbiased) if correction is None else correction))
+
+
+def _with_mean(of: Callable[..., Any]) -> Callable[..., Any]:
+    def composed(x: Any, dim: Any = None, unbiased: bool = True, keepdim: bool = False, **kwargs: Any) -> Any:
+        first = of(x, dim, unbiased, keepdim, **kwargs)
+        dims = tuple(range(x.dim())) if dim is None or isinstance(dim, bool) else dim
+        return first, x.mean(dims, keepdim)
+
+    return composed
+
+
+def _deviation(x: Any, *args: Any, **kwargs: Any) -> Any:
+    return root(variance(x, *args, **kwargs))
+
+
+def _nansum(x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    dims = tuple(range(x.dim())) if dim is None else dim
+    return torch.where(x.isnan(), torch.zeros_like(x), x).sum(dims, keepdim, dtype=dtype)
+
+
+def _nanmean(x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    dims = tuple(range(x.dim())) if dim is None else dim
+    return _nansum(x, dims, keepdim, dtype=dtype) / (~x.isnan()).sum(dims, keepdim)
+
+
+def _cov(x: Any, *, correction: int = 1, fweights: Any = None, aweights: Any = None) -> Any:
+    if x.dim() > 2 or fweights is not None or aweights is not None or x.is_complex():
+        return NotImplemented
+    rows = x.reshape(1, -1) if x.dim() < 2 else x
+    count = rows.shape[1]
+    rows = rows - rows.mean(1, keepdim=True)
+    y = rows @ rows.mT / max(count - correction, 0)
+    return y.squeeze()
+
+
+def _corrcoef(x: Any) -> Any:
+    y = _cov(x)
+    if y is NotImplemented or not y.dim():
+        return y if y is NotImplemented else y / y
+    scale = y.diagonal().sqrt()
+    return (y / scale.unsqueeze(-1) / scale).clamp(-1, 1)
+
+
+def _glu(x: Any, dim: int = -1) -> Any:
+    a, b = x.chunk(2, dim)
+    return a * b.sigmoid()
+
+
+def _prelu(x: Any, weight: Any) -> Any:
+    if weight.numel() > 1 and x.dim() > 1:
+        weight = weight.reshape(-1, *(1,) * (x.dim() - 2))
+    return torch.where(x > 0, x, weight * x)
+
+
+def _rrelu(x: Any, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, *_: Any) -> Any:
+    return NotImplemented if training else F.leaky_relu(x, (lower + upper) / 2)
+
+
+def _sum_and_product(x: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    return _added(x, a @ b, beta, alpha)
+
+
+def _added(x: Any, product: Any, beta: float, alpha: float) -> Any:
+    product = product if alpha == 1 else alpha * product
+    return product if beta == 0 else x + product if beta == 1 else beta * x + product
+
+
+def _addbmm(x: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    return _added(x, torch.einsum("bij,bjk->ik", a, b), beta, alpha)
+
+
+def _addr(x: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    return _added(x, torch.outer(a, b), beta, alpha)
+
+
+def _cosine_similarity(a: Any, b: Any, dim: int = 1, eps: float = 1e-8) -> Any:
+    if a.dtype != b.dtype:
+        return NotImplemented
+    a, b = (a, b) if a.shape == b.shape else torch.broadcast_tensors(a, b)
+    y = (a * b).sum(dim)
+    for x in (a, b):
+        y = y / root(squared(x).sum(dim)).clamp_min(eps)
+    return y
+
+
+def _matrix_power(A: Any, n: int) -> Any:
+    """Products of repeated squares."""
+    if n == 0:
+        return torch.eye(A.shape[-1], dtype=A.dtype, device=A.device).expand(A.shape).clone()
+    A = torch.linalg.inv(A) if n < 0 else A
+    y = None
+    for bit in bin(abs(n))[:1:-1]:
+        if bit == "1":
+            y = A if y is None else y @ A
+        A = A @ A
+    return y
+
+
+def _cholesky_solve(B: Any, L: Any, upper: bool = False) -> Any:
+    if L.is_complex():
+        return NotImplemented
+    L = L.mT if upper else L
+    Z = torch.linalg.solve_triangular(L, B, upper=False)
+    return torch.linalg.solve_triangular(L.mT, Z, upper=True)
+
+
+def _cholesky_inverse(L: Any, upper: bool = False) -> Any:
+    return _cholesky_solve(torch.eye(L.shape[-1], dtype=L.dtype, device=L.device).expand(L.shape), L, upper)
+
+
+def _tensorinv(A: Any, ind: int = 2) -> Any:
+    shape = A.shape[ind:] + A.shape[:ind]
+    return torch.linalg.inv(A.reshape(math.prod(A.shape[:ind]), -1)).reshape(shape)
+
+
+def _tensorsolve(A: Any, B: Any, dims: Any = None) -> Any:
+    if dims is not None:
+        A = A.movedim(dims, tuple(range(A.dim() - len(dims), A.dim())))
+    shape = A.shape[B.dim() :]
+    return torch.linalg.solve(A.reshape(B.numel(), -1), B.reshape(-1)).reshape(shape)
+
+
+def _any_vector_norm(x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    y = vector_norm(x, ord, dim, keepdim, dtype=dtype)
+    if y is not NotImplemented or x.is_complex() or not x.numel():
+        return y
+    x = x if dtype is None else x.to(dtype)
+    dims = tuple(range(x.dim())) if dim is None else dim
+    if abs(ord) == math.inf:
+        return x.abs().amax(dims, keepdim) if ord > 0 else x.abs().amin(dims, keepdim)
+    if ord == 0:
+        return torch.linalg.vector_norm(x.detach(), 0, dims, keepdim)
+    zero = x == 0
+    if ord < 0:
+        return NotImplemented
+    magnitudes = x.masked_fill(zero, 1).abs() ** ord
+    return root(magnitudes.masked_fill(zero, 0).sum(dims, keepdim), ord)
+
+
+def _any_matrix_norm(x: Any, ord: Any = "fro", dim: Any = (-2, -1), keepdim: bool = False, *, dtype: Any = None) -> Any:
+    dim = tuple(dim)
+    if ord == "fro":
+        return vector_norm(x, 2, dim, keepdim, dtype=dtype)
+    if ord not in (1, -1, math.inf, -math.inf) or x.is_complex() or not x.numel():
+        return NotImplemented
+    x = x if dtype is None else x.to(dtype)
+    rows, columns = (d % x.dim() for d in dim)
+    summed, chosen = (rows, columns) if abs(ord) == 1 else (columns, rows)
+    sums = x.abs().sum(summed, keepdim=True)
+    y = sums.amax(chosen, keepdim=True) if ord > 0 else sums.amin(chosen, keepdim=True)
+    return y if keepdim else y.squeeze(dim)
+
+
+def _any_norm(x: Any, ord: Any = None, dim: Any = None, keepdim: bool = False, **options: Any) -> Any:
+    if ord is None or (not isinstance(ord, str) and (isinstance(dim, int) or (dim is None and x.dim() == 1))):
+        return _any_vector_norm(x, 2 if ord is None else ord, dim, keepdim, **options)
+    if not isinstance(ord, str) and dim is not None and len(dim) == 1:
+        return _any_vector_norm(x, ord, dim, keepdim, **options)
+    return _any_matrix_norm(x, ord, (-2, -1) if dim is None else dim, keepdim, **options)
+
+
+def _quantile(x: Any, q: Any, dim: Any = None, keepdim: bool = False, *, interpolation: str = "linear") -> Any:
+    """Quantiles, read between sorted numbers."""
+    if isinstance(q, Tensor) and q.requires_grad:
+        return NotImplemented
+    given = x
+    x = x.flatten() if dim is None else x.movedim(dim, -1)
+    q = torch.as_tensor(q, dtype=x.dtype, device=x.device)
+    values = x.sort(-1)[0]
+    at = q.reshape(-1) * (x.shape[-1] - 1)
+    if interpolation == "lower":
+        at = at.floor()
+    elif interpolation == "higher":
+        at = at.ceil()
+    elif interpolation == "nearest":
+        at = at.round()
+    low, part = at.floor().long(), at - at.floor()
+    below, above = values[..., low], values[..., at.ceil().long()]
+    part = torch.full_like(part, 0.5) if interpolation == "midpoint" else part
+    y = torch.lerp(below, above, part) if interpolation in ("linear", "midpoint") else below
+    missing = x.isnan().any(-1, keepdim=True)
+    y = torch.where(missing, math.nan, y).movedim(-1, 0)
+    if keepdim:
+        y = y.reshape(-1, *(1,) * given.dim()) if dim is None else y.unsqueeze(dim % given.dim() + 1)
+    return y if q.dim() else y.squeeze(0)
+
+
+def _vander(x: Any, *, N: int | None = None) -> Any:
+    return torch.stack([x**i for i in range(x.shape[-1] if N is None else N)], -1)
+
+
+def _ldexp(x: Any, other: Any) -> Any:
+    return x * torch.exp2(other)
+
+
+def _fmax(a: Any, b: Any) -> Any:
+    return torch.where((a >= b) | b.isnan(), a, b)
+
+
+def _fmin(a: Any, b: Any) -> Any:
+    return torch.where((a <= b) | b.isnan(), a, b)
+
+
+def _mvlgamma(x: Any, p: int) -> Any:
+    halves = torch.arange(p, dtype=x.dtype, device=x.device) / 2
+    return (x.unsqueeze(-1) - halves).lgamma().sum(-1) + p * (p - 1) / 4 * math.log(math.pi)
+
+
+def _feature_dropout(x: Any, p: float = 0.5, train: bool = True) -> Any:
+    return x * torch.feature_dropout(torch.ones_like(x), p, train) if train and p else x
+
+
+def _alpha_dropout(x: Any, p: float = 0.5, train: bool = True) -> Any:
+    return NotImplemented if train and p else x
+
+
+def _of_nothing(function: Callable[..., Any]) -> Callable[..., Any]:
+    """An empty tensor has nothing to differentiate."""
+
+    def composed(x: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(x, *args, **kwargs) if x.numel() else x.clone()
+
+    return composed
+
+
+def _log_softmax(x: Any, dim: int, dtype: Any = None) -> Any:
+    x = x if dtype is None else x.to(dtype)
+    return x - logsumexp(x, dim, keepdim=True)
+
+
+def _rms_norm(x: Any, shape: Any, weight: Any = None, eps: float | None = None) -> Any:
+    square = x.square().mean(tuple(range(-len(shape), 0)), keepdim=True)
+    return affine(x * (square + (torch.finfo(x.dtype).eps if eps is None else eps)).rsqrt(), weight, None)
+
+
+def _of_own_point(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A ``batch_norm`` that does not train."""
+
+    def composed(x: Any, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, *others: Any) -> Any:
+        if training:
+            raise ValueError(
+                "torchad_ext.laplacian: batch_norm in training makes each result depend on all points; call eval() on "
+                "it"
+            )
+        return function(x, weight, bias, mean, variance, False, *others)
+
+    return composed
+
+
+COMPOSITIONS: dict[str, Callable[..., Any]] = {
+    "batch_norm": _of_own_point(COMPOSED["batch_norm"]),
+    "native_batch_norm": _of_own_point(COMPOSED["native_batch_norm"]),
+    "cosine_similarity": _cosine_similarity,
+    "cumprod": _cumprod,
+    "logcumsumexp": _logcumsumexp,
+    "prod": _prod,
+    "diff": _diff,
+    "trapezoid": _trapezoid,
+    "trapz": _trapezoid,
+    "cumulative_trapezoid": _cumulative_trapezoid,
+    "var": variance,
+    "std": _deviation,
+    "var_mean": _with_mean(variance),
+    "std_mean": _with_mean(_deviation),
+    "nansum": _nansum,
+    "nanmean": _nanmean,
+    "cov": _cov,
+    "corrcoef": _corrcoef,
+    "softmax": _of_nothing(softmax),
+    "log_softmax": _of_nothing(_log_softmax),
+    "dropout": dropout,
+    "feature_dropout": _feature_dropout,
+    "alpha_dropout": _alpha_dropout,
+    "feature_alpha_dropout": _alpha_dropout,
+    "glu": _glu,
+    "prelu": _prelu,
+    "rrelu": _rrelu,
+    **dict.fromkeys(("addmm", "baddbmm", "addmv"), _sum_and_product),
+    "addbmm": _addbmm,
+    "addr": _addr,
+    "matrix_power": _matrix_power,
+    "cholesky_solve": _cholesky_solve,
+    "cholesky_inverse": _cholesky_inverse,
+    "tensorinv": _tensorinv,
+    "tensorsolve": _tensorsolve,
+    "vector_norm": _any_vector_norm,
+    "matrix_norm": _any_matrix_norm,
+    "norm": _any_norm,
+    "quantile": _quantile,
+    "vander": _vander,
+    "ldexp": _ldexp,
+    "fmax": _fmax,
+    "fmin": _fmin,
+    "mvlgamma": _mvlgamma,
+    "msort": lambda x: x.sort(0)[0],
+    "rms_norm": _rms_norm,
+    "logsumexp": logsumexp,
+    "masked_fill": lambda x, mask, value: torch.where(mask, value, x),
+    "quadratic_form": quadratic_form,
+    "abs": elementwise_rules.size,
+    "absolute": elementwise_rules.size,
+    "angle": elementwise_rules.angle,
+    "polar": elementwise_rules.polar,
+}

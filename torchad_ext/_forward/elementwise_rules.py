@@ -1,0 +1,148 @@
+"""Rules for elementwise operations: by a fused kernel of an expression, or else by the gradients that PyTorch has."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from .._elementwise import Elementwise
+from .._pointwise import _SCALAR, _TENSOR, Pointwise, _kind
+from .._symbolic.evaluate import evaluate
+from .._symbolic.expr import scalar, tensor
+from .._symbolic.torch_names import is_of_torch, name_of
+from .._symbolic.tracing import ValueNeeded, trace
+from .._torch_state import OpOverload, transforms_active
+from .calls import known_name
+from .fallback import Unseen, has_derivative, of_elements
+from .propagation import Arguments, Keywords, Sweep, value_to_repeat
+from .roots import root, squared
+
+_WITH_CONSTANT_EXPONENT = frozenset("pow rpow float_power polygamma".split())
+
+
+@functools.lru_cache(1024)
+def _member(func: Any, kinds: tuple[Any, ...], names: tuple[str, ...]) -> Elementwise | None:
+    """An elementwise function of PyTorch for arguments of these kinds, the last of which have names."""
+    symbols = [
+        tensor(("input", "other", "end", "weight")[i] if i < 4 else f"x{i}")
+        if kind is _TENSOR
+        else scalar(f"s{i}")
+        if kind is _SCALAR
+        else kind
+        for i, kind in enumerate(kinds)
+    ]
+    count = len(kinds) - len(names)
+    name = name_of(func).strip("_")
+    try:
+        program = trace(lambda xs: func(*xs[:count], **dict(zip(names, xs[count:], strict=True))), symbols, name)
+    except (TypeError, ValueNeeded):  # a TraceError, or one of PyTorch's parser: it is not elementwise
+        return None
+    return Elementwise(program, functools.partial(evaluate, program), name)
+
+
+def by_kernel(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """An elementwise operation with an expression: one kernel for value, tangents and Laplacian."""
+    arguments = (*args, *kwargs.values())
+    kinds = tuple(map(_kind, arguments))
+    member: Elementwise | None
+    if isinstance(func, Pointwise):
+        kinds, member, _ = func.resolve(arguments)
+    elif any(isinstance(x, (list, tuple, dict)) for x in arguments):
+        return NotImplemented
+    else:
+        if known_name(func).strip("_") in _WITH_CONSTANT_EXPONENT:  # a constant power is a few products
+            kinds = tuple(x if kind is _SCALAR else kind for x, kind in zip(arguments, kinds, strict=True))
+        member = _member(getattr(func, "overloadpacket", func), kinds, tuple(kwargs))
+    xs = [x for x, kind in zip(arguments, kinds, strict=True) if kind is _TENSOR]
+    values = list(map(sweep.value, xs))
+    if any(x.is_complex() for x in values):
+        if member is None or not member.is_analytic or any(isinstance(x, complex) for x in arguments):
+            return NotImplemented
+        dtype = functools.reduce(torch.promote_types, (x.dtype for x in values))
+        xs = [x.to(dtype) for x in xs]
+        values = list(map(sweep.value, xs))
+    if member is None or any(x.dtype != values[0].dtype or x.device != values[0].device for x in values[1:]):
+        return NotImplemented
+    if not member.keeps(values[0].dtype):
+        return NotImplemented
+    numbers = tuple([float(x) for x, kind in zip(arguments, kinds, strict=True) if kind is _SCALAR])
+    return sweep.elementwise(member, xs, numbers)
+
+
+@functools.lru_cache(1024)
+def is_elementwise(func: Any) -> bool:
+    """Does PyTorch say so of all that has the name?"""
+    if not is_of_torch(func):
+        return False
+    if isinstance(func, OpOverload):
+        overloads = [func]
+    else:
+        packets = (getattr(torch.ops.aten, name, None) for name in (name_of(func), f"special_{name_of(func)}"))
+        packet = next((packet for packet in packets if packet), None)
+        overloads = [getattr(packet, name) for name in packet.overloads()] if packet else []
+        arguments = {overload: overload._schema.arguments for overload in overloads}
+        overloads = [
+            overload
+            for overload, given in arguments.items()
+            if any("Tensor" in str(a.type) for a in given) and not any(a.is_out for a in given)
+        ]
+    return bool(overloads) and all(torch.Tag.pointwise in overload.tags for overload in overloads)
+
+
+def by_slopes(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """An operation that PyTorch says is elementwise, by the gradients that it has of it."""
+    return by_slopes_of_any(sweep, func, args, kwargs) if is_elementwise(func) else NotImplemented
+
+
+def by_slopes_of_any(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """An elementwise operation of whatever origin, by the gradients of its sum."""
+    if transforms_active():
+        return NotImplemented
+    value = value_to_repeat(func, *sweep.values(args, kwargs))
+    leaves, tree = tree_flatten((args, kwargs))
+    places = [i for i, x in enumerate(leaves) if sweep.owns(x)]
+    if not has_derivative(value) or any(leaves[i].is_complex() > value.is_complex() for i in places):
+        return NotImplemented
+    xs = [leaves[i].to(torch.promote_types(leaves[i].dtype, value.dtype)) for i in places]
+    if torch.broadcast_shapes(*(x.shape for x in xs)) != value.shape:
+        xs = [x.expand(value.shape) for x in xs]
+
+    def f(*xs: Tensor) -> Any:
+        for i, x in zip(places, xs, strict=True):
+            leaves[i] = x
+        args, kwargs = tree_unflatten(leaves, tree)
+        return func(*args, **kwargs)
+
+    tangents = [tuple(x.tangents[k] for x in xs) for k in range(len(sweep.signs))]
+    try:
+        rows, total = of_elements(
+            f, tuple(x.value for x in xs), tangents, [x.laplacian for x in xs], sweep.signs, sweep.recording
+        )
+    except (RuntimeError, NotImplementedError) as error:
+        raise Unseen(f"{name_of(func)} ({error})") from error
+    return sweep.tensor(value, rows, total)
+
+
+def sgn(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """z / |z|, 0 at 0; of a real number a constant."""
+    (z,) = args
+    if not z.is_complex():
+        return func(sweep.value(z))
+    magnitude = z.abs()
+    return z / magnitude.masked_fill(magnitude == 0, 1)
+
+
+def angle(z: Any) -> Any:
+    return torch.atan2(z.imag, z.real) if z.is_complex() else torch.angle(z.detach())
+
+
+def polar(r: Any, phase: Any) -> Any:
+    return torch.complex(r * phase.cos(), r * phase.sin())
+
+
+def size(z: Any) -> Any:
+    return root(squared(z)) if z.is_complex() else NotImplemented

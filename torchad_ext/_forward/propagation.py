@@ -1,0 +1,394 @@
+"""The sweep of the forward Laplacian: every tensor carries its tangents and its Laplacian through the operations.
+
+For directions u_k, each intermediate result y has its value, its tangents y_k and Δy = Σ_k ±y_kk. An operation maps
+those of its operands to those of its result:
+
+    linear        y = A x        y_k = A x_k                  Δy = A Δx
+    product       y = a b        y_k = a_k b + a b_k          Δy = Δa b + a Δb + 2 Σ_k ±a_k b_k
+    elementwise   y = f(x)       y_k = f'(x) x_k              Δy = f'(x) Δx + f''(x) Σ_k ±x_k²
+
+A linear operation runs once for each of them, an elementwise one is one fused kernel (``Program.laplacian``). Every
+other operation is composed of these, or is differentiated twice by itself. The operations are intercepted while the
+function runs, so it may branch on values. Which operation has which rule, :mod:`torchad_ext._forward.rules` says.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeGuard
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from .._autograd.undefined import or_zeros, sum_defined
+from .._elementwise import Elementwise
+from .._linearity import CONSTANT
+from .._pointwise import Pointwise
+from .._quadratic_form import quadratic_form
+from .._symbolic.torch_names import is_of_torch, name_of
+from .._torch_state import is_autocast_enabled, wrapper_subclass
+from . import writes
+from .calls import known_name, positional
+from .composing import composing, with_powers
+from .fallback import Unseen, fall_back, has_derivative, of_operation, random_states
+
+Tangents = tuple[Tensor, ...]
+Arguments = tuple[Any, ...]
+Keywords = dict[str, Any]
+Rule = Callable[["Sweep", Any, Arguments, Keywords], Any]  # NotImplemented where it does not fit
+
+_AT_ONCE = 10  # the most directions of one kernel
+_STACKED = 2**21  # the most elements of results that are written one behind the other
+_numbers = itertools.count()
+
+
+class Jet(Tensor):
+    """A tensor with its tangents along the directions of a sweep and with its Laplacian, None for zero.
+
+    Attributes:
+        given: the tangents, or a function that computes them; those of the last linear layer are often never needed.
+        base: the tensor of which it is a view, with its ``place`` in it: shape, strides and offset.
+        written: how often its contents were changed; ``seen``, how many changes of the base it has taken over.
+        shown: does a plain tensor share its memory?
+    """
+
+    sweep: Sweep
+    value: Tensor
+    given: Tangents | Callable[[], Tangents]
+    laplacian: Tensor | None
+    base: Jet | None = None
+    place: tuple[torch.Size, tuple[int, ...], int] | None = None
+    written: int = 0
+    seen: int = 0
+    shown: bool = False
+
+    @property
+    def root(self) -> Jet:
+        """The tensor whose memory it shares."""
+        return self if self.base is None else self.base
+
+    @property
+    def tangents(self) -> Tangents:
+        return self.given() if callable(self.given) else self.given
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        sweep = None
+        for x in jets_in((args, kwargs)):
+            if x.base is not None and x.seen != x.base.written:
+                writes.read_again(x)
+            if sweep is None or x.sweep.number > sweep.number:
+                sweep = x.sweep
+        assert sweep
+        if not (sweep.applying or torch.is_grad_enabled()):
+            raise Unseen("what runs under torch.no_grad() or in a torch.autograd.Function")
+        applying, sweep.applying = sweep.applying, True
+        try:
+            with torch.set_grad_enabled(sweep.recording):
+                return sweep.apply(func, args, kwargs)
+        finally:
+            sweep.applying = applying
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        unseen = Unseen(f"{func}, which a transform, a script or an extension calls")
+        for x in jets_in((args, kwargs or {})):
+            x.sweep.unseen = unseen
+        raise unseen
+
+
+def jets_in(arguments: Any) -> Iterator[Jet]:
+    """The jets among arguments, of whatever sweep."""
+    if type(arguments) is Jet:
+        yield arguments
+    elif isinstance(arguments, (tuple, list)):
+        for x in arguments:
+            yield from jets_in(x)
+    elif isinstance(arguments, dict):
+        yield from jets_in(tuple(arguments.values()))
+
+
+class _Parts(NamedTuple):
+    """An output with its tangents and its Laplacian, None for zero."""
+
+    value: Any
+    tangents: list[Tensor | None]
+    laplacian: Tensor | None
+
+
+@dataclass(eq=False)
+class Sweep:
+    """One sweep, with the rules that do not depend on the operation.
+
+    Attributes:
+        signs: of the squares of the directions, 1 or -1.
+        recording: are derivatives wanted of what it computes? The function itself runs with gradients enabled, so that
+            what disables them shows.
+        rules_of: the rules to try for an operation, given it and its name, None for operations of others.
+        number: the inner one of two sweeps has the larger number.
+        applying: does it apply a rule?
+        unseen: what it could not follow, if that was met below Python, where another exception is made of it.
+        elements: of all results.
+        unruled: elements of operands and results of the operations without a rule, whose names are ``without_rule``.
+        received: the plain tensors that became tensors of this sweep, and what they were.
+    """
+
+    signs: tuple[int, ...]
+    recording: bool
+    rules_of: Callable[[Any, str | None], Iterable[Rule]]
+    number: int = field(default_factory=_numbers.__next__)
+    applying: bool = False
+    unseen: Unseen | None = None
+    elements: int = 0
+    unruled: int = 0
+    without_rule: set[str] = field(default_factory=set)
+    received: list[tuple[Any, Any]] = field(default_factory=list)
+
+    def owns(self, x: object) -> TypeGuard[Jet]:
+        return type(x) is Jet and x.sweep is self
+
+    def value(self, x: Any) -> Any:
+        """x without its derivatives, if it has some of this sweep."""
+        return x.value if self.owns(x) else x
+
+    def values(self, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords]:
+        """Arguments without the derivatives of this sweep."""
+        return tree_map(self.value, args), tree_map(self.value, kwargs)
+
+    def tensor(self, value: Any, tangents: Sequence[Any], laplacian: Any) -> Any:
+        """A tensor, or a sequence of some, with its tangents and its Laplacian; a constant if it has no tangents."""
+        if not isinstance(value, Tensor):
+            rows = zip(*((None,) * len(value) if row is None else row for row in (*tangents, laplacian)), strict=True)
+            return type(value)([self.tensor(y, along, curved) for y, (*along, curved) in zip(value, rows, strict=True)])
+        if not has_derivative(value) or not tangents or any(t is None for t in tangents):
+            return value
+        return self.wrapped(value, tuple(tangents), laplacian)
+
+    def wrapped(self, value: Tensor, given: Tangents | Callable[[], Tangents], laplacian: Tensor | None) -> Jet:
+        x: Jet = wrapper_subclass(Jet, value.shape, value)
+        x.sweep, x.value, x.given, x.laplacian = self, value, given, laplacian
+        self.elements += value.numel()
+        return x
+
+    def mapped(self, value: Any, x: Jet, of: Callable[[Any], Any], at_once: bool = False) -> Any:
+        """y = A x + b, for A of a row of x; with ``at_once`` also of several in a further first dimension."""
+
+        given = x.given  # x may be written to
+
+        @functools.cache
+        def of_tangents() -> Tangents:
+            tangents = given() if callable(given) else given
+            stack = _stack(tangents) if at_once and not self.recording else None
+            return tuple(map(of, tangents)) if stack is None else of(stack).unbind()
+
+        laplacian = None if x.laplacian is None else of(x.laplacian)
+        needed = self.recording or is_autocast_enabled() or not isinstance(value, Tensor)
+        if needed or not has_derivative(value):
+            return self.tensor(value, of_tangents(), laplacian)
+        return self.wrapped(value, of_tangents, laplacian)
+
+    def apply(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+        """An operation on tensors of this sweep."""
+        spoken = known_name(func)
+        name = spoken.strip("_") if spoken.startswith("__") else spoken
+        known = _is_ours(func) or is_of_torch(func)
+        if known and name == "requires_grad":
+            return True
+        if writes.is_write(spoken, func, kwargs):
+            return writes.written(self, func, args, kwargs)
+        if known and spoken in _CONSTANT:
+            if spoken in _SHOWS:
+                args[0].root.shown = True
+            if len(args) == 1 and not kwargs:
+                return func(args[0].value)
+            args, kwargs = self.values(args, kwargs)
+            return func(*args, **kwargs)
+        if known and name in _HIDDEN:
+            raise Unseen(name)
+        if not known:
+            return self.by_rule(func, None, args, kwargs)
+        args, kwargs = positional(func, args, kwargs)
+        return with_powers(func, args, kwargs, lambda: self.by_rule(func, name, args, kwargs))
+
+    def by_rule(self, func: Any, name: str | None, args: Arguments, kwargs: Keywords) -> Any:
+        """An operation by the first of the rules that fits."""
+        for rule in self.rules_of(func, name):
+            result = rule(self, func, args, kwargs)
+            if result is not NotImplemented:
+                return result
+        return self.differentiated(func, args, kwargs)
+
+    def linear(
+        self,
+        func: Callable[..., Any],
+        args: Arguments,
+        kwargs: Keywords,
+        of_rows: Callable[..., Any] | None = None,
+        jointly: bool = False,
+    ) -> Any:
+        """y = A x + b: A to each row.
+
+        Args:
+            func: the operation.
+            args: its arguments.
+            kwargs: those with names.
+            of_rows: the operation without b, if there is one.
+            jointly: is it linear in all its tensors together? Then the rows of a constant are zero.
+        """
+
+        def mapped(row_of: Callable[[Jet], Tensor]) -> Any:
+            def row(x: Any) -> Any:
+                if self.owns(x):
+                    return row_of(x)
+                return torch.zeros_like(x) if jointly and has_derivative(x) else x
+
+            return (of_rows or func)(*tree_map(row, args), **tree_map(row, kwargs))
+
+        args_of_value, kwargs_of_value = self.values(args, kwargs)
+        value = func(*args_of_value, **kwargs_of_value)
+        tangents = [mapped(lambda x, k=k: x.tangents[k]) for k in range(len(self.signs))]  # type: ignore[misc]
+        curved = any(x.laplacian is not None for x in jets_in((args, kwargs)) if x.sweep is self)
+        laplacian = mapped(lambda x: or_zeros(x.laplacian, x.value)) if curved else None
+        return self.tensor(value, tangents, laplacian)
+
+    def product(self, func: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
+        """y = a b: the rule of Leibniz."""
+        if not (self.owns(a) and self.owns(b)):
+            return self.linear(func, (a, b), {})
+        tangents = [func(s, b.value) + func(a.value, t) for s, t in zip(a.tangents, b.tangents, strict=True)]
+        mixed = [2 * sign * func(s, t) for sign, s, t in zip(self.signs, a.tangents, b.tangents, strict=True)]
+        of_a = None if a.laplacian is None else func(a.laplacian, b.value)
+        of_b = None if b.laplacian is None else func(a.value, b.laplacian)
+        return self.tensor(func(a.value, b.value), tangents, sum_defined(of_a, of_b, *mixed))
+
+    def elementwise(self, member: Elementwise, xs: Sequence[Tensor], numbers: tuple[float, ...]) -> Any:
+        """y = f(x), by a fused kernel for some directions at a time."""
+        values = [self.value(x) for x in xs]
+        shape = values[0].shape if len(xs) == 1 else torch.broadcast_shapes(*(value.shape for value in values))
+        made: list[_Parts] = []
+        for start in range(0, len(self.signs), _AT_ONCE):
+            chunk = slice(start, start + _AT_ONCE)
+            signs = self.signs[chunk]
+            arguments, carried = list(values), []
+            for x in xs:
+                curved = start == 0 and self.owns(x) and x.laplacian is not None
+                carried.append(self.owns(x) + curved)
+                if self.owns(x):
+                    arguments += x.tangents[chunk]
+                    arguments += [x.laplacian] if curved else []
+            derivative = member.laplacian(tuple(carried), signs)
+            if not derivative.arguments:  # x**0
+                constants = tuple(_applied(member, [value.expand(shape) for value in values], numbers))
+                return constants[0] if len(constants) == 1 else constants
+            given = [
+                x if x.shape == shape else x.expand(shape) for x in map(arguments.__getitem__, derivative.arguments)
+            ]
+            scalars = tuple([numbers[i] for i in derivative.scalars])
+            results = dict(zip(derivative.results, _applied(derivative.function, given, scalars), strict=True))
+            numbered = map(results.get, itertools.count())
+            parts = [
+                _Parts(next(numbered), [next(numbered) for _ in signs], next(numbered)) for _ in member.program.outputs
+            ]
+            made = list(map(_with_more_directions, made, parts)) if made else parts
+        outputs = tuple([self.tensor(*parts) for parts in made])
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def differentiated(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+        """y = f(x) for any f."""
+        leaves, tree = tree_flatten((args, kwargs))
+        places = [i for i, x in enumerate(leaves) if self.owns(x)]
+        jets = [leaves[i] for i in places]
+        values = tuple(x.value for x in jets)
+
+        def f(*xs: Tensor) -> Any:
+            for i, x in zip(places, xs, strict=True):
+                leaves[i] = x
+            args, kwargs = tree_unflatten(leaves, tree)
+            return composing(func)(*args, **kwargs)
+
+        def differentiable(*xs: Tensor) -> Tangents:
+            return tuple(y for y in tree_leaves(f(*xs)) if has_derivative(y))
+
+        value = value_to_repeat(func, *self.values(args, kwargs))
+        results, structure = tree_flatten(value)
+        if not any(map(has_derivative, results)):
+            return value
+        fall_back(f"has no rule for {name_of(func)}", "it is")
+        self.unruled += sum(x.numel() for x in (*values, *filter(has_derivative, results)))
+        self.without_rule.add(name_of(func))
+        along = [tuple(x.tangents[k] for x in jets) for k in range(len(self.signs))]
+        laplacians = tuple(or_zeros(x.laplacian, x.value) for x in jets)
+        try:
+            tangents, totals = of_operation(differentiable, values, along, laplacians, self.signs, self.recording)
+        except (RuntimeError, NotImplementedError) as error:
+            raise Unseen(f"{name_of(func)} ({error})") from error
+        derivatives = iter(zip(zip(*tangents, strict=True), totals, strict=True))
+        return tree_unflatten(
+            [self.tensor(y, *next(derivatives)) if has_derivative(y) else y for y in results], structure
+        )
+
+
+def _with_more_directions(first: _Parts, more: _Parts) -> _Parts:
+    return _Parts(first.value, first.tangents + more.tangents, sum_defined(first.laplacian, more.laplacian))
+
+
+def value_to_repeat(func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """The value of an operation that will be run again, which is refused if it draws random numbers."""
+    device = next((x.device for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)), torch.device("cpu"))
+    random = random_states(device)
+    value = composing(func)(*args, **kwargs)
+    if not all(map(torch.equal, random, random_states(device))):
+        raise Unseen(f"{name_of(func)}, which draws random numbers")
+    return value
+
+
+def _is_ours(func: Any) -> bool:
+    return isinstance(func, Pointwise) or func is quadratic_form
+
+
+def _applied(member: Elementwise, xs: Sequence[Tensor], numbers: tuple[float, ...]) -> Sequence[Any]:
+    """The outputs of an elementwise function, by the rule of an outer sweep if there is one."""
+    if not torch.is_grad_enabled() and xs[0].numel() * len(member.program.outputs) <= _STACKED:
+        stack = member.stacked(xs, numbers)
+        if stack is not None:
+            return stack.unbind()
+    outer = max((x.sweep for x in jets_in(xs)), key=lambda sweep: sweep.number, default=None)
+    outputs = outer.elementwise(member, xs, numbers) if outer else member.apply(xs, numbers)
+    return (outputs,) if len(member.program.outputs) == 1 else outputs
+
+
+def _stack(rows: Sequence[Tensor]) -> Tensor | None:
+    """Rows at equal distances in memory as one tensor, without a copy."""
+    first, *others = rows
+    if not others or any(type(row) is not Tensor for row in rows):
+        return None
+    memory, start, strides = first.untyped_storage().data_ptr(), first.storage_offset(), first.stride()
+    step = others[0].storage_offset() - start
+    for i, row in enumerate(others, 1):
+        if row.storage_offset() != start + i * step or row.untyped_storage().data_ptr() != memory:
+            return None
+        if row.stride() != strides or row.shape != first.shape:
+            return None
+    return first.as_strided((len(rows), *first.shape), (step, *strides))
+
+
+# Functions and attributes whose results have no derivative.
+_CONSTANT = CONSTANT | frozenset(
+    "shape size dim ndim numel nelement stride storage_offset is_contiguous dtype device layout requires_grad "
+    "is_floating_point is_complex is_cuda is_sparse is_nested is_leaf is_conj is_neg is_quantized is_mkldnn names "
+    "item tolist numpy bool int long __float__ __complex__ __len__ __array__ __bool__ __int__ __index__ __format__ "
+    "__repr__ __hash__ get_device element_size itemsize data detach result_type".split()
+)
+# Attributes and methods that give plain tensors in the same memory.
+_SHOWS = frozenset("data detach numpy __array__".split())
+# Functions that differentiate, or hide what they compute.
+_HIDDEN = frozenset(
+    "grad grad_fn backward register_hook register_post_accumulate_grad_hook retain_grad _make_dual _unpack_dual".split()
+)

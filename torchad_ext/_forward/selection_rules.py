@@ -1,0 +1,160 @@
+"""Rules for operations that choose elements by their values or by indices, and are linear once these are chosen.
+
+Derivatives at ties are those that PyTorch has.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .calls import known_name
+from .propagation import Arguments, Keywords, Rule, Sweep
+
+
+def _selected(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Values that an operation of one dimension picks, with their indices."""
+    x = args[0]
+    if not sweep.owns(x) or any(isinstance(y, Tensor) for y in (*args[1:], *kwargs.values())):
+        return NotImplemented
+    named = func(x.value, *args[1:], **kwargs)
+    if isinstance(named, Tensor):
+        return _of_equals(sweep, x, named, None, False) if len(args) == 1 and not kwargs else NotImplemented
+    values, indices = named
+    place, default = _DIMENSION[known_name(func)]
+    dim = args[place] if len(args) > place else kwargs.get("dim", default)
+    kept = values.dim() == x.dim()
+    at = indices if kept else indices.unsqueeze(dim)
+
+    def of(row: Any) -> Any:
+        y = row.gather(dim, at)
+        return y if kept else y.squeeze(dim)
+
+    return type(named)((sweep.mapped(values, x, of), indices))
+
+
+# The place of the dimension among the arguments, and its default.
+_DIMENSION: dict[str, tuple[int, int]] = {
+    **dict.fromkeys(("max", "min", "median", "nanmedian", "mode", "topk", "sort", "cummax", "cummin"), (1, -1)),
+    "kthvalue": (2, -1),
+    "topk": (2, -1),
+}
+
+
+def _of_equals(sweep: Sweep, x: Any, y: Any, dim: Any, keepdim: bool) -> Any:
+    """The mean of the elements of x that are equal to y, which is reduced from them."""
+    dims = tuple(range(x.dim())) if dim is None or dim == () else dim
+    kept = y if keepdim or not x.dim() else _unsqueezed(y, dims, x.dim())
+    picked = (x.value == kept) | (x.value.isnan() & kept.isnan())
+    weight = picked / picked.sum(dims, keepdim=True)
+
+    def of(row: Any) -> Any:
+        return (row * weight.to(row.dtype)).sum(dims, keepdim)
+
+    return sweep.mapped(y, x, of)
+
+
+def _unsqueezed(y: Any, dims: Any, count: int) -> Any:
+    """y with the dimensions over which it was reduced."""
+    for i in sorted(d % count for d in ((dims,) if isinstance(dims, int) else dims)):
+        y = y.unsqueeze(i)
+    return y
+
+
+def _extremum(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """amax, amin."""
+    x, dim, keepdim = _given(args, kwargs, dim=None, keepdim=False)
+    return _of_equals(sweep, x, func(x.value, *args[1:], **kwargs), dim, keepdim)
+
+
+def _extrema(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    x, dim, keepdim = _given(args, kwargs, dim=None, keepdim=False)
+    named = func(x.value, *args[1:], **kwargs)
+    return type(named)([_of_equals(sweep, x, y, dim, keepdim) for y in named])
+
+
+def _given(args: Any, kwargs: Any, **defaults: Any) -> tuple[Any, ...]:
+    """The first argument, and those that have defaults."""
+    options = {**defaults, **dict(zip(defaults, args[1:], strict=False)), **kwargs}
+    return (args[0], *(options[name] for name in defaults))
+
+
+def _pool(n: int, adaptive: bool, with_indices: bool) -> Rule:
+    """The largest element of each window of n dimensions."""
+    pool = getattr(F, f"{'adaptive_' if adaptive else ''}max_pool{n}d_with_indices")
+
+    def rule(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+        options = {key: option for key, option in kwargs.items() if key != "return_indices"}
+        y, indices = pool(args[0].value, *args[1:], **options)
+
+        def of(row: Any) -> Any:
+            return row.flatten(-n).gather(-1, indices.flatten(-n)).reshape(y.shape)
+
+        made = sweep.mapped(y, args[0], of)
+        native = not isinstance(func, types.FunctionType)
+        return (made, indices) if with_indices or (native and adaptive) else made
+
+    return rule
+
+
+def _filled(of_rows: Callable[..., Any]) -> Callable[..., Any]:
+    """Constants put into x: zeros into the rows."""
+
+    def rule(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+        if kwargs or not sweep.owns(args[0]) or any(isinstance(x, Tensor) and sweep.owns(x) for x in args[1:]):
+            return NotImplemented
+        x, *rest = args
+        return sweep.mapped(func(x.value, *rest), x, lambda row: of_rows(func, row, *rest))
+
+    return rule
+
+
+def _scattered(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """scatter and index_fill: of a tensor or of a number."""
+    *_, source = args
+    if kwargs:
+        return NotImplemented
+    if isinstance(source, Tensor) and (source.is_floating_point() or source.is_complex()):
+        return sweep.linear(func, args, kwargs, jointly=True)
+    x: Any = args[0]
+    return sweep.mapped(func(x.value, *args[1:]), x, lambda row: func(row, *args[1:-1], 0))
+
+
+def _embedding(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Rows of a table; PyTorch gives the row of the padding no derivative."""
+    table, indices, padding = (*args, -1)[:3]
+    if not sweep.owns(table) or padding != -1 or kwargs.get("padding_idx", -1) != -1:
+        return NotImplemented
+    return sweep.mapped(func(table.value, indices), table, lambda row: func(row, indices))
+
+
+def _reduced_by_index(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """scatter_reduce."""
+    linear = args[-1] in ("sum", "mean")
+    return sweep.linear(func, args, kwargs, jointly=True) if linear else NotImplemented
+
+
+_POOLS = {
+    f"{'adaptive_' if adaptive else ''}max_pool{n}d{'_with_indices' if with_indices else ''}": _pool(
+        n, adaptive, with_indices
+    )
+    for n in (1, 2, 3)
+    for adaptive in (False, True)
+    for with_indices in (False, True)
+}
+RULES: dict[str, Rule] = {
+    **dict.fromkeys("max min median nanmedian mode kthvalue topk sort cummax cummin".split(), _selected),
+    "amax": _extremum,
+    "amin": _extremum,
+    "aminmax": _extrema,
+    **_POOLS,
+    "constant_pad_nd": _filled(lambda func, row, pad, *_: func(row, pad)),
+    "scatter": _scattered,
+    "index_fill": _scattered,
+    "embedding": _embedding,
+    "scatter_reduce": _reduced_by_index,
+}

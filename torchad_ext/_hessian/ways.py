@@ -1,0 +1,88 @@
+"""The ways to compute rows, and the bounds between them: which is quickest, and how many rows are computed at once.
+
+All bounds are measured. A batch of rows shares calls of operations, and readings of what the rows are multiplied by.
+Its tensors are as many times larger as it has rows, and elementwise operations on what leaves the cache take longer
+than a row after the other. So the largest tensor of a batch takes two megabytes, or a small share of the Jacobian where
+that is more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .._torch_state import cotangents_of
+
+# Rows of a batch.
+_IN_CACHE, _AT_MOST = 2**21, 2**24  # bytes of the largest tensor of a batch
+_SHARE = 32  # of the Jacobian's bytes; the tensors of a batch are some ten, so that they take less than half of these
+_FEWEST = 8  # large rows that are worth a batch
+FEW_ROWS = 3  # rows that are computed as quickly one by one
+_UNIT_ROWS = 256  # in a batch as wide, from which on they are worth a dispatch in Python
+MUCH_TALLER = 4  # values of f for each element of x, from which on the Jacobian is computed by its columns
+# The diagonal of a batch of points.
+_LARGE = 2**16  # bytes of the largest tensor of a product, from which on it is computed as quickly by itself
+_SWEPT_FROM, _SWEPT_BYTES = 24, 2**19  # coordinates, and bytes of all of them, that are worth what a sweep prepares
+_TANGENTS = 2**17  # elements of a batch of tangents, which stays in a cache
+# Sparse Hessians.
+SAVING = 4  # elements of x for each color, below which the products take as long as all rows
+FEW_ELEMENTS = 512  # elements of x, all rows of which take less time than their pattern
+FINDING, COLORING = 10, 70  # elements of rows that are computed while an entry is found, and is colored
+SHARE = 0.2  # of the time of all rows, which finding and coloring may take
+
+
+def rows_at_once(largest: int, jacobian: int) -> int:
+    """Rows of a batch, from the bytes of the largest tensor that a row takes, and those of the Jacobian."""
+    rows = min(max(jacobian // _SHARE, _IN_CACHE), _AT_MOST) // max(1, largest)
+    return rows if rows >= _FEWEST else 1
+
+
+def are_units_worth(rows: int, size: int) -> bool:
+    """Is a batch of so many unit rows of this size worth the dispatch that keeps them sparse?"""
+    return rows > 1 and size >= _UNIT_ROWS and rows * size >= _UNIT_ROWS**2
+
+
+def directions_at_once(size: int) -> int:
+    """Directions along which tangents of points with so many elements in all are carried at once."""
+    return max(1, _TANGENTS // max(1, size))
+
+
+def quickest_way(coordinates: int, largest: int, in_graph: bool) -> Literal["products", "batches", "sweeps"]:
+    """The way to the diagonal of a batch of points: ``coordinates`` products one after the other, the same in batches,
+    or sweeps.
+
+    Batches save calls, where their tensors are small; sweeps save the way back, where what they prepare has many
+    coordinates to serve. ``largest`` are the bytes of the largest tensor of a product, in a graph of autograd or not.
+    """
+    if coordinates >= _SWEPT_FROM and coordinates * largest >= _SWEPT_BYTES:
+        return "sweeps"
+    return "products" if coordinates <= FEW_ROWS or (in_graph and largest >= _LARGE) else "batches"
+
+
+def largest_in_graph(nodes: Iterable[Any]) -> int:
+    """The bytes of the largest cotangent that passes through nodes of autograd."""
+    given = (metadata for node in nodes for metadata in cotangents_of(node))
+    return max((math.prod(m.shape) * m.dtype.itemsize for m in given if _is_strided(m)), default=0)
+
+
+def _is_strided(metadata: Any) -> bool:
+    return not metadata.is_cpp_nested_tensor  # whose shape is symbolic
+
+
+class Largest(TorchDispatchMode):
+    """Notes the bytes of the largest result of the operations that run under it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        sizes = (y.numel() * y.element_size() for y in tree_leaves(result) if isinstance(y, torch.Tensor))
+        self.bytes = max(self.bytes, *sizes, 0)
+        return result

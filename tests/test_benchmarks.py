@@ -81,7 +81,7 @@ def test_a_level_is_measured_in_its_environment(level: str, monkeypatch: pytest.
         raise Replaced(command, environment)
 
     monkeypatch.setattr(levels.os, "execve", execve)
-    monkeypatch.setattr(levels._build, "cpu_level", lambda: f"x86-64-{level}")
+    monkeypatch.setattr(levels.toolchain, "cpu_level", lambda: f"x86-64-{level}")
     for name in {name for environment in levels.ENVIRONMENTS.values() for name in environment}:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(Replaced) as replaced:

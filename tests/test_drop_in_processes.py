@@ -134,7 +134,7 @@ def programs(program: str, cache: Path, *arguments: tuple[object, ...]) -> int:
 
 def kept(cache: Path) -> Counter[str]:
     """The libraries in a cache, by their names."""
-    names = (re.match(r"cpu|eager|.+-float64", folder.parent.name) for folder in cache.glob("*/library.so"))
+    names = (re.match(r"cpu|fast_path|.+-float64", folder.parent.name) for folder in cache.glob("*/library.so"))
     return Counter(name.group() for name in names if name)
 
 

@@ -6,8 +6,8 @@ CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh')
 ASAN_CACHE := build/asan
 INSTALLED := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/installed)
 
-.PHONY: help demo test fuzz table rules notebooks bench bench-check rivals first-minute gpu ulp tails lint format asan \
-  clean
+.PHONY: help demo test coverage fuzz table rules notebooks bench bench-check rivals first-minute gpu ulp tails lint format \
+  asan clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -22,6 +22,9 @@ demo: $(INSTALLED)  ## Show what the library does
 
 test: $(INSTALLED)  ## Run the tests
 	$(PYTHON) -m pytest -n 2 --dist loadfile
+
+coverage: $(INSTALLED)  ## Run the tests on the CPU, and list the lines of torchad_ext that none of them runs
+	$(PYTHON) -m pytest -n 2 --dist loadfile --device cpu --cov --cov-report=term
 
 SECONDS := 600
 fuzz: $(INSTALLED)  ## Hold random programs against plain PyTorch; make fuzz SECONDS=3600 takes an hour

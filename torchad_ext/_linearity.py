@@ -23,9 +23,11 @@ CONSTANT = frozenset(
     isinf isfinite isclose allclose equal any all logical_and logical_or logical_not logical_xor argmax argmin argsort
     nonzero count_nonzero searchsorted bucketize zero zeros_like ones_like empty_like full_like rand_like randn_like
     randint_like new_zeros new_ones new_empty new_empty_strided new_full new_tensor sign signbit floor ceil round trunc
-    fix heaviside bernoulli normal uniform exponential
+    fix heaviside bernoulli
 """.split()
 )
+# y is drawn at random, with no derivative.
+RANDOM = frozenset("normal uniform exponential".split())
 # y_i = x_p(i): elements of the first tensor.
 MOVES = frozenset(
     """

@@ -15,17 +15,14 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .._linearity import MOVES
 from .._symbolic.torch_names import is_of_torch
 from .._torch_state import without_torch_function
 from .calls import known_name
 
 # Powers of roots: for a tensor y = s**(1 / p) its version, p, and s.
 _powers: Any = WeakIdKeyDictionary()
-_KEEPS = frozenset(
-    "reshape reshape_as view view_as flatten unflatten squeeze unsqueeze transpose permute movedim moveaxis swapaxes "
-    "swapdims T mT t expand expand_as broadcast_to contiguous clone to type_as float double narrow select index_select "
-    "gather take take_along_dim getitem unfold roll flip tile repeat repeat_interleave diagonal diag diag_embed".split()
-)
+_KEEPS = MOVES | frozenset("clone to type_as float double".split())
 _PRODUCTS = frozenset("mul multiply rmul".split())
 _QUOTIENTS = frozenset("div divide true_divide truediv".split())
 ROOTS = frozenset("abs absolute std".split())

@@ -34,6 +34,7 @@ from .._linearity import (
     MOVES,
     MOVES_BY_STRIDES,
     PIECEWISE_LINEAR,
+    RANDOM,
     Kind,
     name_in_table,
     rule_registered_for,
@@ -90,7 +91,7 @@ class Rules:
             return None if callable(registered) else self._rules_of_kinds[registered]
         name, tags = name_in_table(op), func.tags
         is_complex = name in _NOT_OF_REAL_PARTS and given["self"].is_complex()
-        if name in CONSTANT or (name == "sgn" and not is_complex):
+        if name in CONSTANT or name in RANDOM or (name == "sgn" and not is_complex):
             return self._constant
         if name in _BY_ITS_MATRIX or given.get("accumulate") or "reduce" in given:
             return self._linear_at_x

@@ -20,8 +20,15 @@ help:  ## Show the targets
 demo: $(INSTALLED)  ## Show what the library does
 	$(PYTHON) -m torchad_ext demo
 
-test: $(INSTALLED)  ## Run the tests
+test: $(INSTALLED)  ## Run the tests, all but the longest
 	$(PYTHON) -m pytest -n 2 --dist loadfile
+
+test-all: $(INSTALLED)  ## Run all tests
+	$(PYTHON) -m pytest -n 2 --dist loadfile -m ''
+
+ROOMS := tests
+test-long: $(INSTALLED)  ## Run the longest tests; make test-long ROOMS=tests/native runs those of a room
+	$(PYTHON) -m pytest -n 2 --dist loadfile -m long $(ROOMS)
 
 coverage: $(INSTALLED)  ## Run the tests on the CPU, and list the lines of torchad_ext that none of them runs
 	$(PYTHON) -m pytest -n 2 --dist loadfile --device cpu --cov --cov-report=term

@@ -23,6 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "drop_in(row): holds a row of the table in drop_in.py")
+    config.addinivalue_line("markers", "long: left to `make test-all`")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

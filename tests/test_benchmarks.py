@@ -17,6 +17,7 @@ from training import Training
 CASES = {f"{case.name}, {case.size}": case for case in gpu_cases.cases(elements=2**14, points=2**8)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in CASES if "compile" not in name])
 def test_a_row_for_a_gpu_runs_and_its_ways_agree(name: str, device: str) -> None:
     case = CASES[name]

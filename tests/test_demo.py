@@ -170,6 +170,7 @@ def test_the_notebook_has_its_outputs_and_no_errors() -> None:
     assert len(text) < 1_500_000 and "/home/" not in text and "/tmp/" not in text
 
 
+@pytest.mark.long
 def test_the_notebook_executes() -> None:
     nbclient = pytest.importorskip("nbclient", reason="pip install 'torchad_ext[notebooks]'")
     nbclient.NotebookClient(_notebook(), timeout=300, resources={"metadata": {"path": NOTEBOOK.parent}}).execute()

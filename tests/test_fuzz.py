@@ -61,6 +61,7 @@ WRONG: dict[str, tuple[Any, int]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("wrong", "dtype"),
     [("sign", "bfloat16"), ("factor", "float32"), ("branch", "float16"), ("curvature", "float64")],

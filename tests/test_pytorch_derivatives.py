@@ -48,6 +48,7 @@ def test_the_page_has_what_is_replaced() -> None:
     assert {name.strip("_") for name in COMPOSED} - at_zero <= of_page
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", RIGHT)
 def test_what_the_page_calls_right_is(name: str) -> None:
     (row,) = (row for title, row in pytorch_derivatives.measured([name], most=1).items() if title == name)

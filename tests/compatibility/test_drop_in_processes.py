@@ -425,6 +425,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.long
 @row("data parallel")
 class TestDataParallel:
     @pytest.mark.parametrize("work", ["DDP", "DDP, penalty outside", "FSDP2"])
@@ -485,6 +486,7 @@ torch.testing.assert_close(shared.grad, 2 * x * sum(range(16)))
 """
 
 
+@pytest.mark.long
 @row("threads")
 def test_sixteen_threads_declare_build_and_differentiate_at_once(tmp_path: Path) -> None:
     compiled = programs(SIXTEEN, tmp_path, ())

@@ -237,6 +237,7 @@ def test_special_functions(dtype: torch.dtype) -> None:
         torch.testing.assert_close(result, expected.to(dtype), rtol=rtol, atol=rtol, equal_nan=True, msg=str(output))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("order", [1, 2])
 def test_every_functor_of_the_catalogue(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = {op: op._order(order).source("cuda", torch.float64) for op in CATALOGUE.values()}

@@ -133,6 +133,7 @@ class TestFloat32:
         assert ulps(tangent, x.double().tan(), torch.float32).max() <= UNARY["tan"]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(toolchain.find_cxx() is None, reason="no C++ compiler")
 @pytest.mark.parametrize("level", ["x86-64-v2", "x86-64-v3"])
 def test_every_level_of_instructions_keeps_the_bounds_and_the_sign_of_zero(level: str, tmp_path: Path) -> None:

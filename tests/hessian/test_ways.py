@@ -63,6 +63,7 @@ def largest_of(call: Callable[[], Any]) -> tuple[Any, int]:
     return result, largest.bytes
 
 
+@pytest.mark.long
 class TestTheLargestTensor:
     """A batch takes 2 MB, or a single row what it needs."""
 

@@ -41,6 +41,7 @@ def library(cache: Path) -> Path:
     return found
 
 
+@pytest.mark.long
 class TestKilled:
     """A build ended by force at any moment leaves nothing that a later one could load or would wait for."""
 

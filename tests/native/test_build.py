@@ -515,6 +515,7 @@ def cuobjdump() -> Callable[..., str]:
     return disassemble
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("spills_are_errors")
 class TestCudaSources:
     """They compile where there is an NVRTC, GPU or not, and spill no register."""

@@ -397,6 +397,7 @@ def wait_for_the_end(cache: Path) -> None:
             pass
 
 
+@pytest.mark.long
 class TestBuild:
     def test_it_may_be_done_without(self, cold: Path, told: Callable[..., dict[str, str]]) -> None:
         finished = use(cold, TORCHAD_EXT_EAGER="0", **told())

@@ -142,11 +142,13 @@ def test_an_installed_wheel_and_a_checkout_share_their_cache(wheel: Path, tmp_pa
     assert installed.strip() == compile.sources_hash()
 
 
+@pytest.mark.long
 @needs_compiler
 def test_a_prebuilt_wheel_is_bound_to_its_platform_and_to_no_python(prebuilt_wheel: Path) -> None:
     assert re.fullmatch(r"torchad_ext-[\d.]+-py3-none-(?!any)\w+\.whl", prebuilt_wheel.name)
 
 
+@pytest.mark.long
 @needs_compiler
 def test_a_prebuilt_wheel_has_a_library_for_every_level_of_its_architecture(prebuilt_wheel: Path) -> None:
     levels = (
@@ -164,6 +166,7 @@ def test_a_prebuilt_wheel_has_a_library_for_every_level_of_its_architecture(preb
     assert {f"torchad_ext/{source}" for source in SOURCES} <= contents(prebuilt_wheel)
 
 
+@pytest.mark.long
 @needs_compiler
 def test_a_prebuilt_wheel_works_where_there_is_no_compiler(prebuilt_wheel: Path, tmp_path: Path) -> None:
     package = install(prebuilt_wheel, tmp_path / "package")
@@ -177,6 +180,7 @@ def test_a_prebuilt_wheel_works_where_there_is_no_compiler(prebuilt_wheel: Path,
     assert not cache.exists()
 
 
+@pytest.mark.long
 @needs_compiler
 def test_flags_of_the_user_are_not_ignored_for_a_prebuilt_library(prebuilt_wheel: Path, tmp_path: Path) -> None:
     package = install(prebuilt_wheel, tmp_path / "package")

@@ -163,6 +163,7 @@ class TestCpu:
         assert op(torch.tensor([-1.0, 2.0])).signbit().tolist() == [True, False]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not nvrtc.is_there(), reason="no NVRTC: the CUDA sources are not compiled")
 @pytest.mark.parametrize(
     ("expressions", "dtype"),
@@ -174,6 +175,7 @@ def test_every_operation_compiles_for_cuda(expressions: dict[str, Expr], dtype: 
     assert (tmp_path / "image.cubin").exists()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not nvrtc.is_there(), reason="no NVRTC: the CUDA sources are not compiled")
 def test_long_functors_compile_for_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpp, "_PART", 3)

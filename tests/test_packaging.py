@@ -114,7 +114,7 @@ def test_its_metadata_name_the_version_of_the_package_and_what_it_needs(wheel: P
     assert metadata["Version"] == torchad_ext.__version__
     assert metadata["Requires-Python"] == ">=3.10"
     needed = {re.match(r"[\w-]+", line)[0] for line in metadata.get_all("Requires-Dist") if "extra ==" not in line}
-    assert needed == {"torch", "numpy", "ninja", "matplotlib", "filelock", "rich"}
+    assert needed == {"torch", "numpy", "ninja", "matplotlib", "filelock", "rich", "click"}
 
 
 @needs_compiler

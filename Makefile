@@ -6,15 +6,15 @@ CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh')
 ASAN_CACHE := build/asan
 INSTALLED := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/installed)
 
-.PHONY: help demo test fuzz table rules notebooks bench bench-check rivals figures first-minute gpu ulp tails lint format asan \
-  clean
+.PHONY: help demo test docs fuzz table rules notebooks bench bench-check rivals figures first-minute gpu ulp tails lint \
+  format asan clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 .venv/installed: pyproject.toml constraints.txt
 	python3 -m venv .venv
-	.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[test,notebooks,dev]'
+	.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[test,notebooks,dev,docs]'
 	touch $@
 
 demo: $(INSTALLED)  ## Show what the library does
@@ -50,6 +50,9 @@ build/rivals/installed: benchmarks/rivals.txt
 
 rivals: $(INSTALLED) build/rivals/installed  ## Measure training steps on a Laplacian against torch.compile and JAX, in ten minutes
 	$(PYTHON) benchmarks/rivals.py
+
+docs: $(INSTALLED)  ## Build the documentation in build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
 
 figures: $(INSTALLED)  ## Write the picture and the table of the README from kept results
 	$(PYTHON) benchmarks/figures.py

@@ -8,18 +8,15 @@ from typing import Any
 
 from latex2mathml.converter import convert
 
-_MARKDOWN = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
-_ROLE = re.compile(r":math:<code>(.*?)</code>", re.DOTALL)  # in a docstring
-_OTHER_ROLE = re.compile(r":(?:func|mod|class|meth):<code>~?(.*?)</code>")
+_FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
 
 def _mathml(match: re.Match[str]) -> str:
-    *kind, formula = match.groups()
+    kind, formula = match.groups()
     formula = html.unescape(formula).replace(r"\displaystyle", "").replace(r"\tfrac", r"\frac")
-    return convert(formula, display="block" if kind == ["div"] else "inline")
+    return convert(formula, display="block" if kind == "div" else "inline")
 
 
 def on_page_content(text: str, **_: Any) -> str:
     """Called by mkdocs with the HTML of each page."""
-    text = _ROLE.sub(_mathml, _MARKDOWN.sub(_mathml, text))
-    return _OTHER_ROLE.sub(r"<code>\1</code>", text)
+    return _FORMULA.sub(_mathml, text)

@@ -742,7 +742,7 @@ def laplacian(
     forward Laplacian (Li et al., 2024, Nature Machine Intelligence 6, 209, arXiv:2307.08214), also known as collapsed
     Taylor mode (Dangel et al., 2025, arXiv:2505.13644). An elementwise function, of PyTorch or declared by
     :func:`pointwise`, is one fused kernel; linear operations, products, what is composed of them (normalisation,
-    attention), recurrent networks, complex numbers and writes in place have rules (``docs/rules.md``). Any
+    attention), recurrent networks, complex numbers and writes in place have rules (``docs/laplacian_rules.md``). Any
     other operation is differentiated twice by itself; where these touch more than an eighth of the elements that f
     computes, calls after the first differentiate all of f by nested autograd. So is a program that cannot be followed
     (``torch.autograd.grad`` or a ``torch.autograd.Function`` in f). Each time one warning says so; with

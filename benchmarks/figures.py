@@ -112,8 +112,7 @@ def ratios() -> str:
 def main() -> None:
     """Writes the picture and the table."""
     record = read("rivals")
-    settings = {"svg.fonttype": "path", "svg.hashsalt": "torchad_ext"}
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "torchad_ext"}):
         PICTURE.parent.mkdir(exist_ok=True)
         draw(record).savefig(PICTURE, metadata={"Date": None, "Description": facts(record["machine"])})
     replace_between(ROOT / "README.md", BEGIN, END, ratios())

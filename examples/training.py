@@ -82,7 +82,8 @@ class Processes:
 
         part = [x[self.rank :: self.count].to(self.device) for x in data]
         model = errors.to(self.device)
-        model = DistributedDataParallel(model) if self.count > 1 else model
+        if self.count > 1:  # a derivative of the network may not depend on its last bias: that has no gradient then
+            model = DistributedDataParallel(model, find_unused_parameters=True)
         optimizer = torch.optim.Adam(model.parameters(), rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         losses: list[float] = []

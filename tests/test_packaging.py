@@ -117,6 +117,11 @@ def test_its_metadata_name_the_version_of_the_package_and_what_it_needs(wheel: P
     assert needed == {"torch", "numpy", "ninja", "matplotlib", "filelock", "rich", "click"}
 
 
+def test_a_wheel_installs_the_command(wheel: Path) -> None:
+    (name,) = (name for name in contents(wheel) if name.endswith(".dist-info/entry_points.txt"))
+    assert "torchad_ext = torchad_ext.__main__:main" in zipfile.ZipFile(wheel).read(name).decode()
+
+
 @needs_compiler
 def test_an_installed_wheel_compiles_its_own_sources(wheel: Path, tmp_path: Path) -> None:
     package = install(wheel, tmp_path / "site packages")

@@ -166,6 +166,10 @@ class TestFormulas:
         torch.testing.assert_close(slope, 2 * torch.cos(2 * x))
         torch.testing.assert_close(curvature, -4 * torch.sin(2 * x))
 
+    def test_a_formula_may_begin_with_a_minus(self, run: Run) -> None:
+        _, out, _ = run("plot", "-x**2", "--points", "2", "--orders", "1", "--json")
+        assert json.loads(out)["derivatives"] == [[-9.0, -9.0], [6.0, -6.0]]
+
     def test_a_pole_is_null(self, run: Run) -> None:
         _, out, _ = run("plot", "1 / x", "--points", "3", "--orders", "0", "--json")
         assert json.loads(out)["derivatives"][0][1] is None
@@ -181,6 +185,7 @@ class TestFormulas:
             (["sin(y)"], "     ^"),
             (["x", "--low", "2", "--high", "1"], "--low must be less than --high"),
             (["x", "--output", "picture.nothing"], "--output picture.nothing"),
+            (["x", "--lows", "2"], "unexpected extra argument"),
             (["x", "--orders", "9"], "'--orders': 9 is not in the range"),
         ],
     )

@@ -290,7 +290,7 @@ def _show_findings(findings: list[Any], routes: dict[str, str]) -> None:
     _console().print(table, "", where)
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True})  # a formula may begin with a minus
 @click.argument("formula")
 @click.option("--low", type=float, default=-3.0, show_default=True, help="Left end.")
 @click.option("--high", type=float, default=3.0, show_default=True, help="Right end.")

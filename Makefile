@@ -6,15 +6,15 @@ CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh')
 ASAN_CACHE := build/asan
 INSTALLED := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/installed)
 
-.PHONY: help demo test coverage fuzz table rules notebooks bench bench-check rivals first-minute gpu ulp tails lint format \
-  asan clean
+.PHONY: help demo test test-all test-long coverage docs fuzz table rules notebooks bench bench-check rivals figures \
+  first-minute gpu ulp tails lint format asan clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 .venv/installed: pyproject.toml constraints.txt
 	python3 -m venv .venv
-	.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[test,notebooks,dev]'
+	.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[test,notebooks,dev,docs]'
 	touch $@
 
 demo: $(INSTALLED)  ## Show what the library does
@@ -37,8 +37,8 @@ SECONDS := 600
 fuzz: $(INSTALLED)  ## Hold random programs against plain PyTorch; make fuzz SECONDS=3600 takes an hour
 	$(PYTHON) tests/fuzz.py --seconds $(SECONDS)
 
-table: $(INSTALLED)  ## Run the tests of what drop-in means, and write their table into the README
-	$(PYTHON) -m pytest -n 2 --dist loadfile -m drop_in --drop-in-table=README.md
+table: $(INSTALLED)  ## Run the tests of what drop-in means, and write their table into docs/drop-in.md
+	$(PYTHON) -m pytest -n 2 --dist loadfile -m drop_in --drop-in-table=docs/drop-in.md
 
 rules: $(INSTALLED)  ## Write the table of operations that ad.laplacian has rules for
 	$(PYTHON) -W ignore tests/forward/laplacian_table.py
@@ -60,6 +60,12 @@ build/rivals/installed: benchmarks/rivals.txt
 
 rivals: $(INSTALLED) build/rivals/installed  ## Measure training steps on a Laplacian against torch.compile and JAX, in ten minutes
 	$(PYTHON) benchmarks/rivals.py
+
+docs: $(INSTALLED)  ## Build the documentation in build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
+
+figures: $(INSTALLED)  ## Write the picture and the table of the README from kept results
+	$(PYTHON) benchmarks/figures.py
 
 first-minute: $(INSTALLED)  ## Time the first minute of a new user, from pip install on
 	$(PYTHON) benchmarks/first_minute.py

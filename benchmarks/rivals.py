@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import figures
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,7 @@ from torch.autograd import grad
 
 import torchad_ext as ad
 
-README = HERE.parent / "README.md"
+PAGE = HERE.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- make rivals -->", "<!-- end of rivals -->"
 JAX = HERE.parent / "build" / "rivals" / "bin" / "python"
 HEADER = ("", "network", "step", "middle half", "first step", "loss off by", "gradients off by")
@@ -270,12 +271,13 @@ def as_table(table: Sequence[Sequence[str]]) -> str:
 
 
 def save(record: Json) -> None:
-    """Writes results/rivals.json and .md, and the medians into the README of the project."""
+    """Writes results/rivals.json and .md, the medians into docs/performance.md, and the picture of the README."""
     facts = "; ".join(f"{key} {value}" for key, value in record["machine"].items())
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "rivals.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     (RESULTS / "rivals.md").write_text(f"{facts}\n\n{as_table([HEADER, *lines(record['rows'])])}")
-    replace_between(README, BEGIN, END, f"{as_table(by_network(record['rows']))}\n{facts}\n")
+    replace_between(PAGE, BEGIN, END, f"{as_table(by_network(record['rows']))}\n{facts}\n")
+    figures.main()
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What "drop-in" means: the rows of the README's table, the ops they hold for, and the mark that ties a test to a row.
+"""What "drop-in" means: the rows of docs/drop-in.md, the ops they hold for, and the mark that ties a test to a row.
 
 ``make table`` writes the table from the results of the tests that carry the mark.
 """

@@ -1,4 +1,4 @@
-"""The demo, the command line and the notebook: what they say is measured, and they would say so if it were wrong."""
+"""The demo and the notebook: what they say is measured, and they would say so if it were wrong."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib import image
 from torch.profiler import profile
 
 import torchad_ext as ad
-from torchad_ext import __main__, demo
+from torchad_ext import demo
 
 NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "01_tour.ipynb"
 STEPS = 20
@@ -113,43 +113,6 @@ def test_the_check_notices_a_derivative_that_is_off_by_one_percent(order: int) -
     assert first <= demo.FIRST_TOLERANCE
     first, _ = _difference(lambda x: ScaledSine.apply(x, 1.01, order), "cpu")
     assert first > 10 * demo.FIRST_TOLERANCE
-
-
-def test_the_command_line_verifies(capsys: pytest.CaptureFixture[str]) -> None:
-    __main__.main(["verify", "exp", "--device", "cpu"])
-    assert "exp against its definition" in capsys.readouterr().out
-    assert set(__main__.OPS) >= {"sin", "exp", "quadratic_form"}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "status", "message"),
-    [
-        (["verify", "tangent"], 2, "'tangent' is no op; choose from"),
-        (["demo", "--steps", "0"], 2, "'0' is not a number of steps; give 1 or more"),
-        (["demo", "--picture", "nothing.png", "--output", "{tmp}"], 1, "no picture at nothing.png"),
-        ([], 2, "required: command"),
-    ],
-)
-def test_the_command_line_says_what_is_wrong(
-    arguments: list[str], status: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as exit:
-        __main__.main([argument.format(tmp=tmp_path) for argument in arguments])
-    assert exit.value.code == status and message in capsys.readouterr().err
-
-
-def test_a_failed_verification_exits_with_1(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def wrong(x: torch.Tensor) -> torch.Tensor:
-        return ScaledSine.apply(x, 1.01, 2)
-
-    verify, x = ad.verify, torch.linspace(-1, 1, 5, dtype=torch.float64)
-    monkeypatch.setattr(ad, "verify", lambda op, devices: verify(wrong, torch.sin, inputs=(x,), devices=devices))
-    with pytest.raises(SystemExit) as exit:
-        __main__.main(["verify", "sin", "exp", "--device", "cpu"])
-    assert exit.value.code == 1
-    assert capsys.readouterr().err.count("torchad_ext.verify: wrong, float64, cpu: the double backward differs") == 2
 
 
 def _notebook() -> Any:

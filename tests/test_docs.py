@@ -1,4 +1,4 @@
-"""The examples of the README and of the public docstrings run and hold."""
+"""The examples of the README, of the pages in docs/ and of the public docstrings run and hold."""
 
 from __future__ import annotations
 
@@ -12,15 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import drop_in
+import figures
 import pytest
 import torch
 
 import torchad_ext as ad
 from torchad_ext import Pointwise
+from torchad_ext.__main__ import app
 from torchad_ext.ops import CATALOGUE, table
 
-README = Path(__file__).parent.parent / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def blocks(file: Path, language: str = "python") -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", file.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+BLOCKS = blocks(README)
 METHODS = [getattr(Pointwise, name) for name in ("source", "latex", "operands", "compile")]
 DERIVATIVES = [ad.hvp, ad.vhp, ad.jacobian, ad.hessian, ad.hessian_diagonal, ad.hessian_sparsity]
 RULES = [ad.register_rule]
@@ -35,21 +45,78 @@ def test_readme(block: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "differs" not in capsys.readouterr().out
 
 
-def test_the_readme_has_a_first_example() -> None:
-    assert "assert_close" in BLOCKS[0]
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
+def test_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of a page run one after another, in one namespace."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": page.stem}
+    for block in blocks(page):
+        exec(compile(block, page.name, "exec"), names)
 
 
-def test_the_readme_has_the_catalogue_of_today() -> None:
-    between = README.read_text().split("<!-- python -m torchad_ext ops -->\n")[1].split("<!-- end")[0]
+@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.stem)
+def test_commands_that_a_page_names_exist(page: Path) -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    inline = re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8"))
+    text = "\n".join(
+        [*blocks(page, "console"), *(code for code in inline if re.match("torchad_ext|python -m|make ", code))]
+    )
+    for command in re.findall(r"\btorchad_ext ([a-z]+)\b", text):
+        assert command in app.commands, f"{page.name} names torchad_ext {command}"
+    for target in re.findall(r"\bmake ([a-z-]+)", text):
+        assert target in targets, f"{page.name} names make {target}"
+
+
+@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert "://" in target or (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_readme_is_short_and_begins_with_an_example_and_a_picture() -> None:
+    lines = README.read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 150 and "assert_close" in BLOCKS[0]
+    assert any("docs/images/training-step.svg" in line for line in lines[:45])
+
+
+def test_the_readme_has_the_ratios_that_are_kept() -> None:
+    between = README.read_text(encoding="utf-8").split(f"{figures.BEGIN}\n")[1].split(figures.END)[0]
+    assert between == figures.ratios(), "make figures"
+
+
+def test_the_picture_shows_the_times_that_are_kept() -> None:
+    record = figures.read("rivals")
+    facts = figures.facts(record["machine"])
+    assert facts in figures.PICTURE.read_text(encoding="utf-8"), "make figures"
+    bars = [patch.get_width() for patch in figures.draw(record).axes[0].patches]
+    times = {(row["way"], row["network"]): 1e3 * row["seconds"]["median"] for row in record["rows"]}
+    for i, network in enumerate(figures.NETWORKS):
+        eager, compiled, jax, ours = bars[len(figures.WAYS) * i :][: len(figures.WAYS)]
+        assert eager == times["PyTorch, nested autograd", network] and ours == times["ad.laplacian", network]
+        assert compiled == min(t for (way, of), t in times.items() if of == network and "torch.compile" in way)
+        assert jax == min(t for (way, of), t in times.items() if of == network and "jax.jit" in way)
+
+
+def test_the_catalogue_is_that_of_today() -> None:
+    text = (ROOT / "docs" / "catalogue.md").read_text(encoding="utf-8")
+    between = text.split("<!-- python -m torchad_ext ops -->\n")[1].split("<!-- end")[0]
     assert between == table(), "put the output of python -m torchad_ext ops there"
 
 
-def test_the_readme_says_of_every_row_that_it_was_run() -> None:
-    between = README.read_text().split(f"{drop_in.BEGIN}\n")[1].split(drop_in.END)[0]
+def test_the_table_of_drop_in_has_every_row() -> None:
+    text = (ROOT / "docs" / "drop-in.md").read_text(encoding="utf-8")
+    between = text.split(f"{drop_in.BEGIN}\n")[1].split(drop_in.END)[0]
     lines = [line.split(" | ") for line in between.splitlines()[2:]]
     rows = [(name.removeprefix("| "), meaning) for name, meaning, *_ in lines]
     assert rows == list(drop_in.ROWS.items()), "make table"
     assert all(cpu.endswith("tests") or cuda.startswith("not run") for *_, cpu, cuda in lines)
+
+
+def test_the_design_has_a_word_for_every_file() -> None:
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\w+", text))
+    files = [path for path in (ROOT / "torchad_ext").rglob("*.py") if path.name != "__init__.py"]
+    assert not {path.stem for path in files} - named, "say in docs/design.md what these files are for"
 
 
 @pytest.mark.parametrize("documented", PUBLIC, ids=lambda f: f.__name__)

@@ -14,9 +14,11 @@ PACKAGE = Path(__file__).resolve().parents[1] / "torchad_ext"
 MODULES = sorted(path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
 FLOORS = """
 __main__
+_bench
 demo
 __init__
-ops plot
+_formula
+ops plot doctor
 _verify
 _comparison
 _hessian

@@ -1,87 +1,449 @@
-"""The command line: ``python -m torchad_ext`` with one of demo, verify and ops."""
+"""The command line, ``python -m torchad_ext`` or ``torchad_ext``: what the commands show stands in other files."""
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
+import difflib
+import functools
+import importlib.util
+import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import click
 import torch
 
 import torchad_ext
 
-from .ops import CATALOGUE, table
+from . import _settings
+from ._native import cache as kept
+from ._symbolic import cpp
+from ._symbolic.refusals import TraceError
+from .ops import CATALOGUE, stands_in_for, table
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 OPS: dict[str, Callable[..., torch.Tensor]] = {**CATALOGUE, "quadratic_form": torchad_ext.quadratic_form}
+_DTYPES = {name: getattr(torch, name) for name in cpp.DTYPES}
 
 
-def _op(name: str) -> Callable[..., torch.Tensor]:
-    if name not in OPS:
-        raise argparse.ArgumentTypeError(f"{name!r} is no op; choose from {', '.join(OPS)}")
-    return OPS[name]
+class Mistake(click.ClickException):
+    """A mistake of the user, in a sentence, without the usage of the command."""
+
+    exit_code = 2
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of steps; give 1 or more")
-    return int(text)
+class Wrong(click.ClickException):
+    """A derivative, a file or a machine that is not as it should be."""
+
+    exit_code = 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m torchad_ext", description=torchad_ext.__doc__)
-    device = argparse.ArgumentParser(add_help=False)
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    device.add_argument("--device", choices=("cpu", "cuda"), default=default, help="default: %(default)s")
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    demo = commands.add_parser("demo", parents=[device], help="verify the ops, time them, and train a sine network")
-    demo.add_argument("--steps", type=_count, help="training steps (default: 300, or 30 with --quick)")
-    demo.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for the pictures")
-    demo.add_argument("--picture", type=Path, help="the picture to learn (default: one that matplotlib ships)")
-    demo.add_argument("--quick", action="store_true", help="smaller sizes, a few seconds in all")
-
-    verify = commands.add_parser("verify", parents=[device], help="hold ops against their definitions")
-    verify.add_argument("ops", nargs="*", type=_op, metavar="op", help=f"of {', '.join(OPS)} (default: all)")
-    verify.add_argument("--all", action="store_true", help="all of them, as if none were named")
-
-    commands.add_parser("ops", help="print the catalogue as a table in Markdown")
-    return parser
+def _device(context: click.Context, parameter: click.Parameter, name: str) -> str:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise Mistake("--device cuda, but PyTorch finds no CUDA device; use --device cpu")
+    return name
 
 
-def _verify(ops: Iterable[Callable[..., torch.Tensor]], device: str) -> Iterator[str]:
-    """Verifies every op, and says of each that is wrong what is wrong."""
-    for op in ops:
-        try:
-            torchad_ext.verify(op, devices=(device,))
-        except torchad_ext.VerificationError as error:
-            yield f"{error}\n"
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+_on_device = click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cuda" if torch.cuda.is_available() else "cpu",
+    callback=_device,
+    show_default=True,
+)
+_in_dtype = click.option("--dtype", type=click.Choice(list(_DTYPES)), default="float32", show_default=True)
+_names = click.argument("ops", nargs=-1, metavar="[OP | FILE:FUNCTION]...")
+_name = click.argument("op", metavar="OP | FILE:FUNCTION")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Runs a command; exits with 1 and a sentence if a derivative is wrong or a file is missing."""
-    parser = _parser()
-    options: dict[str, Any] = vars(parser.parse_args(arguments))
-    command = options.pop("command")
-    if command == "ops":
-        print(table(), end="")
-        return
-    device = options["device"]
-    if device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda, but PyTorch finds no CUDA device; use --device cpu")
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(torchad_ext.__version__, prog_name="torchad_ext")
+def app() -> None:
+    """Fast, exact first and second derivatives for PyTorch, as drop-in ops.
+
+    \b
+    torchad_ext demo                        what it does, in about a minute
+    torchad_ext doctor                      is everything there that kernels need?
+    torchad_ext plot 'sin(x) * exp(-x**2)'  a formula and its derivatives, as a picture
+    """
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, default=dataclasses.asdict))
+
+
+def _op(text: str) -> Any:
+    """An op of the catalogue by its name, or whatever FILE:FUNCTION names.
+
+    Raises:
+        Mistake: there is no such op, file or function, or running the file raises.
+    """
+    if ":" not in text:
+        if text not in OPS:
+            near = difflib.get_close_matches(text, OPS, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise Mistake(f"{text!r} is no op; {hint}choose from {', '.join(OPS)}, or give FILE:FUNCTION")
+        return OPS[text]
+    path, _, name = text.rpartition(":")
+    module = _module(Path(path))
+    if not hasattr(module, name):
+        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        near = difflib.get_close_matches(name, functions, n=1)
+        raise Mistake(f"{path} has no {name!r}; {f'did you mean {near[0]}?' if near else f'it has {functions}'}")
+    return getattr(module, name)
+
+
+@functools.cache
+def _module(file: Path) -> Any:
+    if not file.is_file():
+        raise Mistake(f"there is no file {file}; give FILE:FUNCTION, as in my_ops.py:snake")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None:
+        raise Mistake(f"{file} is no Python file; its name has to end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = module  # where pickle and dataclasses look for it
+    sys.path.insert(0, str(file.parent.resolve()))
     try:
-        if command == "demo":
-            from . import demo
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's file raises
+        trace, line = error.__traceback__, 0
+        while trace:
+            line = trace.tb_lineno if trace.tb_frame.f_code.co_filename == str(file) else line
+            trace = trace.tb_next
+        at = f" (line {line})" if line else ""
+        raise Wrong(f"{file}{at} raises {type(error).__name__}: {error}") from None
+    return module
 
-            os.environ.setdefault("TORCHAD_EXT_EAGER", "wait")  # its compiler would disturb what is timed
-            demo.run(**options)
+
+def _declared(text: str) -> Any:
+    """An op; a plain function is declared as one."""
+    op = _op(text)
+    if op in OPS.values() or isinstance(op, torchad_ext.Pointwise):
+        return op
+    if isinstance(op, type):
+        raise Mistake(f"{text} is a class; this takes a function of tensors, or an op")
+    return torchad_ext.pointwise(op)
+
+
+@app.command()
+@_on_device
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps: 300, or 30 with --quick.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), default="demo_output", show_default=True, help="For pictures."
+)
+@click.option("--picture", type=click.Path(path_type=Path), help="To learn; by default one that matplotlib ships.")
+@click.option("--quick", is_flag=True, help="Smaller sizes, a few seconds in all.")
+def demo(**options: Any) -> None:
+    """Verify and time the ops, and train with them.
+
+    A sine network learns a picture from the gradient of the picture, with torch.sin and with torchad_ext.sin.
+
+    \b
+    torchad_ext demo
+    torchad_ext demo --quick --output pictures
+    """
+    from . import demo
+
+    os.environ.setdefault("TORCHAD_EXT_EAGER", "wait")  # its compiler would disturb what is timed
+    demo.run(**options)
+
+
+@app.command()
+@_names
+@click.option("--all", "all_", is_flag=True, help="Every op of the catalogue, as if none were named.")
+@click.option("--against", metavar="FILE:FUNCTION", help="The definition of an autograd.Function, in plain PyTorch.")
+@click.option(
+    "--interval", type=float, nargs=2, default=(-2.0, 2.0), show_default=True, help="Of the inputs of --against."
+)
+@_on_device
+@_as_json
+def verify(
+    ops: Sequence[str], all_: bool, against: str | None, interval: tuple[float, float], device: str, as_json: bool
+) -> None:
+    """Hold ops against their definitions.
+
+    Value, gradient, double backward and Hessian, by native autograd in float64 and by finite differences.
+
+    A plain function of tensors is declared as an op first. An autograd.Function is held against the function given by
+    --against, on a float64 tensor for each argument of that. Exits with 1 if a derivative is wrong.
+
+    \b
+    torchad_ext verify sin exp
+    torchad_ext verify my_ops.py:snake
+    torchad_ext verify my_ops.py:Cube --against my_ops.py:cube --interval -1 1
+    torchad_ext verify --all --json
+    """
+    if against and len(ops) != 1:
+        raise Mistake("--against takes one autograd.Function, FILE:CLASS, to be held against it")
+    checks, wrong = [], []
+    for text in list(OPS) if all_ or not ops else ops:
+        try:
+            if against:
+                found, definition = _op(text), _op(against)
+                function = getattr(found, "apply", found)
+                names = definition.__code__.co_varnames[: definition.__code__.co_argcount]
+                low, high = interval
+                generator = torch.Generator().manual_seed(0)
+                inputs = [low + (high - low) * torch.rand(7, generator=generator, dtype=torch.float64) for _ in names]
+                done = torchad_ext.verify(function, definition, inputs=inputs, devices=(device,), quiet=as_json)
+            else:
+                done = torchad_ext.verify(_declared(text), devices=(device,), quiet=as_json)
+            checks += done.checks
+        except torchad_ext.VerificationError as error:
+            checks += error.verification.checks
+            wrong.append(str(error))
+    if as_json:
+        _print_json(checks)
+    if wrong:
+        raise Wrong("\n".join(wrong))
+
+
+@app.command()
+@_names
+@_on_device
+@_in_dtype
+@click.option(
+    "--seconds", type=click.FloatRange(min=0), default=3.0, show_default=True, help="To measure, for each op."
+)
+@_as_json
+def bench(ops: Sequence[str], device: str, dtype: str, seconds: float, as_json: bool) -> None:
+    """Time ops against plain PyTorch.
+
+    Both in turn, in this process; sin, exp and quadratic_form by default.
+
+    \b
+    torchad_ext bench
+    torchad_ext bench silu --dtype float64
+    torchad_ext bench my_ops.py:snake --json
+    """
+    from rich import box
+    from rich.table import Table
+
+    from . import _bench
+
+    os.environ.setdefault("TORCHAD_EXT_EAGER", "wait")
+    table = Table("", "elements", "torchad_ext, ms", "PyTorch, ms", "ratio", box=box.SIMPLE_HEAD, pad_edge=False)
+    rows = []
+    for op in map(_declared, ops or ("sin", "exp", "quadratic_form")):
+        each = seconds / (3 * len(_bench.SIZES))
+        for row in _bench.rows(op, device, _DTYPES[dtype], each):
+            rows.append({**dataclasses.asdict(row), "device": device, "dtype": dtype, "ratio": row.ratio})
+            name = f"{row.op} {row.computes}"
+            table.add_row(name, f"{row.elements:,}", str(row.ours), str(row.native), f"{row.ratio:.2f}")
+    if as_json:
+        _print_json(rows)
+        return
+    _console().print(table)
+    print(f"{dtype} on {device}: median (quartiles) of runs in turn; ratio: PyTorch / torchad_ext")
+
+
+@app.command()
+@_as_json
+def doctor(as_json: bool) -> None:
+    """Say what kernels need and do not find.
+
+    Each problem comes with its remedy. Exits with 1 if something cannot work.
+
+    \b
+    torchad_ext doctor
+    torchad_ext doctor --json
+    """
+    from . import doctor
+
+    findings = doctor.diagnose()
+    routes = doctor.routes(findings)
+    is_broken = any(finding.state == doctor.PROBLEM for finding in findings)
+    if as_json:
+        _print_json({"works": not is_broken, "findings": findings, "routes": routes})
+    else:
+        _show_findings(findings, routes)
+    sys.exit(is_broken)
+
+
+def _show_findings(findings: list[Any], routes: dict[str, str]) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {"ok": "green", "note": "yellow", "problem": "bold red"}
+    table = Table("", "", "", box=None, show_header=False, pad_edge=False)
+    for finding in findings:
+        remedy = f"\n→ {finding.remedy}" if finding.remedy else ""
+        state = Text(finding.state, style=colours[finding.state])
+        table.add_row(state, finding.subject, Text(finding.text + remedy))
+    where = Table("what", "runs on", box=box.SIMPLE_HEAD, pad_edge=False)
+    for what, route in routes.items():
+        where.add_row(what, Text(route))
+    _console().print(table, "", where)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})  # a formula may begin with a minus
+@click.argument("formula")
+@click.option("--low", type=float, default=-3.0, show_default=True, help="Left end.")
+@click.option("--high", type=float, default=3.0, show_default=True, help="Right end.")
+@click.option("--orders", type=click.IntRange(0, 5), default=2, show_default=True, help="How many derivatives.")
+@click.option("--points", type=click.IntRange(2, 100_000), default=400, show_default=True, help="How many points.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), default="formula.png", show_default=True, help="The picture."
+)
+@_as_json
+def plot(formula: str, low: float, high: float, orders: int, points: int, output: Path, as_json: bool) -> None:
+    """Draw a formula and its derivatives.
+
+    Each order runs on a fused kernel of its own. The formula is read against a list of names, and never run as Python.
+
+    \b
+    torchad_ext plot 'sin(x) * exp(-x**2)'
+    torchad_ext plot 'silu(x)' --low -6 --high 6 --orders 3 --output silu.svg
+    torchad_ext plot 'x**3 / 3' --points 5 --json
+    """
+    from . import _formula
+    from .plot import derivatives, plot_derivatives
+
+    try:
+        f = torchad_ext.pointwise(_formula.parse(formula))
+    except _formula.FormulaError as error:
+        raise Mistake(str(error)) from None
+    if not low < high:
+        raise Mistake(f"the interval goes from {low:g} to {high:g}; --low must be less than --high")
+    if as_json:
+        x = torch.linspace(low, high, points, dtype=torch.float64)
+        values = [[y if abs(y) < float("inf") else None for y in line.tolist()] for line in derivatives(f, x, orders)]
+        _print_json({"formula": formula, "x": x.tolist(), "derivatives": values})
+        return
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    ax = plot_derivatives(f, low, high, orders, points, ax=figure.subplots())
+    ax.set_title(f"f(x) = {formula.strip()}")
+    try:
+        figure.savefig(output, dpi=150)
+    except ValueError as error:  # a kind of file that matplotlib does not write
+        raise Mistake(f"--output {output}: {error}") from None
+    print(f"saved {output}")
+
+
+@app.command()
+@_name
+@click.option(
+    "--order", type=click.IntRange(0, 10), default=0, show_default=True, help="1 the gradient, 2 the double backward."
+)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Print the whole file that is compiled for it.")
+@_in_dtype
+@_as_json
+def source(op: str, order: int, device: str | None, dtype: str, as_json: bool) -> None:
+    """Print the C++ of a kernel.
+
+    Its functor, or with --device the whole file that is compiled.
+
+    \b
+    torchad_ext source sin --order 2
+    torchad_ext source my_ops.py:snake --device cuda --dtype bfloat16
+    """
+    found = _declared(op)
+    if found is torchad_ext.quadratic_form:
+        from ._native.compile import CSRC
+
+        file = {"cuda": "cuda/quadratic_form.cuh"}.get(device or "cpu", "quadratic_form.h")
+        text = (CSRC / file).read_text(encoding="utf-8")
+    elif device is None:
+        text = found.source(order)
+    else:
+        text = found._order(order).source(device, _DTYPES[dtype]).text
+    if as_json:
+        _print_json({"op": op, "order": order, "device": device, "source": text})
+    elif sys.stdout.isatty():
+        from rich.syntax import Syntax
+
+        _console().print(Syntax(text, "c++", theme="ansi_dark", background_color="default"))
+    else:
+        print(text)
+
+
+@app.command()
+@click.option("--list", "list_", is_flag=True, help="Show each entry; also by default.")
+@click.option("--clear", is_flag=True, help="Remove the entries, but for those being compiled.")
+@_as_json
+def cache(list_: bool, clear: bool, as_json: bool) -> None:
+    """List what was compiled, or remove it.
+
+    Files that are not of the cache are left alone, and so are entries that are being compiled.
+
+    \b
+    torchad_ext cache --list
+    torchad_ext cache --clear
+    """
+    if list_ and clear:
+        raise Mistake("give --list or --clear, not both")
+    folder, entries = _settings.cache_dir(), kept.entries()
+    if clear:
+        removed = [entry for entry in entries if kept.remove(entry)]
+        size, busy = sum(entry.size for entry in removed), len(entries) - len(removed)
+        if as_json:
+            _print_json({"folder": str(folder), "removed": len(removed), "bytes": size, "busy": busy})
         else:
-            ops = OPS.values() if options["all"] else options["ops"] or OPS.values()
-            if wrong := list(_verify(ops, device)):
-                parser.exit(1, "\n".join(wrong))
-    except (AssertionError, OSError) as error:
-        parser.exit(1, f"torchad_ext {command}: {error}\n")
+            left = f"; left {busy} that are being compiled" if busy else ""
+            print(f"removed {len(removed)} entries, {size / 1e6:.1f} MB, from {folder}{left}")
+        return
+    if as_json:
+        listed = [{**dataclasses.asdict(entry), "folder": str(entry.folder)} for entry in entries]
+        _print_json({"folder": str(folder), "entries": listed})
+        return
+    for entry in entries:
+        state = "" if entry.is_finished else "  (not finished, or failed)"
+        made = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.made))
+        print(f"{made}  {entry.size / 1e3:8.1f} kB  {entry.folder.name}{state}")
+    print(f"{len(entries)} entries, {sum(entry.size for entry in entries) / 1e6:.1f} MB, in {folder}")
+
+
+@app.command()
+@_as_json
+def ops(as_json: bool) -> None:
+    """Print the catalogue.
+
+    As a table in Markdown, or as JSON.
+
+    \b
+    torchad_ext ops
+    torchad_ext ops --json
+    """
+    if as_json:
+        _print_json(list(_described()))
+    else:
+        print(table(), end="")
+
+
+def _described() -> Iterator[dict[str, Any]]:
+    for name, op in CATALOGUE.items():
+        formula, like = op.latex().partition(" = ")[2], stands_in_for(name)
+        yield {"name": name, "signature": str(op.__signature__), "latex": formula, "stands_in_for": like or None}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command, and exits: with 0, with 1 if something is wrong, with 2 if the command line is.
+
+    Args:
+        arguments: by default those of the process.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(arguments or ["--help"], prog_name="torchad_ext")
+    except (AssertionError, OSError, TraceError, torchad_ext.BuildError) as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

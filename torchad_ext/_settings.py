@@ -7,6 +7,12 @@ import shlex
 from pathlib import Path
 
 _HOMES = ("CUDA_HOME", "CUDA_PATH")
+NAMES = tuple(f"TORCHAD_EXT_{name}" for name in "CACHE_DIR STRICT CXXFLAGS CPU_LEVEL EAGER PREBUILD".split())
+
+
+def given() -> dict[str, str]:
+    """The variables whose names begin with ``TORCHAD_EXT_``, known or not."""
+    return {name: value for name, value in os.environ.items() if name.startswith("TORCHAD_EXT_")}
 
 
 def is_strict() -> bool:

@@ -257,11 +257,16 @@ def prebuilt_kernels(device: str) -> list[Kernel]:
     return kernels + [cpp.quadratic_form(dtype) for dtype in cpp.DTYPES] if device == "cuda" else kernels
 
 
+def stands_in_for(name: str) -> str:
+    """The function of PyTorch that an op is a drop-in for; empty if there is none."""
+    return _STANDS_IN_FOR[name]
+
+
 def table() -> str:
     """The catalogue as a table in Markdown."""
     lines = ["| op | formula | stands in for |", "|---|---|---|"]
     for name, op in CATALOGUE.items():
         formula = op.latex().partition(" = ")[2]
-        like = f"`{_STANDS_IN_FOR[name]}`" if _STANDS_IN_FOR[name] else ""
+        like = f"`{stands_in_for(name)}`" if stands_in_for(name) else ""
         lines.append(f"| `ad.{name}{op.__signature__}` | ${formula}$ | {like} |")
     return "\n".join(lines) + "\n"

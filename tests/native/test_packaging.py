@@ -114,7 +114,12 @@ def test_its_metadata_name_the_version_of_the_package_and_what_it_needs(wheel: P
     assert metadata["Version"] == torchad_ext.__version__
     assert metadata["Requires-Python"] == ">=3.10"
     needed = {re.match(r"[\w-]+", line)[0] for line in metadata.get_all("Requires-Dist") if "extra ==" not in line}
-    assert needed == {"torch", "numpy", "ninja", "matplotlib", "filelock", "rich"}
+    assert needed == {"torch", "numpy", "ninja", "matplotlib", "filelock", "rich", "click"}
+
+
+def test_a_wheel_installs_the_command(wheel: Path) -> None:
+    (name,) = (name for name in contents(wheel) if name.endswith(".dist-info/entry_points.txt"))
+    assert "torchad_ext = torchad_ext.__main__:main" in zipfile.ZipFile(wheel).read(name).decode()
 
 
 @needs_compiler

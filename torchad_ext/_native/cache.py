@@ -11,10 +11,12 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import socket
 import stat
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from .. import _settings
@@ -23,6 +25,29 @@ from .toolchain import BuildError
 
 UNFINISHED = ".building-"  # prefix of what is not finished
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # of a file system that has none
+_ENTRY = re.compile(r".+-[0-9a-f]{16}")
+_FILES = re.compile(
+    r"lock|holder|((library\.so|image\.cubin|\w+\.h\.gch)(\.sha256)?)|(library|image)\.log|"
+    + re.escape(UNFINISHED)
+    + ".+"
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the cache keeps of one key.
+
+    Attributes:
+        folder: where.
+        size: of its files, in bytes.
+        made: when, in seconds since 1970.
+        is_finished: is the library or the image there?
+    """
+
+    folder: Path
+    size: int
+    made: float
+    is_finished: bool
 
 
 def entry(key: str, file: str = "library.so") -> Path:
@@ -163,3 +188,45 @@ def _named(holder: Path) -> str:
     with contextlib.suppress(OSError):
         return holder.read_text(encoding="utf-8") or "another process"
     return "another process"
+
+
+def entries() -> list[Entry]:
+    """The entries of the cache, the newest first; other files that lie in its folder are left out.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    root = _settings.cache_dir()
+    found = []
+    for folder in root.iterdir() if root.is_dir() else ():
+        if folder.is_symlink() or not folder.is_dir() or not _ENTRY.fullmatch(folder.name):
+            continue
+        names = [path.name for path in folder.iterdir()]
+        if all(map(_FILES.fullmatch, names)):
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            is_finished = not {"library.so", "image.cubin"}.isdisjoint(names)
+            found.append(Entry(folder, size, folder.stat().st_mtime, is_finished))
+    return sorted(found, key=lambda entry: entry.made, reverse=True)
+
+
+def remove(entry: Entry) -> bool:
+    """Removes an entry, unless a process is making it. Processes that have loaded its library keep that.
+
+    Returns:
+        Whether it was removed.
+
+    Raises:
+        OSError: it may not be removed.
+    """
+    import filelock
+
+    lock = filelock.FileLock(entry.folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        return False
+    try:
+        shutil.rmtree(entry.folder)
+    finally:
+        lock.release()
+    return True

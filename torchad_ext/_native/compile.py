@@ -94,7 +94,7 @@ def prepare(
         sources, libraries = _sources(what), (*_PYTORCH, *(["torch_python"] if what == "fast_path" else []))
     text = _ninja_file(sources, toolchain, libraries, precompiled)
     (folder / "build.ninja").write_text(text, encoding="utf-8")
-    return [_find_ninja(), "-C", str(folder), "library.so"]
+    return [ninja_command(), "-C", str(folder), "library.so"]
 
 
 def _sources(what: str) -> list[Path]:
@@ -143,7 +143,12 @@ def _ninja() -> Any:
     return ninja
 
 
-def _find_ninja() -> str:
+def ninja_command() -> str:
+    """The command.
+
+    Raises:
+        BuildError: there is none.
+    """
     command = shutil.which("ninja", path=_ninja().BIN_DIR) or shutil.which("ninja")
     if command is None:
         raise BuildError("ninja was not found; pip install ninja")

@@ -1,0 +1,38 @@
+"""The examples run, alone and in two processes, and their losses are those of plain PyTorch and of one process."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+from matplotlib import image
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem != "training")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+def losses(name: str, folder: Path, *options: str, by: tuple[str, ...] = ()) -> tuple[float, float]:
+    """Of the first and of the third step."""
+    command = [sys.executable, *by, str(EXAMPLES / f"{name}.py"), "--steps", "3", "--device", "cpu", *options]
+    result = subprocess.run([*command, "--output", str(folder)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    first, last = re.search(r"loss (\S+) to (\S+) in 3 steps", result.stdout).groups()  # type: ignore[union-attr]
+    return float(first), float(last)
+
+
+def test_the_examples_are_there() -> None:
+    assert NAMES == ["energy_forces", "pinn_poisson", "siren_image"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_has_the_losses_of_plain_pytorch_and_of_two_processes(name: str, tmp_path: Path) -> None:
+    ours = losses(name, tmp_path)
+    assert image.imread(tmp_path / f"{name}.png").std() > 0.05 and ours[1] < ours[0]
+    assert ours == pytest.approx(losses(name, tmp_path, "--native"), rel=1e-4)
+    if dist.is_gloo_available():
+        assert ours == pytest.approx(losses(name, tmp_path, by=TORCHRUN), rel=1e-4)

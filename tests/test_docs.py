@@ -17,7 +17,7 @@ from torchad_ext.ops import CATALOGUE, table
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-METHODS = [getattr(Pointwise, name) for name in ("source", "latex", "operands", "compile")]
+METHODS = [getattr(Pointwise, name) for name in ("source", "derivative", "latex", "operands", "compile")]
 DERIVATIVES = [ad.hvp, ad.vhp, ad.jacobian, ad.hessian, ad.hessian_diagonal, ad.hessian_sparsity]
 LAPLACIANS = [ad.laplacian, ad.forward_laplacian, ad.bilaplacian]
 OPS = [*CATALOGUE.values(), ad.quadratic_form, ad.pointwise, Pointwise, *METHODS]

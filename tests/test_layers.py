@@ -22,7 +22,7 @@ _comparison
 _hessian
 _forward
 _pointwise _quadratic_form
-_elementwise
+_derivative _elementwise
 _native
 _symbolic
 _autograd

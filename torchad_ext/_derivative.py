@@ -104,7 +104,8 @@ def _slope(function: Callable[[list[Any]], Any], place: int, arguments: list[Any
     if not isinstance(x, torch.Tensor):
         x = torch.as_tensor(x, dtype=tensors[0].dtype, device=tensors[0].device)
     x = x.expand(torch.broadcast_shapes(*(t.shape for t in tensors)))
-    y, pull = torch.func.vjp(lambda x: function([*arguments[:place], x, *arguments[place + 1 :]]), x)
+    result: Any = torch.func.vjp(lambda x: function([*arguments[:place], x, *arguments[place + 1 :]]), x)
+    y, pull = result
     if isinstance(y, torch.Tensor):
         return pull(torch.ones_like(y))[0].conj()
     cotangents = ([torch.ones_like(b) if a is b else torch.zeros_like(b) for b in y] for a in y)

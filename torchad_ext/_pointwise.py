@@ -408,11 +408,11 @@ class Pointwise:
 
         Example:
             >>> import torch, torchad_ext
-            >>> slope = torchad_ext.snake.derivative("input")
+            >>> slope = torchad_ext.siren.derivative("input")
             >>> print(slope.latex())
-            \frac{\partial}{\partial x} \mathrm{snake}(x, a) = 1 + 2 \, \cos\left(a \, x\right) \, \sin\left(a \, x\right)
-            >>> slope(torch.tensor([0.0, 1.0]), a=2.0)
-            tensor([1.0000, 0.2432])
+            \frac{\partial}{\partial x} \mathrm{siren}(x, \omega) = \omega \, \cos\left(\omega \, x\right)
+            >>> slope(torch.tensor([0.0, 1.0]), omega=2.0)
+            tensor([ 2.0000, -0.8323])
         """
         name = next(iter(self._parameters)) if argument is None else argument
         if name not in self._parameters:
@@ -442,7 +442,8 @@ class Pointwise:
             >>> print(torchad_ext.square.derivative().latex())
             \frac{d}{d x} \mathrm{square}(x) = 2 \, x
         """
-        return latex(self._order(order).program, *(self._written_as if order == 0 else ()), mathtext=mathtext)
+        name, operator, simplify = self._written_as if order == 0 else ("", "", False)
+        return latex(self._order(order).program, name, operator, simplify, mathtext)
 
     @property
     def _written_as(self) -> tuple[str, str, bool]:

@@ -117,7 +117,7 @@ class _Forms:
         return result
 
     def _power(self, x: Polynomial, exponent: int) -> Polynomial:
-        if len(x) > 1 and 1 < exponent and len(x) ** exponent <= self.most:
+        if len(x) > 1 and exponent > 1 and len(x) ** exponent <= self.most:
             result = x
             for _ in range(exponent - 1):
                 result = self._product(result, x)
@@ -144,7 +144,7 @@ def _number(node: Expr) -> Polynomial:
     """A constant, by its name where it has one."""
     value = node.number
     pi, two = constant(math.pi), constant(2.0)
-    named = {
+    named: dict[float, tuple[Fraction | int, Expr, int]] = {
         math.pi**2: (1, pi, 2),
         2 / math.sqrt(math.pi): (2, _node("sqrt", (pi,)), -1),
         math.sqrt(math.pi) / 2: (Fraction(1, 2), _node("sqrt", (pi,)), 1),

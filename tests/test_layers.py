@@ -17,7 +17,7 @@ __main__
 demo
 __init__
 ops plot
-_verify
+_verify _cost _dependency_graph
 _comparison
 _hessian
 _forward

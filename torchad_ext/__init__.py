@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from ._hessian.products import hvp as hvp
     from ._hessian.products import jacobian as jacobian
     from ._hessian.products import vhp as vhp
+    from .plot import draw_graph as draw_graph
+    from .plot import plot_cost as plot_cost
+    from .plot import plot_derivatives as plot_derivatives
+    from .plot import plot_sparsity as plot_sparsity
 
 __version__ = "0.1.0"
 
@@ -33,6 +37,7 @@ __version__ = "0.1.0"
 _LATER = {
     **dict.fromkeys(("hessian", "hessian_diagonal", "hvp", "jacobian", "vhp"), "_hessian.products"),
     **dict.fromkeys(("ForwardLaplacian", "bilaplacian", "forward_laplacian", "laplacian"), "_forward.laplacian"),
+    **dict.fromkeys(("draw_graph", "plot_cost", "plot_derivatives", "plot_sparsity"), "plot"),
     "SparsityError": "_hessian.decompression",
     "hessian_sparsity": "_hessian.pattern",
 }

@@ -109,6 +109,16 @@ class Pointwise:
         return self.resolve(self._usual_arguments)[1]
 
     @property
+    def program(self) -> Program:
+        """What the usual call computes."""
+        return self._usual.program
+
+    @property
+    def default_numbers(self) -> list[float]:
+        """The numbers of the usual call, in the order of the program's scalars."""
+        return [float(self._defaults[str(x.value)]) for x in self.program.scalars]
+
+    @property
     def _usual_arguments(self) -> list[Any]:
         return [self._defaults.get(name, _TENSOR) for name in self._parameters]
 

@@ -274,7 +274,9 @@ def _product(term: Mapping[Monomial, Fraction]) -> Expr:
     result = _chain(above)
     if below:
         result = _node("div", (result, _chain(below)))
-    return _node("neg", (result,)) if c < 0 and result.args else constant(-result.number) if c < 0 else result
+    if c > 0:
+        return result
+    return constant(-result.number) if result.is_constant else _node("neg", (result,))
 
 
 def _chain(factors: Iterable[Expr]) -> Expr:

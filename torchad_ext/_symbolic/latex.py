@@ -79,7 +79,8 @@ def equations(
     results = [printer.text(y) for y in program.outputs]
     if name:
         arguments = ", ".join(symbol(str(x.value)) for x in (*program.inputs, *program.scalars))
-        call = operator + rf"\mathrm{{{name}}}({arguments})".replace("_", r"\_")
+        function = rf"\mathrm{{{name}}}".replace("_", r"\_") if name.isidentifier() else "f"
+        call = f"{operator}{function}({arguments})"
         left = [call] if len(results) == 1 else [f"{call}_{{{i}}}" for i in range(len(results))]
     else:
         left = [symbol(output) for output in program.names]

@@ -132,7 +132,7 @@ def test_what_costs_too_much_is_left_out_at_larger_sizes() -> None:
         if len(x) > 1:
             time.sleep(0.02)
 
-    cost = measure_cost(torch.sum, (4, 1, 2), quantities={"slow": slow}, rounds=2, limit=0.01)
+    cost = measure_cost(torch.sum, (4, 1, 2), quantities={"slow": slow}, rounds=2, limit=0.07)
     assert cost.sizes == (1, 2, 4) and set(calls) == {1, 2}
     assert np.isfinite(cost.seconds["slow"]).tolist() == [True, True, False]
     standard = measure_cost(lambda x: x.sin().sum(), (2, 3), rounds=1)

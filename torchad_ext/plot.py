@@ -16,6 +16,7 @@ import torch
 
 from ._cost import Cost as Cost
 from ._cost import measure_cost as measure_cost
+from ._dependency_graph import Edge as Edge
 from ._dependency_graph import Node as Node
 from ._dependency_graph import dependency_graph as dependency_graph
 from ._dependency_graph import layout
@@ -302,22 +303,28 @@ def draw_graph(f: Callable[..., Any], *inputs: Any, ax: Axes | None = None, adjo
             lines.append(rf"$\partial f / \partial {name} = {_short(node.adjoint)}$")
         colour = COLOURS[0] if not node.edges else COLOURS[2] if node is nodes[-1] else ink
         box = {"boxstyle": "round,pad=0.4", "facecolor": paper, "edgecolor": colour, "linewidth": 1.5}
-        ax.annotate("\n".join(lines), places[i], ha="center", va="center", color=ink, bbox=box, zorder=4)
+        drawn = ax.annotate("\n".join(lines), places[i], ha="center", va="center", color=ink, bbox=box, zorder=4)
         for edge, path in zip(node.edges, paths[i], strict=True):
-            x, y = zip(*path, strict=True)
-            ax.plot(x, y, color=COLOURS[4], linewidth=1.5, zorder=1)
-            lines = [f"${edge.formula}$".replace(r"\frac", r"\dfrac")]
-            if edge.value is not None and edge.formula != _short(edge.value):
-                lines.append(f"$= {_short(edge.value)}$")
-            (x0, y0), (x1, y1) = path[-2:]
-            box = {"boxstyle": "round,pad=0.1", "facecolor": paper, "edgecolor": "none"}
-            ax.annotate(
-                "\n".join(lines), (0.55 * x0 + 0.45 * x1, 0.55 * y0 + 0.45 * y1), ha="center", va="center",
-                color=COLOURS[1], fontsize="small", bbox=box, zorder=3,
-            )  # fmt: skip
+            _draw_edge(ax, edge, path, drawn.get_bbox_patch(), paper)
     ax.set(xlim=(-0.4, across + 0.4), ylim=(-most / 2, most / 2), xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     return ax
+
+
+def _draw_edge(ax: Axes, edge: Edge, path: Sequence[tuple[float, float]], target: Any, paper: Any) -> None:
+    lines = [f"${edge.formula}$".replace(r"\frac", r"\dfrac")]
+    if edge.value is not None and edge.formula != _short(edge.value):
+        lines.append(f"$= {_short(edge.value)}$")
+    (x0, y0), (x1, y1) = path[-2:]
+    x, y = zip(*path[:-1], strict=True)
+    ax.plot(x, y, color=COLOURS[4], linewidth=1.5, zorder=1)
+    arrow = {"arrowstyle": "-|>", "color": COLOURS[4], "linewidth": 1.5, "shrinkA": 0, "shrinkB": 0, "patchB": target}
+    ax.annotate("", (x1, y1), (x0, y0), arrowprops=arrow, zorder=1)
+    ax.annotate(
+        "\n".join(lines), (0.55 * x0 + 0.45 * x1, 0.55 * y0 + 0.45 * y1), ha="center", va="center",
+        color=COLOURS[1], fontsize="small", zorder=3,
+        bbox={"boxstyle": "round,pad=0.1", "facecolor": paper, "edgecolor": "none"},
+    )  # fmt: skip
 
 
 def _short(value: float | None) -> str:

@@ -209,6 +209,7 @@ def plot_cost(
         ax.loglog(cost.sizes, 1e3 * np.array(seconds), marker, color=colour, label=label)
         ax.loglog(law.sizes, 1e3 * law(np.array(law.sizes)), STYLES[i % len(STYLES)], color=colour, linewidth=1)
     ax.set(xlabel="number of variables n", ylabel="time / ms", title="what derivatives cost")
+    ax.xaxis.set_minor_formatter("")
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return ax

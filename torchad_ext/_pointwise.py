@@ -387,7 +387,8 @@ class Pointwise:
         if function.written is None:
             return function.functor()[1].rstrip()
         header = (compile.CSRC / function.written.header).read_text(encoding="utf-8")
-        struct = re.search(rf"(^//.*\n)*struct {function.written.functors[0]} {{\n(.*\n)*?}};", header, re.MULTILINE)
+        functor = function.written.functors[0]
+        struct = re.search(rf"(^//.*\n)*struct {functor}( : \w+)? {{\n(.*\n)*?}};", header, re.MULTILINE)
         return struct[0] if struct else header
 
     def operands(self, order: int = 0) -> tuple[int, int]:

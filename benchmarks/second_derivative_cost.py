@@ -35,12 +35,18 @@ def network(sizes: tuple[int, ...], width: int = 64) -> Function:
     """A network of n inputs and one output, two hidden layers of sines."""
     first = {n: torch.randn(width, n, dtype=torch.float64) / n**0.5 for n in sizes}
     second, last = torch.randn(width, width, dtype=torch.float64) / width**0.5, torch.randn(width, dtype=torch.float64)
-    return lambda x: last @ ad.sin(second @ ad.sin(first[len(x)] @ x))
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = ad.sin(second @ ad.sin(first[len(x)] @ x))
+        return last @ hidden
+
+    return f
 
 
 def chain(x: torch.Tensor) -> torch.Tensor:
     """Neighbours meet: the Hessian is tridiagonal."""
-    return (ad.sin(x[1:] - x[:-1]) * ad.exp(-x[1:] * x[1:])).sum()
+    terms: torch.Tensor = ad.sin(x[1:] - x[:-1]) * ad.exp(-x[1:] * x[1:])
+    return terms.sum()
 
 
 def costs(rounds: int) -> dict[str, Cost]:

@@ -7,7 +7,6 @@ import io
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 import torchad_ext as ad
+from torchad_ext import _cost
 from torchad_ext.demo import Field, Fit
 from torchad_ext.plot import (
     Cost,
@@ -123,18 +123,19 @@ def test_costs_are_seconds_and_laws() -> None:
         Cost((1,), {"value": (1.0,)}).law("value")
 
 
-def test_what_costs_too_much_is_left_out_at_larger_sizes() -> None:
-    calls: list[int] = []
+def test_what_costs_too_much_is_left_out_at_larger_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, calls = [0.0], []
 
-    def slow(f: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> None:
+    def square(f: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> None:
         calls.append(len(x))
-        f(x)
-        if len(x) > 1:
-            time.sleep(0.02)
+        clock[0] += len(x) ** 2
 
-    cost = measure_cost(torch.sum, (4, 1, 2), quantities={"slow": slow}, rounds=2, limit=0.07)
+    monkeypatch.setattr(_cost, "_now", lambda x: clock[0])
+    cost = measure_cost(torch.sum, (4, 1, 2), quantities={"square": square}, rounds=2, limit=5)
     assert cost.sizes == (1, 2, 4) and set(calls) == {1, 2}
-    assert np.isfinite(cost.seconds["slow"]).tolist() == [True, True, False]
+    assert cost.seconds["square"][:2] == (1, 4) and np.isnan(cost.seconds["square"][2])
+    assert cost.exponents == pytest.approx({"square": 2})
+    monkeypatch.undo()
     standard = measure_cost(lambda x: x.sin().sum(), (2, 3), rounds=1)
     assert list(standard.seconds) == [
         "value", "gradient", "Hessian-vector product", "diagonal of the Hessian", "full Hessian",

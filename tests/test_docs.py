@@ -21,7 +21,8 @@ METHODS = [getattr(Pointwise, name) for name in ("source", "derivative", "latex"
 DERIVATIVES = [ad.hvp, ad.vhp, ad.jacobian, ad.hessian, ad.hessian_diagonal, ad.hessian_sparsity]
 LAPLACIANS = [ad.laplacian, ad.forward_laplacian, ad.bilaplacian]
 OPS = [*CATALOGUE.values(), ad.quadratic_form, ad.pointwise, Pointwise, *METHODS]
-PUBLIC = [*OPS, ad.verify, *DERIVATIVES, *LAPLACIANS]
+PICTURES = [ad.draw_graph, ad.plot_cost, ad.plot_derivatives, ad.plot_sparsity]
+PUBLIC = [*OPS, ad.verify, *DERIVATIVES, *LAPLACIANS, *PICTURES]
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.strip().splitlines()[0])

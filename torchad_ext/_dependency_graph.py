@@ -65,6 +65,7 @@ def dependency_graph(f: Callable[..., Any], *inputs: Any) -> list[Node]:
         ValueError: f has several results, or the number of inputs is wrong.
 
     Example:
+        >>> import torch
         >>> for node in dependency_graph(lambda x: torch.sin(x) * x, 2.0):
         ...     print(node.name, "=", node.formula, "=", round(node.value, 4), " adjoint", round(node.adjoint, 4))
         x = x = 2.0  adjoint 0.077

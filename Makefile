@@ -43,7 +43,7 @@ table: $(INSTALLED)  ## Run the tests of what drop-in means, and write their tab
 rules: $(INSTALLED)  ## Write the table of operations that ad.laplacian has rules for
 	$(PYTHON) -W ignore tests/forward/laplacian_table.py
 
-notebooks: $(INSTALLED)  ## Execute the notebooks in place
+notebooks: $(INSTALLED)  ## Execute the notebooks in place; once more if kernels were compiled, which stderr says
 	$(dir $(PYTHON))jupyter-execute --inplace notebooks/*.ipynb
 
 LEVEL :=

@@ -31,7 +31,7 @@ def blocks(file: Path, language: str = "python") -> list[str]:
 
 
 BLOCKS = blocks(README)
-METHODS = [getattr(Pointwise, name) for name in ("source", "latex", "operands", "compile")]
+METHODS = [getattr(Pointwise, name) for name in ("source", "derivative", "latex", "operands", "compile")]
 DERIVATIVES = [ad.hvp, ad.vhp, ad.jacobian, ad.hessian, ad.hessian_diagonal, ad.hessian_sparsity]
 RULES = [ad.register_rule]
 LAPLACIANS = [ad.laplacian, ad.forward_laplacian, ad.bilaplacian]

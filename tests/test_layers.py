@@ -19,12 +19,12 @@ demo
 __init__
 _formula
 ops plot doctor
-_verify
+_verify _cost _dependency_graph
 _comparison
 _hessian
 _forward
 _pointwise _quadratic_form
-_elementwise
+_derivative _elementwise
 _native
 _symbolic
 _autograd _linearity

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import io
 import os
 import subprocess
 import sys
@@ -11,11 +13,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 import torchad_ext as ad
+from torchad_ext import _cost
 from torchad_ext.demo import Field, Fit
-from torchad_ext.plot import derivatives, plot_derivatives, plot_fit, psnr
+from torchad_ext.plot import (
+    Cost,
+    dependency_graph,
+    derivatives,
+    draw_graph,
+    measure_cost,
+    plot_cost,
+    plot_derivatives,
+    plot_fit,
+    plot_sparsity,
+    psnr,
+)
 
 
 @pytest.mark.parametrize("function", [ad.sin, torch.sin])
@@ -59,6 +75,149 @@ def test_derivatives_end_in_zeros(
 def test_errors_say_what_was_given_and_what_is_expected(arguments: tuple[object, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plot_derivatives(*arguments)
+
+
+def _curves(ax: Axes) -> list[Line2D]:
+    return [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]
+
+
+def test_a_function_of_several_arguments_is_drawn_in_one_of_them() -> None:
+    ax = plot_derivatives(
+        ad.gaussian_basis, 0, 4, points=9, ax=Figure().subplots(), argument="distance", center=2.0, width=0.5
+    )
+    d = np.linspace(0, 4, 9)
+    value, slope, curvature = (line.get_ydata() for line in _curves(ax))
+    np.testing.assert_allclose(value, np.exp(-2 * (d - 2) ** 2), atol=1e-15)
+    np.testing.assert_allclose(slope, -4 * (d - 2) * value, atol=1e-15)
+    np.testing.assert_allclose(curvature, (16 * (d - 2) ** 2 - 4) * value, atol=1e-14)
+    assert ax.get_xlabel() == "distance"
+    product = ad.pointwise(lambda x, y: x**2 * y)  # a number where a tensor is wanted
+    ax = plot_derivatives(product, 0, 1, points=3, ax=Figure().subplots(), argument="y", x=3.0)
+    np.testing.assert_allclose(_curves(ax)[1].get_ydata(), 9)
+    with pytest.raises(ValueError, match="no argument 'z'; it has x, y"):
+        plot_derivatives(product, 0, 1, argument="z")
+
+
+def test_a_float32_network_is_drawn() -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    ax = plot_derivatives(network, -1, 1, points=5, ax=Figure().subplots())
+    x = torch.linspace(-1, 1, 5)
+    second = torch.stack([torch.func.hessian(lambda x: network(x)[0])(p)[0, 0] for p in x[:, None]])
+    np.testing.assert_allclose(_curves(ax)[2].get_ydata(), second.detach(), rtol=1e-4, atol=1e-6)
+    assert _curves(ax)[0].get_label() == "network(x)"
+    with pytest.raises(ValueError, match="must be elementwise"):
+        plot_derivatives(torch.nn.Linear(1, 2), 0, 1)
+
+
+def test_costs_are_seconds_and_laws() -> None:
+    cost = Cost((10, 100, 1000), {"linear": (1.0, 10.0, 100.0), "square": (1.0, 100.0, float("nan"))})
+    assert cost.exponents == pytest.approx({"linear": 1, "square": 2})
+    assert cost.law("linear")(50) == pytest.approx(5)
+    ax = plot_cost(cost, ax=Figure().subplots())
+    points = [line for line in _curves(ax) if line.get_marker() != "None"]
+    assert [line.get_label() for line in points] == ["linear, $n^{1.0}$", "square, $n^{2.0}$"]
+    np.testing.assert_allclose(points[0].get_ydata(), [1e3, 1e4, 1e5])
+    assert ax.get_xscale() == ax.get_yscale() == "log"
+    with pytest.raises(ValueError, match="measured at 1 sizes"):
+        Cost((1,), {"value": (1.0,)}).law("value")
+
+
+def test_what_costs_too_much_is_left_out_at_larger_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, calls = [0.0], []
+
+    def square(f: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> None:
+        calls.append(len(x))
+        clock[0] += len(x) ** 2
+
+    monkeypatch.setattr(_cost, "_now", lambda x: clock[0])
+    cost = measure_cost(torch.sum, (4, 1, 2), quantities={"square": square}, rounds=2, limit=5)
+    assert cost.sizes == (1, 2, 4) and set(calls) == {1, 2}
+    assert cost.seconds["square"][:2] == (1, 4) and np.isnan(cost.seconds["square"][2])
+    assert cost.exponents == pytest.approx({"square": 2})
+    monkeypatch.undo()
+    standard = measure_cost(lambda x: x.sin().sum(), (2, 3), rounds=1)
+    assert list(standard.seconds) == [
+        "value", "gradient", "Hessian-vector product", "diagonal of the Hessian", "full Hessian",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="got 0 sizes"):
+        measure_cost(torch.sum, ())
+
+
+def test_the_pattern_of_a_hessian_is_drawn_by_colours() -> None:
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return (x[1:] * x[:-1]).sum() + x[0].exp()
+
+    x = torch.linspace(0, 1, 7, dtype=torch.float64)
+    ax = plot_sparsity(f, x, ax=Figure().subplots())
+    drawn = ax.get_images()[0].get_array()
+    hessian = torch.func.hessian(f)(x).numpy()
+    assert ((hessian != 0) <= ~drawn.mask).all()  # the diagonal is added
+    assert ax.get_title() == f"{(~drawn.mask).sum()} of 49 entries, 3 products"
+    for row in drawn:  # columns of one product share no row
+        colours = row.compressed().tolist()
+        assert len(set(colours)) == len(colours)
+    of_matrix = plot_sparsity(torch.from_numpy(hessian).to_sparse(), ax=Figure().subplots())
+    np.testing.assert_array_equal(of_matrix.get_images()[0].get_array().mask, drawn.mask)
+    with pytest.raises(ValueError, match=r"square matrix; got shape \[2, 3\]"):
+        plot_sparsity(torch.ones(2, 3))
+    with pytest.raises(ValueError, match="a function and x, or a matrix alone"):
+        plot_sparsity(f)
+
+
+def textbook(x: torch.Tensor) -> torch.Tensor:
+    return torch.log(x**2) * torch.sin(x) + 1 / x
+
+
+def test_the_graph_has_values_local_derivatives_and_adjoints() -> None:
+    nodes = dependency_graph(textbook, 2.0)
+    assert {node.formula for node in nodes} == {
+        "x", "x^{2}", r"\frac{1}{x}", r"\sin x", r"\log v_{3}", r"v_{2} \, v_{4}", "v_{1} + v_{5}",
+    }  # fmt: skip
+    x = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    expected = torch.autograd.grad(textbook(x), x)[0].item()
+    assert nodes[0].name == "x" and nodes[0].adjoint == pytest.approx(expected)
+    assert nodes[-1].name == "f" and nodes[-1].value == pytest.approx(textbook(x).item())
+    logarithm = next(node for node in nodes if node.formula.startswith(r"\log"))
+    assert [(nodes[e.source].formula, e.formula, e.value) for e in logarithm.edges] == [
+        ("x^{2}", r"\frac{1}{v_{3}}", 0.25)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("f", "inputs"),
+    [
+        (lambda x, a: torch.exp(-a * x**2) * torch.cos(2 * x) + x * x, (0.7, 1.3)),
+        (lambda x: x.abs().clamp(max=2.0) + torch.where(x > 0, x * x, x), (1.5,)),
+        (lambda x: torch.tanh(x) / torch.sqrt(x), (1.5,)),
+        (ad.snake, (0.3,)),
+        (ad.softplus.derivative(), (0.3,)),
+    ],
+)
+def test_adjoints_are_the_gradient(f: Callable[..., torch.Tensor], inputs: tuple[float, ...]) -> None:
+    xs = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in inputs]
+    expected = torch.autograd.grad(f(*xs), xs)
+    adjoints = {node.name: node.adjoint for node in dependency_graph(f, *inputs)}
+    names = list(inspect.signature(f).parameters)
+    assert [adjoints[name] for name in names[: len(xs)]] == pytest.approx([x.item() for x in expected])
+
+
+def test_the_graph_is_drawn() -> None:
+    for inputs, adjoints in (((), False), ((2.0,), False), ((2.0,), True)):
+        figure = Figure()
+        ax = draw_graph(textbook, *inputs, ax=figure.subplots(), adjoints=adjoints)
+        text = "\n".join(label.get_text() for label in ax.texts)
+        assert r"\cos x" in text and r"\log v_{3}" in text
+        assert ("= -0.4161" in text) is bool(inputs) and (r"\partial f / \partial x = 0.0824" in text) is adjoints
+        figure.savefig(io.BytesIO(), format="png")  # every formula is rendered
+    with pytest.raises(ValueError, match="adjoints are numbers; give inputs"):
+        draw_graph(textbook, adjoints=True)
+    with pytest.raises(ValueError, match="takes 1 numbers, for x; got 2"):
+        draw_graph(textbook, 1.0, 2.0)
+    with pytest.raises(ValueError, match="has 2 results"):
+        draw_graph(lambda x: (x, x))
+    with pytest.raises(TypeError, match="combines elements"):
+        draw_graph(lambda x: x.sum())
 
 
 def test_a_fit_is_drawn_with_its_target_and_its_losses() -> None:

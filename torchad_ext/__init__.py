@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from ._hessian.pattern import hessian_sparsity as hessian_sparsity
     from ._hessian.products import hvp as hvp
     from ._hessian.products import vhp as vhp
+    from .plot import draw_graph as draw_graph
+    from .plot import plot_cost as plot_cost
+    from .plot import plot_derivatives as plot_derivatives
+    from .plot import plot_sparsity as plot_sparsity
 
 __version__ = "0.1.0"
 
@@ -36,6 +40,7 @@ _LATER = {
     **dict.fromkeys(("hessian", "jacobian"), "_hessian.dense"),
     "hessian_diagonal": "_hessian.diagonal",
     **dict.fromkeys(("ForwardLaplacian", "bilaplacian", "forward_laplacian", "laplacian"), "_forward.laplacian"),
+    **dict.fromkeys(("draw_graph", "plot_cost", "plot_derivatives", "plot_sparsity"), "plot"),
     "SparsityError": "_hessian.decompression",
     "hessian_sparsity": "_hessian.pattern",
 }

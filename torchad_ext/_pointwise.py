@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import html
 import inspect
 import numbers
 import pickle
@@ -17,12 +18,13 @@ from typing import Any, overload
 import torch
 from torch.overrides import handle_torch_function, has_torch_function
 
+from ._derivative import Derivative
 from ._elementwise import Elementwise, HandWritten
 from ._native import compile, fast_path, kernels, loader, toolchain
 from ._native.kernels import DTYPES
 from ._symbolic.captured import captures, plain
 from ._symbolic.expr import scalar, tensor
-from ._symbolic.latex import latex
+from ._symbolic.latex import equations, latex
 from ._symbolic.program import Program
 from ._symbolic.refusals import TraceError
 from ._symbolic.torch_functions import signature_of
@@ -34,6 +36,7 @@ Interval = tuple[float, float]
 
 _MANY = 32  # kernels of one op for different values of its numbers
 _LONGEST = 20_000  # operations of a declaration; its double backward has some three times as many
+_LONG_FORMULA = 400  # characters of LaTeX that are not shown unless they are asked for
 _TENSOR, _SCALAR = object(), object()  # what an argument is; anything else is fixed by its value
 
 
@@ -88,7 +91,7 @@ class Pointwise:
         self._fixed: frozenset[str] = frozenset()  # numbers whose values the definition asks for
         self._in_front: set[tuple[int, int]] = set()
         self._domain = domain
-        self._captures = captures(definition)
+        self._captures = captures(definition.op.definition if isinstance(definition, Derivative) else definition)
         this = weakref.ref(self)  # no cycle: an op is freed with its last name
 
         def check_captured() -> bool:
@@ -104,6 +107,16 @@ class Pointwise:
     def _usual(self) -> Elementwise:
         """The function of a call with tensors for all arguments that have no default."""
         return self.resolve(self._usual_arguments)[1]
+
+    @property
+    def program(self) -> Program:
+        """What the usual call computes."""
+        return self._usual.program
+
+    @property
+    def default_numbers(self) -> list[float]:
+        """The numbers of the usual call, in the order of the program's scalars."""
+        return [float(self._defaults[str(x.value)]) for x in self.program.scalars]
 
     @property
     def _usual_arguments(self) -> list[Any]:
@@ -318,7 +331,13 @@ class Pointwise:
             tensor(name) if kind is _TENSOR else scalar(name) if kind is _SCALAR else kind
             for name, kind in zip(self._parameters, kinds, strict=True)
         ]
-        return trace(self.define, symbols, self.__name__)
+        return self.trace(symbols)
+
+    def trace(self, arguments: Sequence[Any]) -> Program:
+        """What the op computes; the arguments are symbols for tensors and run-time numbers, anything else as it is."""
+        if isinstance(self.definition, Derivative):
+            return self.definition.program(arguments)
+        return trace(self.define, arguments, self.__name__)
 
     def _define(self, arguments: Sequence[Any]) -> Any:
         """Runs the definition in place of a kernel."""
@@ -368,7 +387,8 @@ class Pointwise:
         if function.written is None:
             return function.functor()[1].rstrip()
         header = (compile.CSRC / function.written.header).read_text(encoding="utf-8")
-        struct = re.search(rf"(^//.*\n)*struct {function.written.functors[0]} {{\n(.*\n)*?}};", header, re.MULTILINE)
+        functor = function.written.functors[0]
+        struct = re.search(rf"(^//.*\n)*struct {functor}( : \w+)? {{\n(.*\n)*?}};", header, re.MULTILINE)
         return struct[0] if struct else header
 
     def operands(self, order: int = 0) -> tuple[int, int]:
@@ -382,20 +402,91 @@ class Pointwise:
         program = self._order(order).program
         return len(program.inputs), len(program.outputs)
 
-    def latex(self, order: int = 0) -> str:
-        r"""The formula of the same in LaTeX, without dollar signs.
+    def derivative(self, argument: str | None = None, order: int = 1) -> Pointwise:
+        r"""A partial derivative as a declared op: f'' itself, where ``latex(order=2)`` is a double backward.
 
-        A bar marks a cotangent: the kernel of order 1 computes :math:`\bar x` from :math:`\bar y`.
+        It takes the arguments of this op, has kernels and derivatives of every order like any other, and its formula is
+        simplified for a reader. Its definition in plain PyTorch is the vjp of this op's definition for a cotangent of
+        ones.
+
+        Args:
+            argument: the argument in which to differentiate, a tensor or a number; by default the first.
+            order: how often, 1 or more. For a mixed derivative call it again: ``f.derivative("x").derivative("a")``.
+
+        Raises:
+            ValueError: the op has no such argument, or ``order`` is less than 1.
+            TypeError: the function of the op asks for the value of the argument, so that there is no derivative in it.
+
+        Example:
+            >>> import torch, torchad_ext
+            >>> slope = torchad_ext.siren.derivative("input")
+            >>> print(slope.latex())
+            \frac{\partial}{\partial x} \mathrm{siren}(x, \omega) = \omega \, \cos\left(\omega \, x\right)
+            >>> slope(torch.tensor([0.0, 1.0]), omega=2.0)
+            tensor([ 2.0000, -0.8323])
+        """
+        name = next(iter(self._parameters)) if argument is None else argument
+        if name not in self._parameters:
+            raise ValueError(f"{self.__name__} has no argument {name!r}; it has {', '.join(self._parameters)}")
+        if order < 1:
+            raise ValueError(f"got order {order} of a derivative; 1 is the first")
+        known = self.definition if isinstance(self.definition, Derivative) else Derivative(self, ())
+        definition = Derivative(known.op, (*known.along, *(name,) * order))
+        derivative = _restored(definition, definition.name, self.__module__, self._domain)
+        derivative._usual  # noqa: B018, an error belongs to this call
+        return derivative
+
+    def latex(self, order: int = 0, mathtext: bool = False) -> str:
+        r"""The formula of the value (0), the gradient (1), the double backward (2), ... in LaTeX, without dollar signs.
+
+        A bar marks a cotangent: the kernel of order 1 computes :math:`\bar x` from :math:`\bar y`. A derivative,
+        :meth:`derivative`, has the simplified formula of itself.
+
+        Args:
+            order: which kernel's.
+            mathtext: for matplotlib, which knows neither environments nor ``\tfrac``.
 
         Example:
             >>> import torchad_ext
             >>> print(torchad_ext.square.latex())
             \mathrm{square}(x) = x^{2}
+            >>> print(torchad_ext.square.derivative().latex())
+            \frac{d}{d x} \mathrm{square}(x) = 2 \, x
         """
-        return latex(self._order(order).program, self.__name__ if order == 0 else "")
+        name, operator, simplify = self._written_as if order == 0 else ("", "", False)
+        return latex(self._order(order).program, name, operator, simplify, mathtext)
+
+    @property
+    def _written_as(self) -> tuple[str, str, bool]:
+        """The name, the operator before it, and whether the formula is to be simplified."""
+        if isinstance(self.definition, Derivative):
+            return self.definition.op.__name__, f"{self.definition.latex} ", True
+        return self.__name__, "", False
+
+    def _derivatives(self) -> list[Pointwise]:
+        """The first and second derivatives in the tensors of the usual call."""
+        names = list(self.domain)
+        firsts = [self.derivative(name) for name in names]
+        return firsts + [f.derivative(name) for i, f in enumerate(firsts) for name in names[i:]]
+
+    def _equations(self) -> list[tuple[str, str]]:
+        """Both sides of the formulas of the op, its first and its second derivatives, those that are not too long."""
+        found = [pair for op in (self, *self._derivatives()) for pair in equations(op._usual.program, *op._written_as)]
+        return [(left, right if len(right) < _LONG_FORMULA else r"\ldots") for left, right in found]
 
     def _repr_latex_(self) -> str:
-        return f"$\\displaystyle {self.latex()}$"
+        lines = r" \\[4pt] ".join(f"{left} &= {right}" for left, right in self._equations())
+        return rf"$\displaystyle \begin{{aligned}}{lines}\end{{aligned}}$"
+
+    def _repr_html_(self) -> str:
+        arguments = (p.replace(annotation=p.empty) for p in self._parameters.values())
+        title = html.escape(f"{self.__module__}.{self.__qualname__}{inspect.Signature(list(arguments))}")
+        rows = [
+            rf"<tr><td>$\displaystyle {html.escape(left)}$</td>"
+            rf"<td style='text-align: left'>$\displaystyle {html.escape(right)}$</td></tr>"
+            for left, right in self._equations()
+        ]
+        return f"<table><caption><code>{title}</code></caption>{''.join(rows)}</table>"
 
     def compile(
         self,

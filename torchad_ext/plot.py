@@ -6,11 +6,23 @@ line styles differ as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+
+from ._cost import Cost as Cost
+from ._cost import measure_cost as measure_cost
+from ._dependency_graph import Edge as Edge
+from ._dependency_graph import Node as Node
+from ._dependency_graph import dependency_graph as dependency_graph
+from ._dependency_graph import layout
+from ._hessian.decompression import coloring
+from ._hessian.pattern import hessian_sparsity
+from ._symbolic.latex import symbol
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,53 +71,266 @@ def derivatives(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tenso
 
 
 def plot_derivatives(
-    function: Callable[[torch.Tensor], torch.Tensor],
+    function: Callable[..., torch.Tensor],
     low: float,
     high: float,
     orders: int = 2,
     points: int = 400,
     ax: Axes | None = None,
+    *,
+    argument: str | None = None,
+    dtype: torch.dtype | None = None,
+    **others: Any,
 ) -> Axes:
-    """Draws an elementwise function with its derivatives, every one obtained by differentiation.
+    """Draws an elementwise function, or a network of one variable, with its derivatives, each by one backward call.
 
     Args:
-        function: one float64 tensor ``[points]`` to a tensor of the same shape, element by element; differentiable
-            ``orders`` times.
+        function: elementwise, a tensor ``[points]`` to a tensor of the same shape; or a module, ``[points, 1]`` to
+            ``[points, 1]`` or ``[points]``, each row by itself; differentiable ``orders`` times.
         low, high: the interval, in the units of the argument.
         orders: how many derivatives to draw beside the function.
         points: how many points to evaluate, evenly spaced.
         ax: where to draw; by default a new figure.
+        argument: the name of the argument in which to draw a function of several; by default the first.
+        dtype: of the points; by default that of the parameters of a module, else float64.
+        **others: the other arguments of the function by name.
 
     Returns:
         The axes, with ``orders + 1`` lines.
 
     Raises:
-        ValueError: an empty interval, fewer than 2 points, negative orders, or a function that is not elementwise.
+        ValueError: an empty interval, fewer than 2 points, negative orders, a function that is not elementwise, or one
+            that has no such argument.
 
     Example:
         >>> import torchad_ext as ad
-        >>> ax = plot_derivatives(ad.sin, -6, 6)
+        >>> ax = plot_derivatives(ad.gaussian_basis, 0, 4, argument="distance", center=2.0)
     """
     if not low < high:
         raise ValueError(f"got the interval from {low} to {high}; low must be less than high")
     if points < 2:
         raise ValueError(f"got {points} points; a line needs at least 2")
-    x = torch.linspace(low, high, points, dtype=torch.float64)
-    lines = derivatives(function, x, orders)
+    parameter = next(iter(function.parameters()), None) if isinstance(function, torch.nn.Module) else None
+    device = "cpu" if parameter is None else parameter.device
+    dtype = dtype or (torch.float64 if parameter is None else parameter.dtype)
+    x = torch.linspace(low, high, points, dtype=dtype, device=device)
+    name = _name(function)
+    label = argument or "x"
+    lines = derivatives(_of_one_argument(function, argument, others), x, orders)
     if ax is None:
-        from matplotlib import pyplot
-
-        ax = pyplot.subplots(figsize=(7, 4), layout="constrained")[1]
-    name = getattr(function, "__name__", "f").replace("<lambda>", "f")
-    ax.axhline(0, color="0.8", linewidth=0.8)
+        ax = _new_axes()
+    ax.axhline(0, color="0.6", linewidth=0.8)
     for order, line in enumerate(lines):
         marks = "′" * order if order < 4 else f"$^{{({order})}}$"
         colour, style = COLOURS[order % len(COLOURS)], STYLES[order % len(STYLES)]
-        ax.plot(x.numpy(), line.numpy(), style, color=colour, linewidth=2, label=f"{name}{marks}(x)")
-    ax.set(xlabel="x", ylabel="value", xlim=(low, high), title=f"{name} and its derivatives, by differentiation")
+        ax.plot(x.cpu().numpy(), line.cpu().numpy(), style, color=colour, linewidth=2, label=f"{name}{marks}({label})")
+    ax.set(xlabel=label, ylabel="value", xlim=(low, high), title=f"{name} and its derivatives, by differentiation")
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return ax
+
+
+def _name(function: Callable[..., Any]) -> str:
+    name: str = getattr(function, "__name__", "network" if isinstance(function, torch.nn.Module) else "f")
+    return name.replace("<lambda>", "f")
+
+
+def _new_axes(width: float = 7, height: float = 4) -> Axes:
+    from matplotlib import pyplot
+
+    axes: Axes = pyplot.subplots(figsize=(width, height), layout="constrained")[1]
+    return axes
+
+
+def _of_one_argument(
+    function: Callable[..., torch.Tensor], argument: str | None, others: Mapping[str, Any]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The function of a tensor ``[points]`` that is drawn."""
+    if isinstance(function, torch.nn.Module):
+        return lambda x: _column(function(x.unsqueeze(1), **others), x)
+    if argument is None and not others:
+        return function
+    names = list(inspect.signature(function).parameters)
+    argument = names[0] if argument is None else argument
+    if unknown := {argument, *others} - set(names):
+        raise ValueError(f"{_name(function)} has no argument {min(unknown)!r}; it has {', '.join(names)}")
+    constants = {name: value for name, value in others.items() if name != argument}
+
+    def of_one(x: torch.Tensor) -> torch.Tensor:
+        # A Python number for an argument without a default is a tensor for a declared op.
+        defaults = {p.name for p in inspect.signature(function).parameters.values() if p.default is not p.empty}
+        given = {
+            name: torch.as_tensor(value, dtype=x.dtype, device=x.device).expand_as(x)
+            if name not in defaults and not isinstance(value, torch.Tensor)
+            else value
+            for name, value in constants.items()
+        }
+        return function(**{argument: x}, **given)
+
+    return of_one
+
+
+def _column(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return y.squeeze(1) if y.shape == (len(x), 1) else y
+
+
+def plot_cost(
+    f: Callable[[torch.Tensor], torch.Tensor] | Cost,
+    sizes: Sequence[int] = (64, 128, 256, 512),
+    ax: Axes | None = None,
+    **options: Any,
+) -> Axes:
+    """Draws the seconds of value, gradient, Hessian-vector product, diagonal and Hessian against the number n.
+
+    Each has the law that fits its largest sizes, seconds = factor nᵖ, as a line, and its exponent p in the legend.
+
+    Args:
+        f: a tensor ``[n]`` to a tensor without dimensions, for every n of ``sizes``; or what :func:`measure_cost` gave.
+        sizes: the n.
+        ax: where to draw; by default a new figure.
+        **options: more arguments for :func:`measure_cost`.
+
+    Returns:
+        The axes, logarithmic.
+
+    Raises:
+        ValueError: a quantity was measured at fewer than 2 sizes.
+
+    Example:
+        >>> ax = plot_cost(lambda x: x.sin().sum(), [8, 16, 32], rounds=1)
+    """
+    cost = f if isinstance(f, Cost) else measure_cost(f, sizes, **options)
+    if ax is None:
+        ax = _new_axes()
+    for i, (quantity, seconds) in enumerate(cost.seconds.items()):
+        colour, marker = COLOURS[i % len(COLOURS)], "osD^vP"[i % 6]
+        law = cost.law(quantity)
+        label = f"{quantity}, $n^{{{law.exponent:.1f}}}$"
+        ax.loglog(cost.sizes, 1e3 * np.array(seconds), marker, color=colour, label=label)
+        ax.loglog(law.sizes, 1e3 * law(np.array(law.sizes)), STYLES[i % len(STYLES)], color=colour, linewidth=1)
+    ax.set(xlabel="number of variables n", ylabel="time / ms", title="what derivatives cost")
+    ax.xaxis.set_minor_formatter("")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return ax
+
+
+def plot_sparsity(
+    f: Callable[[torch.Tensor], torch.Tensor] | torch.Tensor,
+    x: torch.Tensor | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draws where a Hessian may be other than zero; columns of one colour are computed together.
+
+    Args:
+        f: a function of ``x`` to a tensor without dimensions, or a matrix ``[n, n]``, dense or sparse.
+        x: a floating-point tensor of n elements; none with a matrix.
+        ax: where to draw; by default a new figure.
+
+    Returns:
+        The axes; their title says how many entries there are and how many Hessian-vector products they take.
+
+    Raises:
+        ValueError: ``x`` is missing, or given with a matrix; the matrix is not square.
+
+    Example:
+        >>> ax = plot_sparsity(lambda x: (x[1:] * x[:-1]).sum(), torch.zeros(8))
+        >>> ax.get_title()
+        '22 of 64 entries, 3 products'
+    """
+    if isinstance(f, torch.Tensor) is (x is not None):
+        raise ValueError("plot_sparsity takes a function and x, or a matrix alone")
+    if isinstance(f, torch.Tensor):
+        if f.ndim != 2 or len(f) != f.shape[1]:
+            raise ValueError(f"plot_sparsity takes a square matrix; got shape {list(f.shape)}")
+        pattern = (f.to_dense() if f.layout is not torch.strided else f) != 0
+    else:
+        assert x is not None
+        pattern = hessian_sparsity(f, x).to_dense()
+    found = coloring(pattern.cpu(), torch.zeros(len(pattern)))
+    colours = found.colors.numpy()
+    shown = np.zeros((len(pattern), len(pattern)), dtype=bool)
+    shown.reshape(-1)[found.keys.numpy()] = True
+    if ax is None:
+        ax = _new_axes(4.4, 4.4)
+    from matplotlib.colors import ListedColormap
+
+    ax.imshow(
+        np.ma.masked_where(~shown, np.broadcast_to(colours % len(COLOURS), shown.shape)),
+        cmap=ListedColormap(COLOURS), vmin=-0.5, vmax=len(COLOURS) - 0.5, interpolation="nearest",
+    )  # fmt: skip
+    ax.set(
+        xlabel="column, coloured by product",
+        ylabel="row",
+        title=f"{shown.sum()} of {shown.size} entries, {found.count} products",
+    )
+    return ax
+
+
+def draw_graph(f: Callable[..., Any], *inputs: Any, ax: Axes | None = None, adjoints: bool = False) -> Axes:
+    """Draws the dependency graph of a traced function, with the local derivative of each operation on its edges.
+
+    Args:
+        f: a declared op, or a plain elementwise function that :func:`torchad_ext.pointwise` takes, with one result.
+        inputs: numbers, one for each argument without a default: values stand in the nodes and on the edges then.
+        ax: where to draw; by default a new figure.
+        adjoints: shows the derivative of the result in each node as well; it takes inputs.
+
+    Returns:
+        The axes, without ticks.
+
+    Raises:
+        TypeError: f is not elementwise.
+        ValueError: f has several results, the number of inputs is wrong, or adjoints are wanted without inputs.
+
+    Example:
+        >>> ax = draw_graph(lambda x: torch.log(x**2) * torch.sin(x) + 1 / x, 2.0)
+    """
+    if adjoints and not inputs:
+        raise ValueError("adjoints are numbers; give inputs, as in draw_graph(f, 2.0, adjoints=True)")
+    nodes = dependency_graph(f, *inputs)
+    places, paths, across, most = layout(nodes)
+    if ax is None:
+        ax = _new_axes((2.4 if inputs else 1.8) * (across + 0.6), max(2.2, (1.25 if inputs else 0.9) * most))
+    from matplotlib import rcParams
+
+    ink, paper = rcParams["text.color"], rcParams["axes.facecolor"]
+    for i, node in enumerate(nodes):
+        name = symbol(node.name) if node.edges else node.formula
+        lines = [f"${name} = {node.formula}$" if node.edges else f"${name}$"]
+        if node.value is not None:
+            lines.append(f"$= {_short(node.value)}$")
+        if adjoints:
+            lines.append(rf"$\partial f / \partial {name} = {_short(node.adjoint)}$")
+        colour = COLOURS[0] if not node.edges else COLOURS[2] if node is nodes[-1] else ink
+        box = {"boxstyle": "round,pad=0.4", "facecolor": paper, "edgecolor": colour, "linewidth": 1.5}
+        drawn = ax.annotate("\n".join(lines), places[i], ha="center", va="center", color=ink, bbox=box, zorder=4)
+        for edge, path in zip(node.edges, paths[i], strict=True):
+            _draw_edge(ax, edge, path, drawn.get_bbox_patch(), paper)
+    ax.set(xlim=(-0.4, across + 0.4), ylim=(-most / 2, most / 2), xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    return ax
+
+
+def _draw_edge(ax: Axes, edge: Edge, path: Sequence[tuple[float, float]], target: Any, paper: Any) -> None:
+    lines = [f"${edge.formula}$".replace(r"\frac", r"\dfrac")]
+    if edge.value is not None and edge.formula != _short(edge.value):
+        lines.append(f"$= {_short(edge.value)}$")
+    (x0, y0), (x1, y1) = path[-2:]
+    x, y = zip(*path[:-1], strict=True)
+    ax.plot(x, y, color=COLOURS[4], linewidth=1.5, zorder=1)
+    arrow = {"arrowstyle": "-|>", "color": COLOURS[4], "linewidth": 1.5, "shrinkA": 0, "shrinkB": 0, "patchB": target}
+    ax.annotate("", (x1, y1), (x0, y0), arrowprops=arrow, zorder=1)
+    ax.annotate(
+        "\n".join(lines), (0.55 * x0 + 0.45 * x1, 0.55 * y0 + 0.45 * y1), ha="center", va="center",
+        color=COLOURS[1], fontsize="small", zorder=3,
+        bbox={"boxstyle": "round,pad=0.1", "facecolor": paper, "edgecolor": "none"},
+    )  # fmt: skip
+
+
+def _short(value: float | None) -> str:
+    assert value is not None
+    return f"{value:.4g}".replace("e", r"\cdot 10^{").replace("+", "") + ("}" if "e" in f"{value:.4g}" else "")
 
 
 @dataclass(frozen=True)

@@ -217,6 +217,11 @@ def make(name: str, *operands: Operand) -> Expr:
     return _node(name, args) if simplified is None else simplified
 
 
+def with_operands(node: Expr, operands: tuple[Expr, ...]) -> Expr:
+    """The operation of a node on other operands, as it stands."""
+    return _node(node.op, operands)
+
+
 def _folded(operation: Operation, values: Sequence[Any]) -> float | None:
     """The value of an operation on constants, None where Python has none to give."""
     try:

@@ -8,6 +8,7 @@ import re
 
 from .expr import OPERATIONS, Expr, topological
 from .program import Program
+from .readable import readable
 
 _WIDTH = 24  # nodes of a repeated subexpression before it gets a name
 _GREEK = """
@@ -49,20 +50,58 @@ def symbol(name: str) -> str:
     return letter + (f"_{{{digits}}}" if digits else "")
 
 
-def latex(program: Program, name: str = "") -> str:
-    """The equations of a program; ``name`` calls a single output a function of its arguments."""
-    printer = _Printer(program)
+def latex(program: Program, name: str = "", operator: str = "", simplify: bool = False, mathtext: bool = False) -> str:
+    """The equations of a program as one formula; the arguments are those of :func:`equations`."""
+    lines = equations(program, name, operator, simplify, mathtext)
+    if mathtext:
+        return r",\quad ".join(map(" = ".join, lines))
+    if len(lines) == 1:
+        return " = ".join(lines[0])
+    return r"\begin{aligned}" + r" \\ ".join(map(" &= ".join, lines)) + r"\end{aligned}"
+
+
+def equations(
+    program: Program, name: str = "", operator: str = "", simplify: bool = False, mathtext: bool = False
+) -> list[tuple[str, str]]:
+    """Both sides of the equations of a program.
+
+    Args:
+        program: what to write.
+        name: calls the outputs functions of the arguments; without it they have their own names.
+        operator: what stands before the name.
+        simplify: in the shortest form that is found, equal as a function of real numbers.
+        mathtext: in the part of LaTeX that matplotlib knows: no environments, no ``\\tfrac``.
+    """
+    if simplify:
+        outputs = tuple(readable(y, _length) for y in program.outputs)
+        program = Program(program.inputs, program.scalars, outputs, program.names)
+    printer = _Printer(program, mathtext)
     results = [printer.text(y) for y in program.outputs]
     if name:
         arguments = ", ".join(symbol(str(x.value)) for x in (*program.inputs, *program.scalars))
-        call = rf"\mathrm{{{name}}}({arguments})".replace("_", r"\_")
+        function = rf"\mathrm{{{name}}}".replace("_", r"\_") if name.isidentifier() else "f"
+        call = f"{operator}{function}({arguments})"
         left = [call] if len(results) == 1 else [f"{call}_{{{i}}}" for i in range(len(results))]
     else:
         left = [symbol(output) for output in program.names]
-    equations = [*printer.definitions, *zip(left, results, strict=True)]
-    if len(equations) == 1:
-        return " = ".join(equations[0])
-    return r"\begin{aligned}" + r" \\ ".join(f"{a} &= {b}" for a, b in equations) + r"\end{aligned}"
+    both = [*printer.definitions, *zip(left, results, strict=True)]
+    return [(_for_mathtext(a), _for_mathtext(b)) for a, b in both] if mathtext else both
+
+
+def _for_mathtext(text: str) -> str:
+    return re.sub(r"\\(le|ge)\b", r"\\\1q", text.replace(r"\tfrac", r"\frac"))
+
+
+def formula(expression: Expr, mathtext: bool = False) -> str:
+    """One expression in the shortest form that is found."""
+    ((_, text),) = equations(Program((), (), (expression,), ("y",)), simplify=True, mathtext=mathtext)[-1:]
+    return text
+
+
+def _length(y: Expr) -> int:
+    """About how wide an expression is on paper."""
+    text = "".join(right for _, right in equations(Program((), (), (y,), ("y",))))
+    return len(re.sub(r"\\(left|right|mathrm|t?frac|,)|[{} ]", "", text))
 
 
 def _constant(value: float) -> str:
@@ -78,7 +117,8 @@ def _constant(value: float) -> str:
 
 
 class _Printer:
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, mathtext: bool = False) -> None:
+        self.mathtext = mathtext
         self.definitions: list[tuple[str, str]] = []
         self._texts: dict[Expr, tuple[str, int]] = {}
         order = topological(program.outputs)
@@ -124,10 +164,15 @@ class _Printer:
             return f"{self.text(args[0], _SUM)} {OPERATIONS[op].latex} {self.text(args[1], _SUM)}", 0
         if op == "where":
             condition, first, second = map(self.text, args)
+            if self.mathtext:
+                first, second = (self.text(arg, _SUM) for arg in args[1:])
+                return rf"{first}\ \mathrm{{if}}\ {condition}\ \mathrm{{else}}\ {second}", 0
             return rf"\begin{{cases}}{first} & {condition} \\ {second} & \text{{otherwise}}\end{{cases}}", 0
         if op == "spherical_bessel":
             order, z = _constant(args[0].number), rf"\pi \, {self.text(args[1], _PRODUCT)}"
             numerator, power = rf"j_{{{order}}}\left({z}\right)", rf"\left({z}\right)^{{{order}}}"
+            if order == "1":
+                power = z
             if order == "0":
                 numerator, power = rf"\sin\left({z}\right)", z
             return rf"\frac{{{numerator}}}{{{power}}}", _POWER
@@ -150,7 +195,8 @@ class _Printer:
         template = OPERATIONS[op].latex
         if "%s" in template:
             return template % self.text(args[0]), _ATOM if template.startswith(_DELIMITED) else _POWER
-        return self._call(op, args), _ATOM
+        call = self._call(op, args)
+        return call, _ATOM if call.endswith(")") else _POWER
 
     def _call(self, op: str, args: tuple[Expr, ...]) -> str:
         function = OPERATIONS[op].latex or rf"\operatorname{{{op}}}"
@@ -165,6 +211,6 @@ class _Printer:
 
     def _power(self, base: Expr, exponent: Expr) -> str:
         function = OPERATIONS[base.op].latex if len(base.args) == 1 else ""
-        if function and "%s" not in function and exponent.is_constant and exponent.value == 2:
-            return rf"{function}^{{2}}\left({self.text(base.args[0])}\right)"
+        if function and "%s" not in function and exponent.is_constant and exponent.number > 1:
+            return rf"{function}^{{{self.text(exponent)}}}\left({self.text(base.args[0])}\right)"
         return f"{self.text(base, _ATOM)}^{{{self.text(exponent)}}}"

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from .._torch_state import function_of, subclass, without_modes
 from . import operations as op
 from . import refusals
-from .expr import FLOATS, Expr, make, topological
+from .expr import FLOATS, Expr, constant, make, topological
 from .kinks import decided
 from .program import Program
 from .refusals import Problem, TraceError, refusal
@@ -112,6 +112,16 @@ def trace(function: Callable[[list[Any]], Any], arguments: Sequence[Any], name: 
     return program
 
 
+def inlined(program: Program, values: Mapping[Expr, Any]) -> Any:
+    """The outputs of a program within a function that is being traced, for symbols and numbers in place of its own."""
+    known = {x: value.expr if isinstance(value, _Symbol) else constant(value) for x, value in values.items()}
+    for node in topological(program.outputs):
+        if node not in known:
+            known[node] = make(node.op, *(known[arg] for arg in node.args)) if node.args else node
+    outputs = tuple(_symbol(known[y], "tensor", op.rounded(known[y])) for y in program.outputs)
+    return outputs[0] if len(outputs) == 1 else outputs
+
+
 def _without_dtypes(program: Program) -> Program:
     """The program without roundings to a dtype."""
     plain: dict[Expr, Expr] = {}
@@ -193,6 +203,8 @@ class _Tracing(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         try:
+            if inlined := getattr(getattr(func, "definition", None), "inlined", None):  # a derivative of a declared op
+                return inlined(args)
             if define := getattr(func, "define", None):  # a declared op within a declared op
                 with self:
                     return define(args)

@@ -32,7 +32,7 @@ from .._symbolic.expr import scalar, tensor
 from .._symbolic.torch_functions import FUNCTIONS
 from .._symbolic.torch_names import is_of_torch, name_of
 from .._symbolic.tracing import ValueNeeded, trace
-from .._torch_state import OpOverload, is_autocast_enabled, transforms_active, wrapper_subclass
+from .._torch_state import OpOverload, is_autocast_enabled, transforms_active, without_compilation, wrapper_subclass
 from . import linalg_rules, rules, writes
 from .composed import (
     COMPOSED,
@@ -899,6 +899,12 @@ def _identity(f: Any, x: torch.Tensor) -> Any:
     return code, cells, id(getattr(f, "__self__", None)), x.shape[-1]
 
 
+def _uncompiled(f: Function, x: torch.Tensor) -> torch.Tensor:
+    """f(x) operation by operation: the sweep sees none of those that ``torch.compile`` made one."""
+    with without_compilation():
+        return f(x)
+
+
 def _run(
     f: Function,
     x: torch.Tensor,
@@ -911,6 +917,7 @@ def _run(
     if torch.compiler.is_compiling():
         return by_transforms(f, x, directions, signs, name)
     identity = _identity(f, x)
+    f = functools.partial(_uncompiled, f)
     if identity in _without_rules and not transforms_active() and type(x) is not _Swept:
         for operation in _without_rules[identity]:
             fall_back(f"has no rule for {operation}", "it is")

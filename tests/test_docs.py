@@ -21,7 +21,8 @@ METHODS = [getattr(Pointwise, name) for name in ("source", "latex", "operands", 
 DERIVATIVES = [ad.hvp, ad.vhp, ad.jacobian, ad.hessian, ad.hessian_diagonal, ad.hessian_sparsity]
 LAPLACIANS = [ad.laplacian, ad.forward_laplacian, ad.bilaplacian]
 OPS = [*CATALOGUE.values(), ad.quadratic_form, ad.pointwise, Pointwise, *METHODS]
-PUBLIC = [*OPS, ad.verify, *DERIVATIVES, *LAPLACIANS]
+MODULES = [getattr(ad.nn, name) for name in "Sin Gaussian Lambda SineLayer Siren QuadraticForm".split()]
+PUBLIC = [*OPS, ad.verify, *DERIVATIVES, *LAPLACIANS, *MODULES, ad.nn.replace_activations]
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.strip().splitlines()[0])
@@ -49,7 +50,7 @@ def test_the_readme_says_of_every_row_that_it_was_run() -> None:
 
 @pytest.mark.parametrize("documented", PUBLIC, ids=lambda f: f.__name__)
 def test_docstring(documented: Any) -> None:
-    names = {"torch": torch, "Pointwise": Pointwise, **{name: getattr(ad, name) for name in dir(ad)}}
+    names = {"torch": torch, "Pointwise": Pointwise, **vars(ad.nn), **{name: getattr(ad, name) for name in dir(ad)}}
     test = doctest.DocTestParser().get_doctest(documented.__doc__, names, documented.__name__, None, None)
     assert test.examples
     assert doctest.DocTestRunner().run(test).failed == 0

@@ -16,6 +16,7 @@ FLOORS = """
 __main__
 demo
 __init__
+nn
 ops plot
 _verify
 _comparison

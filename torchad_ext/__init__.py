@@ -4,6 +4,7 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 from typing import Any as _Any
 
+from . import nn as nn
 from ._native.toolchain import BuildError as BuildError
 from ._pointwise import Pointwise as Pointwise
 from ._pointwise import pointwise as pointwise

@@ -16,8 +16,8 @@ FLOORS = """
 __main__
 demo
 __init__
-nn
-ops plot
+compiler nn
+_clusters ops plot
 _verify
 _comparison
 _hessian

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ._hessian.products import hvp as hvp
     from ._hessian.products import jacobian as jacobian
     from ._hessian.products import vhp as vhp
+    from .compiler import explain as explain
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ _LATER = {
     **dict.fromkeys(("hessian", "hessian_diagonal", "hvp", "jacobian", "vhp"), "_hessian.products"),
     **dict.fromkeys(("ForwardLaplacian", "bilaplacian", "forward_laplacian", "laplacian"), "_forward.laplacian"),
     "SparsityError": "_hessian.decompression",
+    "explain": "compiler",
     "hessian_sparsity": "_hessian.pattern",
 }
 

@@ -61,6 +61,12 @@ def without_compilation() -> contextlib.AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager") if loaded else contextlib.nullcontext()
 
 
+def register_backend(name: str, backend: Any) -> None:
+    """Gives ``torch.compile`` a backend by name, where no entry point of an installed package has."""
+    if name not in torch.compiler.list_backends(exclude_tags=()):
+        torch._dynamo.register_backend(backend, name)
+
+
 def in_forward_mode() -> bool:
     """Is there a level of forward mode, at which a tensor may have a tangent?"""
     return forward_ad._current_level >= 0

@@ -35,7 +35,7 @@ class _StandsIn(nn.Module):
     def __prepare_scriptable__(self) -> nn.Module:
         """PyTorch's own module for ``torch.jit.script``, which cannot call an op."""
         native = next(cls for cls in type(self).__mro__ if cls.__module__.startswith("torch.nn."))
-        module: nn.Module = native.__new__(native)
+        module: nn.Module = object.__new__(native)  # type: ignore[assignment]
         module.__dict__.update(self.__dict__)
         return module
 
@@ -415,7 +415,7 @@ def _replace_module(module: nn.Module, path: str, known: Mapping[Any, Any], repo
         report._undo.append(lambda: setattr(module, "__class__", of))
     else:
         before = vars(module).get("forward")
-        module.forward = new  # type: ignore[method-assign]
+        module.forward = new
         report.changed[path] = _name(of), _name(new)
         report._undo.append(lambda: _restore(module, "forward", before))
 

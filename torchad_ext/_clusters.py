@@ -39,7 +39,7 @@ _PURE = frozenset(
     "pad triu tril diag diagonal diag_embed trace meshgrid scatter scatter_add index_add index_copy index_put "
     "masked_select segment_reduce one_hot bincount zeros ones full empty arange linspace eye empty_like size shape "
     "dim ndim numel stride is_contiguous item to type type_as float double half bfloat16 int long bool clone "
-    "contiguous detach view_as reshape_as inverse det slogdet solve cholesky eigh qr svd trapz bucketize searchsorted".split()
+    "contiguous detach view_as reshape_as inverse det slogdet solve cholesky eigh qr svd bucketize".split()
 )
 # Constants, and names of one value: in a cluster they are worth nothing by themselves.
 _CONSTANTS = frozenset("zeros_like ones_like full_like".split())
@@ -120,6 +120,10 @@ def is_number(x: Any) -> bool:
     return isinstance(x, (int, float, torch.SymInt, torch.SymFloat)) and not isinstance(x, bool)
 
 
+def _requires_grad(node: Node) -> bool:
+    return isinstance(value_of(node), torch.Tensor) and bool(value_of(node).requires_grad)
+
+
 def is_neutral(node: Node) -> bool:
     """Is a result a truth value or a constant, which has no derivative and is computed again where it is used?"""
     return value_of(node).dtype == torch.bool or spoken(node) in _CONSTANTS
@@ -170,7 +174,7 @@ def _pattern(node: Node) -> tuple[str, Any]:
         x: _Place(i, "number" if is_number(value_of(x)) else "mask" if value_of(x).dtype == torch.bool else "tensor")
         for i, x in enumerate(node.all_input_nodes)
     }
-    arguments = torch.fx.map_arg((node.args, node.kwargs), places.__getitem__)
+    arguments = torch.fx.map_arg((node.args, node.kwargs), places.__getitem__)  # type: ignore[arg-type]
     return repr(arguments), _ByIdentity((node.op, arguments))
 
 
@@ -273,6 +277,8 @@ class Clusters:
             self.left[node] = "takes a truth value from elsewhere"
         elif not tensors or any(x.dtype != own.dtype or x.device != own.device for x in tensors):
             self.left[node] = "takes truth values of tensors of another dtype"
+        elif not own.requires_grad and any(_requires_grad(y) for y in outside - set(node.all_input_nodes)):
+            self.left[node] = "takes a truth value of what requires a gradient, and requires none itself"
         else:
             self.inner[node] = sorted(inner, key=self._index.__getitem__)
 

@@ -121,9 +121,9 @@ def _fused(graph: GraphModule, explanation: Explanation) -> GraphModule:
             ops[members[0]] = op
     new, values = Graph(), dict[Node, Node]()
     for members in clusters.in_order():
-        if op := ops.get(members[0]):
-            explanation.clusters.append(Cluster(_source(members[0]), len(members), op))
-            results = _call(new, op, clusters, members, values)
+        if fused := ops.get(members[0]):
+            explanation.clusters.append(Cluster(_source(members[0]), len(members), fused))
+            results = _call(new, fused, clusters, members, values)
             values.update(zip(clusters.outputs(members), results, strict=True))
         else:
             values[members[0]] = new.node_copy(members[0], values.__getitem__)

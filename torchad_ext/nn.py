@@ -35,7 +35,7 @@ class _StandsIn(nn.Module):
     def __prepare_scriptable__(self) -> nn.Module:
         """PyTorch's own module for ``torch.jit.script``, which cannot call an op."""
         native = next(cls for cls in type(self).__mro__ if cls.__module__.startswith("torch.nn."))
-        module: nn.Module = object.__new__(native)  # type: ignore[assignment]
+        module: nn.Module = object.__new__(native)
         module.__dict__.update(self.__dict__)
         return module
 

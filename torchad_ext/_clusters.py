@@ -69,8 +69,8 @@ def _is_write(node: Node) -> bool:
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     if node.target in (operator.setitem, operator.delitem) or node.kwargs.get("out") is not None:
         return True
-    if getattr(node.target, "__module__", "") == "_operator" and f"__{name}__" in _AUGMENTED:
-        return True
+    if getattr(node.target, "__module__", "") == "_operator":
+        return f"__{name}__" in _AUGMENTED
     if node.op == "call_function" and True in node.args and inspect.isfunction(node.target):  # F.silu(x, True)
         names = list(inspect.signature(node.target).parameters)
         if "inplace" in names and names.index("inplace") < len(node.args) and node.args[names.index("inplace")]:

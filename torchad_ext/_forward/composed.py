@@ -26,7 +26,13 @@ from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .._symbolic.torch_names import is_of_torch, name_of
-from .._torch_state import OpOverload, schemas, top_saved_tensors_hooks, without_torch_function
+from .._torch_state import (
+    OpOverload,
+    schemas,
+    top_saved_tensors_hooks,
+    without_compilation,
+    without_torch_function,
+)
 
 _IN_PYTHON = ("torch.nn.functional", "torch.functional", "torch._tensor")
 _HALF = (torch.float16, torch.bfloat16)
@@ -78,7 +84,8 @@ def composing(f: Callable[..., Any]) -> Callable[..., Any]:
     def composed(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return f(*args, **kwargs)
-        with Composing():
+        # Where Dynamo skips f, it compiles the mode, and takes one function of PyTorch for another there.
+        with without_compilation(), Composing():
             return f(*args, **kwargs)
 
     return composed

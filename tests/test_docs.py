@@ -22,7 +22,16 @@ DERIVATIVES = [ad.hvp, ad.vhp, ad.jacobian, ad.hessian, ad.hessian_diagonal, ad.
 LAPLACIANS = [ad.laplacian, ad.forward_laplacian, ad.bilaplacian]
 OPS = [*CATALOGUE.values(), ad.quadratic_form, ad.pointwise, Pointwise, *METHODS]
 MODULES = [getattr(ad.nn, name) for name in "Sin Gaussian Lambda SineLayer Siren QuadraticForm".split()]
-PUBLIC = [*OPS, ad.verify, *DERIVATIVES, *LAPLACIANS, *MODULES, ad.nn.replace_activations]
+PUBLIC = [*OPS, ad.verify, *DERIVATIVES, *LAPLACIANS, *MODULES, ad.nn.replace_activations, ad.explain]
+
+
+def test_the_page_about_models() -> None:
+    """Its blocks build on each other."""
+    text = (README.parent / "docs" / "speed-up-a-model.md").read_text()
+    names: dict[str, Any] = {"__name__": "page"}
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        exec(compile(block, "speed-up-a-model.md", "exec"), names)
+    assert "laplacian" in names
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.strip().splitlines()[0])

@@ -180,3 +180,17 @@ def test_the_catalogue_is_exported_as_declared() -> None:
 def test_in_place_is_refused() -> None:
     with pytest.raises(TypeError, match="in place"):
         ad.silu(torch.zeros(3), inplace=True)
+
+
+@pytest.mark.parametrize("name", MATCHING)
+def test_an_op_may_take_the_place_of_the_function_it_stands_in_for(
+    name: str, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    op, native = CATALOGUE[name], MATCHING[name]
+    xs = tuple(x.to(device) for x in inputs(op, 5))
+    expected = list(orders(native, xs, 2))
+    owner = torch if getattr(torch, name, None) is native else F
+    monkeypatch.setattr(owner, name, op)
+    for taken in (op, op.definition, Pointwise(op.definition, name=name)):  # the last one traces
+        for ours, theirs in zip(orders(taken, xs, 2), expected, strict=True):
+            assert_close(ours, theirs, rtol=1e-11, atol=1e-11)

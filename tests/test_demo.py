@@ -112,5 +112,3 @@ def test_the_check_notices_a_derivative_that_is_off_by_one_percent(order: int) -
     assert first <= demo.FIRST_TOLERANCE
     first, _ = _difference(lambda x: ScaledSine.apply(x, 1.01, order), "cpu")
     assert first > 10 * demo.FIRST_TOLERANCE
-
-

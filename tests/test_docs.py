@@ -36,7 +36,8 @@ DERIVATIVES = [ad.hvp, ad.vhp, ad.jacobian, ad.hessian, ad.hessian_diagonal, ad.
 RULES = [ad.register_rule]
 LAPLACIANS = [ad.laplacian, ad.forward_laplacian, ad.bilaplacian]
 OPS = [*CATALOGUE.values(), ad.quadratic_form, ad.pointwise, Pointwise, *METHODS]
-PUBLIC = [*OPS, ad.verify, *DERIVATIVES, *LAPLACIANS, *RULES]
+MODULES = [getattr(ad.nn, name) for name in "Sin Gaussian Lambda SineLayer Siren QuadraticForm".split()]
+PUBLIC = [*OPS, ad.verify, *DERIVATIVES, *LAPLACIANS, *RULES, *MODULES, ad.nn.replace_activations, ad.explain]
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.strip().splitlines()[0])
@@ -121,7 +122,7 @@ def test_the_design_has_a_word_for_every_file() -> None:
 
 @pytest.mark.parametrize("documented", PUBLIC, ids=lambda f: f.__name__)
 def test_docstring(documented: Any) -> None:
-    names = {"torch": torch, "Pointwise": Pointwise, **{name: getattr(ad, name) for name in dir(ad)}}
+    names = {"torch": torch, "Pointwise": Pointwise, **vars(ad.nn), **{name: getattr(ad, name) for name in dir(ad)}}
     test = doctest.DocTestParser().get_doctest(documented.__doc__, names, documented.__name__, None, None)
     assert test.examples
     assert doctest.DocTestRunner().run(test).failed == 0

@@ -18,7 +18,8 @@ _bench
 demo
 __init__
 _formula
-ops plot doctor
+compiler nn
+_clusters ops plot doctor
 _verify _cost _dependency_graph
 _comparison
 _hessian

@@ -4,6 +4,7 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 from typing import Any as _Any
 
+from . import nn as nn
 from ._linearity import register_rule as register_rule
 from ._native.toolchain import BuildError as BuildError
 from ._pointwise import Pointwise as Pointwise
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ._hessian.pattern import hessian_sparsity as hessian_sparsity
     from ._hessian.products import hvp as hvp
     from ._hessian.products import vhp as vhp
+    from .compiler import explain as explain
     from .plot import draw_graph as draw_graph
     from .plot import plot_cost as plot_cost
     from .plot import plot_derivatives as plot_derivatives
@@ -42,6 +44,7 @@ _LATER = {
     **dict.fromkeys(("ForwardLaplacian", "bilaplacian", "forward_laplacian", "laplacian"), "_forward.laplacian"),
     **dict.fromkeys(("draw_graph", "plot_cost", "plot_derivatives", "plot_sparsity"), "plot"),
     "SparsityError": "_hessian.decompression",
+    "explain": "compiler",
     "hessian_sparsity": "_hessian.pattern",
 }
 

@@ -20,7 +20,7 @@ import torch
 from ._native import fast_path, kernels
 from ._symbolic import cpp
 from ._symbolic.evaluate import evaluate
-from ._symbolic.expr import FLOATS, OPERATIONS, Expr, topological
+from ._symbolic.expr import FLOATS, OPERATIONS, topological
 from ._symbolic.program import Program, ProgramDerivative
 from ._torch_state import in_forward_mode, transforms_active, will_execute, with_hidden_batch
 
@@ -43,9 +43,9 @@ class HandWritten:
         return HandWritten(self.header, self.functors[1:]) if len(self.functors) > 1 else None
 
 
-def _subset(symbols: tuple[Expr, ...], chosen: tuple[bool, ...]) -> str:
+def _subset(names: Sequence[Any], chosen: tuple[bool, ...]) -> str:
     """Names the chosen ones, if they are not all."""
-    return "" if all(chosen) else "".join(f"_{x.value}" for x, c in zip(symbols, chosen, strict=True) if c)
+    return "" if all(chosen) else "".join(f"_{name}" for name, c in zip(names, chosen, strict=True) if c)
 
 
 class Elementwise:
@@ -93,6 +93,10 @@ class Elementwise:
     def keeps(self, dtype: torch.dtype) -> bool:
         """Have the results of tensors of a dtype that dtype too?"""
         return all(torch.promote_types(dtype, own) == dtype for own in self._own_dtypes)
+
+    @functools.cached_property
+    def _input_names(self) -> list[str]:
+        return [str(x.value) for x in self.program.inputs]
 
     @functools.cached_property
     def is_analytic(self) -> bool:
@@ -234,7 +238,9 @@ class Elementwise:
         key = wanted, given
         if key not in self._vjps:
             written = self.written.next if self.written and all(wanted) and all(given) else None
-            chosen = _subset(self.program.inputs, wanted)
+            chosen = _subset(self._input_names, wanted)
+            if not all(given):
+                chosen += "_of" + _subset(self.program.names, given)
             self._vjps[key] = self._derivative(
                 self.program.vjp(wanted, given), self._stem, self._order + 1, chosen, written
             )
@@ -245,7 +251,7 @@ class Elementwise:
         if len(given) == len(self.program.outputs) == 1:
             return self.vjp((True,), (True,))  # f'(x) t and f'(x) g are one function
         if given not in self._jvps:
-            chosen = _subset(self.program.inputs, given)
+            chosen = _subset(self._input_names, given)
             self._jvps[given] = self._derivative(
                 self.program.jvp(given), f"{self._stem}{self._suffix(self._order)}_jvp", 0, chosen
             )

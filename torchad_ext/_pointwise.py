@@ -35,6 +35,7 @@ from ._warnings import warn_user
 Interval = tuple[float, float]
 
 _MANY = 32  # kernels of one op for different values of its numbers
+_MOST_PARAMETERS = 64  # that C++ takes
 _LONGEST = 20_000  # operations of a declaration; its double backward has some three times as many
 _LONG_FORMULA = 400  # characters of LaTeX that are not shown unless they are asked for
 _TENSOR, _SCALAR = object(), object()  # what an argument is; anything else is fixed by its value
@@ -89,7 +90,7 @@ class Pointwise:
         self._written = written
         self._members: dict[tuple[Any, ...], tuple[Elementwise, list[int]]] = {}
         self._fixed: frozenset[str] = frozenset()  # numbers whose values the definition asks for
-        self._in_front: set[tuple[int, int]] = set()
+        self._in_front: set[tuple[Any, ...]] = set()  # kinds of the calls that C++ takes
         self._domain = domain
         self._captures = captures(definition.op.definition if isinstance(definition, Derivative) else definition)
         this = weakref.ref(self)  # no cycle: an op is freed with its last name
@@ -162,14 +163,13 @@ class Pointwise:
             if self._captures:
                 self._check_captured()
             return self.definition(*args, **kwargs)
-        if self._front and not kwargs:
-            result = self._front.call(args)
+        if self._front:
+            result = self._front.call(args, kwargs)
             if result is not NotImplemented:
                 return result
         if is_being_traced():
             return self._define(self._bound(args, kwargs))
-        given = 0 if kwargs else len(args)
-        if given != len(self._parameters):
+        if kwargs or len(args) != len(self._parameters) or self._keywords:
             args = self._bound(args, kwargs)
         if has_torch_function(args):
             return self._define(args) if traced_before_autograd() else handle_torch_function(self, args, *args)
@@ -190,22 +190,20 @@ class Pointwise:
         numbers = tuple([float(args[i]) for i in scalars])
         result = member.apply(xs, numbers)
         if member.fast_function:
-            self._put_in_front(given, kinds, member, scalars, numbers)
+            self._put_in_front(kinds, member)
         return result
 
-    def _put_in_front(
-        self, given: int, kinds: Sequence[Any], member: Elementwise, scalars: Sequence[int], numbers: Sequence[float]
-    ) -> None:
-        """Lets C++ take calls of so many positional arguments of these kinds, the rest being defaults, from now on."""
-        tensors = sum(1 << i for i in range(given) if kinds[i] is _TENSOR)
-        if not given or (given, tensors) in self._in_front or _TENSOR in kinds[given:]:
+    def _put_in_front(self, kinds: tuple[Any, ...], member: Elementwise) -> None:
+        """Lets C++ take calls with arguments of these kinds from now on."""
+        options = [(i, kind) for i, kind in enumerate(kinds) if kind is not _TENSOR and kind is not _SCALAR]
+        if len(kinds) > _MOST_PARAMETERS or not all(x is None or isinstance(x, (str, bool)) for _, x in options):
             return
-        if any(kind is not _TENSOR and kind is not _SCALAR for kind in kinds[:given]):
+        if kinds in self._in_front:
             return
-        front = self.__dict__.setdefault("_front", fast_path.front())
-        places = tuple([(i if i < given else -1, number) for i, number in zip(scalars, numbers, strict=True)])
-        front.add(member.fast_function, given, tensors, places)
-        self._in_front.add((given, tensors))
+        bits = [sum(1 << i for i, kind in enumerate(kinds) if kind is of) for of in (_TENSOR, _SCALAR)]
+        front = self.__dict__.setdefault("_front", fast_path.front(tuple(self._parameters.values())))
+        front.add(member.fast_function, *bits, tuple(options))
+        self._in_front.add(kinds)
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """The arguments in the order of the parameters."""

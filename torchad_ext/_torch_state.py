@@ -5,6 +5,8 @@ A release of PyTorch that moves one of these names breaks this file and no other
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,6 +53,18 @@ after_autograd = torch._C._after_autograd_keyset
 elementwise_strides = torch._prims_common.compute_elementwise_output_strides
 
 can_run_avx2, can_run_avx512 = torch.cpu._is_avx2_supported, torch.cpu._is_avx512_supported
+
+
+def without_compilation() -> contextlib.AbstractContextManager[Any]:
+    """What ``torch.compile`` made runs as it was written."""
+    loaded = "torch._dynamo" in sys.modules  # else nothing is compiled, and importing it takes a second
+    return torch.compiler.set_stance("force_eager") if loaded else contextlib.nullcontext()
+
+
+def register_backend(name: str, backend: Any) -> None:
+    """Gives ``torch.compile`` a backend by name, where no entry point of an installed package has."""
+    if name not in torch.compiler.list_backends(exclude_tags=()):
+        torch._dynamo.register_backend(backend, name)
 
 
 def in_forward_mode() -> bool:

@@ -7,19 +7,21 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from ._elementwise import HandWritten
 from ._native.kernels import DTYPES
 from ._pointwise import Interval, Pointwise
 from ._symbolic import cpp
 from ._symbolic.cpp import Kernel
+from ._torch_state import nn_functions
 
 __all__ = [  # noqa: RUF022, in the order of this file
     "sin", "cos", "tan", "exp", "expm1", "log", "log1p", "tanh", "sigmoid", "erf", "sinc", "square", "sqrt",
     "rsqrt", "reciprocal", "pow", "silu", "gelu", "softplus", "mish", "elu", "celu", "snake", "siren", "gaussian",
     "shifted_softplus", "gaussian_basis", "polynomial_cutoff",
 ]  # fmt: skip
+# Definitions call functions in C++, bound here: torch.nn.functional.silu may be this catalogue's silu some day.
+_nn = nn_functions()
 CATALOGUE: dict[str, Pointwise] = {}
 _STANDS_IN_FOR: dict[str, str] = {}
 
@@ -89,69 +91,63 @@ def _written(name: str) -> HandWritten:
 
 sin = _op(
     "sin",
-    lambda input: torch.sin(input),
+    torch.sin,
     r"The sine, :math:`\sin x`, of radians.",
     like="torch.sin",
     written=_written("sin"),
 )
-cos = _op("cos", lambda input: torch.cos(input), r"The cosine, :math:`\cos x`, of radians.", like="torch.cos")
+cos = _op("cos", torch.cos, r"The cosine, :math:`\cos x`, of radians.", like="torch.cos")
 tan = _op(
     "tan",
-    lambda input: torch.tan(input),
+    torch.tan,
     r"The tangent, :math:`\tan x`, of radians.",
     like="torch.tan",
     domain=(-1.4, 1.4),
 )
-exp = _op(
-    "exp", lambda input: torch.exp(input), r"The exponential, :math:`e^x`.", like="torch.exp", written=_written("exp")
-)
-expm1 = _op("expm1", lambda input: torch.expm1(input), r":math:`e^x - 1`, exact near 0.", like="torch.expm1")
+exp = _op("exp", torch.exp, r"The exponential, :math:`e^x`.", like="torch.exp", written=_written("exp"))
+expm1 = _op("expm1", torch.expm1, r":math:`e^x - 1`, exact near 0.", like="torch.expm1")
 log = _op(
     "log",
-    lambda input: torch.log(input),
+    torch.log,
     r"The natural logarithm, :math:`\log x`.",
     like="torch.log",
     domain=(0.05, 5.0),
 )
 log1p = _op(
     "log1p",
-    lambda input: torch.log1p(input),
+    torch.log1p,
     r":math:`\log(1 + x)`, exact near 0.",
     like="torch.log1p",
     domain=(-0.9, 5.0),
 )
-tanh = _op("tanh", lambda input: torch.tanh(input), r"The hyperbolic tangent, :math:`\tanh x`.", like="torch.tanh")
+tanh = _op("tanh", torch.tanh, r"The hyperbolic tangent, :math:`\tanh x`.", like="torch.tanh")
 sigmoid = _op(
     "sigmoid",
-    lambda input: torch.sigmoid(input),
+    torch.sigmoid,
     r"The logistic function, :math:`\sigma(x) = 1 / (1 + e^{-x})`.",
     like="torch.sigmoid",
     domain=(-6.0, 6.0),
 )
 erf = _op(
     "erf",
-    lambda input: torch.erf(input),
+    torch.erf,
     r"The error function, :math:`\frac{2}{\sqrt\pi} \int_0^x e^{-t^2} dt`.",
     like="torch.erf",
 )
 sinc = _op(
     "sinc",
-    lambda input: torch.sinc(input),
+    torch.sinc,
     r":math:`\sin(\pi x) / (\pi x)`, 1 at 0, with derivatives that are exact at and near 0.",
     like="torch.sinc",
     domain=(0.3, 3.0),  # near 0 the derivatives of torch.sinc lose digits
 )
-square = _op("square", lambda input: torch.square(input), r"The square, :math:`x^2`.", like="torch.square")
-sqrt = _op(
-    "sqrt", lambda input: torch.sqrt(input), r"The square root, :math:`\sqrt x`.", like="torch.sqrt", domain=(0.05, 5.0)
-)
-rsqrt = _op("rsqrt", lambda input: torch.rsqrt(input), r":math:`1 / \sqrt x`.", like="torch.rsqrt", domain=(0.05, 5.0))
-reciprocal = _op(
-    "reciprocal", lambda input: torch.reciprocal(input), r":math:`1 / x`.", like="torch.reciprocal", domain=(0.2, 4.0)
-)
+square = _op("square", torch.square, r"The square, :math:`x^2`.", like="torch.square")
+sqrt = _op("sqrt", torch.sqrt, r"The square root, :math:`\sqrt x`.", like="torch.sqrt", domain=(0.05, 5.0))
+rsqrt = _op("rsqrt", torch.rsqrt, r":math:`1 / \sqrt x`.", like="torch.rsqrt", domain=(0.05, 5.0))
+reciprocal = _op("reciprocal", torch.reciprocal, r":math:`1 / x`.", like="torch.reciprocal", domain=(0.2, 4.0))
 pow = _op(
     "pow",
-    lambda input, exponent: torch.pow(input, exponent),
+    torch.pow,
     r"The power, :math:`x^p`.",
     like="torch.pow",
     domain={"input": (0.1, 3.0), "exponent": (-2.0, 3.0)},
@@ -159,41 +155,41 @@ pow = _op(
 
 silu = _op(
     "silu",
-    lambda input, inplace=False: F.silu(input, inplace),
+    lambda input, inplace=False: (_nn.silu_ if inplace else _nn.silu)(input),
     r"SiLU or Swish, :math:`x\, \sigma(x)` (Elfwing et al., 2018, arXiv:1702.03118).",
     like="torch.nn.functional.silu",
     domain=(-6.0, 6.0),
 )
 gelu = _op(
     "gelu",
-    lambda input, approximate="none": F.gelu(input, approximate=approximate),
+    _nn.gelu,
     r"GELU, :math:`x\, \Phi(x)` with the normal distribution function, or its tanh form "
     "(Hendrycks and Gimpel, 2016, arXiv:1606.08415).",
     like="torch.nn.functional.gelu",
 )
 softplus = _op(
     "softplus",
-    lambda input, beta=1.0, threshold=20.0: F.softplus(input, beta, threshold),
+    lambda input, beta=1.0, threshold=20.0: _nn.softplus(input, beta, threshold),
     r":math:`\log(1 + e^{\beta x}) / \beta`, and x where :math:`\beta x` exceeds the threshold.",
     like="torch.nn.functional.softplus",
     domain=(-6.0, 6.0),
 )
 mish = _op(
     "mish",
-    lambda input, inplace=False: F.mish(input, inplace),
+    lambda input, inplace=False: (_nn.mish_ if inplace else _nn.mish)(input),
     r"Mish, :math:`x \tanh(\log(1 + e^x))` (Misra, 2019, arXiv:1908.08681).",
     like="torch.nn.functional.mish",
     domain=(-6.0, 6.0),
 )
 elu = _op(
     "elu",
-    lambda input, alpha=1.0, inplace=False: F.elu(input, alpha, inplace),
+    lambda input, alpha=1.0, inplace=False: (_nn.elu_ if inplace else _nn.elu)(input, alpha),
     r"ELU, x above 0 and :math:`\alpha (e^x - 1)` below (Clevert et al., 2016, arXiv:1511.07289).",
     like="torch.nn.functional.elu",
 )
 celu = _op(
     "celu",
-    lambda input, alpha=1.0, inplace=False: F.celu(input, alpha, inplace),
+    lambda input, alpha=1.0, inplace=False: (torch.celu_ if inplace else torch.celu)(input, alpha),
     r"CELU, x above 0 and :math:`\alpha (e^{x/\alpha} - 1)` below (Barron, 2017, arXiv:1704.07483).",
     like="torch.nn.functional.celu",
 )

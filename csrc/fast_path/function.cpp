@@ -404,15 +404,18 @@ void dealloc(PyObject* self) {
 
 using FunctionPtr = std::shared_ptr<Function>;
 
-// One way of calling an op: which arguments are tensors, and where its numbers come from.
+// One way of calling an op: which arguments are tensors, which numbers, and the values that the others have.
 struct Call {
   py::object function;
-  Py_ssize_t arguments;
-  uint64_t tensors;                                    // a bit for each argument
-  std::vector<std::pair<Py_ssize_t, double>> numbers;  // the place among the arguments, or -1 and a default
+  uint64_t tensors, numbers;  // a bit for each parameter
+  std::vector<std::pair<Py_ssize_t, py::object>> options;
 };
 
-using Calls = std::vector<Call>;
+struct Front {
+  py::object names, defaults;  // tuples over the parameters; Ellipsis where there is no default
+  Py_ssize_t positional;       // how many of them are not keyword-only
+  std::vector<Call> calls;
+};
 
 PyTypeObject* function_type;
 
@@ -456,28 +459,59 @@ PyObject* applied(const FunctionPtr function, const Tensors& xs, const Numbers& 
   return wrap(std::move(outputs));
 }
 
-// front(arguments): the results, or NotImplemented where the way through Python has to be taken.
-PyObject* front_call(PyObject* self, PyObject* arguments) {
+constexpr Py_ssize_t most_parameters = 64;
+
+// The argument of each parameter; false where Python has to say what is wrong.
+bool bind(const Front& front, PyObject* arguments, PyObject* keywords, std::array<PyObject*, most_parameters>& given) {
+  const Py_ssize_t count = PyTuple_GET_SIZE(front.names.ptr()), positional = PyTuple_GET_SIZE(arguments);
+  if (positional > front.positional) return false;
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    given[i] = i < positional ? PyTuple_GET_ITEM(arguments, i) : PyTuple_GET_ITEM(front.defaults.ptr(), i);
+  }
+  Py_ssize_t at = 0;
+  for (PyObject *key, *value; keywords != Py_None && PyDict_Next(keywords, &at, &key, &value);) {
+    Py_ssize_t i = positional;
+    while (i < count && PyUnicode_Compare(PyTuple_GET_ITEM(front.names.ptr(), i), key)) ++i;
+    if (i == count) return false;
+    given[i] = value;
+  }
+  return std::find(given.begin(), given.begin() + count, Py_Ellipsis) == given.begin() + count;
+}
+
+bool are_equal_options(PyObject* a, PyObject* b) {
+  return a == b || (PyUnicode_CheckExact(a) && PyUnicode_CheckExact(b) && !PyUnicode_Compare(a, b));
+}
+
+// front.call(arguments, keywords): the results, or NotImplemented where the way through Python has to be taken.
+PyObject* front_call(PyObject* self, PyObject* args) {
   HANDLE_TH_ERRORS
-  const Py_ssize_t count = PyTuple_GET_SIZE(arguments);
-  if (count > 64 || at::impl::torch_function_mode_enabled()) Py_RETURN_NOTIMPLEMENTED;
-  uint64_t tensors = 0;
+  const Front& front = value_of<Front>(self);
+  std::array<PyObject*, most_parameters> given;
+  if (!PyTuple_CheckExact(PyTuple_GET_ITEM(args, 0)) || at::impl::torch_function_mode_enabled() ||
+      !bind(front, PyTuple_GET_ITEM(args, 0), PyTuple_GET_ITEM(args, 1), given)) {
+    Py_RETURN_NOTIMPLEMENTED;
+  }
+  const Py_ssize_t count = PyTuple_GET_SIZE(front.names.ptr());
+  uint64_t tensors = 0, numbers = 0;
   Tensors xs;
   for (Py_ssize_t i = 0; i < count; ++i) {
-    PyObject* x = PyTuple_GET_ITEM(arguments, i);
-    if (THPVariable_CheckExact(x)) {
+    if (THPVariable_CheckExact(given[i])) {
       tensors |= uint64_t(1) << i;
-      xs.push_back(THPVariable_Unpack(x));
-    } else if (!PyFloat_CheckExact(x) && !PyLong_CheckExact(x)) {
-      Py_RETURN_NOTIMPLEMENTED;
+      xs.push_back(THPVariable_Unpack(given[i]));
+    } else if (PyFloat_CheckExact(given[i]) || PyLong_CheckExact(given[i])) {
+      numbers |= uint64_t(1) << i;
     }
   }
   if (xs.empty()) Py_RETURN_NOTIMPLEMENTED;
-  for (const Call& call : value_of<Calls>(self)) {
-    if (call.arguments != count || call.tensors != tensors) continue;
+  for (const Call& call : front.calls) {
+    if (call.tensors != tensors || call.numbers != numbers) continue;
+    const bool fits = std::all_of(call.options.begin(), call.options.end(), [&](const auto& option) {
+      return are_equal_options(given[option.first], option.second.ptr());
+    });
+    if (!fits) continue;
     Numbers scalars;
-    for (const auto& [place, number] : call.numbers) {
-      scalars.push_back(place < 0 ? number : PyFloat_AsDouble(PyTuple_GET_ITEM(arguments, place)));
+    for (Py_ssize_t i = 0; i < count; ++i) {
+      if (numbers >> i & 1) scalars.push_back(PyFloat_AsDouble(given[i]));
     }
     if (PyErr_Occurred()) return nullptr;
     return applied(value_of<FunctionPtr>(call.function.ptr()), xs, scalars);
@@ -486,39 +520,56 @@ PyObject* front_call(PyObject* self, PyObject* arguments) {
   END_HANDLE_TH_ERRORS
 }
 
-// front.add(function, arguments, tensors, numbers)
+// front.add(function, tensors, numbers, options): a bit for each tensor and for each number, and pairs of the place and
+// the value of what is neither.
 PyObject* front_add(PyObject* self, PyObject* args) {
   HANDLE_TH_ERRORS
-  PyObject* function;
-  Py_ssize_t arguments;
-  unsigned long long tensors;
-  PyObject* numbers;
-  if (!PyArg_ParseTuple(args, "O!nKO!", function_type, &function, &arguments, &tensors, &PyTuple_Type, &numbers)) {
+  PyObject *function, *options;
+  unsigned long long tensors, numbers;
+  if (!PyArg_ParseTuple(args, "O!KKO!", function_type, &function, &tensors, &numbers, &PyTuple_Type, &options)) {
     return nullptr;
   }
-  Call call{py::reinterpret_borrow<py::object>(function), arguments, tensors, {}};
-  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(numbers); ++i) {
+  Front& front = value_of<Front>(self);
+  Call call{py::reinterpret_borrow<py::object>(function), tensors, numbers, {}};
+  for (const py::handle option : py::reinterpret_borrow<py::tuple>(options)) {
     Py_ssize_t place;
-    double number;
-    if (!PyArg_ParseTuple(PyTuple_GET_ITEM(numbers, i), "nd", &place, &number)) return nullptr;
-    TORCH_CHECK_VALUE(place < arguments, "a number is at place ", place, " of ", arguments, " arguments");
-    call.numbers.emplace_back(place, number);
+    PyObject* value;
+    if (!PyArg_ParseTuple(option.ptr(), "nO", &place, &value)) return nullptr;
+    TORCH_CHECK_VALUE(place < PyTuple_GET_SIZE(front.names.ptr()), "an option is at place ", place);
+    call.options.emplace_back(place, py::reinterpret_borrow<py::object>(value));
   }
-  value_of<Calls>(self).push_back(std::move(call));
+  front.calls.push_back(std::move(call));
   Py_RETURN_NONE;
   END_HANDLE_TH_ERRORS
 }
 
-PyObject* front_new(PyTypeObject* type, PyObject*, PyObject*) { return new_object(type, Calls()); }
+// Front(names, defaults, positional)
+PyObject* front_new(PyTypeObject* type, PyObject* args, PyObject*) {
+  HANDLE_TH_ERRORS
+  PyObject *names, *defaults;
+  Py_ssize_t positional;
+  if (!PyArg_ParseTuple(args, "O!O!n", &PyTuple_Type, &names, &PyTuple_Type, &defaults, &positional)) return nullptr;
+  const Py_ssize_t count = PyTuple_GET_SIZE(names);
+  TORCH_CHECK_VALUE(count <= most_parameters && PyTuple_GET_SIZE(defaults) == count && positional <= count,
+                    "a Front takes ", most_parameters, " parameters at the most, and a default or Ellipsis for each");
+  const auto held = [](PyObject* x) { return py::reinterpret_borrow<py::object>(x); };
+  return new_object(type, Front{held(names), held(defaults), positional, {}});
+  END_HANDLE_TH_ERRORS
+}
 
 int front_traverse(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(Py_TYPE(self));
-  for (const Call& call : value_of<Calls>(self)) Py_VISIT(call.function.ptr());
+  const Front& front = value_of<Front>(self);
+  Py_VISIT(front.defaults.ptr());
+  for (const Call& call : front.calls) Py_VISIT(call.function.ptr());
   return 0;
 }
 
 int front_clear(PyObject* self) {
-  std::exchange(value_of<Calls>(self), {});
+  Front& front = value_of<Front>(self);
+  const auto calls = std::exchange(front.calls, {});
+  const py::object defaults = std::exchange(front.defaults, py::tuple());
+  front.names = py::tuple();
   return 0;
 }
 
@@ -626,11 +677,12 @@ PyType_Slot function_slots[] = {{Py_tp_new, reinterpret_cast<void*>(function_new
                                 {Py_tp_clear, reinterpret_cast<void*>(function_clear)},
                                 {Py_tp_methods, function_methods},
                                 {}};
-PyMethodDef front_methods[] = {{"call", front_call, METH_O, "call(arguments): the results, or NotImplemented"},
-                               {"add", front_add, METH_VARARGS, "add(function, arguments, tensors, numbers)"},
-                               {}};
+PyMethodDef front_methods[] = {
+    {"call", front_call, METH_VARARGS, "call(arguments, keywords): the results, or NotImplemented"},
+    {"add", front_add, METH_VARARGS, "add(function, tensors, numbers, options)"},
+    {}};
 PyType_Slot front_slots[] = {{Py_tp_new, reinterpret_cast<void*>(front_new)},
-                             {Py_tp_dealloc, reinterpret_cast<void*>(dealloc<Calls>)},
+                             {Py_tp_dealloc, reinterpret_cast<void*>(dealloc<Front>)},
                              {Py_tp_traverse, reinterpret_cast<void*>(front_traverse)},
                              {Py_tp_clear, reinterpret_cast<void*>(front_clear)},
                              {Py_tp_methods, front_methods},
@@ -652,7 +704,7 @@ PyMODINIT_FUNC PyInit_torchad_ext_eager() {
   using namespace torchad_ext;
   PyObject* result = PyModule_Create(&module);
   auto function_spec = type_spec<FunctionPtr>("torchad_ext_eager.Function", function_slots);
-  auto front_spec = type_spec<Calls>("torchad_ext_eager.Front", front_slots);
+  auto front_spec = type_spec<Front>("torchad_ext_eager.Front", front_slots);
   function_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&function_spec));
   PyObject* front_type = PyType_FromSpec(&front_spec);
   if (!result || !function_type || !front_type) return nullptr;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -782,3 +783,13 @@ class TestErrors:
     def test_errors_of_f_are_its_own(self, device: str) -> None:
         with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
             laplacian(lambda x: x @ torch.ones(2, 2).to(x), points(device))
+
+
+def test_a_compiled_function_is_followed_as_it_was_written() -> None:
+    network = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    compiled = torch.compile(network, backend="aot_eager")
+    compiled(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_close(ad.laplacian(compiled, x), ad.laplacian(network, x))

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from filelock import FileLock
 from torch.autograd import gradgradcheck
 from torch.testing import assert_close
@@ -59,6 +60,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+_ONLY_BY_POSITION = ad.pointwise(lambda x, /: x * x)
+_ONLY_BY_NAME = ad.pointwise(lambda x, *, a=2.0: x * a)
+
+
 class _Tagged(torch.Tensor):
     """A subclass."""
 
@@ -69,8 +74,8 @@ class _Refused:
     def __init__(self, front: Any) -> None:
         self._front, self.taken = front, False
 
-    def call(self, args: tuple[Any, ...]) -> Any:
-        result = self._front.call(args)
+    def call(self, *call: Any) -> Any:
+        result = self._front.call(*call)
         self.taken = self.taken or result is not NotImplemented
         return result
 
@@ -125,16 +130,61 @@ class TestCalls:
             assert asked == []
 
     @pytest.mark.parametrize(
+        ("call", "native"),
+        [
+            (lambda x: ad.silu(x, inplace=False), F.silu),  # as torch.nn.SiLU calls it
+            (lambda x: ad.silu(input=x), F.silu),
+            (lambda x: ad.gelu(x, approximate="none"), F.gelu),
+            (lambda x: ad.gelu(x, approximate="".join(["ta", "nh"])), lambda x: F.gelu(x, approximate="tanh")),
+            (lambda x: ad.softplus(x, threshold=0.1), lambda x: F.softplus(x, threshold=0.1)),
+            (lambda x: ad.elu(alpha=2, input=x), lambda x: F.elu(x, 2)),
+        ],
+    )
+    def test_keywords_and_options_take_the_way_in_cpp(
+        self, call: Any, native: Any, asked: list[str], device: str
+    ) -> None:
+        x = torch.randn(5, dtype=torch.float64, device=device)
+        call(x)
+        asked.clear()
+        assert_close(call(x), native(x))
+        assert asked == []
+
+    def test_each_option_has_a_way_of_its_own(self, device: str) -> None:
+        x = torch.randn(5, dtype=torch.float64, device=device)
+        for approximate in ("none", "tanh") * 2:
+            assert_close(ad.gelu(x, approximate=approximate), F.gelu(x, approximate=approximate))
+        assert_close(ad.gelu(x), F.gelu(x))
+
+    @pytest.mark.parametrize(
+        ("call", "message"),
+        [
+            (lambda x: ad.silu(x, input=x), "multiple values for argument 'input'"),
+            (lambda x: ad.silu(x, x=x), "unexpected keyword argument 'x'"),
+            (lambda x: ad.silu(inplace=False), "missing a required argument: 'input'"),
+            (lambda x: ad.silu(x, False, 1), "too many positional arguments"),
+            (lambda x: ad.softplus(x, True), "a number for beta, got True"),
+            (lambda x: ad.gelu(x, approximate="tan"), "no approximate 'tan'"),
+            (lambda x: _ONLY_BY_POSITION(x=x), "positional only"),
+            (lambda x: _ONLY_BY_NAME(x, 1.0), "too many positional arguments"),
+        ],
+    )
+    def test_wrong_calls_raise_once_right_ones_were_made(self, call: Any, message: str, device: str) -> None:
+        x = torch.randn(5, dtype=torch.float64, device=device)
+        for op in (ad.silu, ad.softplus, ad.gelu, _ONLY_BY_POSITION, _ONLY_BY_NAME):
+            op(x)
+        with pytest.raises(TypeError, match=message):
+            call(x)
+
+    @pytest.mark.parametrize(
         "call",
         [
-            lambda op, x: op(x=x),
             lambda op, x: op(x.to(torch.complex64)),
             lambda op, x: torch.func.vmap(op)(x),
             lambda op, x: torch.func.jvp(op, (x,), (x,)),
             lambda op, x: op(x.as_subclass(_Tagged)),
             lambda op, x: op(torch.complex(x, x).conj().imag),
         ],
-        ids=["keyword", "complex", "vmap", "jvp", "subclass", "negated"],
+        ids=["complex", "vmap", "jvp", "subclass", "negated"],
     )
     def test_what_is_not_plain_goes_to_python(
         self, op: Pointwise, call: Callable[[Pointwise, torch.Tensor], object], device: str

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .._symbolic.torch_names import is_of_torch
-from .._torch_state import top_saved_tensors_hooks
+from .._torch_state import top_saved_tensors_hooks, without_compilation
 from . import roots
 from .calls import is_python, known_name, positional, without_guard
 from .composed import COMPOSED
@@ -64,7 +64,8 @@ def composing(f: Callable[..., Any]) -> Callable[..., Any]:
     def composed(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return f(*args, **kwargs)
-        with Composing():
+        # Where Dynamo skips f, it compiles the mode, and takes one function of PyTorch for another there.
+        with without_compilation(), Composing():
             return f(*args, **kwargs)
 
     return composed

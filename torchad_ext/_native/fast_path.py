@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -118,7 +119,9 @@ def device_number(device: str) -> int:
     return _DEVICES[device]
 
 
-def front() -> Any:
-    """A front of an op, which takes the calls that it is told of."""
+def front(parameters: Sequence[inspect.Parameter]) -> Any:
+    """A front of an op with these parameters, which takes the calls that it is told of."""
     assert state.fast_path
-    return state.fast_path.Front()
+    names = tuple("" if p.kind is p.POSITIONAL_ONLY else p.name for p in parameters)
+    defaults = tuple(... if p.default is p.empty else p.default for p in parameters)
+    return state.fast_path.Front(names, defaults, sum(p.kind is not p.KEYWORD_ONLY for p in parameters))

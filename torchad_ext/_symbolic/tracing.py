@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 
-from .._torch_state import function_of, subclass, without_modes
+from .._torch_state import function_of, subclass, without_compilation, without_modes
 from . import operations as op
 from . import refusals
 from .expr import FLOATS, Expr, constant, make, topological
@@ -140,8 +139,7 @@ def _traced(
         stack.enter_context(without_modes())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        if "torch._dynamo" in sys.modules:  # what torch.compile made is run as it was written
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(without_compilation())
         symbols = [
             _symbol(x, "number" if x.op == "scalar" else "tensor", is_in_use=True) if isinstance(x, Expr) else x
             for x in arguments

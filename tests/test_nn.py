@@ -1,0 +1,241 @@
+"""Modules of ``torchad_ext.nn``: those of torch.nn in everything but the kernels, and the exchange in a model."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import gradgradcheck
+from torch.func import hessian
+from torch.testing import assert_close
+
+import torchad_ext as ad
+
+STAND_INS: list[tuple[str, dict[str, Any]]] = [
+    ("SiLU", {}),
+    ("GELU", {}),
+    ("GELU", {"approximate": "tanh"}),
+    ("Softplus", {"beta": 2, "threshold": 3}),
+    ("Mish", {}),
+    ("ELU", {"alpha": 0.5}),
+    ("CELU", {"alpha": 0.5}),
+    ("Tanh", {}),
+    ("Sigmoid", {}),
+]
+stand_ins = pytest.mark.parametrize(("name", "options"), STAND_INS)
+
+
+def same_derivatives(f: Callable[[Tensor], Tensor], g: Callable[[Tensor], Tensor]) -> None:
+    x = torch.linspace(-3, 3, 7, dtype=torch.float64) + 0.1
+    assert_close(f(x), g(x), rtol=1e-11, atol=1e-11)
+    assert_close(hessian(lambda x: f(x).sum())(x), hessian(lambda x: g(x).sum())(x), rtol=1e-10, atol=1e-10)
+
+
+@stand_ins
+def test_a_module_is_torch_s_but_for_its_kernels(name: str, options: dict[str, Any]) -> None:
+    native, ours = getattr(nn, name)(**options), getattr(ad.nn, name)(**options)
+    same_derivatives(ours, native)
+    assert isinstance(ours, getattr(nn, name)) and repr(ours) == repr(native)
+    x = torch.zeros(1, requires_grad=True)
+    assert ours(x).grad_fn.name() == f"{name.lower().capitalize()}Backward"  # not PyTorch's, which ends in 0
+
+
+@stand_ins
+def test_a_module_is_copied_saved_and_scripted(name: str, options: dict[str, Any]) -> None:
+    ours = getattr(ad.nn, name)(**options)
+    for again in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours)), torch.jit.script(nn.Sequential(ours))):
+        same_derivatives(again, getattr(nn, name)(**options))
+
+
+def test_in_place_is_refused() -> None:
+    with pytest.raises(ValueError, match="new tensors"):
+        ad.nn.SiLU(inplace=True)
+
+
+@pytest.mark.parametrize(
+    ("module", "definition"),
+    [
+        (ad.nn.Sin(2.0), lambda x: torch.sin(2 * x)),
+        (ad.nn.Gaussian(0.5), lambda x: torch.exp(-2 * x * x)),
+        (ad.nn.ShiftedSoftplus(), lambda x: F.softplus(x) - math.log(2)),
+        (ad.nn.Lambda(ad.snake), lambda x: x + torch.sin(x) ** 2),
+    ],
+)
+def test_modules_of_other_ops(module: nn.Module, definition: Callable[[Tensor], Tensor]) -> None:
+    same_derivatives(module, definition)
+    same_derivatives(pickle.loads(pickle.dumps(module)), definition)
+
+
+def test_an_op_stands_in_sequential_as_lambda() -> None:
+    with pytest.raises(TypeError, match="Module"):
+        nn.Sequential(ad.sin)  # type: ignore[arg-type]
+    assert_close(nn.Sequential(ad.nn.Lambda(ad.sin))(torch.ones(2)), torch.ones(2).sin())
+    with pytest.raises(TypeError, match="takes a function, got int"):
+        ad.nn.Lambda(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_initialisation_of_a_sine_layer(first: bool) -> None:
+    layer = ad.nn.SineLayer(50, 2000, is_first=first, omega_0=20.0)
+    bound = 1 / 50 if first else math.sqrt(6 / 50) / 20
+    assert layer.linear.weight.abs().max() <= bound
+    assert_close(layer.linear.weight.std().item(), bound / math.sqrt(3), rtol=0.01, atol=0)
+
+
+def test_activations_of_a_sine_network_keep_their_distribution() -> None:
+    x = torch.rand(4000, 2) * 2 - 1
+    network = ad.nn.Siren(2, 256, 4, 1)
+    for layer in network.net[:-1]:
+        x = layer(x)
+        assert 0.6 < x.std() < 0.8  # that of an arcsine distribution is 0.707
+
+
+def test_a_sine_network_is_its_definition() -> None:
+    network = ad.nn.Siren(2, 8, 1, 3, outermost_linear=False, hidden_omega_0=10.0).double()
+    x = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+    expected = x
+    for layer, omega in zip(network.net, (30, 10, 10), strict=True):
+        expected = torch.sin(omega * layer.linear(expected))
+    assert_close(network(x), expected)
+    assert gradgradcheck(network, x)
+    assert list(network.state_dict())[:2] == ["net.0.linear.weight", "net.0.linear.bias"]
+
+
+@pytest.mark.parametrize("constraint", [None, "symmetric", "positive definite"])
+def test_a_quadratic_form_is_learned_under_its_constraint(constraint: str | None) -> None:
+    form = ad.nn.QuadraticForm(3, constraint).double()
+    with torch.no_grad():
+        form.weight.normal_()
+    x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    A = form.matrix
+    assert_close(form(x), torch.einsum("bi,ij,bj->b", x, A, x))
+    if constraint:
+        assert_close(A, A.mT)
+    if constraint == "positive definite":
+        assert torch.linalg.eigvalsh(A).min() > 0
+    (slope,) = torch.autograd.grad(form(x).sum(), x, create_graph=True)
+    slope.square().sum().backward()
+    assert form.weight.grad is not None and form.weight.grad.abs().max() > 0
+
+
+def test_another_constraint_is_refused() -> None:
+    with pytest.raises(ValueError, match="'symmetric' or 'positive definite'"):
+        ad.nn.QuadraticForm(3, "diagonal")
+
+
+class Swish(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.beta = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.beta * x)
+
+
+class FastSwish(Swish):
+    def forward(self, x: Tensor) -> Tensor:
+        return ad.silu(x) if self.beta == 1 else super().forward(x)
+
+
+class MyTanh(nn.Tanh):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * torch.tanh(input)
+
+
+class Block(nn.Module):
+    """An activation of each kind that is met."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        shared = nn.SiLU()
+        self.body = nn.Sequential(shared, nn.GELU("tanh"), shared, nn.ReLU(), MyTanh(), nn.SiLU(inplace=True), Swish())
+        self.function: Any = torch.tanh
+        self.partial: Any = functools.partial(F.softplus, beta=2.0)
+        self.other: Any = math.sqrt
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.partial(self.function(self.body(self.linear(x))))
+
+
+@pytest.fixture
+def block() -> Block:
+    return Block().double()
+
+
+X = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3)
+
+
+class TestReplaceActivations:
+    def test_the_report(self, block: Block) -> None:
+        report = ad.nn.replace_activations(block, extra={Swish: ad.silu})
+        assert report.changed == {
+            "body.0": ("SiLU", "torchad_ext.nn.SiLU"),
+            "body.1": ("GELU", "torchad_ext.nn.GELU"),
+            "body.6": ("Swish", "silu"),
+            "function": ("tanh", "tanh"),
+            "partial": ("softplus with options", "softplus with options"),
+        }
+        assert set(report.left) == {"body.3", "body.4", "body.5", "other"}
+        assert "no op for ReLU" in report.left["body.3"] and "subclass of Tanh" in report.left["body.4"]
+        assert "writes into its input" in report.left["body.5"] and "sqrt" in report.left["other"]
+        assert len(str(report).splitlines()) == 9
+
+    @pytest.mark.parametrize("extra", [{Swish: ad.silu}, {Swish: FastSwish}])
+    def test_the_model_computes_the_same(self, block: Block, extra: dict[Any, Any]) -> None:
+        before = copy.deepcopy(block)
+        ad.nn.replace_activations(block, extra=extra)
+        for model in (block, copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
+            assert_close(model(X), before(X))
+            assert_close(*(hessian(lambda x, m=m: m(x).sum())(X) for m in (model, before)))
+
+    def test_everything_else_stays(self, block: Block) -> None:
+        block.body[0].register_forward_hook(lambda module, args, result: calls.append(module))
+        calls: list[nn.Module] = []
+        block.body[1].eval()
+        modules, state = dict(block.named_modules()), block.state_dict()
+        ad.nn.replace_activations(block, extra={Swish: ad.silu})
+        assert dict(block.named_modules()) == modules
+        block.load_state_dict(state)
+        assert [m.training for m in block.body] == [True, False, *[True] * 5]
+        block(X)
+        assert calls == [block.body[0]] * 2
+
+    def test_it_is_undone(self, block: Block) -> None:
+        before = block(X)
+        report = ad.nn.replace_activations(block, extra={Swish: ad.silu})
+        report.undo()
+        assert type(block.body[0]) is nn.SiLU and "forward" not in vars(block.body[6])
+        assert block.function is torch.tanh and block.partial.func is F.softplus
+        assert_close(block(X), before, rtol=0, atol=0)
+        assert ad.nn.replace_activations(block).changed
+
+    def test_a_second_time_there_is_nothing_to_do(self, block: Block) -> None:
+        ad.nn.replace_activations(block)
+        assert ad.nn.replace_activations(block).changed == {}
+
+    def test_an_activation_may_be_the_model(self) -> None:
+        model = nn.SiLU()
+        assert ad.nn.replace_activations(model).changed == {"(model)": ("SiLU", "torchad_ext.nn.SiLU")}
+        assert type(model) is ad.nn.SiLU
+
+    def test_what_torch_jit_recorded_is_left(self) -> None:
+        report = ad.nn.replace_activations(nn.Sequential(torch.jit.script(nn.SiLU())))
+        assert "before scripting" in report.left["0"]
+
+    @pytest.mark.parametrize("extra", [{Swish: 3}, {Swish: nn.SiLU}, {torch.tanh: nn.SiLU}])
+    def test_a_wrong_extra(self, extra: dict[Any, Any]) -> None:
+        with pytest.raises(TypeError, match="give a function, or for a class a subclass"):
+            ad.nn.replace_activations(nn.Linear(1, 1), extra=extra)
+
+    def test_a_wrong_model(self) -> None:
+        with pytest.raises(TypeError, match=r"takes a torch\.nn\.Module, got Pointwise"):
+            ad.nn.replace_activations(ad.sin)  # type: ignore[arg-type]

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._hessian.products import hessian, hessian_diagonal, hvp
+from ._hessian.dense import hessian
+from ._hessian.diagonal import hessian_diagonal
+from ._hessian.products import hvp
 
 _CALLS, _ENOUGH = 20, 0.005  # at most so many calls in a row, or so many seconds
 

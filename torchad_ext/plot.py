@@ -20,7 +20,7 @@ from ._dependency_graph import Edge as Edge
 from ._dependency_graph import Node as Node
 from ._dependency_graph import dependency_graph as dependency_graph
 from ._dependency_graph import layout
-from ._hessian.decompression import coloring
+from ._hessian.decompression import coloring_of
 from ._hessian.pattern import hessian_sparsity
 from ._symbolic.latex import symbol
 
@@ -247,7 +247,7 @@ def plot_sparsity(
     else:
         assert x is not None
         pattern = hessian_sparsity(f, x).to_dense()
-    found = coloring(pattern.cpu(), torch.zeros(len(pattern)))
+    found = coloring_of(pattern.cpu(), torch.zeros(len(pattern)))
     colours = found.colors.numpy()
     shown = np.zeros((len(pattern), len(pattern)), dtype=bool)
     shown.reshape(-1)[found.keys.numpy()] = True

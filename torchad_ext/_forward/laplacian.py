@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from .._torch_state import transforms_active
-from . import writes
 from .fallback import Unseen, by_reverse_mode, by_transforms, checked, fall_back
 from .propagation import Jet, Sweep
 from .rules import rules_of
@@ -212,26 +211,12 @@ def _run(
         return by_reverse_mode(f, x, directions, signs, name)
     sweep = Sweep(signs, torch.is_grad_enabled(), rules_of)
     points = sweep.tensor(x, directions, None)
-    if sweep.owns(points):
-        points.shown = True
-    y = None
     try:
-        with torch.enable_grad():
-            y = f(points)
-        if sweep.owns(y):
-            writes.read_again(y)
-            y = sweep.wrapped(y.value, y.given, y.laplacian)
-    except Exception as error:
-        unseen = error if isinstance(error, Unseen) else sweep.unseen
-        if unseen is None:
-            raise
+        y = sweep.follow(f, points)
+    except Unseen as unseen:
         fall_back(f"cannot follow {unseen}", "the function is")
         by = by_transforms if transforms_active() else by_reverse_mode
-        writes.returned(sweep, finished=False)
         return by(f, x, directions, signs, name)
-    finally:
-        with torch.set_grad_enabled(sweep.recording):
-            writes.returned(sweep, finished=y is not None)
     value = checked(sweep.value(y), x, name)
     few = value.numel() * x.shape[-1] <= 2 * x.numel()  # results, for each of which autograd is run
     if few and sweep.unruled > _SHARE * (sweep.elements + sweep.unruled):

@@ -56,9 +56,7 @@ def _navier_stokes(w: Tensor, w_t: Tensor, w_x: Tensor, w_y: Tensor, laplacian: 
     """Momentum in x and y, and the divergence, of velocities u, v and pressure p."""
     u, v = w[:, :1], w[:, 1:2]
     momentum = w_t + u * w_x + v * w_y - 0.01 * laplacian
-    return torch.cat(
-        [momentum[:, :1] + w_x[:, 2:], momentum[:, 1:2] + w_y[:, 2:], w_x[:, :1] + w_y[:, 1:2]], 1
-    )
+    return torch.cat([momentum[:, :1] + w_x[:, 2:], momentum[:, 1:2] + w_y[:, 2:], w_x[:, :1] + w_y[:, 1:2]], 1)
 
 
 def _burgers(u: Tensor, u_t: Tensor, u_x: Tensor, u_xx: Tensor) -> Tensor:
@@ -141,7 +139,7 @@ def by_jvps(u: Callable[[Tensor], Tensor], x: Tensor, orders: Sequence[str], nam
 
     def along(f: Callable[[Tensor], Tensor], letter: str) -> Callable[[Tensor], Tensor]:
         direction = torch.eye(len(names))[names.index(letter)].to(x).expand(x.shape)
-        return lambda x: torch.func.jvp(f, (x,), (direction,))[1]  # type: ignore[no-any-return]
+        return lambda x: torch.func.jvp(f, (x,), (direction,))[1]
 
     return [functools.reduce(along, order, u)(x) for order in orders]
 
@@ -153,8 +151,11 @@ def by_gradients(u: Callable[[Tensor], Tensor], x: Tensor, orders: Sequence[str]
     def along(f: Callable[[Tensor], Tensor], letter: str) -> Callable[[Tensor], Tensor]:
         return lambda x: torch.func.grad(lambda x: f(x).sum())(x)[:, names.index(letter)]
 
+    def output(i: int) -> Callable[[Tensor], Tensor]:
+        return lambda x: u(x)[:, i]
+
     def of(order: str) -> Tensor:
-        return torch.stack([functools.reduce(along, order, lambda x, i=i: u(x)[:, i])(x) for i in range(count)], -1)
+        return torch.stack([functools.reduce(along, order, output(i))(x) for i in range(count)], -1)
 
     return [of(order) for order in orders]
 
@@ -236,7 +237,9 @@ def measure(equation: Equation, points: int, seconds: float, with_compile: bool)
     rivals = [t.median for name, t in times.items() if "compile" in name]
     rows = []
     for name, t in times.items():
-        floor = {"nested autograd": equation.floor[0]}.get(name, equation.floor[1] if t.median == min(rivals, default=0) else None)
+        floor = {"nested autograd": equation.floor[0]}.get(
+            name, equation.floor[1] if t.median == min(rivals, default=0) else None
+        )
         rows.append(
             [
                 equation.name,

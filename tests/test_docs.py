@@ -23,10 +23,11 @@ README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
 METHODS = [getattr(Pointwise, name) for name in ("source", "latex", "operands", "compile")]
 DERIVATIVES = [ad.hvp, ad.vhp, ad.jacobian, ad.hessian, ad.hessian_diagonal, ad.hessian_sparsity]
+PARTIALS = [ad.partials, ad.Sum, ad.taylor]
 RULES = [ad.register_rule]
 LAPLACIANS = [ad.laplacian, ad.forward_laplacian, ad.bilaplacian]
 OPS = [*CATALOGUE.values(), ad.quadratic_form, ad.pointwise, Pointwise, *METHODS]
-PUBLIC = [*OPS, ad.verify, *DERIVATIVES, *LAPLACIANS, *RULES]
+PUBLIC = [*OPS, ad.verify, *DERIVATIVES, *LAPLACIANS, *PARTIALS, *RULES]
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.strip().splitlines()[0])

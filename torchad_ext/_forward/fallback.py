@@ -290,9 +290,7 @@ def along_by_reverse_mode(
         value = checked(composing(f)(x), x, name)
         recording = recording and (wanted or depends_on_others([value], [leaf]))
         numbers = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
-        known: dict[Index, Sequence[Tensor]] = {
-            (0,) * len(directions): numbers.reshape(*x.shape[:-1], -1).unbind(-1)
-        }
+        known: dict[Index, Sequence[Tensor]] = {(0,) * len(directions): numbers.reshape(*x.shape[:-1], -1).unbind(-1)}
         checking = [True]
 
         def along(index: Index) -> Sequence[Tensor]:

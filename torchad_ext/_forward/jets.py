@@ -14,7 +14,6 @@ computes with.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,12 +25,12 @@ from torch.utils._pytree import tree_map
 from .._elementwise import Elementwise
 from .._symbolic.jet_algebra import JetAlgebra
 from .._symbolic.torch_names import name_of
+from .._torch_state import share_memory, transforms_active
 from . import linalg_rules, recurrent, rules
 from .composed import composing
-from .decompositions import COMPOSITIONS
 from .elementwise_rules import by_slopes
 from .fallback import Unseen, has_derivative
-from .propagation import Arguments, Jet, Keywords, Rule, Sweep, Tangents, jets_in
+from .propagation import Arguments, Jet, Keywords, Rule, Sweep, jets_in
 
 _OF_LAPLACIANS = {*linalg_rules.RULES, *recurrent.RULES, "prod", "cumprod"}
 
@@ -70,10 +69,10 @@ class JetSweep(Sweep):
 
     def is_zero(self, row: Any) -> bool:
         """Is it a view of a zero?"""
-        if type(row) is not Tensor or any(row.stride()):
+        if type(row) is not Tensor or any(row.stride()) or transforms_active():
             return False
         zero = self.zeros.get((row.dtype, row.device))
-        return zero is not None and zero.untyped_storage().data_ptr() == row.untyped_storage().data_ptr()
+        return zero is not None and share_memory(zero, row)
 
     def numbers(self, x: Any) -> dict[int, Any]:
         """The value and the numbers of a tensor that are not zero."""
@@ -152,7 +151,9 @@ class JetSweep(Sweep):
         rows = range(1, len(self.algebra))
         derivative = member.partials(tuple(tuple(b in of for b in rows) for of in given), self.algebra)
         arguments = [of[0] for of in given] + [of[b] for of in given for b in rows if b in of]
-        expanded = [x if x.shape == shape else x.expand(shape) for x in map(arguments.__getitem__, derivative.arguments)]
+        expanded = [
+            x if x.shape == shape else x.expand(shape) for x in map(arguments.__getitem__, derivative.arguments)
+        ]
         count, outputs = len(self.algebra), len(member.program.outputs)
         if not expanded:  # x**0
             constants: Any = member.apply([of[0].expand(shape) for of in given], numbers)

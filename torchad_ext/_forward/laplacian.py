@@ -12,10 +12,13 @@ from torch import Tensor
 
 from .._torch_state import transforms_active
 from .fallback import Unseen, by_reverse_mode, by_transforms, checked, fall_back
+from .partials import Sum, partials
 from .propagation import Jet, Sweep
 from .rules import rules_of
 
 Function = Callable[[Tensor], Tensor]
+
+_FEW = 3  # the most coordinates for which the numbers of a bilaplacian travel together
 
 
 class ForwardLaplacian(NamedTuple):
@@ -104,7 +107,10 @@ def forward_laplacian(f: Function, x: Tensor) -> ForwardLaplacian:
 
 
 def bilaplacian(f: Function, x: Tensor) -> Tensor:
-    r"""The bilaplacian :math:`\Delta^2 f`, the Laplacian of the Laplacian, by a sweep within a sweep.
+    r"""The bilaplacian :math:`\Delta^2 f`, the Laplacian of the Laplacian, in one forward sweep.
+
+    Up to 3 coordinates it is a :class:`Sum` of :func:`partials`, for which 9 numbers travel in the plane and 14 in
+    space; with more of them it is a sweep within a sweep.
 
     Args:
         f: as for :func:`laplacian`.
@@ -120,7 +126,13 @@ def bilaplacian(f: Function, x: Tensor) -> Tensor:
         >>> bilaplacian(lambda x: (x**4).sum(-1), torch.tensor([1.0, 2.0]))
         tensor(48.)
     """
-    return laplacian(lambda x: laplacian(f, x), x)
+    _check(x, None, None, "bilaplacian")
+    d = x.shape[-1]
+    if d > _FEW:
+        return laplacian(lambda x: laplacian(f, x), x)
+    pairs = itertools.combinations_with_replacement(range(d), 2)
+    terms = {(i, i, j, j): 1 if i == j else 2 for i, j in pairs}
+    return partials(f, x, [Sum(*terms, weights=list(terms.values()))])[0]
 
 
 def _check(x: Any, C: Any, chunk_size: Any, name: str) -> None:

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .._autograd.undefined import sum_defined
 from .._linearity import JOINS, LINEAR, LINEAR_BY_ELEMENT, LINEAR_IN_ALL, MOVES, PRODUCTS
 from .._torch_state import transforms_active
 from . import writes

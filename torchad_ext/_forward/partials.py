@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._autograd.undefined import sum_defined
 from .._symbolic.jet_algebra import Functional, Index, JetAlgebra, derivative, jet_algebra, total
 from .._torch_state import transforms_active
 from .fallback import Unseen, along_by_reverse_mode, along_by_transforms, checked, fall_back
@@ -23,7 +24,7 @@ _HIGHEST = 10  # the order of a derivative
 
 @dataclass(frozen=True, init=False)
 class Sum:
-    r"""A weighted sum of partial derivatives, which :func:`partials` computes as one: :math:`\sum_k w_k \partial^{α_k}`.
+    r"""A weighted sum of derivatives, which :func:`partials` computes as one, :math:`\sum_k w_k \partial^{α_k}`.
 
     A function is linear in its highest derivatives, so they travel as one number. ``Sum("xx", "yy", "zz")`` needs the
     gradient and one number more, where three second derivatives need three.
@@ -112,13 +113,17 @@ def partials(
         (tensor([12., 72.]), tensor([12., 72.]))
     """
     if not isinstance(x, Tensor):
-        raise TypeError(f"torchad_ext.partials takes a tensor for x, got {type(x).__name__}; write torch.as_tensor(...)")
+        raise TypeError(
+            f"torchad_ext.partials takes a tensor for x, got {type(x).__name__}; write torch.as_tensor(...)"
+        )
     if not x.is_floating_point():
         raise TypeError(
             f"torchad_ext.partials takes floating-point x, got {x.dtype}; convert it, x.to(torch.get_default_dtype())"
         )
     if x.dim() == 0:
-        raise ValueError("torchad_ext.partials takes x [..., d], got a number; write x.unsqueeze(-1) for points on a line")
+        raise ValueError(
+            "torchad_ext.partials takes x [..., d], got a number; write x.unsqueeze(-1) for points on a line"
+        )
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"torchad_ext.partials takes a chunk_size of 1 or more, got {chunk_size}")
     d = x.shape[-1]
@@ -177,7 +182,7 @@ def taylor(f: Function, x: Tensor, direction: Tensor, order: int) -> tuple[Tenso
             f"torchad_ext.taylor: direction is {direction.dtype} on {direction.device}, x is {x.dtype} on {x.device}; "
             "write direction.to(x)"
         )
-    if x.dim() == 0 or torch.broadcast_shapes(direction.shape, x.shape[-1:]) and not _fits(direction, x):
+    if x.dim() == 0 or not _fits(direction, x):
         raise ValueError(
             f"torchad_ext.taylor takes points [..., d] and a direction that broadcasts to them, got x {list(x.shape)} "
             f"and direction {list(direction.shape)}"
@@ -204,8 +209,8 @@ def _index(order: Any, d: int, names: str | None) -> Index:
     if isinstance(order, str):
         if order and names is None:
             raise ValueError(
-                f"torchad_ext.partials: {order!r} needs the letters of the coordinates; give names, one letter for each "
-                f"of {d}, or write a tuple of their numbers"
+                f"torchad_ext.partials: {order!r} needs the letters of the coordinates; give names, one for each of "
+                f"{d}, or write a tuple of their numbers"
             )
         unknown = sorted(set(order) - set(names or ""))
         if unknown:
@@ -234,33 +239,30 @@ def _run(
     name: str,
 ) -> tuple[Tensor, ...]:
     """The functionals of f in the coordinates s of x + Σ_i s_i u_i."""
-    by = along_by_transforms if transforms_active() else along_by_reverse_mode
     if torch.compiler.is_compiling():
         return along_by_transforms(f, x, directions, functionals, name)
     sweep = JetSweep((), torch.is_grad_enabled(), rules_of, algebra=algebra)
-    units = [tuple(int(i == j) for j in range(len(directions))) for i in range(len(directions))]
+    count = len(directions)
+    units = [tuple(int(i == j) for j in range(count)) for i in range(count)]
     rows = [
-        total_of([(float(dict(p)[e]), u) for e, u in zip(units, directions, strict=True) if e in dict(p)])
-        for p in algebra.basis[1:]
+        _weighted([(float(weight), directions[units.index(index)]) for index, weight in functional if sum(index) == 1])
+        for functional in algebra.basis[1:]
     ]
     try:
         y = sweep.follow(f, sweep.tensor(x, rows, None))
     except Unseen as unseen:
         fall_back(f"cannot follow {unseen}", "the function is", f"torchad_ext.{name}", "by nested autograd")
+        by = along_by_transforms if transforms_active() else along_by_reverse_mode
         return by(f, x, directions, functionals, name)
-    checked(sweep.value(y), x, name)
+    value = checked(sweep.value(y), x, name)
     numbers = sweep.numbers(y)
-    results = []
-    for functional in functionals:
-        terms = [(c, numbers[b]) for b, c in algebra.coordinates(functional).items() if b in numbers]
-        results.append(total_of(terms) if terms else torch.zeros_like(numbers[0]))
-    return tuple(results)
+    results = [
+        _weighted([(weight, numbers[b]) for b, weight in algebra.coordinates(functional).items() if b in numbers])
+        for functional in functionals
+    ]
+    return tuple(torch.zeros_like(value) if result is None else result for result in results)
 
 
-def total_of(terms: Sequence[tuple[float, Tensor]]) -> Tensor | None:
-    """A weighted sum; None for none."""
-    y = None
-    for weight, x in terms:
-        term = x if weight == 1 else weight * x
-        y = term if y is None else y + term
-    return y
+def _weighted(terms: Sequence[tuple[float, Tensor]]) -> Tensor | None:
+    """A weighted sum; None where there are no terms."""
+    return sum_defined(*(x if weight == 1 else weight * x for weight, x in terms))

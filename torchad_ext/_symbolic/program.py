@@ -66,7 +66,7 @@ def _taylor_terms(
     inputs = list(deltas)
     level: list[tuple[Expr, int, int, Mapping[int, Expr] | None]] = [(y, 0, 0, None)]
     while level:
-        higher = []
+        higher: list[tuple[Expr, int, int, Mapping[int, Expr] | None]] = []
         for slope, first, repeated, power in level:
             for i, x in enumerate(inputs[first:], first):
                 f = pushforward([slope], {x: constant(1)})[0]

@@ -5,20 +5,22 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .._symbolic.jet_algebra import derivative, jet_algebra, total
 from .._torch_state import transforms_active
 from .fallback import Unseen, by_reverse_mode, by_transforms, checked, fall_back
-from .partials import Sum, partials
+from .partials import along_coordinates, in_one_sweep
 from .propagation import Jet, Sweep
 from .rules import rules_of
 
 Function = Callable[[Tensor], Tensor]
 
-_FEW = 3  # the most coordinates for which the numbers of a bilaplacian travel together
+_FEW = 4  # the most coordinates for which the numbers of a bilaplacian travel together
 
 
 class ForwardLaplacian(NamedTuple):
@@ -109,8 +111,8 @@ def forward_laplacian(f: Function, x: Tensor) -> ForwardLaplacian:
 def bilaplacian(f: Function, x: Tensor) -> Tensor:
     r"""The bilaplacian :math:`\Delta^2 f`, the Laplacian of the Laplacian, in one forward sweep.
 
-    Up to 3 coordinates it is a :class:`Sum` of :func:`partials`, for which 9 numbers travel in the plane and 14 in
-    space; with more of them it is a sweep within a sweep.
+    Up to 4 coordinates it is a sum of derivatives as for :func:`partials`, for which 9 numbers travel in the plane and
+    14 in space; with more coordinates it is a sweep within a sweep.
 
     Args:
         f: as for :func:`laplacian`.
@@ -128,11 +130,17 @@ def bilaplacian(f: Function, x: Tensor) -> Tensor:
     """
     _check(x, None, None, "bilaplacian")
     d = x.shape[-1]
-    if d > _FEW:
+    if d > _FEW or torch.compiler.is_compiling():
         return laplacian(lambda x: laplacian(f, x), x)
-    pairs = itertools.combinations_with_replacement(range(d), 2)
-    terms = {(i, i, j, j): 1 if i == j else 2 for i, j in pairs}
-    return partials(f, x, [Sum(*terms, weights=list(terms.values()))])[0]
+    weights: dict[tuple[int, ...], int] = {}
+    for i, j in itertools.product(range(d), repeat=2):
+        index = tuple(2 * (k == i) + 2 * (k == j) for k in range(d))
+        weights[index] = weights.get(index, 0) + 1
+    functional = total((Fraction(weight), derivative(index)) for index, weight in weights.items())
+    try:
+        return in_one_sweep(f, x, along_coordinates(x), [functional], jet_algebra([functional], d), "bilaplacian")[0]
+    except Unseen:  # the sweep of the Laplacian has more rules
+        return laplacian(lambda x: laplacian(f, x), x)
 
 
 def _check(x: Any, C: Any, chunk_size: Any, name: str) -> None:
@@ -167,7 +175,7 @@ def _directions(x: Tensor, C: Tensor | None) -> tuple[list[Tensor], tuple[int, .
     """
     d = x.shape[-1]
     if C is None:
-        return [e.expand(x.shape) for e in torch.eye(d, dtype=x.dtype, device=x.device)], (1,) * d
+        return along_coordinates(x), (1,) * d
     known = not (transforms_active() or torch.compiler.is_compiling())  # are its values?
     C = C.detach()
     asymmetry = (C - C.mT).abs()

@@ -136,7 +136,7 @@ def partials(
         raise TypeError(f'torchad_ext.partials takes a list of derivatives, as in ["", "xx"], got {orders!r}')
     functionals = [_functional(order, d, names) for order in orders]
     algebra = jet_algebra(functionals, d)
-    directions = [e.expand(x.shape) for e in torch.eye(d, dtype=x.dtype, device=x.device)]
+    directions = along_coordinates(x)
 
     def of(x: Tensor, directions: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return _run(f, x, directions, functionals, algebra, "partials")
@@ -238,9 +238,26 @@ def _run(
     algebra: JetAlgebra,
     name: str,
 ) -> tuple[Tensor, ...]:
-    """The functionals of f in the coordinates s of x + Σ_i s_i u_i."""
+    """The functionals of f in the coordinates s of x + Σ_i s_i u_i, by a sweep or else by nested autograd."""
     if torch.compiler.is_compiling():
         return along_by_transforms(f, x, directions, functionals, name)
+    try:
+        return in_one_sweep(f, x, directions, functionals, algebra, name)
+    except Unseen as unseen:
+        fall_back(f"cannot follow {unseen}", "the function is", f"torchad_ext.{name}", "by nested autograd")
+    by = along_by_transforms if transforms_active() else along_by_reverse_mode
+    return by(f, x, directions, functionals, name)
+
+
+def in_one_sweep(
+    f: Function,
+    x: Tensor,
+    directions: Sequence[Tensor],
+    functionals: Sequence[Functional],
+    algebra: JetAlgebra,
+    name: str,
+) -> tuple[Tensor, ...]:
+    """The functionals of f in the coordinates s of x + Σ_i s_i u_i; raises Unseen for what a sweep cannot follow."""
     sweep = JetSweep((), torch.is_grad_enabled(), rules_of, algebra=algebra)
     count = len(directions)
     units = [tuple(int(i == j) for j in range(count)) for i in range(count)]
@@ -248,12 +265,7 @@ def _run(
         _weighted([(float(weight), directions[units.index(index)]) for index, weight in functional if sum(index) == 1])
         for functional in algebra.basis[1:]
     ]
-    try:
-        y = sweep.follow(f, sweep.tensor(x, rows, None))
-    except Unseen as unseen:
-        fall_back(f"cannot follow {unseen}", "the function is", f"torchad_ext.{name}", "by nested autograd")
-        by = along_by_transforms if transforms_active() else along_by_reverse_mode
-        return by(f, x, directions, functionals, name)
+    y = sweep.follow(f, sweep.tensor(x, rows, None))
     value = checked(sweep.value(y), x, name)
     numbers = sweep.numbers(y)
     results = [
@@ -261,6 +273,11 @@ def _run(
         for functional in functionals
     ]
     return tuple(torch.zeros_like(value) if result is None else result for result in results)
+
+
+def along_coordinates(x: Tensor) -> list[Tensor]:
+    """The unit vectors at each point."""
+    return [e.expand(x.shape) for e in torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)]
 
 
 def _weighted(terms: Sequence[tuple[float, Tensor]]) -> Tensor | None:

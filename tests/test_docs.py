@@ -36,6 +36,14 @@ def test_readme(block: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "differs" not in capsys.readouterr().out
 
 
+def test_page_on_partials() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (README.parent / "docs/partials.md").read_text(), flags=re.DOTALL)
+    assert len(blocks) == 4
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "docs/partials.md", "exec"), names)
+
+
 def test_the_readme_has_a_first_example() -> None:
     assert "assert_close" in BLOCKS[0]
 

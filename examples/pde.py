@@ -167,7 +167,7 @@ def solve(problem: Problem, steps: int, count: int = 512) -> tuple[nn.Module, fl
     return network, closure().item()
 
 
-def main(steps: int = 300) -> int:
+def main(steps: int = 1000) -> int:
     """Solves each problem; the number of those whose error is too large."""
     torch.set_num_threads(1)  # the tensors are small
     failed = 0

@@ -19,7 +19,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import torchad_ext as ad
-from torchad_ext._forward.composed import composing
+from torchad_ext._forward.composing import composing
 from torchad_ext._forward.fallback import _warned
 from torchad_ext.ops import CATALOGUE
 

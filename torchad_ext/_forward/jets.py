@@ -27,7 +27,7 @@ from .._symbolic.jet_algebra import JetAlgebra
 from .._symbolic.torch_names import name_of
 from .._torch_state import share_memory, transforms_active
 from . import linalg_rules, recurrent, rules
-from .composed import composing
+from .composing import composing
 from .elementwise_rules import by_slopes
 from .fallback import Unseen, has_derivative
 from .propagation import Arguments, Jet, Keywords, Rule, Sweep, jets_in

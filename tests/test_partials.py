@@ -437,6 +437,16 @@ class TestFallback:
         with pytest.raises(RuntimeError, match="TORCHAD_EXT_STRICT"):
             ad.partials(lambda x: torch.linalg.eigvalsh(x.unsqueeze(-1) * x.unsqueeze(-2)), points(), [(0,)])
 
+    def test_a_backward_that_has_no_derivative(self) -> None:
+        class Once(Cube):
+            @staticmethod
+            @torch.autograd.function.once_differentiable
+            def backward(ctx: Any, grad_y: Tensor) -> Tensor:
+                return Cube.backward(ctx, grad_y)
+
+        with pytest.warns(UserWarning, match="cannot follow"), pytest.raises(RuntimeError, match="once_differentiable"):
+            ad.partials(lambda x: Once.apply(x).sum(-1), points(), [(0, 0)])
+
     def test_taylor_falls_back_too(self) -> None:
         x, v = points(4, 2), torch.tensor([1.0, 2.0], dtype=torch.float64)
         with pytest.warns(UserWarning, match=r"torchad_ext\.taylor cannot follow"):

@@ -290,24 +290,29 @@ def along_by_reverse_mode(
         value = checked(composing(f)(x), x, name)
         recording = recording and (wanted or depends_on_others([value], [leaf]))
         numbers = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
-        known: dict[Index, Sequence[Tensor]] = {(0,) * len(directions): numbers.reshape(*x.shape[:-1], -1).unbind(-1)}
-        checking = [True]
+        results_of_f = numbers.reshape(*x.shape[:-1], -1).unbind(-1)
+        functions = list(foreign_nodes([value]))
+
+        @functools.cache
+        def gradients(index: Index) -> Sequence[Tensor]:
+            return [_gradients([y], [x], [torch.ones_like(y)], True)[0] for y in along(index)]
 
         def along(index: Index) -> Sequence[Tensor]:
-            if index not in known:
-                lower, i = _lowered(index)
-                rows = [_gradients([y], [x], [torch.ones_like(y)], True)[0] for y in along(lower)]
-                if checking.pop() if checking else False:
-                    _check_twice(rows)
-                    check_functions(list(foreign_nodes([value])), lambda: f(x))
-                known[index] = [(row * directions[i]).sum(-1) for row in rows]
-            return known[index]
+            if not any(index):
+                return results_of_f
+            lower, i = _lowered(index)
+            return [(g * directions[i]).sum(-1) for g in gradients(lower)]
 
         def stacked(index: Index) -> Tensor:
             y = torch.stack(list(along(index)), -1).reshape(numbers.shape)
             return torch.view_as_complex(y) if value.is_complex() else y
 
         try:
+            if functions:
+                # A cotangent that requires a gradient, for once_differentiable to leave its mark.
+                marked = [torch.ones_like(y, requires_grad=True) for y in results_of_f]
+                _check_twice([_gradients([y], [x], [g], True)[0] for y, g in zip(results_of_f, marked, strict=True)])
+                check_functions(functions, lambda: f(x))
             results = _sums_of(functionals, stacked)
         except RuntimeError as error:
             raise RuntimeError(f"torchad_ext.{name}: f cannot be differentiated so often: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -36,7 +37,7 @@ class Sum:
 
     Raises:
         TypeError: a weight is no number.
-        ValueError: there are no derivatives, or not as many weights.
+        ValueError: there are no derivatives, not as many weights, or one that is not finite.
 
     Example:
         >>> Sum("tt", "xx", "yy", weights=(1, -4, -4))  # the wave equation with speed 2
@@ -56,6 +57,8 @@ class Sum:
                     f"torchad_ext.Sum takes numbers for weights, got {type(weight).__name__}; multiply the derivative "
                     "that partials gives by a tensor"
                 )
+            if not math.isfinite(weight):
+                raise ValueError(f"torchad_ext.Sum takes finite weights, got {weight}")
         if len(given) != len(orders):
             raise ValueError(f"torchad_ext.Sum takes a weight for each of {len(orders)} derivatives, got {len(given)}")
         object.__setattr__(self, "orders", orders)

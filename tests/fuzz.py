@@ -979,7 +979,11 @@ def tools_of(case: Tools, f: Callable[..., Any], right: Callable[..., Any], x: t
         trace = diagonal.sum(1)
         value = right(leaf := x.clone().requires_grad_())
         slopes = torch.autograd.grad(value.sum(), leaf)[0]
+        last = x.shape[1] - 1
+        mixed = torch.stack([H[0, last] for H in each])
         return [
+            ("ad.partials(f, x, [(0, last)])", lambda: ad.partials(f, x, [(0, last)])[0], mixed),
+            ("ad.partials(f, x, [(last,)])", lambda: ad.partials(f, x, [(last,)])[0], slopes[:, last]),
             ("ad.hessian_diagonal(f, x, batched=True)", lambda: ad.hessian_diagonal(f, x, batched=True), diagonal),
             ("ad.laplacian(f, x)", lambda: ad.laplacian(f, x), trace),
             ("ad.laplacian(f, x, chunk_size=2)", lambda: ad.laplacian(f, x, chunk_size=2), trace),

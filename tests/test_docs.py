@@ -33,11 +33,13 @@ def blocks(file: Path, language: str = "python") -> list[str]:
 BLOCKS = blocks(README)
 METHODS = [getattr(Pointwise, name) for name in ("source", "derivative", "latex", "operands", "compile")]
 DERIVATIVES = [ad.hvp, ad.vhp, ad.jacobian, ad.hessian, ad.hessian_diagonal, ad.hessian_sparsity]
+PARTIALS = [ad.partials, ad.Sum, ad.taylor]
 RULES = [ad.register_rule]
 LAPLACIANS = [ad.laplacian, ad.forward_laplacian, ad.bilaplacian]
 OPS = [*CATALOGUE.values(), ad.quadratic_form, ad.pointwise, Pointwise, *METHODS]
 MODULES = [getattr(ad.nn, name) for name in "Sin Gaussian Lambda SineLayer Siren QuadraticForm".split()]
-PUBLIC = [*OPS, ad.verify, *DERIVATIVES, *LAPLACIANS, *RULES, *MODULES, ad.nn.replace_activations, ad.explain]
+TOOLS = [*DERIVATIVES, *LAPLACIANS, *PARTIALS, *RULES]
+PUBLIC = [*OPS, ad.verify, *TOOLS, *MODULES, ad.nn.replace_activations, ad.explain]
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.strip().splitlines()[0])

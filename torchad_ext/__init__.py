@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from ._forward.laplacian import bilaplacian as bilaplacian
     from ._forward.laplacian import forward_laplacian as forward_laplacian
     from ._forward.laplacian import laplacian as laplacian
+    from ._forward.partials import Sum as Sum
+    from ._forward.partials import partials as partials
+    from ._forward.partials import taylor as taylor
     from ._hessian.decompression import SparsityError as SparsityError
     from ._hessian.dense import hessian as hessian
     from ._hessian.dense import jacobian as jacobian
@@ -43,6 +46,7 @@ _LATER = {
     "hessian_diagonal": "_hessian.diagonal",
     **dict.fromkeys(("ForwardLaplacian", "bilaplacian", "forward_laplacian", "laplacian"), "_forward.laplacian"),
     **dict.fromkeys(("draw_graph", "plot_cost", "plot_derivatives", "plot_sparsity"), "plot"),
+    **dict.fromkeys(("Sum", "partials", "taylor"), "_forward.partials"),
     "SparsityError": "_hessian.decompression",
     "explain": "compiler",
     "hessian_sparsity": "_hessian.pattern",

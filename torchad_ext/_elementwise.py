@@ -21,6 +21,7 @@ from ._native import fast_path, kernels
 from ._symbolic import cpp
 from ._symbolic.evaluate import evaluate
 from ._symbolic.expr import FLOATS, OPERATIONS, topological
+from ._symbolic.jet_algebra import JetAlgebra
 from ._symbolic.program import Program, ProgramDerivative
 from ._torch_state import in_forward_mode, transforms_active, will_execute, with_hidden_batch
 
@@ -81,6 +82,7 @@ class Elementwise:
         self._vjps: dict[tuple[tuple[bool, ...], tuple[bool, ...]], Derivative] = {}
         self._jvps: dict[tuple[bool, ...], Derivative] = {}
         self._laplacians: dict[tuple[tuple[int, ...], tuple[int, ...]], Derivative] = {}
+        self._partials: dict[tuple[tuple[tuple[bool, ...], ...], JetAlgebra], Derivative] = {}
 
     _fast_function: Any = None
 
@@ -264,6 +266,14 @@ class Elementwise:
             name = f"{self._stem}{self._suffix(self._order)}_laplacian"
             self._laplacians[key] = self._derivative(self.program.laplacian(carried, signs), name, 0, "")
         return self._laplacians[key]
+
+    def partials(self, carried: tuple[tuple[bool, ...], ...], algebra: JetAlgebra) -> Derivative:
+        """The jets of the outputs, from those of the inputs: ``Program.partials``."""
+        key = carried, algebra
+        if key not in self._partials:
+            name = f"{self._stem}{self._suffix(self._order)}_jet{len(algebra)}"
+            self._partials[key] = self._derivative(self.program.partials(carried, algebra), name, 0, "")
+        return self._partials[key]
 
     def _derivative(
         self, derivative: ProgramDerivative, name: str, order: int, chosen: str, written: HandWritten | None = None

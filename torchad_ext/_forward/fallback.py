@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
 import weakref
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from .._autograd.foreign_functions import check_functions
 from .._autograd.graph import depends_on_others, foreign_nodes, graph_nodes
 from .._autograd.undefined import sum_defined
 from .._settings import is_strict
+from .._symbolic.jet_algebra import Functional, Index
 from .._torch_state import function_of, transforms_active
 from .._warnings import warn_user
 from .composing import composing
@@ -31,13 +33,13 @@ class Unseen(Exception):
     """The sweep cannot follow what the message names."""
 
 
-def fall_back(what: str, how: str) -> None:
+def fall_back(what: str, how: str, by: str = "torchad_ext.laplacian", times: str = "twice") -> None:
     """Says once that something is differentiated the slow way."""
-    message = f"torchad_ext.laplacian {what}; {how} differentiated twice instead, which is exact but slower"
+    message = f"{by} {what}; {how} differentiated {times} instead, which is exact but slower"
     if is_strict():
         raise RuntimeError(f"{message}. TORCHAD_EXT_STRICT=1 makes that an error")
-    if what not in _warned:
-        _warned.add(what)
+    if message not in _warned:
+        _warned.add(message)
         warn_user(message)
 
 
@@ -236,3 +238,82 @@ def by_reverse_mode(
     rows = [value, *(map(torch.view_as_complex, rows) if value.is_complex() else rows)]
     value, *tangents, total = rows if recording else [row.detach() for row in rows]
     return value, tangents, total
+
+
+def _sums_of(functionals: Sequence[Functional], along: Callable[[Index], Tensor]) -> tuple[Tensor, ...]:
+    """Functionals Σ_α w_α ∂^α / α! of the derivatives along some directions."""
+    results = []
+    for functional in functionals:
+        terms = [float(w / math.prod(map(math.factorial, index))) * along(index) for index, w in functional.items()]
+        results.append(functools.reduce(operator.add, terms))
+    return tuple(results)
+
+
+def _lowered(index: Index) -> tuple[Index, int]:
+    """The index of which this one is a derivative, and the direction."""
+    i = next(i for i, n in enumerate(index) if n)
+    return (*index[:i], index[i] - 1, *index[i + 1 :]), i
+
+
+def along_by_transforms(
+    f: Function, x: Tensor, directions: Sequence[Tensor], functionals: Sequence[Functional], name: str
+) -> tuple[Tensor, ...]:
+    """Derivatives of f along directions, of any order, by torch.func."""
+    checked(composing(f)(x), x, name)
+
+    def differentiated(index: Index) -> Function:
+        if not any(index):
+            return composing(f)
+        lower, i = _lowered(index)
+        of = differentiated(lower)
+
+        def along(x: Tensor) -> Tensor:
+            made: Any = torch.func.vjp(of, x)
+            # The pullback is linear in the cotangent: its own pullback is the pushforward.
+            pushed: Any = torch.func.vjp(lambda g: made[1](g)[0], torch.ones_like(made[0]))
+            return pushed[1](directions[i])[0]  # type: ignore[no-any-return]
+
+        return along
+
+    return _sums_of(functionals, lambda index: differentiated(index)(x))
+
+
+def along_by_reverse_mode(
+    f: Function, x: Tensor, directions: Sequence[Tensor], functionals: Sequence[Functional], name: str
+) -> tuple[Tensor, ...]:
+    """Derivatives of f along directions, of any order, by nested reverse mode, a result at a time."""
+    recording = torch.is_grad_enabled()
+    with torch.enable_grad():
+        leaf = x if x.requires_grad else x.detach().requires_grad_()
+        wanted = leaf is x
+        x = leaf.view_as(leaf)
+        value = checked(composing(f)(x), x, name)
+        recording = recording and (wanted or depends_on_others([value], [leaf]))
+        numbers = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+        results_of_f = numbers.reshape(*x.shape[:-1], -1).unbind(-1)
+        functions = list(foreign_nodes([value]))
+
+        @functools.cache
+        def gradients(index: Index) -> Sequence[Tensor]:
+            return [_gradients([y], [x], [torch.ones_like(y)], True)[0] for y in along(index)]
+
+        def along(index: Index) -> Sequence[Tensor]:
+            if not any(index):
+                return results_of_f
+            lower, i = _lowered(index)
+            return [(g * directions[i]).sum(-1) for g in gradients(lower)]
+
+        def stacked(index: Index) -> Tensor:
+            y = torch.stack(list(along(index)), -1).reshape(numbers.shape)
+            return torch.view_as_complex(y) if value.is_complex() else y
+
+        try:
+            if functions:
+                # A cotangent that requires a gradient, for once_differentiable to leave its mark.
+                marked = [torch.ones_like(y, requires_grad=True) for y in results_of_f]
+                _check_twice([_gradients([y], [x], [g], True)[0] for y, g in zip(results_of_f, marked, strict=True)])
+                check_functions(functions, lambda: f(x))
+            results = _sums_of(functionals, stacked)
+        except RuntimeError as error:
+            raise RuntimeError(f"torchad_ext.{name}: f cannot be differentiated so often: {error}") from error
+    return results if recording else tuple(y.detach() for y in results)

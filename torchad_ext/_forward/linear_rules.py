@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .._autograd.undefined import sum_defined
 from .._linearity import JOINS, LINEAR, LINEAR_BY_ELEMENT, LINEAR_IN_ALL, MOVES, PRODUCTS
 from .._torch_state import transforms_active
 from . import writes
@@ -59,7 +57,7 @@ def of_all(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
 
 def _each_part(sweep: Sweep, value: Tensor, of: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
     """The tangents and the Laplacian ``of`` those of a and b, None for zero."""
-    none = (None,) * len(sweep.signs)
+    none = (None,) * sweep.count
     tangents = map(of, *(x.tangents if sweep.owns(x) else none for x in (a, b)))
     return sweep.tensor(value, list(tangents), of(*(x.laplacian if sweep.owns(x) else None for x in (a, b))))
 
@@ -195,27 +193,6 @@ def _of_products(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> 
     return sweep.tensor(y, (y * sums).unbind(), y * total.cumsum(-1)).movedim(-1, dim)
 
 
-def _multilinear(sweep: Sweep, func: Callable[..., Any], xs: Sequence[Any]) -> Any:
-    """y linear in each of the tensors, which all vary: the rule of Leibniz."""
-    values = [x.value for x in xs]
-
-    def with_rows(rows: dict[int, Any]) -> Any:
-        return func(*(rows.get(i, value) for i, value in enumerate(values)))
-
-    def total(terms: Any) -> Any:
-        return functools.reduce(lambda a, b: a + b, terms)
-
-    places, count = range(len(xs)), len(sweep.signs)
-    tangents = [total(with_rows({i: xs[i].tangents[k]}) for i in places) for k in range(count)]
-    mixed = [
-        2 * sign * with_rows({i: xs[i].tangents[k], j: xs[j].tangents[k]})
-        for k, sign in enumerate(sweep.signs)
-        for i, j in itertools.combinations(places, 2)
-    ]
-    curved = [with_rows({i: x.laplacian}) for i, x in enumerate(xs) if x.laplacian is not None]
-    return sweep.tensor(func(*values), tangents, sum_defined(*mixed, *curved))
-
-
 def product_of(sweep: Sweep, func: Callable[..., Any], xs: Sequence[Any]) -> Any:
     """y linear in each of the tensors, of which some vary."""
     places = [i for i, x in enumerate(xs) if sweep.owns(x)]
@@ -227,7 +204,7 @@ def product_of(sweep: Sweep, func: Callable[..., Any], xs: Sequence[Any]) -> Any
     varying = [xs[i] for i in places]
     if len(varying) == 1:
         return sweep.linear(of, tuple(varying), {})
-    return sweep.product(of, *varying) if len(varying) == 2 else _multilinear(sweep, of, varying)
+    return sweep.product(of, *varying) if len(varying) == 2 else sweep.multilinear(of, varying)
 
 
 def _chained(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:

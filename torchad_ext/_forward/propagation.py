@@ -151,6 +151,11 @@ class Sweep:
     without_rule: set[str] = field(default_factory=set)
     received: list[tuple[Any, Any]] = field(default_factory=list)
 
+    @property
+    def count(self) -> int:
+        """The number of tangents of a tensor."""
+        return len(self.signs)
+
     def owns(self, x: object) -> TypeGuard[Jet]:
         return type(x) is Jet and x.sweep is self
 
@@ -193,6 +198,27 @@ class Sweep:
         if needed or not has_derivative(value):
             return self.tensor(value, of_tangents(), laplacian)
         return self.wrapped(value, of_tangents, laplacian)
+
+    def follow(self, f: Callable[[Any], Any], points: Any) -> Any:
+        """The result of a function, with its derivatives; raises Unseen for what the sweep cannot follow."""
+        if self.owns(points):
+            points.shown = True
+        y = None
+        try:
+            with torch.enable_grad():
+                y = f(points)
+            if self.owns(y):
+                writes.read_again(y)
+                y = self.wrapped(y.value, y.given, y.laplacian)
+        except Exception as error:
+            unseen = error if isinstance(error, Unseen) else self.unseen
+            if unseen is None:
+                raise
+            raise unseen from None
+        finally:
+            with torch.set_grad_enabled(self.recording):
+                writes.returned(self, finished=y is not None)
+        return y
 
     def apply(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
         """An operation on tensors of this sweep."""
@@ -253,7 +279,7 @@ class Sweep:
 
         args_of_value, kwargs_of_value = self.values(args, kwargs)
         value = func(*args_of_value, **kwargs_of_value)
-        tangents = [mapped(lambda x, k=k: x.tangents[k]) for k in range(len(self.signs))]  # type: ignore[misc]
+        tangents = [mapped(lambda x, k=k: x.tangents[k]) for k in range(self.count)]  # type: ignore[misc]
         curved = any(x.laplacian is not None for x in jets_in((args, kwargs)) if x.sweep is self)
         laplacian = mapped(lambda x: or_zeros(x.laplacian, x.value)) if curved else None
         return self.tensor(value, tangents, laplacian)
@@ -267,6 +293,26 @@ class Sweep:
         of_a = None if a.laplacian is None else func(a.laplacian, b.value)
         of_b = None if b.laplacian is None else func(a.value, b.laplacian)
         return self.tensor(func(a.value, b.value), tangents, sum_defined(of_a, of_b, *mixed))
+
+    def multilinear(self, func: Callable[..., Any], xs: Sequence[Any]) -> Any:
+        """y linear in each of the tensors, which all vary: the rule of Leibniz."""
+        values = [x.value for x in xs]
+
+        def with_rows(rows: dict[int, Any]) -> Any:
+            return func(*(rows.get(i, value) for i, value in enumerate(values)))
+
+        def total(terms: Any) -> Any:
+            return functools.reduce(lambda a, b: a + b, terms)
+
+        places = range(len(xs))
+        tangents = [total(with_rows({i: xs[i].tangents[k]}) for i in places) for k in range(self.count)]
+        mixed = [
+            2 * sign * with_rows({i: xs[i].tangents[k], j: xs[j].tangents[k]})
+            for k, sign in enumerate(self.signs)
+            for i, j in itertools.combinations(places, 2)
+        ]
+        curved = [with_rows({i: x.laplacian}) for i, x in enumerate(xs) if x.laplacian is not None]
+        return self.tensor(func(*values), tangents, sum_defined(*mixed, *curved))
 
     def elementwise(self, member: Elementwise, xs: Sequence[Tensor], numbers: tuple[float, ...]) -> Any:
         """y = f(x), by a fused kernel for some directions at a time."""

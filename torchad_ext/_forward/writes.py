@@ -117,7 +117,7 @@ def _receiver(sweep: Sweep, y: Any, unseen: Unseen) -> Any:
 
 
 def _zeros(sweep: Sweep, like: Tensor) -> tuple[Tensor, ...]:
-    return (torch.zeros_like(like.detach()),) * len(sweep.signs)
+    return (torch.zeros_like(like.detach()),) * sweep.count
 
 
 def returned(sweep: Sweep, finished: bool) -> None:

@@ -6,10 +6,11 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from .expr import OPERATIONS, Expr, constant, tensor, topological
+from .jet_algebra import JetAlgebra
 
 
 def _dependent(nodes: Iterable[Expr], on: Iterable[Expr]) -> set[Expr]:
@@ -43,6 +44,39 @@ def _unique(name: str, taken: Iterable[str]) -> str:
     taken = set(taken)
     candidates = (name if i == 1 else f"{name}{i}" for i in range(1, len(taken) + 2))
     return next(candidate for candidate in candidates if candidate not in taken)
+
+
+def _product(u: Mapping[int, Expr], v: Mapping[int, Expr], algebra: JetAlgebra) -> dict[int, Expr]:
+    """The numbers after the value of a product of jets whose values are zero."""
+    product: dict[int, Expr] = {}
+    for a, triples in enumerate(algebra.products):
+        terms: dict[Expr, float] = {}
+        for weight, b, c in triples:
+            if b in u and c in v:
+                terms[u[b] * v[c]] = terms.get(u[b] * v[c], 0.0) + weight
+        if terms:
+            product[a] = functools.reduce(operator.add, (weight * term for term, weight in terms.items()))
+    return product
+
+
+def _taylor_terms(
+    y: Expr, deltas: Mapping[Expr, Mapping[int, Expr]], algebra: JetAlgebra
+) -> Iterator[tuple[Expr, Mapping[int, Expr]]]:
+    """The derivatives f_κ / κ! of y with the powers δ^κ of the jets of its inputs."""
+    inputs = list(deltas)
+    level: list[tuple[Expr, int, int, Mapping[int, Expr] | None]] = [(y, 0, 0, None)]
+    while level:
+        higher: list[tuple[Expr, int, int, Mapping[int, Expr] | None]] = []
+        for slope, first, repeated, power in level:
+            for i, x in enumerate(inputs[first:], first):
+                f = pushforward([slope], {x: constant(1)})[0]
+                of = deltas[x] if power is None else _product(power, deltas[x], algebra)
+                if f is not None and of:
+                    times = repeated + 1 if i == first else 1
+                    f = f * (1 / times) if times > 1 else f
+                    yield f, of
+                    higher.append((f, i, times, of))
+        level = higher
 
 
 @dataclass(frozen=True)
@@ -124,6 +158,32 @@ class Program:
                 along = [f * tangents[a][k] for a, f in slopes.items()]
                 results[f"tangent{k}_{name}"] = functools.reduce(operator.add, along) if along else None
             results[f"laplacian_{name}"] = functools.reduce(operator.add, terms) if terms else None
+        return self._derivative(seeds, results)
+
+    def partials(self, carried: Sequence[Sequence[bool]], algebra: JetAlgebra) -> ProgramDerivative:
+        """The outputs with their other numbers of a jet, from those of the inputs.
+
+        With the numbers δ of x - x(0), f(x) = Σ_κ f_κ(x(0)) / κ! δ^κ for the derivatives f_κ in the inputs; δ is
+        nilpotent, so that the sum ends with the order of the algebra.
+
+        Args:
+            carried: of each input, which of its numbers after the value are given; the others are zero.
+            algebra: says which numbers there are, and those of a product.
+        """
+        rows = range(1, len(algebra))
+        keys = [(x, b) for x, given in zip(self.inputs, carried, strict=True) for b in rows if given[b - 1]]
+        seeds = self._symbols("", [f"d{b}_{x.value}" for x, b in keys])
+        deltas: dict[Expr, dict[int, Expr]] = {}
+        for (x, b), seed in zip(keys, seeds, strict=True):
+            deltas.setdefault(x, {})[b] = seed
+        results: dict[str, Expr | None] = {}
+        for name, y in zip(self.names, self.outputs, strict=True):
+            terms: dict[int, Expr] = {}
+            for slope, power in _taylor_terms(y, deltas, algebra):
+                for b, number in power.items():
+                    terms[b] = terms[b] + slope * number if b in terms else slope * number
+            results[f"value_{name}"] = y
+            results |= {f"d{b}_{name}": terms.get(b) for b in rows}
         return self._derivative(seeds, results)
 
     def _symbols(self, prefix: str, names: Iterable[str]) -> list[Expr]:

@@ -27,18 +27,6 @@ T sum(typename VectorOf<T, n>::type v) {
   }
 }
 
-// The first `count` numbers, and zeros.
-template <class T>
-Vector<compute_t<T>> load_some(const T* from, int64_t count) {
-#if defined(__AVX512F__)
-  if constexpr (std::is_same_v<T, float>) return (Float)_mm512_maskz_loadu_ps((1u << count) - 1, from);
-  if constexpr (std::is_same_v<T, double>) return (Double)_mm512_maskz_loadu_pd((1u << count) - 1, from);
-#endif
-  T padded[lanes<T>] = {};
-  std::memcpy(padded, from, count * sizeof(T));
-  return load(padded);
-}
-
 #if defined(__clang__) || __GNUC__ >= 12
 // Of each run of 2 h lanes the halves are added: lanes of v[i] in the first half of the result, of v[i + h] after them.
 template <int h, int n, class V, int... lane>

@@ -164,7 +164,7 @@ template <class T>
 TORCHAD_EXT_FUNCTION T remainder(T x, T y) {
   const T rest = fmod(x, y);
   const auto opposite = (rest < number<T>(0)) ^ (y < number<T>(0));
-  return (rest != number<T>(0)) & opposite ? rest + y : rest;
+  return ((rest != number<T>(0)) & opposite) ? rest + y : rest;
 }
 
 // From a to b, exact at both ends.

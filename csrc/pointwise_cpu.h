@@ -166,7 +166,7 @@ struct Cpu {
 
   template <class Functor, int inputs, Dtype dtype>
   static constexpr CpuKernel kernel(const char* name) {
-    using T = storage_t<dtype, Half, BFloat16>;
+    using T = storage_t<dtype>;
     constexpr int outputs = output_count<Functor, Vector<compute_t<T>>, inputs>;
     return {{inputs, outputs, dtype, name}, run<Functor, T, inputs>};
   }

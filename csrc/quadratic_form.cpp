@@ -236,9 +236,6 @@ bool with_constant(int64_t n, F f) {
 }
 
 struct QuadraticFormCpu {
-  using Half = torchad_ext::Half;
-  using BFloat16 = torchad_ext::BFloat16;
-
   static void prepare(const Tensor& output) {
     advise_huge_pages(output.data_ptr(), output.numel() * output.element_size());
   }
@@ -345,7 +342,7 @@ struct QuadraticFormCpu {
     const int64_t short_rows = x.element_size() == 8 ? (s == nullptr ? 16 : 64) : (s == nullptr ? 256 : 1024);
     if (n <= 8 || count <= (s == nullptr ? 1 : 8)) return false;
     if (n <= 16 ? count <= short_rows : count * n * n <= (s == nullptr ? 20'000 : 40'000)) return false;
-    with_dtype<QuadraticFormCpu>(x, [&](auto number) {
+    with_dtype(x, [&](auto number) {
       using T = decltype(number);
       if (s == nullptr) {
         values_by_products<T>(x, A, q);

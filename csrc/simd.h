@@ -9,34 +9,13 @@
 #include <cstring>
 #include <type_traits>
 
+#include "dtype.h"
+
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
 namespace torchad_ext {
-
-struct Half {
-  uint16_t bits;
-};
-struct BFloat16 {
-  uint16_t bits;
-};
-
-// The type a number of type T is computed in.
-template <class T>
-struct ComputeType {
-  using type = T;
-};
-template <>
-struct ComputeType<Half> {
-  using type = float;
-};
-template <>
-struct ComputeType<BFloat16> {
-  using type = float;
-};
-template <class T>
-using compute_t = typename ComputeType<T>::type;
 
 #if defined(__AVX512F__)
 constexpr int vector_bytes = 64;
@@ -319,19 +298,17 @@ inline void store_fence() {}
 // 2 MB of their own. Measured with five tensors, 1.5 times faster from 3 MB on.
 constexpr int64_t most_cached_bytes = 5 << 19;
 
-// bfloat16 is the upper half of a float.
 inline Float load(const BFloat16* from) {
   UInt16 bits;
   std::memcpy(&bits, from, sizeof bits);
-  return (Float)(__builtin_convertvector(bits, UInt32) << 16);
+  return (Float)float_of_bfloat16(__builtin_convertvector(bits, UInt32));
 }
 
 // Rounds to nearest, ties to even; a nan stays a nan.
 inline void store(BFloat16* to, Float v) {
   const auto bits = (UInt32)v;
-  const UInt32 rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
   const UInt32 nan = UInt32{} + 0x7fc0;
-  const auto result = __builtin_convertvector(v == v ? rounded : nan, UInt16);
+  const auto result = __builtin_convertvector(v == v ? bfloat16_of_float(bits) : nan, UInt16);
   std::memcpy(to, &result, sizeof result);
 }
 

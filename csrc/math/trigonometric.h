@@ -87,7 +87,11 @@ inline Double cos_polynomial(Double r, Double tail) {
   return head + (head_tail + fma(z * z, p, -r * tail));
 }
 
-// Error below 0.8 ulp.
+// sin x and cos x.
+// Error: 0.9 ulp.
+// Range: all numbers.
+// Source: x = n pi/2 + r and minimax polynomials in r; floats beyond 2^8 in double, doubles beyond 2^30 by Payne and
+//   Hanek's reduction.
 inline Double sin(Double x) {
   const auto [r, tail, quadrant] = reduce_by_half_pi(abs(x));
   const Double y = is_odd(quadrant) ? cos_polynomial(r, tail) : sin_polynomial(r, tail);
@@ -98,8 +102,6 @@ inline Double cos(Double x) {
   const Double y = is_odd(quadrant) ? sin_polynomial(r, tail) : cos_polynomial(r, tail);
   return flip(y, (quadrant + 1) << 62);
 }
-
-// Error below 0.9 ulp.
 inline Float sin(Float x) {
   const auto [r, tail, quadrant] = reduce_by_half_pi(abs(x));
   const Float y = is_odd(quadrant) ? cos_polynomial(r, tail) : sin_polynomial(r, tail);
@@ -140,7 +142,10 @@ inline V tan_by_quadrant(Reduced<V> x) {
   return is_odd(quadrant) ? fma(inverse, remainder, inverse) : y;
 }
 
-// Error below 1.3 ulp.
+// tan x.
+// Error: 1.3 ulp.
+// Range: all numbers.
+// Source: x = n pi/2 + r, a minimax polynomial in r, and -1 / tan r in an odd quadrant.
 inline Double tan(Double x) { return flip(tan_by_quadrant(reduce_by_half_pi(abs(x))), (Int64)x); }
 inline Float tan(Float x) {
   const Float y = tan_by_quadrant(reduce_by_half_pi(abs(x)));
@@ -210,11 +215,17 @@ inline V arc_tangent(V y, V x) {
   return flip(turned_atan(n, flip(q, steep ^ left)), (Integer)y);
 }
 
-// Error below 1.4 ulp.
+// The angle whose tangent is x.
+// Error: 1.4 ulp.
+// Range: all numbers.
+// Source: a minimax polynomial on [-1, 1]; pi/2 - atan(1 / x) beyond.
 inline Float atan(Float x) { return arc_tangent(x); }
 inline Double atan(Double x) { return arc_tangent(x); }
 
-// Error below 1.8 ulp, most of it from the division.
+// The angle of the point (x, y).
+// Error: 1.8 ulp, most of it from the division.
+// Range: all numbers, signed zeros and infinities as in C.
+// Source: atan of the smaller quotient, turned by n pi/2.
 inline Float atan2(Float y, Float x) { return arc_tangent(y, x); }
 inline Double atan2(Double y, Double x) { return arc_tangent(y, x); }
 
@@ -228,7 +239,7 @@ inline Double asin_polynomial(Double z) {
                 0x1.ae2946e15bc09p-8, 0x1.3e5cdb40af60fp-6, -0x1.075a90079030dp-6, 0x1.04975b2137fa3p-5);
 }
 
-// asin(x) = pi/2 - 2 asin(s) beyond 1/2, with s^2 = (1 - x) / 2. Error below 1.3 ulp.
+// pi/2 - 2 asin(s) beyond 1/2, with s^2 = (1 - x) / 2.
 template <class V>
 inline V arc_sine(V x) {
   using Integer = decltype(x < x);
@@ -243,7 +254,7 @@ inline V arc_sine(V x) {
   return flip(sum + (lost + fma(s * z, asin_polynomial(z), tail)), (Integer)x);
 }
 
-// acos(x) = pi/2 - asin(x), which is 2 asin(s) beyond 1/2 and pi - 2 asin(s) below -1/2. Error below 1.3 ulp.
+// pi/2 - asin(x), which is 2 asin(s) beyond 1/2 and pi - 2 asin(s) below -1/2.
 template <class V>
 inline V arc_cosine(V x) {
   using Integer = decltype(x < x);
@@ -255,12 +266,21 @@ inline V arc_cosine(V x) {
   return fma(n, half_pi<V>(), s + fma(s * z, asin_polynomial(z), n * half_pi_tail<V>()));
 }
 
+// The angle whose sine is x.
+// Error: 1.3 ulp.
+// Range: [-1, 1]; nan beyond.
+// Source: a minimax polynomial on [-1/2, 1/2]; pi/2 - 2 asin(s) beyond.
 inline Float asin(Float x) { return arc_sine(x); }
 inline Double asin(Double x) { return arc_sine(x); }
+
+// The angle whose cosine is x.
+// Error: 1.2 ulp.
+// Range: [-1, 1]; nan beyond.
+// Source: pi/2 - asin(x), by the polynomial of asin.
 inline Float acos(Float x) { return arc_cosine(x); }
 inline Double acos(Double x) { return arc_cosine(x); }
 
-// sqrt(x^2 + y^2). Beyond the bound or its reciprocal a power of two keeps the squares from overflow and underflow.
+// Beyond the bound or its reciprocal a power of two keeps the squares from overflow and underflow.
 template <class V, class T>
 inline V hypotenuse(V x, V y, T bound, T power) {
   const V infinity = number<V>(INFINITY);
@@ -279,7 +299,10 @@ inline V hypotenuse(V x, V y, T bound, T power) {
   return infinite ? infinity : scaled;
 }
 
-// Error below 1.1 ulp.
+// sqrt(x^2 + y^2).
+// Error: 1 ulp.
+// Range: all numbers; infinite if either is.
+// Source: the root of the sum of squares, scaled by a power of two where they overflow or underflow.
 inline Float hypot(Float x, Float y) { return hypotenuse(x, y, 0x1p50f, 0x1p100f); }
 inline Double hypot(Double x, Double y) { return hypotenuse(x, y, 0x1p400, 0x1p700); }
 

@@ -6,20 +6,11 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
+#include "dtype.h"
 #include "strided.h"
 
 namespace torchad_ext {
-
-// The numbers of c10::ScalarType.
-enum class Dtype : int32_t { float16 = 5, float32 = 6, float64 = 7, bfloat16 = 15 };
-
-// What a device stores a number as, given its half types.
-template <Dtype dtype, class Half, class BFloat16>
-using storage_t = std::conditional_t<
-    dtype == Dtype::float16, Half,
-    std::conditional_t<dtype == Dtype::bfloat16, BFloat16, std::conditional_t<dtype == Dtype::float32, float, double>>>;
 
 struct Kernel {
   int32_t inputs;

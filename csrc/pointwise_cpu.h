@@ -118,55 +118,76 @@ struct Cpu {
     }
   }
 
+  // How the elements of an input reach the inner loop: as they lie in memory, as one number for a whole run, or copied
+  // one after another.
+  enum class Access { direct, repeated, gathered };
+
+  // How a loop is cut into runs of elements, and how each input is read in them.
+  template <int inputs>
+  struct Plan {
+    Access access[inputs];
+    int64_t row;          // runs end where rows of so many elements do
+    int64_t longest_run;  // in elements
+    bool cached;          // are the results to stay in the caches?
+  };
+
+  template <class T, int outputs, int inputs>
+  static Plan<inputs> plan(const Loop& loop, int64_t elements) {
+    constexpr int64_t unbounded = INT64_MAX;
+    const int64_t row = loop.dims > 0 ? loop.sizes[0] : 1;
+    const bool by_rows = loop.dims < 2 || row >= shortest_row;
+    Plan<inputs> plan{{}, by_rows ? row : unbounded, unbounded, true};
+    int streams = outputs;  // of as much memory as an output
+    for (int k = 0; k < inputs; ++k) {
+      const int64_t step = loop.dims > 0 ? loop.stride(outputs + k, 0) : 0;
+      const bool repeated = loop.repeated(outputs + k) || (by_rows && step == 0);
+      const bool direct = by_rows && step == 1;
+      plan.access[k] = repeated ? Access::repeated : direct ? Access::direct : Access::gathered;
+      if (plan.access[k] == Access::gathered) plan.longest_run = block;
+      streams += !repeated;
+    }
+    plan.cached = elements * streams * int64_t(sizeof(T)) < most_cached_bytes;
+    for (int k = 1; k < outputs; ++k) {
+      plan.cached = plan.cached || until_aligned<T>(loop.data[k]) != until_aligned<T>(loop.data[0]);
+    }
+    return plan;
+  }
+
+  // Elements [begin, begin + n) of an operand, in the order of the loop; copies of them are made in `scratch`.
+  template <class T>
+  static Input<T> read(const Loop& loop, int operand, Access access, int64_t begin, int64_t n, T* scratch) {
+    if (access == Access::gathered) {
+      gather(loop, operand, begin, n, scratch);
+      return {scratch, 1};
+    }
+    const T* data = static_cast<const T*>(loop.data[operand]) + loop.offset(operand, begin);
+    if (access == Access::direct) return {data, 1};
+    std::fill_n(scratch, lanes<T>, *data);
+    return {scratch, 0};
+  }
+
   template <class Functor, class T, int inputs>
   static void run(const Loop& loop, const double* scalars, int64_t begin, int64_t end) {
     constexpr int outputs = output_count<Functor, Vector<compute_t<T>>, inputs>;
     const auto functor = make_functor<Functor>(scalars);
-    const int64_t row = loop.dims > 0 ? loop.sizes[0] : 1;
-    const bool by_rows = loop.dims < 2 || row >= shortest_row;
-    bool gathered[inputs];
-    bool any_gathered = false;
+    const Plan<inputs> plan = Cpu::plan<T, outputs, inputs>(loop, end - begin);
     T scratch[inputs][block];
-    Input<T> from[inputs];
-    for (int k = 0; k < inputs; ++k) {
-      const bool repeated = loop.repeated(outputs + k);
-      const int64_t step = loop.dims > 0 ? loop.stride(outputs + k, 0) : 0;
-      gathered[k] = !repeated && (!by_rows || step > 1 || step < 0);
-      any_gathered = any_gathered || gathered[k];
-      from[k] = {scratch[k], repeated || (by_rows && step == 0) ? 0 : 1};
-    }
-    int streams = outputs;  // of as much memory as an output
-    for (int k = 0; k < inputs; ++k) streams += gathered[k] || from[k].step == 1;
-    bool cached = (end - begin) * streams * int64_t(sizeof(T)) < most_cached_bytes;
-    for (int k = 1; k < outputs; ++k) {
-      cached = cached || until_aligned<T>(loop.data[k]) != until_aligned<T>(loop.data[0]);
-    }
     int64_t size;
     for (int64_t at = begin; at < end; at += size) {
-      size = end - at;
-      if (by_rows) size = std::min(size, row - at % row);
-      if (any_gathered) size = std::min<int64_t>(size, block);
-      for (int k = 0; k < inputs; ++k) {
-        if (gathered[k]) {
-          gather(loop, outputs + k, at, size, scratch[k]);
-          continue;
-        }
-        from[k].data = static_cast<const T*>(loop.data[outputs + k]) + loop.offset(outputs + k, at);
-        if (from[k].step == 1) continue;
-        std::fill_n(scratch[k], lanes<T>, *from[k].data);
-        from[k].data = scratch[k];
-      }
+      size = std::min({end - at, plan.row - at % plan.row, plan.longest_run});
+      Input<T> from[inputs];
+      for (int k = 0; k < inputs; ++k) from[k] = read(loop, outputs + k, plan.access[k], at, size, scratch[k]);
       // Outputs are dense and lead the loop, so they are contiguous in its order.
       T* to[outputs];
       for (int k = 0; k < outputs; ++k) to[k] = static_cast<T*>(loop.data[k]) + at;
-      inner_loop(functor, to, from, size, cached);
+      inner_loop(functor, to, from, size, plan.cached);
     }
-    if (!cached) store_fence();
+    if (!plan.cached) store_fence();
   }
 
   template <class Functor, int inputs, Dtype dtype>
   static constexpr CpuKernel kernel(const char* name) {
-    using T = storage_t<dtype, Half, BFloat16>;
+    using T = storage_t<dtype>;
     constexpr int outputs = output_count<Functor, Vector<compute_t<T>>, inputs>;
     return {{inputs, outputs, dtype, name}, run<Functor, T, inputs>};
   }

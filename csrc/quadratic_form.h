@@ -68,7 +68,7 @@ struct QuadraticForm {
     STD_TORCH_CHECK(x.scalar_type() == A.scalar_type() && x.device() == A.device(),
                     "torchad_ext: x and A must have one dtype and one device");
     if (A_dims == 0 && dims == 1 && x.numel() > 0 && Device::by_products(x, A, q, s)) return;
-    with_dtype<Device>(x, [&](auto number) { run<decltype(number)>(x, A, q, s); });
+    with_dtype(x, [&](auto number) { run<decltype(number)>(x, A, q, s); });
   }
 
   static Tensor value(const Tensor& x, const Tensor& A) {
@@ -97,7 +97,7 @@ struct QuadraticForm {
     for (int64_t d = 0; d < dims; ++d) sizes[d] = x.size(summed ? 1 : std::min(d, dims - 2));
     const Tensor G = empty_contiguous(x, dims, sizes);
     Device::prepare(G);
-    with_dtype<Device>(x, [&](auto number) {
+    with_dtype(x, [&](auto number) {
       summed ? Device::template sum_of_outer_products<decltype(number)>(x, g, h, G) : run<decltype(number)>(x, g, h, G);
     });
     return G;

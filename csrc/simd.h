@@ -7,35 +7,15 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+
+#include "dtype.h"
 
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
 namespace torchad_ext {
-
-struct Half {
-  uint16_t bits;
-};
-struct BFloat16 {
-  uint16_t bits;
-};
-
-// The type a number of type T is computed in.
-template <class T>
-struct ComputeType {
-  using type = T;
-};
-template <>
-struct ComputeType<Half> {
-  using type = float;
-};
-template <>
-struct ComputeType<BFloat16> {
-  using type = float;
-};
-template <class T>
-using compute_t = typename ComputeType<T>::type;
 
 #if defined(__AVX512F__)
 constexpr int vector_bytes = 64;
@@ -44,6 +24,8 @@ constexpr int vector_bytes = 32;
 #else
 constexpr int vector_bytes = 16;
 #endif
+
+constexpr bool has_avx512 = vector_bytes == 64;
 
 template <class T>
 constexpr int lanes = vector_bytes / sizeof(compute_t<T>);
@@ -57,8 +39,9 @@ using Vector = typename VectorOf<T, n>::type;
 
 using Float = Vector<float>;
 using Double = Vector<double>;
-using Int32 = Vector<int32_t>;
-using Int64 = Vector<int64_t>;
+// What a comparison gives: for 64 bits a vector of long (GCC) or of long long (Clang), which are two types.
+using Int32 = decltype(Float{} < Float{});
+using Int64 = decltype(Double{} < Double{});
 using UInt32 = Vector<uint32_t>;
 using UInt16 = Vector<uint16_t, lanes<float>>;
 
@@ -102,6 +85,115 @@ inline Vector<double, 4> fma(Vector<double, 4> a, Vector<double, 4> b, Vector<do
   return (Vector<double, 4>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
 }
 #endif
+
+// The square root.
+// Error: 0.5 ulp.
+// Range: all numbers; nan below 0.
+// Source: an instruction.
+inline Float sqrt(Float x) {
+#if defined(__AVX512F__)
+  return (Float)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX2__)
+  return (Float)_mm256_sqrt_ps((__m256)x);
+#else
+  for (int i = 0; i < lanes<float>; ++i) x[i] = std::sqrt(x[i]);
+  return x;
+#endif
+}
+inline Double sqrt(Double x) {
+#if defined(__AVX512F__)
+  return (Double)_mm512_sqrt_pd((__m512d)x);
+#elif defined(__AVX2__)
+  return (Double)_mm256_sqrt_pd((__m256d)x);
+#else
+  for (int i = 0; i < lanes<double>; ++i) x[i] = std::sqrt(x[i]);
+  return x;
+#endif
+}
+
+// The smaller and the larger of a bound and x; a nan stays one. GCC would make a comparison and a blend of ?: here.
+inline Float at_most(double bound, Float x) {
+  const Float limit = broadcast((float)bound);
+#if defined(__AVX512F__)
+  return (Float)_mm512_min_ps((__m512)limit, (__m512)x);
+#else
+  return limit < x ? limit : x;
+#endif
+}
+inline Double at_most(double bound, Double x) {
+  const Double limit = broadcast(bound);
+#if defined(__AVX512F__)
+  return (Double)_mm512_min_pd((__m512d)limit, (__m512d)x);
+#else
+  return limit < x ? limit : x;
+#endif
+}
+inline Float at_least(double bound, Float x) {
+  const Float limit = broadcast((float)bound);
+#if defined(__AVX512F__)
+  return (Float)_mm512_max_ps((__m512)limit, (__m512)x);
+#else
+  return limit > x ? limit : x;
+#endif
+}
+inline Double at_least(double bound, Double x) {
+  const Double limit = broadcast(bound);
+#if defined(__AVX512F__)
+  return (Double)_mm512_max_pd((__m512d)limit, (__m512d)x);
+#else
+  return limit > x ? limit : x;
+#endif
+}
+
+// y 2^n in two factors, so that overflow and denormals round once.
+inline Float scale(Float y, Int32 n) {
+  const Int32 half = n >> 1;
+  return y * (Float)((half + 127) << 23) * (Float)((n - half + 127) << 23);
+}
+inline Double scale(Double y, Int64 n) {
+  const Int64 half = n >> 1;
+  return y * (Double)((half + 1023) << 52) * (Double)((n - half + 1023) << 52);
+}
+
+// The same for an integral n of floating type, which AVX-512 has an instruction for.
+inline Float scale(Float y, Float n) {
+#if defined(__AVX512F__)
+  return (Float)_mm512_scalef_ps((__m512)y, (__m512)n);
+#else
+  return scale(y, __builtin_convertvector(n, Int32));
+#endif
+}
+inline Double scale(Double y, Double n) {
+#if defined(__AVX512F__)
+  return (Double)_mm512_scalef_pd((__m512d)y, (__m512d)n);
+#else
+  return scale(y, __builtin_convertvector(n, Int64));
+#endif
+}
+
+// Lane by lane the entry of a row at `piece` mod 16; a permutation of one or two registers where there is one.
+inline Float pick(const float (&row)[16], Int32 piece) {
+#if defined(__AVX512F__)
+  return (Float)_mm512_permutexvar_ps((__m512i)piece, _mm512_load_ps(row));
+#elif defined(__AVX2__)
+  const __m256 low = _mm256_permutevar8x32_ps(_mm256_load_ps(row), (__m256i)piece);
+  const __m256 high = _mm256_permutevar8x32_ps(_mm256_load_ps(row + 8), (__m256i)piece);
+  return (Float)_mm256_blendv_ps(low, high, (__m256)(piece << 28));
+#else
+  Float picked;
+  for (int i = 0; i < lanes<float>; ++i) picked[i] = row[piece[i] & 15];
+  return picked;
+#endif
+}
+inline Double pick(const double (&row)[16], Int64 piece) {
+#if defined(__AVX512F__)
+  return (Double)_mm512_permutex2var_pd(_mm512_load_pd(row), (__m512i)piece, _mm512_load_pd(row + 8));
+#else
+  Double picked;
+  for (int i = 0; i < lanes<double>; ++i) picked[i] = row[piece[i] & 15];
+  return picked;
+#endif
+}
 
 // Is every lane within the bound? A nan is not.
 inline bool all_within(Float x, float bound) {
@@ -209,19 +301,17 @@ inline void store_fence() {}
 // 2 MB of their own. Measured with five tensors, 1.5 times faster from 3 MB on.
 constexpr int64_t most_cached_bytes = 5 << 19;
 
-// bfloat16 is the upper half of a float.
 inline Float load(const BFloat16* from) {
   UInt16 bits;
   std::memcpy(&bits, from, sizeof bits);
-  return (Float)(__builtin_convertvector(bits, UInt32) << 16);
+  return (Float)float_of_bfloat16(__builtin_convertvector(bits, UInt32));
 }
 
 // Rounds to nearest, ties to even; a nan stays a nan.
 inline void store(BFloat16* to, Float v) {
   const auto bits = (UInt32)v;
-  const UInt32 rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
   const UInt32 nan = UInt32{} + 0x7fc0;
-  const auto result = __builtin_convertvector(v == v ? rounded : nan, UInt16);
+  const auto result = __builtin_convertvector(v == v ? bfloat16_of_float(bits) : nan, UInt16);
   std::memcpy(to, &result, sizeof result);
 }
 
@@ -264,6 +354,18 @@ inline void store(Half* to, Float v) {
 #endif
 }
 
+// The first `count` numbers, and zeros.
+template <class T>
+Vector<compute_t<T>> load_some(const T* from, int64_t count) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) return (Float)_mm512_maskz_loadu_ps((1u << count) - 1, from);
+  if constexpr (std::is_same_v<T, double>) return (Double)_mm512_maskz_loadu_pd((1u << count) - 1, from);
+#endif
+  T padded[lanes<T>] = {};
+  std::memcpy(padded, from, count * sizeof(T));
+  return load(padded);
+}
+
 // Numbers as memory of a type has them: a kernel computes with more bits where PyTorch compares rounded numbers.
 template <class Number>
 Float rounded(Float x) {
@@ -292,7 +394,7 @@ inline bool rounds_as_neighbours(Float v) {
 // x with the precision of a float, its last bit 1 if that is inexact.
 inline Double round_to_odd(Double x) {
   const Int64 rest = (Int64)x & 0x1fffffff;
-  return (Double)(((Int64)x ^ rest) | (rest != 0 & int64_t(1) << 29));
+  return (Double)(((Int64)x ^ rest) | ((rest != 0) & (int64_t(1) << 29)));
 }
 
 }  // namespace torchad_ext

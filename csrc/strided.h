@@ -4,11 +4,7 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define TORCHAD_EXT_HOST_DEVICE __host__ __device__
-#else
-#define TORCHAD_EXT_HOST_DEVICE
-#endif
+#include "dtype.h"
 
 namespace torchad_ext {
 

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "dtype.h"
+
 namespace torchad_ext {
 
 using torch::headeronly::ScalarType;
@@ -36,14 +38,14 @@ inline Tensor empty_contiguous(const Tensor& like, int64_t dims, const int64_t* 
   return empty_strided(like, dims, sizes, strides);
 }
 
-// Calls f with a number of the tensor's dtype, as the device stores it.
-template <class Device, class F>
+// Calls f with a number of the tensor's dtype, as memory has it.
+template <class F>
 void with_dtype(const Tensor& x, F f) {
   switch (x.scalar_type()) {
     case ScalarType::Half:
-      return f(typename Device::Half{});
+      return f(Half{});
     case ScalarType::BFloat16:
-      return f(typename Device::BFloat16{});
+      return f(BFloat16{});
     case ScalarType::Float:
       return f(float{});
     case ScalarType::Double:

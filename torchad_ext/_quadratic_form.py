@@ -6,7 +6,7 @@ pullback of (q, s) needs s for another vector, and an outer product; the pullbac
 another matrix. Two Functions, each the derivative of the other, thus give every order.
 
 One A for a batch is read once for a few x; a larger batch takes matrix products with A and its transpose, a still
-larger one a product with A + A^T. ``by_products`` of ``csrc/quadratic_form.cpp`` chooses by the shape alone and says
+larger one a product with A + A^T. ``by_products`` of ``csrc/matrix_products.h`` chooses by the shape alone and says
 how the bounds were measured. On plain tensors of the CPU both Functions are nodes in C++, which come back here for
 what is not plain (``csrc/fast_path/quadratic_form.h``).
 """

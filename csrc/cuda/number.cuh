@@ -1,20 +1,13 @@
 // Numbers of all dtypes, as the device stores and as it computes them.
 #pragma once
 
+#include "../dtype.h"
 #include "half.cuh"
 
 namespace torchad_ext {
 
-// float16 and bfloat16 are memory formats; numbers are computed as float or double.
-struct Half {
-  uint16_t bits;
-};
-struct BFloat16 {
-  uint16_t bits;
-};
-
 __device__ __forceinline__ float to_number(Half x) { return float_of_half(x.bits); }
-__device__ __forceinline__ float to_number(BFloat16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
+__device__ __forceinline__ float to_number(BFloat16 x) { return __uint_as_float(float_of_bfloat16<uint32_t>(x.bits)); }
 __device__ __forceinline__ float to_number(float x) { return x; }
 __device__ __forceinline__ double to_number(double x) { return x; }
 
@@ -25,7 +18,7 @@ __device__ __forceinline__ void assign(BFloat16& to, float x) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to.bits) : "f"(x));
 #else
   const uint32_t bits = __float_as_uint(x);
-  to.bits = x != x ? uint16_t(0x7fff) : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+  to.bits = x != x ? uint16_t(0x7fff) : uint16_t(bfloat16_of_float(bits));
 #endif
 }
 __device__ __forceinline__ void assign(float& to, float x) { to = x; }
@@ -42,9 +35,6 @@ template <class Number>
 __device__ __forceinline__ double rounded(double x) {
   return rounded<Number>(float(x));
 }
-
-template <class T>
-using number_t = decltype(to_number(T{}));
 
 // Neighbours in memory that move in one access.
 template <class T, int n>

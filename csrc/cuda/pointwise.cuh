@@ -23,7 +23,7 @@ template <class Functor, int outputs, int operands, class T>
 __device__ __forceinline__ void one_element(const Functor& functor, const Array<T*, operands>& data,
                                             const int64_t (&offset)[operands]) {
   constexpr int inputs = operands - outputs;
-  number_t<T> x[inputs];
+  compute_t<T> x[inputs];
 #pragma unroll
   for (int k = 0; k < inputs; ++k) x[k] = to_number(data.value[outputs + k][offset[outputs + k]]);
   const auto y = call(functor, x);
@@ -37,7 +37,7 @@ __device__ __forceinline__ void contiguous_loop(const Functor& functor, const Ar
                                                 const Array<bool, operands>& repeated, int64_t n) {
   constexpr int inputs = operands - outputs;
   constexpr int together = packs_together(inputs);
-  using Number = quick_t<number_t<T>>;
+  using Number = quick_t<compute_t<T>>;
   using Pack = torchad_ext::Pack<T, pack_size(sizeof(T))>;
   const int64_t packs = n / Pack::size;
   const int64_t stride = int64_t(gridDim.x) * pointwise_threads * together;
@@ -118,8 +118,8 @@ __device__ __forceinline__ void strided_loop(const Functor& functor, const Array
 template <class F, int inputs, int numbers, Dtype dtype>
 struct Signature {
   using Functor = F;
-  using T = storage_t<dtype, Half, BFloat16>;
-  static constexpr int outputs = output_count<Functor, number_t<T>, inputs>;
+  using T = storage_t<dtype>;
+  static constexpr int outputs = output_count<Functor, compute_t<T>, inputs>;
   static constexpr int operands = outputs + inputs;
   using Data = Array<T*, operands>;
   using Repeated = Array<bool, operands>;

@@ -1,9 +1,6 @@
 // The operators of the quadratic form, for CUDA: they choose among the kernels of quadratic_form.cuh.
 #include "../quadratic_form.h"
 
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 #include "../kernel.h"
 #include "driver.h"
 #include "grid.h"
@@ -11,8 +8,8 @@
 namespace torchad_ext {
 namespace {
 
-constexpr const char* dtype_name(c10::Half) { return "float16"; }
-constexpr const char* dtype_name(c10::BFloat16) { return "bfloat16"; }
+constexpr const char* dtype_name(Half) { return "float16"; }
+constexpr const char* dtype_name(BFloat16) { return "bfloat16"; }
 constexpr const char* dtype_name(float) { return "float32"; }
 constexpr const char* dtype_name(double) { return "float64"; }
 
@@ -47,9 +44,6 @@ Tensor scratch(const Tensor& like, int64_t elements) {
 }
 
 struct Cuda {
-  using Half = c10::Half;
-  using BFloat16 = c10::BFloat16;
-
   static void prepare(const Tensor&) {}
 
   // What is worth a matrix product does not come here.
@@ -144,11 +138,11 @@ struct Cuda {
 
 STABLE_TORCH_LIBRARY_IMPL(torchad_ext, CUDA, m) { torchad_ext::QuadraticForm<torchad_ext::Cuda>::implement(m); }
 
-// The module with TORCHAD_EXT_QUADRATIC_FORM(dtype). Called by torchad_ext/_native/build.py.
+// The module with TORCHAD_EXT_QUADRATIC_FORM(dtype). Called by torchad_ext/_native/loader.py.
 extern "C" void torchad_ext_cuda_quadratic_form(torchad_ext::Module* module, int dtype) {
   using torchad_ext::Dtype;
-  auto& module_of = Dtype(dtype) == Dtype::float16    ? torchad_ext::module_of<c10::Half>
-                    : Dtype(dtype) == Dtype::bfloat16 ? torchad_ext::module_of<c10::BFloat16>
+  auto& module_of = Dtype(dtype) == Dtype::float16    ? torchad_ext::module_of<torchad_ext::Half>
+                    : Dtype(dtype) == Dtype::bfloat16 ? torchad_ext::module_of<torchad_ext::BFloat16>
                     : Dtype(dtype) == Dtype::float32  ? torchad_ext::module_of<float>
                                                       : torchad_ext::module_of<double>;
   module_of.store(module, std::memory_order_release);

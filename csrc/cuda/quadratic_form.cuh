@@ -22,7 +22,7 @@ __device__ Number group_sum(Number v) {
 // A group of lanes per problem, n <= group * columns: lane l of it owns x_j and s_j for j = l, l + group, ...
 template <int group, int columns, bool product, class T>
 __device__ __forceinline__ void small_forms(const QuadraticForms<T>& forms) {
-  using Number = number_t<T>;
+  using Number = compute_t<T>;
   constexpr int groups_of_a_warp = warp / group;
   const int n = int(forms.n);
   const int lane = threadIdx.x % group;
@@ -74,9 +74,9 @@ constexpr int rows_at_a_time = 32;  // whose sums over columns are joined at onc
 // One block per tile: its part of y = A x in Ax [problem, across, n], its part of A^T x in ATx [problem, down, n]. A
 // thread owns `width` columns, which it reads in one access.
 template <int width, bool product, class T>
-__device__ __forceinline__ void tiles_of_forms(const QuadraticForms<T>& forms, const Tiles& tiles, number_t<T>* Ax,
-                                               number_t<T>* ATx) {
-  using Number = number_t<T>;
+__device__ __forceinline__ void tiles_of_forms(const QuadraticForms<T>& forms, const Tiles& tiles, compute_t<T>* Ax,
+                                               compute_t<T>* ATx) {
+  using Number = compute_t<T>;
   using Columns = Pack<T, width>;
   __shared__ Number warp_y[tile_threads / warp][rows_at_a_time];
   const int64_t n = forms.n;
@@ -145,8 +145,8 @@ __device__ Number sum_of_parts(const Number* part, int64_t count, int64_t n, int
 
 // s = A x + A^T x
 template <class T>
-__device__ __forceinline__ void products(const QuadraticForms<T>& forms, const Tiles& tiles, const number_t<T>* Ax,
-                                         const number_t<T>* ATx) {
+__device__ __forceinline__ void products(const QuadraticForms<T>& forms, const Tiles& tiles, const compute_t<T>* Ax,
+                                         const compute_t<T>* ATx) {
   const int64_t n = forms.n;
   const int64_t stride = int64_t(gridDim.x) * blockDim.x;
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < forms.count * n; i += stride) {
@@ -158,8 +158,8 @@ __device__ __forceinline__ void products(const QuadraticForms<T>& forms, const T
 
 // q = x . A x, one block per problem.
 template <class T>
-__device__ __forceinline__ void values(const QuadraticForms<T>& forms, const Tiles& tiles, const number_t<T>* Ax) {
-  using Number = number_t<T>;
+__device__ __forceinline__ void values(const QuadraticForms<T>& forms, const Tiles& tiles, const compute_t<T>* Ax) {
+  using Number = compute_t<T>;
   __shared__ Number warp_q[tile_threads / warp];
   for (int64_t problem = blockIdx.x; problem < forms.count; problem += gridDim.x) {
     int64_t offset[2];
@@ -184,7 +184,7 @@ __device__ __forceinline__ void values(const QuadraticForms<T>& forms, const Til
 // G_ij = u_i x_j + x_i h_j with u = g x + h; `width` neighbours of a row at a time.
 template <int width, class Index, class T>
 __device__ __forceinline__ void outer_products(const OuterProducts<T>& outer, Index packs) {
-  using Number = number_t<T>;
+  using Number = compute_t<T>;
   using Columns = Pack<T, width>;
   const Index n = Index(outer.n), of_a_row = n / width;
   const Index stride = Index(gridDim.x) * blockDim.x;
@@ -238,8 +238,8 @@ __device__ __forceinline__ void outer_products(const OuterProducts<T>& outer, In
   }
 #define TORCHAD_EXT_QUADRATIC_FORM(dtype)                                                             \
   namespace torchad_ext::quadratic_form_##dtype {                                                     \
-    using T = storage_t<Dtype::dtype, Half, BFloat16>;                                                \
-    using Number = number_t<T>;                                                                       \
+    using T = storage_t<Dtype::dtype>;                                                                \
+    using Number = compute_t<T>;                                                                      \
     TORCHAD_EXT_SMALL(dtype, 4, 1)                                                                    \
     TORCHAD_EXT_SMALL(dtype, 8, 1)                                                                    \
     TORCHAD_EXT_SMALL(dtype, 16, 1)                                                                   \

@@ -29,6 +29,10 @@ struct conditional<false, A, B> {
 template <bool chosen, class A, class B>
 using conditional_t = typename conditional<chosen, A, B>::type;
 
+template <class A, class B>
+constexpr bool is_same_v = false;
+template <class A>
+constexpr bool is_same_v<A, A> = true;
 template <class Base, class T>
 constexpr bool is_base_of_v = __is_base_of(Base, T);
 template <class T, class... Arguments>

@@ -2,9 +2,12 @@
 // other. What is not plain goes back to Python.
 #pragma once
 
+#include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/mul.h>
+
+#include "function.h"
 
 namespace torchad_ext {
 namespace {
@@ -67,18 +70,10 @@ struct FormNode : torch::autograd::Node {
   Tensors unpacked() {
     const std::lock_guard<std::mutex> lock(mutex_);
     Tensors xs;
-    for (size_t i = 0; i < saved.size(); ++i)
-      xs.push_back(i < inputs ? saved[i].unpack() : saved[i].unpack(self(this)));
-    return xs;
-  }
-
-  template <class N>
-  static NodePtr self(N* node) {
-    if constexpr (std::is_same_v<NodePtr, std::shared_ptr<torch::autograd::Node>>) {
-      return node->shared_from_this();
-    } else {
-      return NodePtr::reclaim_copy(node);
+    for (size_t i = 0; i < saved.size(); ++i) {
+      xs.push_back(i < inputs ? saved[i].unpack() : saved[i].unpack(held(this)));
     }
+    return xs;
   }
 
   uint64_t wanted() const {

@@ -22,6 +22,16 @@ inline Double number<Double>(double value) {
   return broadcast(value);
 }
 
+// c0 + x (c1 + x (c2 + ...)), by Horner's rule.
+template <class V, class T>
+V horner(V, T last) {
+  return broadcast(last);
+}
+template <class V, class T, class... More>
+V horner(V x, T c0, More... more) {
+  return fma(x, horner(x, more...), broadcast(c0));
+}
+
 inline Float abs(Float x) { return (Float)((Int32)x & INT32_MAX); }
 inline Double abs(Double x) { return (Double)((Int64)x & INT64_MAX); }
 
@@ -54,28 +64,6 @@ T ceil(T x) {
 }
 inline Float trunc(Float x) { return flip(floor(abs(x)), (Int32)x); }
 inline Double trunc(Double x) { return flip(floor(abs(x)), (Int64)x); }
-
-// The correctly rounded square root.
-inline Float sqrt(Float x) {
-#if defined(__AVX512F__)
-  return (Float)_mm512_sqrt_ps((__m512)x);
-#elif defined(__AVX2__)
-  return (Float)_mm256_sqrt_ps((__m256)x);
-#else
-  for (int i = 0; i < lanes<float>; ++i) x[i] = std::sqrt(x[i]);
-  return x;
-#endif
-}
-inline Double sqrt(Double x) {
-#if defined(__AVX512F__)
-  return (Double)_mm512_sqrt_pd((__m512d)x);
-#elif defined(__AVX2__)
-  return (Double)_mm256_sqrt_pd((__m256d)x);
-#else
-  for (int i = 0; i < lanes<double>; ++i) x[i] = std::sqrt(x[i]);
-  return x;
-#endif
-}
 
 // The exact rest of a division.
 template <class T>

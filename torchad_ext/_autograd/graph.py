@@ -24,6 +24,11 @@ def is_own(node: Any) -> bool:
     return function is not None and function.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
+def is_cut_off(node: Any) -> bool:
+    """Did ``once_differentiable`` put it in the place of a derivative?"""
+    return bool(node.name() == "torch::autograd::Error")
+
+
 def graph_nodes(outputs: Tensors) -> Iterator[Any]:
     """The nodes of a graph, in an order that depends on the graph alone."""
     waiting = list(dict.fromkeys(y.grad_fn for y in outputs if y.grad_fn is not None))

@@ -336,8 +336,7 @@ def _of_own_point(function: Callable[..., Any]) -> Callable[..., Any]:
     def composed(x: Any, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, *others: Any) -> Any:
         if training:
             raise ValueError(
-                "torchad_ext: batch_norm in training makes each result depend on all points; call eval() on "
-                "it"
+                "torchad_ext: batch_norm in training makes each result depend on all points; call eval() on it"
             )
         return function(x, weight, bias, mean, variance, False, *others)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._autograd.foreign_functions import check_functions
-from .._autograd.graph import depends_on_others, foreign_nodes, graph_nodes
+from .._autograd.graph import depends_on_others, foreign_nodes, graph_nodes, is_cut_off
 from .._autograd.undefined import sum_defined
 from .._settings import is_strict
 from .._symbolic.jet_algebra import Functional, Index
@@ -197,7 +197,7 @@ def by_transforms(
 
 def _check_twice(slopes: Sequence[Tensor]) -> None:
     """Raises for a gradient that ``once_differentiable`` cut off from x: autograd would take it for a constant."""
-    if any(node.name() == "torch::autograd::Error" for node in graph_nodes(slopes)):
+    if any(map(is_cut_off, graph_nodes(slopes))):
         raise RuntimeError("a backward in it is marked with @once_differentiable")
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten
 
 from .._autograd.foreign_functions import COMPILED, check_functions
-from .._autograd.graph import depends_on_others, foreign_nodes, graph_nodes, is_own
+from .._autograd.graph import depends_on_others, foreign_nodes, graph_nodes, is_cut_off, is_own
 from .._forward.composing import composing
 from .point import Function, Point, Tensors, check_floating, explained, is_transformed
 from .random_product import FastPath, fast_path
@@ -224,7 +224,7 @@ def _checking_cotangent(name: str, y: Tensor, functions: Sequence[Any]) -> Tenso
         if not any(c is not None and c.requires_grad for c in cotangents):
             return
         for g in gradients:
-            if g is not None and (g.grad_fn.name() == "torch::autograd::Error" if g.grad_fn else g.any()):
+            if g is not None and (is_cut_off(g.grad_fn) if g.grad_fn else g.any()):
                 raise RuntimeError(
                     f"torchad_ext.{name}: f is not differentiable often enough: the backward of an autograd.Function "
                     "is marked once_differentiable or gives a gradient without a graph; write it in differentiable "

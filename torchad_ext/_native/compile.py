@@ -42,8 +42,8 @@ _PYTORCH = ("torch", "torch_cpu", "c10")  # the libraries that operators are lin
 _CUDA_FLAGS = ["-std=c++17", "-default-device"]
 _STANDARD = ("cstdint", "cstring", "type_traits", "utility")  # headers in whose place it is given csrc/cuda/std.h
 _REMEDY = {
-    **dict.fromkeys(("cpu", FORM, "cuda"), "g++ 11 or clang++ 12 or newer is needed; CXX chooses the compiler"),
-    "fast_path": "g++ 11 or clang++ 14 or newer and the headers of Python are needed (Debian and Ubuntu: python3-dev)",
+    **dict.fromkeys(("cpu", FORM, "cuda"), "g++ 12 and clang++ 14 are tested; CXX chooses the compiler"),
+    "fast_path": "g++ 12 and clang++ 14 are tested; it needs the headers of Python (Debian and Ubuntu: python3-dev)",
 }
 
 

@@ -18,6 +18,8 @@ from .._torch_state import can_run_avx2, can_run_avx512
 _ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 # The compiler may not fuse a * b + c on its own: a result is the same on every CPU. Nothing else trades accuracy.
 _CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+# GCC's default; vectors of one size that convert into each other, Clang's, make calls of overloads ambiguous.
+_CXX_FLAGS += ["-fno-lax-vector-conversions"]
 # PyTorch's headers then include single operators, not all of them.
 _FAST_PATH_FLAGS = ["-std=c++20", "-O1", "-fPIC", "-DAT_PER_OPERATOR_HEADERS"]
 # GCC collects its garbage later: a tenth of the time, for a quarter more memory.

@@ -306,9 +306,11 @@ class _Functor:
             return f"{name}{wrapped(0, _UNARY + 1)}", _UNARY
         if name in _PRECEDENCE:
             precedence = _PRECEDENCE[name]
-            is_associative = name in ("&", "|")
-            right = wrapped(1, precedence if is_associative else precedence + 1)  # a + (b + c) rounds in this order
-            return f"{wrapped(0, precedence)} {name} {right}", precedence
+            if name in ("&", "|"):  # compilers warn of other operators in them without parentheses
+                least = [precedence if p == precedence else _UNARY for _, p in operands]
+            else:
+                least = [precedence, precedence + 1]  # a + (b + c) rounds in this order
+            return f"{wrapped(0, least[0])} {name} {wrapped(1, least[1])}", precedence
         if name == "detach":
             return operands[0]
         if operation.is_family:

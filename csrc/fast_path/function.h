@@ -1,0 +1,349 @@
+// The call of a pointwise op on plain tensors, and its node in the autograd graph.
+//
+// It does what _elementwise.py does, where only the cost of a call counts. An Elementwise of Python stands behind each
+// Function here: it makes the derivatives and the kernels when they are first needed, and it takes what is not plain (a
+// transform, a mode, a tangent, a subclass, ...).
+#pragma once
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/ops/_add_batch_dim.h>
+#include <ATen/ops/_remove_batch_dim.h>
+#include <ATen/ops/empty_strided.h>
+#include <torch/csrc/autograd/functions/utils.h>
+
+#include <array>
+#include <atomic>
+#include <map>
+#include <mutex>
+#include <optional>
+
+#include "../huge_pages.h"
+#include "../kernel.h"
+#include "compiled_autograd.h"
+#include "python.h"
+
+namespace torchad_ext {
+namespace {
+
+using Numbers = c10::SmallVector<double, 4>;
+
+constexpr int devices = 2;  // CPU, CUDA
+std::array<std::atomic<RunKernel>, devices> run_kernel;
+
+// What _elementwise.py calls a Derivative: a function of some of its arguments, and which of the wanted results it
+// gives; the others are zero.
+struct Derivative {
+  std::shared_ptr<struct Function> function;  // null: only Python can compute it
+  std::vector<int64_t> arguments, scalars, results;
+  size_t wanted;
+
+  bool compute(const Tensors& arguments, const Numbers& scalars, Tensors& gradients) const;
+};
+
+// The wanted gradients and the given cotangents, a bit each. Python keeps functions of more than 64 tensors to itself.
+using Masks = std::pair<uint64_t, uint64_t>;
+
+constexpr uint64_t all_bits(size_t count) { return count < 64 ? (uint64_t(1) << count) - 1 : ~uint64_t(0); }
+
+struct Function : std::enable_shared_from_this<Function> {
+  Function(PyObject* elementwise, size_t scalars, size_t outputs, std::string name, std::string node_name)
+      : elementwise(Py_NewRef(elementwise)),
+        scalars(scalars),
+        outputs(outputs),
+        name("torchad_ext::" + std::move(name)),
+        node_name(std::move(node_name)) {
+    for (auto& of_device : kernels) {
+      for (auto& kernel : of_device) kernel = nullptr;
+    }
+  }
+  Function(const Function&) = delete;
+
+  ~Function() {
+    if (!elementwise || !Py_IsInitialized()) return;
+    const py::gil_scoped_acquire gil;
+    Py_DECREF(elementwise);
+  }
+
+  static int place(at::ScalarType dtype) {
+    switch (dtype) {
+      case at::kHalf:
+        return 0;
+      case at::kBFloat16:
+        return 1;
+      case at::kFloat:
+        return 2;
+      case at::kDouble:
+        return 3;
+      default:
+        return -1;
+    }
+  }
+
+  const Kernel* plain_kernel(const Tensors& xs) const;
+  Tensors compute(const Kernel& kernel, const Tensors& xs, const Numbers& scalars) const;
+  std::optional<Tensors> apply(const Tensors& xs, const Numbers& scalars);
+  std::optional<Tensors> apply_to_batch(const Tensors& xs, const Numbers& scalars) const;
+  const Derivative& vjp(Masks masks);
+
+  PyObject* elementwise;
+  const size_t scalars, outputs;
+  const std::string name, node_name;
+  std::array<std::array<std::atomic<const Kernel*>, 4>, devices> kernels;
+  std::mutex mutex;  // of vjps
+  std::map<Masks, Derivative> vjps;
+};
+
+using FunctionPtr = std::shared_ptr<Function>;
+
+c10::DispatchKeySet plain_keys(bool cuda) {
+  static const c10::DispatchKeySet cpu_keys({c10::DispatchKey::CPU, c10::DispatchKey::AutocastCPU});
+  static const c10::DispatchKeySet cuda_keys({c10::DispatchKey::CUDA, c10::DispatchKey::AutocastCUDA});
+  return cuda ? cuda_keys : cpu_keys;
+}
+
+// Are tensors of one dtype nothing but numbers in the memory of one device, with no transform, mode or tangent at work?
+bool are_plain(const Tensors& xs) {
+  const auto local = c10::impl::tls_local_dispatch_key_set();
+  const bool cuda = xs[0].is_cuda();
+  const auto autocast = cuda ? c10::DispatchKey::AutocastCUDA : c10::DispatchKey::AutocastCPU;
+  const auto included = local.included_ - c10::default_included_set - c10::DispatchKeySet(c10::DispatchKey::VmapMode);
+  if (!included.empty() || !local.excluded_.has(autocast)) return false;
+  if (Function::place(xs[0].scalar_type()) < 0 || xs[0].dim() > most_dims) return false;
+  const auto plain = plain_keys(cuda);
+  for (const at::Tensor& x : xs) {
+    if (x.key_set() - c10::autograd_dispatch_keyset_with_ADInplaceOrView != plain) return false;
+    if (x.scalar_type() != xs[0].scalar_type() || x._fw_grad(0).defined()) return false;
+    if (cuda && x.device() != xs[0].device()) return false;
+  }
+  return true;
+}
+
+// The kernel for plain tensors of one shape, else null.
+const Kernel* Function::plain_kernel(const Tensors& xs) const {
+  if (!are_plain(xs)) return nullptr;
+  for (const at::Tensor& x : xs) {
+    if (!x.sizes().equals(xs[0].sizes())) return nullptr;
+  }
+  return kernels[xs[0].is_cuda()][place(xs[0].scalar_type())].load(std::memory_order_acquire);
+}
+
+Tensors Function::compute(const Kernel& kernel, const Tensors& xs, const Numbers& scalars) const {
+  RECORD_FUNCTION(name, std::vector<c10::IValue>());
+  const at::Tensor& x = xs[0];
+  const auto sizes = x.sizes();
+  const int dims = int(sizes.size());
+  c10::SmallVector<const int64_t*, 8> strides;
+  c10::SmallVector<void*, 8> data;
+  for (const at::Tensor& input : xs) strides.push_back(input.strides().data());
+  int64_t result[most_dims];
+  result_strides(kernel.inputs, dims, sizes.data(), strides.data(), result);
+  const at::IntArrayRef dense(result, dims);
+  Tensors outputs;
+  for (int k = 0; k < kernel.outputs; ++k) {
+    if (x.is_cuda()) {
+      outputs.push_back(at::empty_strided(sizes, dense, x.options()));
+    } else {
+      outputs.emplace_back(at::detail::empty_strided_cpu(sizes, dense, x.scalar_type()));
+      advise_huge_pages(outputs[k].data_ptr(), outputs[k].nbytes());
+    }
+    data.push_back(outputs[k].data_ptr());
+  }
+  strides.insert(strides.begin(), kernel.outputs, result);
+  for (const at::Tensor& input : xs) {
+    data.push_back(const_cast<void*>(input.const_data_ptr()));
+    TORCH_CHECK(data.back() || input.numel() == 0, "torchad_ext: a tensor of ", input.numel(),
+                " elements has no memory; was its storage resized?");
+  }
+  const auto run = run_kernel[x.is_cuda()].load(std::memory_order_acquire);
+  run(kernel, dims, sizes.data(), strides.data(), data.data(), scalars.data(), x.get_device());
+  return outputs;
+}
+
+const Derivative& Function::vjp(Masks masks) {
+  {
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (const auto found = vjps.find(masks); found != vjps.end()) return found->second;
+  }
+  Derivative derivative = ask_python([&] {
+    using Places = std::vector<int64_t>;
+    auto [function, arguments, scalars, results] = py::handle(elementwise)
+                                                       .attr("eager_vjp")(masks.first, masks.second)
+                                                       .cast<std::tuple<py::object, Places, Places, Places>>();
+    Derivative result{nullptr, arguments, scalars, results, size_t(__builtin_popcountll(masks.first))};
+    if (!function.is_none()) result.function = value_of<FunctionPtr>(function.ptr());
+    return result;
+  });
+  const std::lock_guard<std::mutex> lock(mutex);
+  return vjps.emplace(masks, std::move(derivative)).first->second;
+}
+
+struct Pullback : torch::autograd::Node {
+  // Saves the inputs that the gradients of those which require one depend on.
+  Pullback(std::shared_ptr<Function> owner, const Tensors& xs, const Numbers& scalars)
+      : function(std::move(owner)), scalars(scalars) {
+    uint64_t wanted = 0;
+    for (size_t i = 0; i < xs.size(); ++i) wanted |= uint64_t(xs[i].requires_grad()) << i;
+    saved.resize(xs.size());
+    for (const auto i : function->vjp({wanted, all_bits(function->outputs)}).arguments) {
+      if (size_t(i) < xs.size()) saved[i] = torch::autograd::SavedVariable(xs[i], /*is_output=*/false);
+    }
+  }
+
+  std::string name() const override { return function->node_name; }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (auto& x : saved) x.reset_data();
+  }
+
+  variable_list apply(variable_list&& grads) override {
+    return gradients(*function, scalars, unpacked(), grads, wanted(), num_outputs());
+  }
+
+  Tensors unpacked() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    Tensors xs;
+    for (const auto& x : saved) xs.push_back(x.unpack());
+    return xs;
+  }
+
+  uint64_t wanted() const {
+    uint64_t mask = 0;
+    for (size_t i = 0; i < saved.size(); ++i) mask |= uint64_t(task_should_compute_output(i)) << i;
+    return mask;
+  }
+
+  static variable_list gradients(Function& function, const Numbers& scalars, Tensors arguments,
+                                 const variable_list& grads, uint64_t wanted, size_t count) {
+    variable_list results(count);
+    uint64_t given = 0;
+    for (size_t k = 0; k < grads.size(); ++k) {
+      if (!grads[k].defined()) continue;
+      given |= uint64_t(1) << k;
+      arguments.push_back(grads[k]);
+    }
+    if (!wanted || !given) return results;
+    const Masks masks{wanted, given};
+    const Derivative& derivative = function.vjp(masks);
+    Tensors gradients;
+    if (!derivative.compute(arguments, scalars, gradients)) {
+      gradients = ask_python([&] { return pullback(function, scalars, arguments, masks); });
+    }
+    size_t next = 0;
+    for (size_t i = 0; i < count; ++i) {
+      if (wanted >> i & 1) results[i] = std::move(gradients[next++]);
+    }
+    return results;
+  }
+
+  static Tensors pullback(const Function& function, const Numbers& scalars, const Tensors& arguments, Masks masks) {
+    py::tuple xs(arguments.size()), numbers(scalars.size());
+    for (size_t i = 0; i < arguments.size(); ++i) {
+      xs[i] = py::reinterpret_steal<py::object>(THPVariable_Wrap(arguments[i]));
+    }
+    for (size_t i = 0; i < scalars.size(); ++i) numbers[i] = scalars[i];
+    const py::handle elementwise = function.elementwise;
+    const py::object results = elementwise.attr("pullback")(xs, numbers, masks.first, masks.second);
+    Tensors gradients;
+    for (const py::handle gradient : results) {
+      TORCH_CHECK_TYPE(THPVariable_Check(gradient.ptr()), "pullback gives tensors");
+      gradients.push_back(THPVariable_Unpack(gradient.ptr()));
+    }
+    TORCH_INTERNAL_ASSERT(int(gradients.size()) == __builtin_popcountll(masks.first));
+    return gradients;
+  }
+
+  // Compiled autograd: what this node depends on, and the node as a function of that.
+  void compiled_args(dynamo::CompiledNodeArgs& args) const override {
+    args.collect(uint64_t(reinterpret_cast<uintptr_t>(function.get())));
+    for (const double number : scalars) args.collect(number);
+    args.collect(saved, /*is_output=*/false);
+  }
+
+  variable_list apply_with_saved(const variable_list& grads, dynamo::SwapSavedVariables& swap) override {
+    swap.before(saved);
+    const Tensors xs = unpacked();
+    const auto call = [function = function, scalars = scalars, wanted = wanted(), count = num_outputs()](
+                          const variable_list& grads, const variable_list& xs) {
+      return gradients(*function, scalars, Tensors(xs.begin(), xs.end()), grads, wanted, count);
+    };
+    auto results = call_functional(*this, swap, grads, xs, call);
+    swap.after(saved);
+    return results;
+  }
+
+  const std::shared_ptr<Function> function;
+  const Numbers scalars;
+  std::vector<torch::autograd::SavedVariable> saved;
+};
+
+// Is an operation on these tensors to be differentiated? Not inside another one, below the autograd keys.
+bool is_recorded(const Tensors& xs) {
+  const auto excluded = c10::impl::tls_local_dispatch_key_set().excluded_;
+  if (!at::GradMode::is_enabled() || excluded.has(c10::DispatchKey::AutogradFunctionality)) return false;
+  return std::any_of(xs.begin(), xs.end(), [](const at::Tensor& x) { return x.requires_grad(); });
+}
+
+// Does is_grads_batched hide a batch in this tensor?
+bool hides_batch(const at::Tensor& x) { return x.key_set().has(c10::DispatchKey::Batched); }
+
+// The results for batches of is_grads_batched, which become the first dimension; none where such batches are nested or
+// a derivative is wanted.
+std::optional<Tensors> Function::apply_to_batch(const Tensors& xs, const Numbers& numbers) const {
+  if (is_recorded(xs)) return std::nullopt;
+  constexpr int64_t level = 1;
+  Tensors whole;
+  c10::DimVector sizes;
+  for (const at::Tensor& x : xs) {
+    if (x._fw_grad(0).defined()) return std::nullopt;
+    whole.push_back(hides_batch(x) ? at::_remove_batch_dim(x, level, /*batch_size=*/0, /*out_dim=*/0) : x);
+    if (hides_batch(whole.back())) return std::nullopt;
+    if (hides_batch(x)) sizes = whole.back().sizes();
+  }
+  for (at::Tensor& x : whole) x = x.expand(sizes);
+  const Kernel* kernel = plain_kernel(whole);
+  if (!kernel) return std::nullopt;
+  Tensors outputs = compute(*kernel, whole, numbers);
+  for (at::Tensor& y : outputs) y = at::_add_batch_dim(y, 0, level);
+  return outputs;
+}
+
+// The results on plain tensors, differentiable; none if the tensors are not plain or there is no kernel yet.
+std::optional<Tensors> Function::apply(const Tensors& xs, const Numbers& numbers) {
+  if (std::any_of(xs.begin(), xs.end(), hides_batch)) return apply_to_batch(xs, numbers);
+  const Kernel* kernel = plain_kernel(xs);
+  if (!kernel) return std::nullopt;
+  TORCH_CHECK(xs.size() == size_t(kernel->inputs) && numbers.size() == scalars, name, " takes ", kernel->inputs,
+              " tensors and ", scalars, " numbers, got ", xs.size(), " and ", numbers.size());
+  Tensors outputs = compute(*kernel, xs, numbers);
+  if (!is_recorded(xs)) return outputs;
+  torch::autograd::edge_list edges;
+  for (const at::Tensor& x : xs) edges.push_back(torch::autograd::impl::gradient_edge(x));
+  const NodePtr node = make_node<Pullback>(shared_from_this(), xs, numbers);
+  node->set_next_edges(std::move(edges));
+  for (const at::Tensor& y : outputs) torch::autograd::set_history(y, node);
+  return outputs;
+}
+
+// The wanted gradients of all arguments; false if the way through Python has to be taken.
+bool Derivative::compute(const Tensors& all, const Numbers& all_scalars, Tensors& gradients) const {
+  if (!function) return false;
+  Tensors xs;
+  Numbers numbers;
+  for (const auto i : arguments) {
+    TORCH_INTERNAL_ASSERT(all[i].defined(), "torchad_ext: an input was not saved for its derivative");
+    xs.push_back(all[i]);
+  }
+  for (const auto i : scalars) numbers.push_back(all_scalars[i]);
+  std::optional<Tensors> outputs = results.empty() ? Tensors() : function->apply(xs, numbers);
+  if (!outputs) return false;
+  gradients.resize(wanted);
+  if (results.size() < wanted) {
+    std::fill(gradients.begin(), gradients.end(), all.back().new_zeros({}).expand_as(all.back()));
+  }
+  for (size_t k = 0; k < results.size(); ++k) gradients[results[k]] = std::move((*outputs)[k]);
+  return true;
+}
+
+}  // namespace
+}  // namespace torchad_ext

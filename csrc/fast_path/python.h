@@ -1,0 +1,59 @@
+// Values of C++ as Python objects, and Python's errors as exceptions of C++.
+#pragma once
+
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <memory>
+#include <utility>
+
+namespace torchad_ext {
+namespace {
+
+// Python's error as an exception of C++ that can cross threads.
+template <class F>
+auto ask_python(F f) {
+  const py::gil_scoped_acquire gil;
+  try {
+    return f();
+  } catch (py::error_already_set& error) {
+    error.restore();
+    python_error raised;
+    raised.persist();
+    throw raised;
+  }
+}
+
+// A Python object that holds a value of C++.
+template <class T>
+struct Object {
+  PyObject_HEAD T value;
+};
+
+template <class T>
+T& value_of(PyObject* self) {
+  return reinterpret_cast<Object<T>*>(self)->value;
+}
+
+template <class T>
+PyObject* new_object(PyTypeObject* type, T value) {
+  PyObject* self = type->tp_alloc(type, 0);
+  if (self) new (&value_of<T>(self)) T(std::move(value));
+  return self;
+}
+
+template <class T>
+void dealloc(PyObject* self) {
+  PyObject_GC_UnTrack(self);
+  PyTypeObject* type = Py_TYPE(self);
+  std::destroy_at(&value_of<T>(self));
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+template <class T>
+PyType_Spec type_spec(const char* name, PyType_Slot* slots) {
+  return {name, sizeof(Object<T>), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, slots};
+}
+
+}  // namespace
+}  // namespace torchad_ext

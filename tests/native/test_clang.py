@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from builds import start
 
+from torchad_ext import ops
 from torchad_ext._native import compile, toolchain
+from torchad_ext._native.kernels import DTYPES
 
 CLANG = shutil.which("clang++")
 KERNELS = """
@@ -65,6 +69,21 @@ def test_kernels(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip(f"this CPU has no {level}")
     monkeypatch.setenv("TORCHAD_EXT_CPU_LEVEL", level)
     run(KERNELS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("level", toolchain._CHOICES)
+def test_catalogue_is_accepted_at_every_level(level: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Orders 0 to 3, all templates instantiated, without the code that only a CPU of the level could run."""
+    if not toolchain.cpu_level().startswith("x86-64"):
+        pytest.skip("this CPU is none of x86-64")
+    kernels = [op._order(order).source("cpu", dtype) for op in ops.CATALOGUE.values() for order in range(4)]
+    file = tmp_path / "kernels.cpp"
+    file.write_text("\n".join({kernel.symbol: kernel.text for kernel in kernels}.values()), encoding="utf-8")
+    flags = toolchain.cpu_toolchain(level).flags
+    command = [str(CLANG), *flags, f"-I{compile.CSRC}", "-fsyntax-only", str(file)]
+    process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert process.returncode == 0, process.stderr
 
 
 def test_quadratic_form() -> None:

@@ -70,7 +70,7 @@ def dependency_graph(f: Callable[..., Any], *inputs: Any) -> list[Node]:
         ...     print(node.name, "=", node.formula, "=", round(node.value, 4), " adjoint", round(node.adjoint, 4))
         x = x = 2.0  adjoint 0.077
         v_1 = \sin x = 0.9093  adjoint 2.0
-        f = x \, v_{1} = 1.8186  adjoint 1.0
+        f = v_{1} \, x = 1.8186  adjoint 1.0
     """
     op = f if isinstance(f, Pointwise) else pointwise(f)
     program = op.program

@@ -21,6 +21,8 @@ _verify
 _comparison
 _hessian
 _forward
+_rowwise
+_row_function
 _pointwise _quadratic_form
 _elementwise
 _native

@@ -21,7 +21,7 @@ from ._elementwise import Elementwise, HandWritten
 from ._native import compile, fast_path, kernels, loader, toolchain
 from ._native.kernels import DTYPES
 from ._symbolic.captured import captures, plain
-from ._symbolic.expr import scalar, tensor
+from ._symbolic.expr import Expr, column, row, scalar, tensor
 from ._symbolic.latex import latex
 from ._symbolic.program import Program
 from ._symbolic.refusals import TraceError
@@ -34,23 +34,18 @@ Interval = tuple[float, float]
 
 _MANY = 32  # kernels of one op for different values of its numbers
 _LONGEST = 20_000  # operations of a declaration; its double backward has some three times as many
-_TENSOR, _SCALAR = object(), object()  # what an argument is; anything else is fixed by its value
+_TENSOR, _ROW, _COLUMN, _SCALAR = (object() for _ in range(4))  # what an argument is; anything else is a fixed value
+_SYMBOLS: dict[Any, Callable[[str], Expr]] = {_TENSOR: tensor, _ROW: row, _COLUMN: column, _SCALAR: scalar}
 
 
-class Pointwise:
-    """An elementwise op with all its derivatives. :func:`pointwise` makes one of a function.
-
-    Calling it computes the function by a native kernel where there is one for the tensors' device and dtype, by the
-    function itself where there is not, and by the function while ``torch.compile`` or ``torch.export`` trace.
+class Declared:
+    """An op that is declared by a plain PyTorch function: what ops of elements and of rows have in common.
 
     Attributes:
         definition: the function in plain PyTorch.
-
-    Example:
-        >>> double = Pointwise(lambda x: x + x, name="double")
-        >>> double(torch.ones(2))
-        tensor([2., 2.])
     """
+
+    decorator = "pointwise"  # its name in messages
 
     def __init__(
         self,
@@ -62,17 +57,17 @@ class Pointwise:
         written: HandWritten | None = None,
     ) -> None:
         self.definition = definition
-        self.__signature__ = _signature(definition)
+        self.__signature__ = _signature(definition, self.decorator)
         self.__name__: str = name or str(getattr(definition, "__name__", type(definition).__name__))
         self.__qualname__: str = self.__name__
-        self._kernel_name = re.sub(r"[^0-9A-Za-z_]", "", self.__name__) or "pointwise"
+        self._kernel_name = re.sub(r"[^0-9A-Za-z_]", "", self.__name__) or self.decorator
         if name is None:
             self.__qualname__ = str(getattr(definition, "__qualname__", self.__name__))
         self.__module__ = module or getattr(definition, "__module__", None) or "torch"
         self.__doc__ = definition.__doc__
         self._parameters = self.__signature__.parameters
         if not self._parameters:
-            raise TypeError(f"{self.__name__} has no arguments; a pointwise function takes a tensor at the least")
+            raise TypeError(f"{self.__name__} has no arguments; a {self.decorator} function takes at least a tensor")
         refused = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
         for parameter in self._parameters.values():
             if parameter.kind in refused:
@@ -80,13 +75,12 @@ class Pointwise:
             if parameter.name in ("self", "cls"):
                 raise TypeError(
                     f"{self.__qualname__} takes {parameter.name}, which would be a tensor; declare it outside of the "
-                    "class, or of a bound method, as in self.act = torchad_ext.pointwise(self.function)"
+                    f"class, or of a bound method, as in self.act = torchad_ext.{self.decorator}(self.function)"
                 )
         self._defaults = {name: p.default for name, p in self._parameters.items() if p.default is not p.empty}
         self._written = written
         self._members: dict[tuple[Any, ...], tuple[Elementwise, list[int]]] = {}
         self._fixed: frozenset[str] = frozenset()  # numbers whose values the definition asks for
-        self._in_front: set[tuple[int, int]] = set()
         self._domain = domain
         self._captures = captures(definition)
         this = weakref.ref(self)  # no cycle: an op is freed with its last name
@@ -97,8 +91,6 @@ class Pointwise:
 
         check_captured._dynamo_marked_constant = True  # type: ignore[attr-defined]  # run while compiling, not compiled
         self._check_captured = check_captured
-
-    _front: Any = None  # in C++
 
     @functools.cached_property
     def _usual(self) -> Elementwise:
@@ -133,66 +125,16 @@ class Pointwise:
         if "<" in self.__qualname__ and not inspect.ismethod(self.definition):
             raise pickle.PicklingError(
                 f"{self.__module__}.{self.__qualname__} is declared in a function, where pickle does not find it; "
-                "declare it at module level, or of a method: self.act = torchad_ext.pointwise(self.function)"
+                f"declare it at module level, or of a method: self.act = torchad_ext.{self.decorator}(self.function)"
             )
-        return _restored, (self.definition, self.__name__, self.__module__, self._domain)
+        return _restored, (type(self), self.definition, self.__name__, self.__module__, self._domain)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Pointwise:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Declared:
         """Of a method of an object that is copied, the op of the copy."""
         definition = copy.deepcopy(self.definition, memo)
         if definition is self.definition or self._written:
             return self
-        return _restored(definition, self.__name__, self.__module__, self._domain)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            if self._captures:
-                self._check_captured()
-            return self.definition(*args, **kwargs)
-        if self._front and not kwargs:
-            result = self._front.call(args)
-            if result is not NotImplemented:
-                return result
-        if is_being_traced():
-            return self._define(self._bound(args, kwargs))
-        given = 0 if kwargs else len(args)
-        if given != len(self._parameters):
-            args = self._bound(args, kwargs)
-        if has_torch_function(args):
-            return self._define(args) if traced_before_autograd() else handle_torch_function(self, args, *args)
-        kinds, member, scalars = self.resolve(args)
-        xs = [x for x, kind in zip(args, kinds, strict=True) if kind is _TENSOR]
-        first = xs[0]
-        if first.dtype not in DTYPES:
-            return self._define(args)
-        for x in xs[1:]:
-            if x.dtype is not first.dtype or x.device != first.device:
-                return self._define(args)  # a tensor without dimensions promotes as such
-            if x.is_nested or first.is_nested:
-                return self._define(args)  # such a tensor has no shape
-        if any(x.shape != first.shape for x in xs[1:]):
-            if not member.depends_on_all or kernels.device_for(xs) is None:
-                return self._define(args)  # an output has the shape of what it depends on
-            xs = list(torch.broadcast_tensors(*xs))
-        numbers = tuple([float(args[i]) for i in scalars])
-        result = member.apply(xs, numbers)
-        if member.eager:
-            self._put_in_front(given, kinds, member, scalars, numbers)
-        return result
-
-    def _put_in_front(
-        self, given: int, kinds: Sequence[Any], member: Elementwise, scalars: Sequence[int], numbers: Sequence[float]
-    ) -> None:
-        """Lets C++ take calls of so many positional arguments of these kinds, the rest being defaults, from now on."""
-        tensors = sum(1 << i for i in range(given) if kinds[i] is _TENSOR)
-        if not given or (given, tensors) in self._in_front or _TENSOR in kinds[given:]:
-            return
-        if any(kind is not _TENSOR and kind is not _SCALAR for kind in kinds[:given]):
-            return
-        front = self.__dict__.setdefault("_front", fast_path.front())
-        places = tuple([(i if i < given else -1, number) for i, number in zip(scalars, numbers, strict=True)])
-        front.add(member.eager, given, tensors, places)
-        self._in_front.add((given, tensors))
+        return _restored(type(self), definition, self.__name__, self.__module__, self._domain)
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """The arguments in the order of the parameters."""
@@ -216,7 +158,7 @@ class Pointwise:
 
     def resolve(self, args: Sequence[Any]) -> tuple[tuple[Any, ...], Elementwise, list[int]]:
         """What each argument is, the function for such arguments, and where its numbers stand among them."""
-        kinds = tuple([_kind(x) for x in args])
+        kinds = self._kinds(args)
         if self._fixed:
             kinds = tuple(
                 x if kind is _SCALAR and name in self._fixed else kind
@@ -246,6 +188,10 @@ class Pointwise:
                 )
         return kinds, *found
 
+    def _kinds(self, args: Sequence[Any]) -> tuple[Any, ...]:
+        """What each argument is."""
+        return tuple([_kind(x) for x in args])
+
     def _frozen(self, name: str, kind: Any) -> Any:
         """A key for what an argument is, of options equal in type and value."""
         if isinstance(kind, (list, tuple)):
@@ -265,14 +211,14 @@ class Pointwise:
             self._check_captured()
         for name, kind in zip(self._parameters, kinds, strict=True):
             is_number = _kind(self._defaults.get(name, 0)) is _SCALAR
-            if is_number and kind is not _TENSOR and kind is not _SCALAR and name not in self._fixed:
+            if is_number and not _is_symbol(kind) and name not in self._fixed:
                 if isinstance(kind, bool):
                     raise TypeError(f"{self.__module__}.{self.__name__} takes a number for {name}, got {kind}")
                 raise TypeError(self._wrong(name, type(kind).__name__))
-        if not any(kind is _TENSOR for kind in kinds):
+        if not any(_is_tensor(kind) for kind in kinds):
             first = next(iter(self._parameters))
             raise TypeError(self._wrong(first, "numbers alone" if len(kinds) > 1 else "a number"))
-        tensors = [i for i, kind in enumerate(kinds) if kind is _TENSOR]
+        tensors = [i for i, kind in enumerate(kinds) if _is_tensor(kind)]
         scalars = [i for i, kind in enumerate(kinds) if kind is _SCALAR]
 
         def definition(*values: Any) -> Any:
@@ -288,9 +234,12 @@ class Pointwise:
                 "most; declare parts of it"
             )
         in_order = len(tensors) == len(kinds) and not self._keywords and not self._captures
-        written = self._written if not scalars else None
-        member = Elementwise(program, self.definition if in_order else definition, self._kernel_name, written=written)
-        return member, scalars
+        return self._member(program, self.definition if in_order else definition), scalars
+
+    def _member(self, program: Program, definition: Callable[..., Any]) -> Elementwise:
+        """The function of a program, which a definition computes of tensors and then numbers."""
+        written = self._written if not program.scalars else None
+        return Elementwise(program, definition, self._kernel_name, written=written)
 
     @functools.cached_property
     def _keywords(self) -> list[str]:
@@ -315,10 +264,10 @@ class Pointwise:
 
     def _trace(self, kinds: Sequence[Any]) -> Program:
         symbols = [
-            tensor(name) if kind is _TENSOR else scalar(name) if kind is _SCALAR else kind
+            _SYMBOLS[kind](name) if _is_symbol(kind) else kind
             for name, kind in zip(self._parameters, kinds, strict=True)
         ]
-        return trace(self.define, symbols, self.__name__)
+        return trace(self.define, symbols, self.__name__, self.decorator == "rowwise")
 
     def _define(self, arguments: Sequence[Any]) -> Any:
         """Runs the definition in place of a kernel."""
@@ -427,25 +376,107 @@ class Pointwise:
                 pass
 
 
-def _restored(definition: Callable[..., Any], name: str, module: str, domain: Any) -> Pointwise:
+class Pointwise(Declared):
+    """An elementwise op with all its derivatives. :func:`pointwise` makes one of a function.
+
+    Calling it computes the function by a native kernel where there is one for the tensors' device and dtype, by the
+    function itself where there is not, and by the function while ``torch.compile`` or ``torch.export`` trace.
+
+    Attributes:
+        definition: the function in plain PyTorch.
+
+    Example:
+        >>> double = Pointwise(lambda x: x + x, name="double")
+        >>> double(torch.ones(2))
+        tensor([2., 2.])
+    """
+
+    _front: Any = None  # in C++
+
+    @functools.cached_property
+    def _in_front(self) -> set[tuple[int, int]]:
+        """How many arguments, and which of them tensors, C++ takes."""
+        return set()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            if self._captures:
+                self._check_captured()
+            return self.definition(*args, **kwargs)
+        if self._front and not kwargs:
+            result = self._front.call(args)
+            if result is not NotImplemented:
+                return result
+        if is_being_traced():
+            return self._define(self._bound(args, kwargs))
+        given = 0 if kwargs else len(args)
+        if given != len(self._parameters):
+            args = self._bound(args, kwargs)
+        if has_torch_function(args):
+            return self._define(args) if traced_before_autograd() else handle_torch_function(self, args, *args)
+        kinds, member, scalars = self.resolve(args)
+        xs = [x for x, kind in zip(args, kinds, strict=True) if kind is _TENSOR]
+        first = xs[0]
+        if first.dtype not in DTYPES:
+            return self._define(args)
+        for x in xs[1:]:
+            if x.dtype is not first.dtype or x.device != first.device:
+                return self._define(args)  # a tensor without dimensions promotes as such
+            if x.is_nested or first.is_nested:
+                return self._define(args)  # such a tensor has no shape
+        if any(x.shape != first.shape for x in xs[1:]):
+            if not member.depends_on_all or kernels.device_for(xs) is None:
+                return self._define(args)  # an output has the shape of what it depends on
+            xs = list(torch.broadcast_tensors(*xs))
+        numbers = tuple([float(args[i]) for i in scalars])
+        result = member.apply(xs, numbers)
+        if member.eager:
+            self._put_in_front(given, kinds, member, scalars, numbers)
+        return result
+
+    def _put_in_front(
+        self, given: int, kinds: Sequence[Any], member: Elementwise, scalars: Sequence[int], numbers: Sequence[float]
+    ) -> None:
+        """Lets C++ take calls of so many positional arguments of these kinds, the rest being defaults, from now on."""
+        tensors = sum(1 << i for i in range(given) if kinds[i] is _TENSOR)
+        if not given or (given, tensors) in self._in_front or _TENSOR in kinds[given:]:
+            return
+        if any(kind is not _TENSOR and kind is not _SCALAR for kind in kinds[:given]):
+            return
+        front = self.__dict__.setdefault("_front", fast_path.front())
+        places = tuple([(i if i < given else -1, number) for i, number in zip(scalars, numbers, strict=True)])
+        front.add(member.eager, given, tensors, places)
+        self._in_front.add((given, tensors))
+
+
+def _restored(cls: type[Declared], definition: Callable[..., Any], name: str, module: str, domain: Any) -> Declared:
     """An op that was copied; it is traced when it is first called, because what it captures may not be there yet."""
-    return Pointwise(definition, name=name, module=module, domain=domain)
+    return cls(definition, name=name, module=module, domain=domain)
 
 
-def _signature(definition: Any) -> inspect.Signature:
+def _signature(definition: Any, decorator: str) -> inspect.Signature:
     if isinstance(definition, torch.nn.Module):
         definition = definition.forward
     if not callable(definition) or inspect.isclass(definition) or isinstance(definition, torch.jit.ScriptFunction):
         kind = " that torch.jit.script made; give the function in Python" if hasattr(definition, "graph") else ""
-        raise TypeError(f"torchad_ext.pointwise takes a function of tensors, got {definition!r}{kind}")
+        raise TypeError(f"torchad_ext.{decorator} takes a function of tensors, got {definition!r}{kind}")
     if (found := signature_of(definition)) is not None:
         return found
     try:
         return inspect.signature(definition)
     except ValueError:
         raise TypeError(
-            f"torchad_ext.pointwise does not know the arguments of {definition!r}; write lambda x: ..."
+            f"torchad_ext.{decorator} does not know the arguments of {definition!r}; write lambda x: ..."
         ) from None
+
+
+def _is_tensor(kind: Any) -> bool:
+    return kind is _TENSOR or kind is _ROW or kind is _COLUMN
+
+
+def _is_symbol(kind: Any) -> bool:
+    """Is it no value?"""
+    return _is_tensor(kind) or kind is _SCALAR
 
 
 def _kind(x: Any) -> Any:

@@ -53,8 +53,11 @@ def evaluate_rows(program: Program, shape: Sequence[int], *values: Any) -> Any:
     """
     known = evaluate_nodes(program, *values, length=shape[-1])
     outputs = []
-    for y, kind in zip((known[y] for y in program.outputs), program.kinds or ["tensor"] * len(program.outputs), strict=True):
+    kinds = program.kinds or ("tensor",) * len(program.outputs)
+    for node, kind in zip(program.outputs, kinds, strict=True):
+        y = known[node]
         result = y if isinstance(y, torch.Tensor) else values[0].new_full((), y)
-        result = result.expand((*shape[:-1], 1) if kind == "row" else tuple(shape))
+        whole = (*shape[:-1], 1 if kind == "row" else shape[-1])
+        result = result if result.shape == whole else result.expand(whole).contiguous()
         outputs.append(result.sum(tuple(range(len(shape) - 1))) if kind == "column" and len(shape) > 1 else result)
     return outputs[0] if len(outputs) == 1 else tuple(outputs)

@@ -172,6 +172,7 @@ class Program:
     ) -> ProgramDerivative:
         arguments = (*self.inputs, *seeds)
         outputs = {name: result for name, result in results.items() if result is not None}
+        wanted = tuple(kinds) or ("tensor",) * len(results)
         occurring = set(topological(outputs.values()))
         used = tuple(i for i, x in enumerate(arguments) if x in occurring)
         program = Program(
@@ -179,15 +180,14 @@ class Program:
             tuple(x for x in self.scalars if x in occurring),
             tuple(outputs.values()),
             tuple(outputs),
-            tuple(kind for kind, result in zip(kinds, results.values(), strict=False) if result is not None)
-            if any(kind != "tensor" for kind in kinds)
-            else (),
+            tuple(kind for kind, result in zip(wanted, results.values(), strict=True) if result is not None),
         )
         return ProgramDerivative(
             program,
             used,
             tuple(i for i, x in enumerate(self.scalars) if x in occurring),
             tuple(i for i, result in enumerate(results.values()) if result is not None),
+            wanted,
         )
 
     def __len__(self) -> int:
@@ -204,9 +204,11 @@ class ProgramDerivative:
         arguments: which of (the inputs, the given cotangents or tangents) its inputs are.
         scalars: which of the scalars its scalars are.
         results: which of the wanted results its outputs are; the others are zero.
+        kinds: of each wanted result.
     """
 
     program: Program
     arguments: tuple[int, ...]
     scalars: tuple[int, ...]
     results: tuple[int, ...]
+    kinds: tuple[str, ...]

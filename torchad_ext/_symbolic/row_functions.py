@@ -70,7 +70,10 @@ ROW_FUNCTIONS: dict[str, tuple[Callable[..., Expr], str]] = {
     "log_softmax": (_log_softmax, "element"),
 }
 # Where each has its dim among positional arguments, and keepdim.
-_PLACES = {"vector_norm": (2, 3), "vecdot": (2, 4), "var": (1, 3), "std": (1, 3), "softmax": (1, 4), "log_softmax": (1, 4)}
+_PLACES = {
+    **{"vector_norm": (2, 3), "vecdot": (2, 4), "var": (1, 3), "std": (1, 3)},
+    **dict.fromkeys(("softmax", "log_softmax"), (1, 4)),
+}
 _SAME = frozenset(("sum", "mean", "amax", "amin"))  # of one element it is that element
 _IDLE = ("dtype", "_stacklevel", "out")  # while they have their defaults
 

@@ -177,8 +177,8 @@ def _traced(
             raise TraceError(f"{name} returns a result of {function_name}, {refusals.HAS_BACKWARD}")
         if not isinstance(output, _Symbol) or output.kind == "number":
             raise TraceError(
-                f"{name} returns {_described(output)}, not {'a' if rows else 'an elementwise'} function of its tensors; "
-                "return a tensor, torch.full_like(x, c) for a constant"
+                f"{name} returns {_described(output)}, not {'a' if rows else 'an elementwise'} function of its tensors"
+                "; return a tensor, torch.full_like(x, c) for a constant"
             )
         if output.kind == "mask":
             raise TraceError(

@@ -8,6 +8,7 @@ column is the sum over all rows, so that the class is closed under ``vjp`` and `
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 
 from ._elementwise import Derivative, Elementwise, HandWritten, Tensors, _Apply, _ApplyUnderTransforms, _subset
 from ._native import kernels
+from ._symbolic import cpp, row_cpp
 from ._symbolic.evaluate import evaluate_rows
 from ._symbolic.expr import Expr, make, tensor, topological
 from ._symbolic.program import Program, ProgramDerivative
@@ -28,6 +30,18 @@ Call = tuple[Shape, tuple[float, ...]]  # the shape of the operands with a value
 def shape_of(kind: str, shape: Shape) -> Shape:
     """The shape of a tensor of a kind, beside those with a value an element of a shape."""
     return {"tensor": shape, "row": (*shape[:-1], 1), "column": shape[-1:]}[kind]
+
+
+def _lies_in_rows(x: torch.Tensor) -> bool:
+    """Can a kernel read it: does one step lead from each row to the next, and are its elements neighbours or one?"""
+    if x.is_contiguous():
+        return True
+    *sizes, last = x.shape
+    *strides, step = x.stride()
+    if last > 1 and step > 1:
+        return False
+    kept = [(n, s) for n, s in zip(sizes, strides, strict=True) if n > 1]
+    return all(s == m * t for (_, s), (m, t) in itertools.pairwise(kept))
 
 
 class RowFunction(Elementwise):
@@ -48,10 +62,30 @@ class RowFunction(Elementwise):
         super().__init__(program, functools.partial(evaluate_rows, program), name, order, chosen, family=family)
         self.kinds = program.kinds or ("tensor",) * len(program.outputs)
 
+    def functor(self, dtype: str = "float64") -> tuple[str, str]:
+        """The name of the functors for a dtype, and the C++ that defines them."""
+        name = cpp.struct_name(self.name)
+        return name, row_cpp.row_functor(self.program, name, dtype)
+
+    def source(self, device: str, dtype: torch.dtype) -> cpp.Kernel:
+        """What is compiled."""
+        of = kernels.dtype_name(dtype)
+        name, functor = self.functor(of)
+        return row_cpp.row_kernel(functor, name, self.program, of)
+
+    def _compile(self, device: str, dtype: torch.dtype) -> Any:
+        if device != "cpu" or not self.keeps(dtype):
+            return None
+        return kernels.compile_rowwise(self.name, dtype, device, self.source(device, dtype))
+
     def run(self, xs: Tensors, call: Call) -> Any:  # type: ignore[override]
         """The results without derivatives: by the kernel, or by the definition."""
         shape, scalars = call
-        return self.definition(shape, *xs, *scalars)
+        device = kernels.device_of(xs) if 0 not in shape else None
+        kernel: Any = device and self.kernel(device, xs[0].dtype)
+        if not kernel:
+            return self.definition(shape, *xs, *scalars)
+        return self._results(kernel([x if _lies_in_rows(x) else x.contiguous() for x in xs], scalars, shape))
 
     def apply(self, xs: Tensors, call: Call) -> Any:  # type: ignore[override]
         """The results, by the route that their derivatives need."""

@@ -1,0 +1,463 @@
+// The CPU loops over rows: any functor of rows, a vector of elements of one row at a time, or of many short rows.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "rowwise.h"
+#include "simd.h"
+
+#define TORCHAD_EXT_INLINE inline __attribute__((always_inline))
+
+namespace torchad_ext {
+
+template <class T>
+Vector<compute_t<T>> load_some(const T* from, int64_t count) {
+  T padded[lanes<T>] = {};
+  std::memcpy(padded, from, count * sizeof(T));
+  return load(padded);
+}
+template <class T>
+void store_some(T* to, Vector<compute_t<T>> v, int64_t count) {
+  T padded[lanes<T>];
+  store(padded, v);
+  std::memcpy(to, padded, count * sizeof(T));
+}
+#if defined(__AVX512F__)
+inline Float load_some(const float* from, int64_t count) {
+  return (Float)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), from);
+}
+inline Double load_some(const double* from, int64_t count) {
+  return (Double)_mm512_maskz_loadu_pd(__mmask8((1u << count) - 1), from);
+}
+inline void store_some(float* to, Float v, int64_t count) {
+  _mm512_mask_storeu_ps(to, __mmask16((1u << count) - 1), (__m512)v);
+}
+inline void store_some(double* to, Double v, int64_t count) {
+  _mm512_mask_storeu_pd(to, __mmask8((1u << count) - 1), (__m512d)v);
+}
+#endif
+
+template <class V>
+using Lane = std::decay_t<decltype(std::declval<V>()[0])>;
+template <class V>
+using Lanes = Vector<std::conditional_t<sizeof(Lane<V>) == 4, int32_t, int64_t>>;
+
+template <class V>
+V all_lanes(Lane<V> value) {
+  return value - V{};
+}
+
+// Which lanes come before the count?
+template <class V>
+TORCHAD_EXT_INLINE auto before(int64_t count) {
+  Lanes<V> lane;
+  for (int i = 0; i < lanes<Lane<V>>; ++i) lane[i] = i;
+  return lane < Lane<Lanes<V>>(count);
+}
+
+template <int distance, class V, std::size_t... i>
+TORCHAD_EXT_INLINE V swapped(V x, std::index_sequence<i...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(x, x, int(i ^ distance)...);
+#else
+  return __builtin_shuffle(x, Lanes<V>{int(i ^ distance)...});
+#endif
+}
+
+template <Reduction reduction>
+struct Reduce {
+  template <class V>
+  static V identity() {
+    if constexpr (reduction == Reduction::sum) return V{};
+    return all_lanes<V>(reduction == Reduction::largest ? -INFINITY : INFINITY);
+  }
+
+  template <class V>
+  static V combine(V a, V b) {
+    if constexpr (reduction == Reduction::sum) return a + b;
+    if constexpr (reduction == Reduction::largest) return maximum(a, b);
+    if constexpr (reduction == Reduction::smallest) return minimum(a, b);
+  }
+
+  // All lanes reduced, in every lane.
+  template <int distance, class V>
+  static V across(V x) {
+    if constexpr (distance == 0) {
+      return x;
+    } else {
+      constexpr auto all = std::make_index_sequence<lanes<Lane<V>>>{};
+      return across<distance / 2>(combine(x, swapped<distance>(x, all)));
+    }
+  }
+};
+
+template <class Functor, class T>
+struct RowsCpu {
+  using Inputs = typename Functor::Inputs;
+  using Outputs = typename Functor::Outputs;
+  using C = compute_t<T>;
+  using V = Vector<C>;
+  static constexpr int width = lanes<T>;
+  static constexpr int inputs = Inputs::count, outputs = Outputs::count;
+  static constexpr int shortest = 17;      // a shorter row is computed beside others, one in each lane
+  static constexpr int rows_a_block = 64;  // whose sums over rows are made in the type that is computed in
+
+  static constexpr int count(Kind kind) {
+    int found = 0;
+    for (int k = 0; k < outputs; ++k) found += Outputs::kind[k] == kind;
+    return found;
+  }
+  static constexpr int columns = count(Kind::column);
+
+  // Which output is the n-th that Elements gives?
+  static constexpr int of_elements(int n) {
+    for (int k = 0; k < outputs; ++k) {
+      if (Outputs::kind[k] != Kind::row && n-- == 0) return k;
+    }
+    return -1;
+  }
+  static constexpr int of_rows(int n) {
+    for (int k = 0; k < outputs; ++k) {
+      if (Outputs::kind[k] == Kind::row && n-- == 0) return k;
+    }
+    return -1;
+  }
+  static constexpr int column(int output) {
+    int found = 0;
+    for (int k = 0; k < output; ++k) found += Outputs::kind[k] == Kind::column;
+    return found;
+  }
+
+  template <int n, class F>
+  static TORCHAD_EXT_INLINE void each(F f) {
+    each_of(f, std::make_integer_sequence<int, n>{});
+  }
+  template <class F, int... i>
+  static TORCHAD_EXT_INLINE void each_of(F f, std::integer_sequence<int, i...>) {
+    (f(std::integral_constant<int, i>{}), ...);
+  }
+
+  // The stages of a row from values of the row and a pass over its elements.
+  template <class Pass, class Chain>
+  static TORCHAD_EXT_INLINE void stages(const Chain& chain, V* values, const Pass& pass) {
+    if constexpr (Chain::count > 0) {
+      const auto& stage = chain.first;
+      using Stage = std::decay_t<decltype(stage)>;
+      if constexpr (!Stage::Terms::is_none) {
+        V reduced[Stage::count];
+        pass.reduce(stage, values, reduced);
+        each<Stage::count>([&](auto r) { values[Stage::reduced_at + r] = reduced[r]; });
+      }
+      if constexpr (!Stage::Follows::is_none) {
+        const auto y = stage.follows(values);
+        each<y.count>([&](auto i) { values[Stage::row_at + i] = y.value[i]; });
+      }
+      stages(chain.rest, values, pass);
+    }
+  }
+
+  // One row, a vector of its elements at a time.
+  struct Wide {
+    const Functor& functor;
+    const Rows& rows;
+    const T* from[inputs];
+    T* to[outputs];
+    C* kept[Functor::kept + 1];
+    C* sums[columns + 1];
+    T repeated[inputs][width];
+
+    // The values of elements from i on, those that a part takes.
+    template <class Part>
+    TORCHAD_EXT_INLINE void fetch(V* v, const V* values, int64_t i, int64_t count) const {
+      each<Functor::all>([&](auto place) {
+        if constexpr (Part::takes(place)) {
+          if constexpr (place >= Functor::kept_from) {
+            v[place] = load(kept[place - Functor::kept_from] + i);
+          } else if constexpr (place >= inputs || Inputs::kind[place < inputs ? place : 0] == Kind::row) {
+            v[place] = values[place];
+          } else {
+            const T* at = from[place] + (rows.steps[outputs + place] == 0 ? 0 : i);
+            v[place] = count == width || rows.steps[outputs + place] == 0 ? load(at) : load_some(at, count);
+          }
+        }
+      });
+    }
+
+    template <bool whole, class Stage>
+    TORCHAD_EXT_INLINE void one(const Stage& stage, const V* values, int64_t i, int64_t count, V* sum) const {
+      V v[Functor::all];
+      fetch<typename Stage::Terms>(v, values, i, whole ? width : count);
+      const auto y = stage.terms(v);
+      each<Stage::count>([&](auto r) {
+        using R = Reduce<Stage::reduction[r]>;
+        V term = y.value[r];
+        if constexpr (!whole) term = before<V>(count) ? term : R::template identity<V>();
+        sum[r] = R::combine(sum[r], term);
+      });
+      each<y.count - Stage::count>(
+          [&](auto k) { store(kept[Stage::kept_at - Functor::kept_from + k] + i, y.value[Stage::count + k]); });
+    }
+
+    // Elements [begin, end) reduced in each lane: long ranges by halves, so that rounding errors grow as log(n).
+    template <class Stage>
+    void reduce_lanes(const Stage& stage, const V* values, int64_t begin, int64_t end, V* result) const {
+      constexpr int chains = Stage::count <= 2 ? 4 : Stage::count <= 4 ? 2 : 1;
+      constexpr int64_t step = chains * width, most = 32 * step;
+      if (end - begin > most) {
+        const int64_t middle = begin + (end - begin) / 2 / step * step;
+        V right[Stage::count];
+        reduce_lanes(stage, values, begin, middle, result);
+        reduce_lanes(stage, values, middle, end, right);
+        each<Stage::count>([&](auto r) { result[r] = Reduce<Stage::reduction[r]>::combine(result[r], right[r]); });
+        return;
+      }
+      V sum[chains][Stage::count];
+      for (int c = 0; c < chains; ++c) {
+        each<Stage::count>([&](auto r) { sum[c][r] = Reduce<Stage::reduction[r]>::template identity<V>(); });
+      }
+      int64_t i = begin;
+      for (; i + step <= end; i += step) {
+        each<chains>([&](auto c) { one<true>(stage, values, i + c * width, width, sum[c]); });
+      }
+      for (; i + width <= end; i += width) one<true>(stage, values, i, width, sum[0]);
+      if (i < end) one<false>(stage, values, i, end - i, sum[chains - 1]);
+      for (int c = chains / 2; c > 0; c /= 2) {
+        for (int j = 0; j < c; ++j) {
+          each<Stage::count>([&](auto r) {
+            sum[j][r] = Reduce<Stage::reduction[r]>::combine(sum[j][r], sum[j + c][r]);
+          });
+        }
+      }
+      each<Stage::count>([&](auto r) { result[r] = sum[0][r]; });
+    }
+
+    template <class Stage>
+    TORCHAD_EXT_INLINE void reduce(const Stage& stage, const V* values, V* result) const {
+      reduce_lanes(stage, values, 0, rows.length, result);
+      each<Stage::count>(
+          [&](auto r) { result[r] = Reduce<Stage::reduction[r]>::template across<width / 2>(result[r]); });
+    }
+
+    template <bool whole>
+    TORCHAD_EXT_INLINE void write(const V* values, int64_t i, int64_t count) const {
+      V v[Functor::all];
+      fetch<typename Functor::Elements>(v, values, i, whole ? width : count);
+      const auto y = functor.elements(v);
+      each<y.count>([&](auto n) {
+        constexpr int k = of_elements(n);
+        if constexpr (Outputs::kind[k] == Kind::column) {
+          C* sum = sums[column(k)] + i;
+          store(sum, load(sum) + y.value[n]);
+        } else if constexpr (whole) {
+          store(to[k] + i, y.value[n]);
+        } else {
+          store_some(to[k] + i, y.value[n], count);
+        }
+      });
+    }
+
+    void row(int64_t row) {
+      V values[Functor::all];
+      each<inputs>([&](auto k) {
+        from[k] = static_cast<const T*>(rows.data[outputs + k]) + row * rows.row_strides[outputs + k];
+        if (Inputs::kind[k] == Kind::row || rows.steps[outputs + k] == 0) {
+          std::fill_n(repeated[k], width, *from[k]);
+          from[k] = repeated[k];
+          if (Inputs::kind[k] == Kind::row) values[k] = load(repeated[k]);
+        }
+      });
+      each<outputs>([&](auto k) { to[k] = static_cast<T*>(rows.data[k]) + row * rows.row_strides[k]; });
+      stages(functor.stages, values, *this);
+      if constexpr (!Functor::Elements::is_none) {
+        int64_t i = 0;
+        for (; i + width <= rows.length; i += width) write<true>(values, i, width);
+        if (i < rows.length) write<false>(values, i, rows.length - i);
+      }
+      each<Functor::RowOutputs::count>(
+          [&](auto n) { store_some(to[of_rows(n)], values[Functor::RowOutputs::place[n]], 1); });
+    }
+  };
+
+  static void run_wide(const Functor& functor, const Rows& rows, int64_t begin, int64_t end, double* sums) {
+    const int64_t padded = (rows.length + width - 1) / width * width;
+    std::vector<C> scratch((Functor::kept + columns) * padded);
+    Wide wide{functor, rows, {}, {}, {}, {}, {}};
+    for (int k = 0; k < Functor::kept; ++k) wide.kept[k] = scratch.data() + k * padded;
+    for (int c = 0; c < columns; ++c) wide.sums[c] = scratch.data() + (Functor::kept + c) * padded;
+    for (int64_t row = begin; row < end; ++row) {
+      wide.row(row);
+      if (columns == 0 || ((row - begin + 1) % rows_a_block != 0 && row + 1 < end)) continue;
+      for (int c = 0; c < columns; ++c) {
+        for (int64_t j = 0; j < rows.length; ++j) sums[c * rows.length + j] += wide.sums[c][j];
+        std::fill_n(wide.sums[c], padded, C(0));
+      }
+    }
+  }
+
+  // As many short rows as a vector has lanes, of a length that is known to the compiler, or 0.
+  template <int fixed>
+  struct Short {
+    static constexpr int most = fixed ? fixed : shortest - 1;
+    const Functor& functor;
+    int64_t length;
+    T from[inputs][most][width];
+    mutable V kept[Functor::kept + 1][most];
+
+    TORCHAD_EXT_INLINE int64_t n() const { return fixed ? fixed : length; }
+
+    template <class Part>
+    TORCHAD_EXT_INLINE void fetch(V* v, const V* values, int64_t j) const {
+      each<Functor::all>([&](auto place) {
+        if constexpr (Part::takes(place)) {
+          if constexpr (place >= Functor::kept_from) {
+            v[place] = kept[place - Functor::kept_from][j];
+          } else if constexpr (place >= inputs || Inputs::kind[place < inputs ? place : 0] == Kind::row) {
+            v[place] = values[place];
+          } else {
+            v[place] = load(from[place][j]);
+          }
+        }
+      });
+    }
+
+    template <class Stage>
+    TORCHAD_EXT_INLINE void reduce(const Stage& stage, const V* values, V* result) const {
+      each<Stage::count>([&](auto r) { result[r] = Reduce<Stage::reduction[r]>::template identity<V>(); });
+      TORCHAD_EXT_UNROLL
+      for (int j = 0; j < n(); ++j) {
+        V v[Functor::all];
+        fetch<typename Stage::Terms>(v, values, j);
+        const auto y = stage.terms(v);
+        each<Stage::count>(
+            [&](auto r) { result[r] = Reduce<Stage::reduction[r]>::combine(result[r], y.value[r]); });
+        each<y.count - Stage::count>(
+            [&](auto k) { kept[Stage::kept_at - Functor::kept_from + k][j] = y.value[Stage::count + k]; });
+      }
+    }
+  };
+
+  template <int fixed>
+  static void run_short(const Functor& functor, const Rows& rows, int64_t begin, int64_t end, double* sums) {
+    using Rows_ = Short<fixed>;
+    Rows_ some{functor, rows.length, {}, {}};
+    const int64_t n = some.n();
+    V sum[columns + 1][Rows_::most] = {};
+    T results[Rows_::most][width];
+    each<inputs>([&](auto k) {
+      if (Inputs::kind[k] != Kind::column) return;
+      const T* data = static_cast<const T*>(rows.data[outputs + k]);
+      for (int64_t j = 0; j < n; ++j) std::fill_n(some.from[k][j], width, data[j * rows.steps[outputs + k]]);
+    });
+    int64_t blocks = 0;
+    for (int64_t row = begin; row < end; row += width) {
+      const int64_t count = std::min<int64_t>(width, end - row);
+      V values[Functor::all];
+      each<inputs>([&](auto k) {
+        if constexpr (Inputs::kind[k] == Kind::column) return;
+        const int64_t stride = rows.row_strides[outputs + k];
+        const T* data = static_cast<const T*>(rows.data[outputs + k]) + row * stride;
+        constexpr bool of_rows = Inputs::kind[k] == Kind::row;
+        const int64_t step = rows.steps[outputs + k];
+        for (int64_t j = 0; j < (of_rows ? 1 : n); ++j) {
+          if (count == width) {
+            TORCHAD_EXT_UNROLL
+            for (int i = 0; i < width; ++i) some.from[k][j][i] = data[i * stride + j * step];
+          } else {  // the last row in the lanes that are left
+            for (int64_t i = 0; i < width; ++i) {
+              some.from[k][j][i] = data[std::min(i, count - 1) * stride + j * step];
+            }
+          }
+        }
+        if constexpr (of_rows) values[k] = load(some.from[k][0]);
+      });
+      stages(functor.stages, values, some);
+      if constexpr (!Functor::Elements::is_none) {
+        constexpr int given = decltype(functor.elements(values))::count;
+        T written[given][Rows_::most][width];
+        TORCHAD_EXT_UNROLL
+        for (int j = 0; j < n; ++j) {
+          V v[Functor::all];
+          some.template fetch<typename Functor::Elements>(v, values, j);
+          const auto y = functor.elements(v);
+          each<given>([&](auto e) {
+            constexpr int k = of_elements(e);
+            if constexpr (Outputs::kind[k] == Kind::column) {
+              sum[column(k)][j] += count == width ? y.value[e] : before<V>(count) ? y.value[e] : V{};
+            } else {
+              store(written[e][j], y.value[e]);
+            }
+          });
+        }
+        each<given>([&](auto e) {
+          constexpr int k = of_elements(e);
+          if constexpr (Outputs::kind[k] == Kind::element) {
+            T* to = static_cast<T*>(rows.data[k]) + row * rows.row_strides[k];
+            for (int64_t i = 0; i < count; ++i) {
+              for (int64_t j = 0; j < n; ++j) to[i * n + j] = written[e][j][i];
+            }
+          }
+        });
+      }
+      each<Functor::RowOutputs::count>([&](auto r) {
+        constexpr int k = of_rows(r);
+        store_some(static_cast<T*>(rows.data[k]) + row, values[Functor::RowOutputs::place[r]], count);
+      });
+      if (columns == 0 || (++blocks % rows_a_block != 0 && row + width < end)) continue;
+      for (int c = 0; c < columns; ++c) {
+        for (int64_t j = 0; j < n; ++j) {
+          for (int i = 0; i < width; ++i) sums[c * n + j] += sum[c][j][i];
+          sum[c][j] = V{};
+        }
+      }
+    }
+    (void)results;
+  }
+
+  static void run(const Rows& rows, const double* scalars, int64_t begin, int64_t end, double* sums) {
+    const Functor functor(scalars);
+    if (rows.length == 3) return run_short<3>(functor, rows, begin, end, sums);
+    if (rows.length < shortest) return run_short<0>(functor, rows, begin, end, sums);
+    run_wide(functor, rows, begin, end, sums);
+  }
+
+  static void store_sum(const double* sums, int64_t count, int64_t stride, int64_t length, void* to) {
+    for (int64_t j = 0; j < length; j += width) {
+      const int64_t some = std::min<int64_t>(width, length - j);
+      V total{};
+      for (int64_t i = 0; i < some; ++i) {
+        double sum = 0;
+        for (int64_t c = 0; c < count; ++c) sum += sums[c * stride + j + i];
+        total[i] = C(sum);
+      }
+      store_some(static_cast<T*>(to) + j, total, some);
+    }
+  }
+
+  template <std::size_t... k, std::size_t... l>
+  static constexpr auto joined(std::index_sequence<k...>, std::index_sequence<l...>) {
+    struct Joined {
+      Kind kind[inputs + outputs];
+    };
+    return Joined{{Outputs::kind[k]..., Inputs::kind[l]...}};
+  }
+  static constexpr auto kinds = joined(std::make_index_sequence<outputs>{}, std::make_index_sequence<inputs>{});
+
+  static constexpr RowKernel kernel(Dtype dtype, const char* name) {
+    return {{inputs, outputs, dtype, name}, kinds.kind, run, store_sum};
+  }
+};
+
+}  // namespace torchad_ext
+
+// Exports a functor of rows as a RowKernel.
+#define TORCHAD_EXT_ROW_KERNEL(name, Functor, dtype)                                                                   \
+  extern "C" {                                                                                                         \
+  extern const torchad_ext::RowKernel name;                                                                            \
+  const torchad_ext::RowKernel name =                                                                                  \
+      torchad_ext::RowsCpu<Functor, torchad_ext::storage_t<torchad_ext::Dtype::dtype, torchad_ext::Half,               \
+                                                           torchad_ext::BFloat16>>::kernel(torchad_ext::Dtype::dtype, \
+                                                                                           #Functor);                  \
+  }

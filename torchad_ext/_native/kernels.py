@@ -257,8 +257,8 @@ def compile_pointwise(name: str, dtype: torch.dtype, device: str, source: Kernel
 
 
 class RowKernel:
-    """A kernel of rows as a function of tensors, numbers and the shape of the tensors with a value an element, to a list
-    of tensors."""
+    """A kernel of rows as a function of tensors, numbers and the shape of those with a value an element, to a list of
+    tensors."""
 
     __slots__ = ("_name", "_run", "address")
 

@@ -17,6 +17,8 @@ from .program import Program
 # Computed again in each pass: loading them would take as long.
 _CHEAP = frozenset("add sub mul neg abs where maximum minimum clamp_min clamp_max detach rounded copysign sign".split())
 
+_STEMS = {"row_sum": "sum", "row_amax": "max", "row_amin": "min"}  # of names for their results
+
 
 @dataclass(frozen=True)
 class Part:
@@ -197,9 +199,7 @@ class _Parts:
         self.symbols: dict[Expr, Expr] = {}
         for node, place in places.items():
             if node.args or node not in program.inputs:
-                stem = {"row_sum": "sum", "row_amax": "max", "row_amin": "min"}.get(
-                    node.op, "row" if node.is_row else "kept"
-                )
+                stem = _STEMS.get(node.op, "row" if node.is_row else "kept")
                 name = f"{stem}{place}"
                 while name in taken:
                     name += "_"

@@ -16,7 +16,7 @@ FLOORS = """
 __main__
 demo
 __init__
-ops plot
+ops rows plot
 _verify
 _comparison
 _hessian

@@ -15,6 +15,7 @@ from ._verify import Verification as Verification
 from ._verify import VerificationError as VerificationError
 from ._verify import verify as verify
 from .ops import *  # noqa: F403, the catalogue names what it holds
+from .rows import *  # noqa: F403, so does this one
 
 if TYPE_CHECKING:
     from ._forward.laplacian import ForwardLaplacian as ForwardLaplacian

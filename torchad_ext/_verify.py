@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from ._comparison import Comparison, first_line, is_differentiated, like
-from ._pointwise import Pointwise
+from ._pointwise import Declared
+from ._rowwise import Rowwise
 from ._warnings import warn_user
 
 Tensors = tuple[torch.Tensor, ...]
@@ -317,7 +318,7 @@ def _samples(op: Callable[..., Any], name: str) -> Iterator[tuple[str, Tensors]]
         yield "one x", (normal(4), normal(4, 4))
         yield "transposed A", (normal(3, 4), normal(3, 4, 4).mT)
         yield "n = 1", (normal(2, 1), normal(2, 1, 1))
-    elif isinstance(op, Pointwise):
+    elif isinstance(op, Declared):
 
         def sample(shape: tuple[int, ...], view: Callable[[torch.Tensor], torch.Tensor] = lambda x: x) -> Tensors:
             uniform = (torch.rand(shape, dtype=torch.float64, generator=generator) for _ in op.domain)
@@ -329,8 +330,13 @@ def _samples(op: Callable[..., Any], name: str) -> Iterator[tuple[str, Tensors]]
         yield "transposed", sample((5, 67), torch.t)
         yield "sliced", sample((6, 40), lambda x: x[::2, 1::3])
         yield "expanded", sample((1, 9), lambda x: x.expand(4, 9))
-        yield "0-dimensional", sample(())
-        yield "empty", sample((3, 0))
+        if isinstance(op, Rowwise):
+            yield "n = 1", sample((4, 1))
+            yield "long rows", sample((2, 37))
+            yield "of no rows", sample((0, 3))
+        else:
+            yield "0-dimensional", sample(())
+            yield "empty", sample((3, 0))
         if len(op.domain) > 1:
             first, *others = sample((4, 6))
             yield "broadcast", (first, *(other[i % 4, : 1 + 5 * (i % 2)] for i, other in enumerate(others)))
@@ -341,7 +347,7 @@ def _samples(op: Callable[..., Any], name: str) -> Iterator[tuple[str, Tensors]]
 def _hint(op: Any, verification: Verification) -> str:
     """The usual reason for a wrong second derivative where the first is right."""
     wrong = {check.derivative for check in verification.failures}
-    if isinstance(op, Pointwise) or wrong & {"value", "gradient"} or "double backward" not in wrong:
+    if isinstance(op, Declared) or wrong & {"value", "gradient"} or "double backward" not in wrong:
         return ""
     return (
         "\nThe first derivative is right, the second is not. The usual reason: backward uses a tensor that forward "

@@ -47,9 +47,13 @@ def _var(input: Expr, unbiased: bool = True, correction: float | None = None) ->
 
 
 def _vector_norm(x: Expr, ord: Any = 2) -> Expr:
-    """The Euclidean norm, with no slope at 0."""
+    """The norm of order 2, with no slope at 0, or of order 1 or infinity."""
+    if ord == 1:
+        return op.row_sum(op.abs_(x))
+    if ord == math.inf:
+        return op.row_amax(op.abs_(x))
     if ord != 2:
-        raise Problem(f"has the order {ord!r} in a row op; the norm of order 2 is there")
+        raise Problem(f"has the order {ord!r} in a row op; those of order 1, 2 and inf are there")
     square = op.row_sum(x * x)
     is_zero = op.eq(square, 0)
     return op.where(is_zero, 0, op.sqrt(op.where(is_zero, 1, square)))
@@ -64,14 +68,14 @@ ROW_FUNCTIONS: dict[str, tuple[Callable[..., Expr], str]] = {
     "logsumexp": (_logsumexp, "row"),
     "var": (_var, "row"),
     "std": (lambda input, unbiased=True, correction=None: op.sqrt(_var(input, unbiased, correction)), "row"),
-    "vector_norm": (_vector_norm, "row"),
-    "vecdot": (lambda x, y: op.row_sum(x * y), "row"),
+    "linalg_vector_norm": (_vector_norm, "row"),
+    "linalg_vecdot": (lambda x, y: op.row_sum(x * y), "row"),
     "softmax": (_softmax, "element"),
     "log_softmax": (_log_softmax, "element"),
 }
 # Where each has its dim among positional arguments, and keepdim.
 _PLACES = {
-    **{"vector_norm": (2, 3), "vecdot": (2, 4), "var": (1, 3), "std": (1, 3)},
+    **{"linalg_vector_norm": (2, 3), "linalg_vecdot": (2, 4), "var": (1, 3), "std": (1, 3)},
     **dict.fromkeys(("softmax", "log_softmax"), (1, 4)),
 }
 _SAME = frozenset(("sum", "mean", "amax", "amin"))  # of one element it is that element

@@ -264,6 +264,9 @@ class _Tracing(TorchFunctionMode):
         base = name.strip("_") if name.startswith("__") else name
         handler, spans = None, ""
         if self.rows and (base in ROW_FUNCTIONS or base in INDICES):
+            numbers = [x.expr for x in (*args, *kwargs.values()) if isinstance(x, _Symbol) and x.kind == "number"]
+            if needed := frozenset().union(*map(_numbers_in, numbers)):
+                raise ValueNeeded(needed)
             try:
                 handler, args, kwargs, spans = along_row(base, args, kwargs)
             except Problem as problem:

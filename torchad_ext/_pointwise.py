@@ -46,6 +46,7 @@ class Declared:
     """
 
     decorator = "pointwise"  # its name in messages
+    _usually: Mapping[str, Any] = {}  # what the usual call gives in place of defaults
 
     def __init__(
         self,
@@ -99,7 +100,7 @@ class Declared:
 
     @property
     def _usual_arguments(self) -> list[Any]:
-        return [self._defaults.get(name, _TENSOR) for name in self._parameters]
+        return [self._usually.get(name, self._defaults.get(name, _TENSOR)) for name in self._parameters]
 
     @property
     def intervals(self) -> dict[str, Interval]:

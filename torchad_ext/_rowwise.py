@@ -38,6 +38,24 @@ class Rowwise(Declared):
 
     decorator = "rowwise"
 
+    def sample(
+        self,
+        uniform: Callable[[tuple[int, ...]], torch.Tensor],
+        shape: tuple[int, ...],
+        view: Callable[[torch.Tensor], torch.Tensor],
+    ) -> tuple[Any, ...]:
+        """Arguments of the usual call, from uniform numbers: views of tensors of a shape, weights as long as a row."""
+        intervals, arguments = self.intervals, []
+        length = view(torch.empty(shape)).shape[-1]
+        for name, kind in zip(self._parameters, self._usual_arguments, strict=True):
+            if not _is_tensor(kind):
+                arguments.append(kind)
+                continue
+            low, high = intervals.get(name, (-3.0, 3.0))
+            numbers = uniform((length,)) if kind is _COLUMN else view(uniform(shape))
+            arguments.append(low + (high - low) * numbers)
+        return tuple(arguments[: len(arguments) - len(self._keywords)])
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             if self._captures:

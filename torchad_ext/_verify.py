@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ._comparison import Comparison, first_line, is_differentiated, like
-from ._pointwise import Declared
+from ._pointwise import Declared, Pointwise
 from ._rowwise import Rowwise
 from ._warnings import warn_user
 
@@ -318,7 +318,22 @@ def _samples(op: Callable[..., Any], name: str) -> Iterator[tuple[str, Tensors]]
         yield "one x", (normal(4), normal(4, 4))
         yield "transposed A", (normal(3, 4), normal(3, 4, 4).mT)
         yield "n = 1", (normal(2, 1), normal(2, 1, 1))
-    elif isinstance(op, Declared):
+    elif isinstance(op, Rowwise):
+        for case, shape, view in (
+            ("contiguous", (5, 7), lambda x: x),
+            ("transposed", (5, 67), torch.t),
+            ("sliced", (6, 40), lambda x: x[::2, 1::3]),
+            ("expanded", (1, 9), lambda x: x.expand(4, 9)),
+            ("n = 1", (4, 1), lambda x: x),
+            ("n = 3", (5, 3), lambda x: x),
+            ("long rows", (2, 37), lambda x: x),
+            ("of no rows", (0, 3), lambda x: x),
+        ):
+            yield (
+                case,
+                op.sample(lambda shape: torch.rand(shape, dtype=torch.float64, generator=generator), shape, view),
+            )
+    elif isinstance(op, Pointwise):
 
         def sample(shape: tuple[int, ...], view: Callable[[torch.Tensor], torch.Tensor] = lambda x: x) -> Tensors:
             uniform = (torch.rand(shape, dtype=torch.float64, generator=generator) for _ in op.domain)
@@ -330,13 +345,8 @@ def _samples(op: Callable[..., Any], name: str) -> Iterator[tuple[str, Tensors]]
         yield "transposed", sample((5, 67), torch.t)
         yield "sliced", sample((6, 40), lambda x: x[::2, 1::3])
         yield "expanded", sample((1, 9), lambda x: x.expand(4, 9))
-        if isinstance(op, Rowwise):
-            yield "n = 1", sample((4, 1))
-            yield "long rows", sample((2, 37))
-            yield "of no rows", sample((0, 3))
-        else:
-            yield "0-dimensional", sample(())
-            yield "empty", sample((3, 0))
+        yield "0-dimensional", sample(())
+        yield "empty", sample((3, 0))
         if len(op.domain) > 1:
             first, *others = sample((4, 6))
             yield "broadcast", (first, *(other[i % 4, : 1 + 5 * (i % 2)] for i, other in enumerate(others)))

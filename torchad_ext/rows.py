@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ._pointwise import Interval
+from ._pointwise import _COLUMN, Interval
 from ._rowwise import Rowwise
 
 __all__ = [  # noqa: RUF022, in the order of this file
@@ -41,6 +41,13 @@ _DOC = """{summary}
 
 
 _CALLS = {"vector_norm": ["dim=-1"]}  # what an example is given beside tensors
+
+
+_USUALLY = {
+    "layer_norm": {"weight": _COLUMN, "bias": _COLUMN},
+    "rms_norm": {"weight": _COLUMN, "eps": 1e-7},
+    **{name: {"dim": -1} for name in ("vector_norm", "normalize", "cosine_similarity")},
+}  # what the kernels of a call without options are compiled for
 
 
 class _AlongDim(Rowwise):
@@ -146,6 +153,11 @@ def _op(
         drops_dim: has its result one element a row, without that dimension where ``keepdim`` does not keep it?
     """
     op = cls(definition, name=name, module="torchad_ext", domain=domain)
+    op._usually = _USUALLY.get(name, {})
+    of = op.__signature__
+    op.__signature__ = of.replace(
+        parameters=[p.replace(annotation=p.empty) for p in of.parameters.values()], return_annotation=of.empty
+    )
     if isinstance(op, _AlongDim):
         op.drops_dim = drops_dim
     parameters = op.__signature__.parameters

@@ -18,7 +18,7 @@ from .torch_names import is_of_torch, name_of
 
 ALIASES = frozenset("detach data contiguous positive".split())
 ARITHMETIC = frozenset(
-    "add sub mul div true_divide pow neg abs positive gt ge lt le eq ne rsub __rsub__ __rpow__ __rdiv__".split()
+    "add sub mul div true_divide pow neg abs positive gt ge lt le eq ne rsub __rsub__ __rpow__ __rdiv__ __eq__".split()
 )
 # Of truth values: what gives integers where no number has a point, and what gives the default dtype.
 INTEGRAL = frozenset("add sub mul rsub __rsub__ neg abs positive where Tensor.where maximum minimum".split())

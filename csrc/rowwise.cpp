@@ -94,7 +94,7 @@ void boxed(StableIValue* stack, uint64_t, uint64_t) {
   tasks = (rows + of_task - 1) / of_task;
   const int64_t of_sums = int64_t(columns.size()) * length;
   std::vector<double> sums(tasks * of_sums);
-  const Rows all{length, data.data(), row_strides.data(), steps.data()};
+  const Rows all{length, rows, data.data(), row_strides.data(), steps.data()};
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       kernel.run(all, scalars.data(), task * of_task, std::min(rows, (task + 1) * of_task),

@@ -100,6 +100,7 @@ struct RowFunctor {
 // data[k] + i * row_strides[k] + j * steps[k], where a step is 1, or 0 for one number in all elements of a row.
 struct Rows {
   int64_t length;  // n
+  int64_t count;   // of rows
   void* const* data;
   const int64_t* row_strides;
   const int64_t* steps;

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "pointwise_cpu.h"
 #include "rowwise.h"
 #include "simd.h"
 
@@ -66,6 +67,58 @@ TORCHAD_EXT_INLINE V swapped(V x, std::index_sequence<i...>) {
   return __builtin_shuffle(x, Lanes<V>{int(i ^ distance)...});
 #endif
 }
+
+// Lane i of the result is lane place[i] of a, or lane place[i] - lanes of b.
+template <class Places_, class V, std::size_t... i>
+TORCHAD_EXT_INLINE V picked(V a, V b, std::index_sequence<i...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, Places_::place(i)...);
+#else
+  return __builtin_shuffle(a, b, Lanes<V>{Places_::place(i)...});
+#endif
+}
+
+// Rows of n elements, one after another in n vectors, as a vector for each place in the row, and back. Each vector is
+// made of the n others by n - 1 picks.
+template <int n, int width>
+struct Transposed {
+  template <int j, int step>  // of place j, from vector `step` on
+  struct Gathered {
+    static constexpr int place(int lane) {
+      const int at = lane * n + j, vector = at / width;
+      return vector == step ? width + at % width : vector == 0 && step == 1 ? at % width : lane;
+    }
+  };
+  template <int s, int step>  // of vector s, from place `step` on
+  struct Scattered {
+    static constexpr int place(int lane) {
+      const int at = s * width + lane, j = at % n;
+      return j == step ? width + at / n : j == 0 && step == 1 ? at / n : lane;
+    }
+  };
+
+  template <template <int, int> class Picks, int to, int step, class V>
+  static TORCHAD_EXT_INLINE V one(const V* from, V made) {
+    if constexpr (step == n) {
+      return made;
+    } else {
+      constexpr auto all = std::make_index_sequence<width>{};
+      return one<Picks, to, step + 1>(from, picked<Picks<to, step>>(made, from[step], all));
+    }
+  }
+  template <template <int, int> class Picks, class V, int... to>
+  static TORCHAD_EXT_INLINE void each(const V* from, V* result, std::integer_sequence<int, to...>) {
+    ((result[to] = one<Picks, to, 1>(from, from[0])), ...);
+  }
+  template <class V>
+  static TORCHAD_EXT_INLINE void gather(const V* from, V* result) {
+    each<Gathered>(from, result, std::make_integer_sequence<int, n>{});
+  }
+  template <class V>
+  static TORCHAD_EXT_INLINE void scatter(const V* from, V* result) {
+    each<Scattered>(from, result, std::make_integer_sequence<int, n>{});
+  }
+};
 
 template <Reduction reduction>
 struct Reduce {
@@ -136,7 +189,7 @@ struct RowsCpu {
     each_of(f, std::make_integer_sequence<int, n>{});
   }
   template <class F, int... i>
-  static TORCHAD_EXT_INLINE void each_of(F f, std::integer_sequence<int, i...>) {
+  static TORCHAD_EXT_INLINE void each_of([[maybe_unused]] F f, std::integer_sequence<int, i...>) {
     (f(std::integral_constant<int, i>{}), ...);
   }
 
@@ -167,6 +220,7 @@ struct RowsCpu {
     T* to[outputs];
     C* kept[Functor::kept + 1];
     C* sums[columns + 1];
+    bool cached;
     T repeated[inputs][width];
 
     // The values of elements from i on, those that a part takes.
@@ -252,7 +306,7 @@ struct RowsCpu {
           C* sum = sums[column(k)] + i;
           store(sum, load(sum) + y.value[n]);
         } else if constexpr (whole) {
-          store(to[k] + i, y.value[n]);
+          cached ? store(to[k] + i, y.value[n]) : store_uncached(to[k] + i, y.value[n]);
         } else {
           store_some(to[k] + i, y.value[n], count);
         }
@@ -284,7 +338,7 @@ struct RowsCpu {
   static void run_wide(const Functor& functor, const Rows& rows, int64_t begin, int64_t end, double* sums) {
     const int64_t padded = (rows.length + width - 1) / width * width;
     std::vector<C> scratch((Functor::kept + columns) * padded);
-    Wide wide{functor, rows, {}, {}, {}, {}, {}};
+    Wide wide{functor, rows, {}, {}, {}, {}, !is_uncached(rows), {}};
     for (int k = 0; k < Functor::kept; ++k) wide.kept[k] = scratch.data() + k * padded;
     for (int c = 0; c < columns; ++c) wide.sums[c] = scratch.data() + (Functor::kept + c) * padded;
     for (int64_t row = begin; row < end; ++row) {
@@ -295,6 +349,7 @@ struct RowsCpu {
         std::fill_n(wide.sums[c], padded, C(0));
       }
     }
+    if (!wide.cached) store_fence();
   }
 
   // As many short rows as a vector has lanes, of a length that is known to the compiler, or 0.
@@ -303,7 +358,7 @@ struct RowsCpu {
     static constexpr int most = fixed ? fixed : shortest - 1;
     const Functor& functor;
     int64_t length;
-    T from[inputs][most][width];
+    V from[inputs][most];
     mutable V kept[Functor::kept + 1][most];
 
     TORCHAD_EXT_INLINE int64_t n() const { return fixed ? fixed : length; }
@@ -317,7 +372,7 @@ struct RowsCpu {
           } else if constexpr (place >= inputs || Inputs::kind[place < inputs ? place : 0] == Kind::row) {
             v[place] = values[place];
           } else {
-            v[place] = load(from[place][j]);
+            v[place] = from[place][j];
           }
         }
       });
@@ -344,12 +399,16 @@ struct RowsCpu {
     using Rows_ = Short<fixed>;
     Rows_ some{functor, rows.length, {}, {}};
     const int64_t n = some.n();
+    const bool cached = !is_uncached(rows) || begin % width != 0;
     V sum[columns + 1][Rows_::most] = {};
-    T results[Rows_::most][width];
+    T gathered[width];
     each<inputs>([&](auto k) {
       if (Inputs::kind[k] != Kind::column) return;
       const T* data = static_cast<const T*>(rows.data[outputs + k]);
-      for (int64_t j = 0; j < n; ++j) std::fill_n(some.from[k][j], width, data[j * rows.steps[outputs + k]]);
+      for (int64_t j = 0; j < n; ++j) {
+        std::fill_n(gathered, width, data[j * rows.steps[outputs + k]]);
+        some.from[k][j] = load(gathered);
+      }
     });
     int64_t blocks = 0;
     for (int64_t row = begin; row < end; row += width) {
@@ -361,22 +420,29 @@ struct RowsCpu {
         const T* data = static_cast<const T*>(rows.data[outputs + k]) + row * stride;
         constexpr bool of_rows = Inputs::kind[k] == Kind::row;
         const int64_t step = rows.steps[outputs + k];
-        for (int64_t j = 0; j < (of_rows ? 1 : n); ++j) {
-          if (count == width) {
-            TORCHAD_EXT_UNROLL
-            for (int i = 0; i < width; ++i) some.from[k][j][i] = data[i * stride + j * step];
-          } else {  // the last row in the lanes that are left
-            for (int64_t i = 0; i < width; ++i) {
-              some.from[k][j][i] = data[std::min(i, count - 1) * stride + j * step];
-            }
+        if constexpr (!of_rows && fixed != 0) {
+          if (count == width && stride == n && step == 1) {
+            V dense[fixed];
+            for (int s = 0; s < fixed; ++s) dense[s] = load(data + s * width);
+            Transposed<fixed, width>::gather(dense, some.from[k]);
+            return;
           }
         }
-        if constexpr (of_rows) values[k] = load(some.from[k][0]);
+        if (of_rows && count == width && stride == 1) {
+          values[k] = load(data);
+          return;
+        }
+        for (int64_t j = 0; j < (of_rows ? 1 : n); ++j) {
+          // The last row in the lanes that are left.
+          for (int64_t i = 0; i < width; ++i) gathered[i] = data[std::min(i, count - 1) * stride + j * step];
+          some.from[k][j] = load(gathered);
+        }
+        if constexpr (of_rows) values[k] = some.from[k][0];
       });
       stages(functor.stages, values, some);
       if constexpr (!Functor::Elements::is_none) {
         constexpr int given = decltype(functor.elements(values))::count;
-        T written[given][Rows_::most][width];
+        V written[given][Rows_::most];
         TORCHAD_EXT_UNROLL
         for (int j = 0; j < n; ++j) {
           V v[Functor::all];
@@ -387,16 +453,27 @@ struct RowsCpu {
             if constexpr (Outputs::kind[k] == Kind::column) {
               sum[column(k)][j] += count == width ? y.value[e] : before<V>(count) ? y.value[e] : V{};
             } else {
-              store(written[e][j], y.value[e]);
+              written[e][j] = y.value[e];
             }
           });
         }
         each<given>([&](auto e) {
           constexpr int k = of_elements(e);
           if constexpr (Outputs::kind[k] == Kind::element) {
-            T* to = static_cast<T*>(rows.data[k]) + row * rows.row_strides[k];
-            for (int64_t i = 0; i < count; ++i) {
-              for (int64_t j = 0; j < n; ++j) to[i * n + j] = written[e][j][i];
+            T* to = static_cast<T*>(rows.data[k]) + row * n;
+            if constexpr (fixed != 0) {
+              if (count == width) {
+                V dense[fixed];
+                Transposed<fixed, width>::scatter(written[e], dense);
+                for (int s = 0; s < fixed; ++s) {
+                  cached ? store(to + s * width, dense[s]) : store_uncached(to + s * width, dense[s]);
+                }
+                return;
+              }
+            }
+            for (int64_t j = 0; j < n; ++j) {
+              store(gathered, written[e][j]);
+              for (int64_t i = 0; i < count; ++i) to[i * n + j] = gathered[i];
             }
           }
         });
@@ -413,7 +490,19 @@ struct RowsCpu {
         }
       }
     }
-    (void)results;
+    if (!cached) store_fence();
+  }
+
+  // Are the outputs to pass by the caches? They are when they are large, and a vector of each is aligned.
+  static bool is_uncached(const Rows& rows) {
+    int of_elements = 0;
+    bool aligned = rows.length < shortest || rows.length % width == 0;
+    for (int k = 0; k < outputs; ++k) {
+      if (Outputs::kind[k] != Kind::element) continue;
+      ++of_elements;
+      aligned = aligned && Cpu::until_aligned<T>(rows.data[k]) == 0;
+    }
+    return aligned && rows.count * rows.length * of_elements * int64_t(sizeof(T)) >= most_cached_bytes;
   }
 
   static void run(const Rows& rows, const double* scalars, int64_t begin, int64_t end, double* sums) {

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from .._elementwise import Elementwise
 from .._pointwise import _SCALAR, _TENSOR, Pointwise, _kind
+from .._rowwise import Rowwise
 from .._quadratic_form import _sum, quadratic_form
 from .._quadratic_form import definition as _quadratic_form
 from .._symbolic.evaluate import evaluate
@@ -211,6 +212,8 @@ class _Sweep:
 
     def apply(self, func: Any, args: Any, kwargs: Any) -> Any:
         """An operation on tensors of this sweep."""
+        if isinstance(func, Rowwise):  # its reductions and its elementwise operations have rules
+            return func.define(args)
         spoken = known_name(func)
         name = spoken.strip("_") if spoken.startswith("__") else spoken
         known = _is_ours(func) or is_of_torch(func)

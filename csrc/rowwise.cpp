@@ -21,8 +21,8 @@ using torch::stable::detail::to;
 constexpr int64_t elements_a_task = 32768;  // worth waking a thread for
 constexpr int64_t most_tasks = 64;          // of a sum over all rows, each has memory for it
 
-// Merges all dimensions but the last of a tensor into rows. False if they do not merge, or elements of a row are neither
-// neighbours nor one.
+// Merges all dimensions but the last of a tensor into rows. False if they do not merge, or elements of a row are
+// neither neighbours nor one.
 bool as_rows(const Tensor& x, Kind kind, int64_t& row_stride, int64_t& step) {
   const auto sizes = x.sizes(), strides = x.strides();
   const int64_t last = x.dim() - 1;

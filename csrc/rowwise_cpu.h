@@ -280,9 +280,8 @@ struct RowsCpu {
       if (i < end) one<false>(stage, values, i, end - i, sum[chains - 1]);
       for (int c = chains / 2; c > 0; c /= 2) {
         for (int j = 0; j < c; ++j) {
-          each<Stage::count>([&](auto r) {
-            sum[j][r] = Reduce<Stage::reduction[r]>::combine(sum[j][r], sum[j + c][r]);
-          });
+          each<Stage::count>(
+              [&](auto r) { sum[j][r] = Reduce<Stage::reduction[r]>::combine(sum[j][r], sum[j + c][r]); });
         }
       }
       each<Stage::count>([&](auto r) { result[r] = sum[0][r]; });
@@ -386,8 +385,7 @@ struct RowsCpu {
         V v[Functor::all];
         fetch<typename Stage::Terms>(v, values, j);
         const auto y = stage.terms(v);
-        each<Stage::count>(
-            [&](auto r) { result[r] = Reduce<Stage::reduction[r]>::combine(result[r], y.value[r]); });
+        each<Stage::count>([&](auto r) { result[r] = Reduce<Stage::reduction[r]>::combine(result[r], y.value[r]); });
         each<y.count - Stage::count>(
             [&](auto k) { kept[Stage::kept_at - Functor::kept_from + k][j] = y.value[Stage::count + k]; });
       }
@@ -542,11 +540,11 @@ struct RowsCpu {
 }  // namespace torchad_ext
 
 // Exports a functor of rows as a RowKernel.
-#define TORCHAD_EXT_ROW_KERNEL(name, Functor, dtype)                                                                   \
-  extern "C" {                                                                                                         \
-  extern const torchad_ext::RowKernel name;                                                                            \
-  const torchad_ext::RowKernel name =                                                                                  \
-      torchad_ext::RowsCpu<Functor, torchad_ext::storage_t<torchad_ext::Dtype::dtype, torchad_ext::Half,               \
+#define TORCHAD_EXT_ROW_KERNEL(name, Functor, dtype)                                                                  \
+  extern "C" {                                                                                                        \
+  extern const torchad_ext::RowKernel name;                                                                           \
+  const torchad_ext::RowKernel name =                                                                                 \
+      torchad_ext::RowsCpu<Functor, torchad_ext::storage_t<torchad_ext::Dtype::dtype, torchad_ext::Half,              \
                                                            torchad_ext::BFloat16>>::kernel(torchad_ext::Dtype::dtype, \
-                                                                                           #Functor);                  \
+                                                                                           #Functor);                 \
   }

@@ -43,9 +43,10 @@ def repeated(f: Callable[..., Any], xs: Tensors, highest: int) -> list[Tensors]:
     results = f(*xs)
     found = [results if isinstance(results, tuple) else (results,)]
     for _ in range(highest):
-        cotangents = [torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape) for y in found[-1]]
+        results = [y for y in found[-1] if y.requires_grad]
+        cotangents = [torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape) for y in results]
         found.append(
-            torch.autograd.grad(found[-1], xs, cotangents, create_graph=True, materialize_grads=True, allow_unused=True)
+            torch.autograd.grad(results, xs, cotangents, create_graph=True, materialize_grads=True, allow_unused=True)
         )
     return found
 

@@ -84,7 +84,7 @@ class Rowwise(Declared):
                     x = x.reshape(whole) if kind is _COLUMN else x.expand(whole)
                 xs.append(x)
         numbers = tuple([float(args[i]) for i in scalars])
-        result = member.apply(xs, (shape, numbers))
+        result = member.apply(xs, (shape, numbers))  # type: ignore[arg-type]
         dropped = self._dropped.get(member)
         if dropped is None:
             return result

@@ -43,7 +43,7 @@ _DOC = """{summary}
 _CALLS = {"vector_norm": ["dim=-1"]}  # what an example is given beside tensors
 
 
-_USUALLY = {
+_USUALLY: dict[str, Mapping[str, Any]] = {
     "layer_norm": {"weight": _COLUMN, "bias": _COLUMN},
     "rms_norm": {"weight": _COLUMN, "eps": 1e-7},
     **{name: {"dim": -1} for name in ("vector_norm", "normalize", "cosine_similarity")},
@@ -153,7 +153,7 @@ def _op(
         drops_dim: has its result one element a row, without that dimension where ``keepdim`` does not keep it?
     """
     op = cls(definition, name=name, module="torchad_ext", domain=domain)
-    op._usually = _USUALLY.get(name, {})
+    op._usually = dict(_USUALLY.get(name, {}))
     of = op.__signature__
     op.__signature__ = of.replace(
         parameters=[p.replace(annotation=p.empty) for p in of.parameters.values()], return_annotation=of.empty
@@ -238,8 +238,8 @@ def _vector_norm(
 
 
 def _normalize(input: torch.Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> torch.Tensor:
-    norm = _euclidean(input, dim) if p == 2 else torch.linalg.vector_norm(input, p, dim, keepdim=True)
-    return input / norm.clamp_min(eps)
+    norm: torch.Tensor = _euclidean(input, dim) if p == 2 else torch.linalg.vector_norm(input, p, dim, keepdim=True)
+    return input * norm.clamp_min(eps).reciprocal()
 
 
 def _cosine_similarity(x1: torch.Tensor, x2: torch.Tensor, dim: int = 1, eps: float = 1e-8) -> torch.Tensor:

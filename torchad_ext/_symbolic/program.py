@@ -61,6 +61,11 @@ def _total(x: Expr, known: dict[Expr, Expr]) -> Expr:
         for i, j in ((1, 0), (0, 1)) if x.op == "mul" else ((1, 0),):
             if x.args[i].is_row or not x.args[i].varies:
                 return make(x.op, total(x.args[j], known), x.args[i])
+    if x.op == "mul":  # a (b / r) and a (b r), with a value r of the row
+        for a, multiple in (x.args, x.args[::-1]):
+            for i, j in ((1, 0), (0, 1)) if multiple.op == "mul" else ((1, 0),) if multiple.op == "div" else ():
+                if multiple.args[i].is_row:
+                    return make(multiple.op, total(a * multiple.args[j], known), multiple.args[i])
     return make("row_sum", x)
 
 

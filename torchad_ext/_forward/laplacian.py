@@ -25,9 +25,9 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from .._elementwise import Elementwise
 from .._pointwise import _SCALAR, _TENSOR, Pointwise, _kind
-from .._rowwise import Rowwise
 from .._quadratic_form import _sum, quadratic_form
 from .._quadratic_form import definition as _quadratic_form
+from .._rowwise import Rowwise
 from .._symbolic.evaluate import evaluate
 from .._symbolic.expr import scalar, tensor
 from .._symbolic.torch_functions import FUNCTIONS

@@ -193,27 +193,36 @@ struct RowsCpu {
     (f(std::integral_constant<int, i>{}), ...);
   }
 
-  // The stages of a row from values of the row and a pass over its elements.
+  // The stages of some rows, from the values of each and a pass over its elements. What is slow to arrive, a reduction
+  // of lanes, a root, is computed for all of them in turn.
   template <class Pass, class Chain>
-  static TORCHAD_EXT_INLINE void stages(const Chain& chain, V* values, const Pass& pass) {
+  static TORCHAD_EXT_INLINE void stages(const Chain& chain, V (*values)[Functor::all], const Pass* pass, int count) {
     if constexpr (Chain::count > 0) {
       const auto& stage = chain.first;
       using Stage = std::decay_t<decltype(stage)>;
       if constexpr (!Stage::Terms::is_none) {
-        V reduced[Stage::count];
-        pass.reduce(stage, values, reduced);
-        each<Stage::count>([&](auto r) { values[Stage::reduced_at + r] = reduced[r]; });
+        V reduced[Pass::at_once][Stage::count];
+        for (int p = 0; p < count; ++p) pass[p].reduce(stage, values[p], reduced[p]);
+        for (int p = 0; p < count; ++p) {
+          each<Stage::count>([&](auto r) {
+            values[p][Stage::reduced_at + r] = Pass::template reduced<Stage::reduction[r]>(reduced[p][r]);
+          });
+        }
       }
       if constexpr (!Stage::Follows::is_none) {
-        const auto y = stage.follows(values);
-        each<y.count>([&](auto i) { values[Stage::row_at + i] = y.value[i]; });
+        for (int p = 0; p < count; ++p) {
+          const auto y = stage.follows(values[p]);
+          each<y.count>([&](auto i) { values[p][Stage::row_at + i] = y.value[i]; });
+        }
       }
-      stages(chain.rest, values, pass);
+      stages(chain.rest, values, pass, count);
     }
   }
 
   // One row, a vector of its elements at a time.
   struct Wide {
+    static constexpr int at_once = 4;
+    static constexpr int64_t longest = 512;  // a longer row is computed by itself
     const Functor& functor;
     const Rows& rows;
     const T* from[inputs];
@@ -290,8 +299,10 @@ struct RowsCpu {
     template <class Stage>
     TORCHAD_EXT_INLINE void reduce(const Stage& stage, const V* values, V* result) const {
       reduce_lanes(stage, values, 0, rows.length, result);
-      each<Stage::count>(
-          [&](auto r) { result[r] = Reduce<Stage::reduction[r]>::template across<width / 2>(result[r]); });
+    }
+    template <Reduction reduction>
+    static TORCHAD_EXT_INLINE V reduced(V lanes) {
+      return Reduce<reduction>::template across<width / 2>(lanes);
     }
 
     template <bool whole>
@@ -312,8 +323,7 @@ struct RowsCpu {
       });
     }
 
-    void row(int64_t row) {
-      V values[Functor::all];
+    TORCHAD_EXT_INLINE void begin(int64_t row, V* values) {
       each<inputs>([&](auto k) {
         from[k] = static_cast<const T*>(rows.data[outputs + k]) + row * rows.row_strides[outputs + k];
         if (Inputs::kind[k] == Kind::row || rows.steps[outputs + k] == 0) {
@@ -323,7 +333,9 @@ struct RowsCpu {
         }
       });
       each<outputs>([&](auto k) { to[k] = static_cast<T*>(rows.data[k]) + row * rows.row_strides[k]; });
-      stages(functor.stages, values, *this);
+    }
+
+    TORCHAD_EXT_INLINE void end(const V* values) const {
       if constexpr (!Functor::Elements::is_none) {
         int64_t i = 0;
         for (; i + width <= rows.length; i += width) write<true>(values, i, width);
@@ -336,24 +348,38 @@ struct RowsCpu {
 
   static void run_wide(const Functor& functor, const Rows& rows, int64_t begin, int64_t end, double* sums) {
     const int64_t padded = (rows.length + width - 1) / width * width;
-    std::vector<C> scratch((Functor::kept + columns) * padded);
-    Wide wide{functor, rows, {}, {}, {}, {}, !is_uncached(rows), {}};
-    for (int k = 0; k < Functor::kept; ++k) wide.kept[k] = scratch.data() + k * padded;
-    for (int c = 0; c < columns; ++c) wide.sums[c] = scratch.data() + (Functor::kept + c) * padded;
-    for (int64_t row = begin; row < end; ++row) {
-      wide.row(row);
-      if (columns == 0 || ((row - begin + 1) % rows_a_block != 0 && row + 1 < end)) continue;
+    const int64_t at_once = rows.length <= Wide::longest ? Wide::at_once : 1;
+    const bool cached = !is_uncached(rows);
+    std::vector<C> scratch((at_once * Functor::kept + columns) * padded);
+    const auto array = [&](int64_t i) { return scratch.data() + i * padded; };
+    Wide wide[Wide::at_once] = {{functor, rows, {}, {}, {}, {}, cached, {}},
+                                {functor, rows, {}, {}, {}, {}, cached, {}},
+                                {functor, rows, {}, {}, {}, {}, cached, {}},
+                                {functor, rows, {}, {}, {}, {}, cached, {}}};
+    for (int64_t p = 0; p < at_once; ++p) {
+      for (int k = 0; k < Functor::kept; ++k) wide[p].kept[k] = array(p * Functor::kept + k);
+      for (int c = 0; c < columns; ++c) wide[p].sums[c] = array(at_once * Functor::kept + c);
+    }
+    V values[Wide::at_once][Functor::all];
+    for (int64_t row = begin; row < end; row += at_once) {
+      const int count = int(std::min(at_once, end - row));
+      for (int p = 0; p < count; ++p) wide[p].begin(row + p, values[p]);
+      stages(functor.stages, values, wide, count);
+      for (int p = 0; p < count; ++p) wide[p].end(values[p]);
+      if (columns == 0 || ((row - begin + count) % rows_a_block != 0 && row + count < end)) continue;
       for (int c = 0; c < columns; ++c) {
-        for (int64_t j = 0; j < rows.length; ++j) sums[c * rows.length + j] += wide.sums[c][j];
-        std::fill_n(wide.sums[c], padded, C(0));
+        C* sum = wide[0].sums[c];
+        for (int64_t j = 0; j < rows.length; ++j) sums[c * rows.length + j] += sum[j];
+        std::fill_n(sum, padded, C(0));
       }
     }
-    if (!wide.cached) store_fence();
+    if (!cached) store_fence();
   }
 
   // As many short rows as a vector has lanes, of a length that is known to the compiler, or 0.
   template <int fixed>
   struct Short {
+    static constexpr int at_once = 1;
     static constexpr int most = fixed ? fixed : shortest - 1;
     const Functor& functor;
     int64_t length;
@@ -390,6 +416,10 @@ struct RowsCpu {
             [&](auto k) { kept[Stage::kept_at - Functor::kept_from + k][j] = y.value[Stage::count + k]; });
       }
     }
+    template <Reduction>
+    static TORCHAD_EXT_INLINE V reduced(V lanes) {
+      return lanes;
+    }
   };
 
   template <int fixed>
@@ -411,7 +441,8 @@ struct RowsCpu {
     int64_t blocks = 0;
     for (int64_t row = begin; row < end; row += width) {
       const int64_t count = std::min<int64_t>(width, end - row);
-      V values[Functor::all];
+      V values_[1][Functor::all];
+      V* const values = values_[0];
       each<inputs>([&](auto k) {
         if constexpr (Inputs::kind[k] == Kind::column) return;
         const int64_t stride = rows.row_strides[outputs + k];
@@ -437,7 +468,7 @@ struct RowsCpu {
         }
         if constexpr (of_rows) values[k] = some.from[k][0];
       });
-      stages(functor.stages, values, some);
+      stages(functor.stages, values_, &some, 1);
       if constexpr (!Functor::Elements::is_none) {
         constexpr int given = decltype(functor.elements(values))::count;
         V written[given][Rows_::most];

@@ -13,8 +13,13 @@ import torch
 import torchad_ext
 
 from .ops import CATALOGUE, table
+from .rows import ROW_CATALOGUE
 
-OPS: dict[str, Callable[..., torch.Tensor]] = {**CATALOGUE, "quadratic_form": torchad_ext.quadratic_form}
+OPS: dict[str, Callable[..., torch.Tensor]] = {
+    **CATALOGUE,
+    **ROW_CATALOGUE,
+    "quadratic_form": torchad_ext.quadratic_form,
+}
 
 
 def _op(name: str) -> Callable[..., torch.Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.overrides import has_torch_function
 
 from ._pointwise import _COLUMN, Interval
 from ._rowwise import Rowwise
@@ -56,7 +57,7 @@ class _AlongDim(Rowwise):
     drops_dim = False  # without keepdim=True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or has_torch_function((*args, *kwargs.values())):
             return super().__call__(*args, **kwargs)
         args = self._bound(args, kwargs)
         given = dict(zip(self._parameters, args, strict=True))
@@ -86,7 +87,7 @@ class _OverDims(Rowwise):
     """A normalisation over the last dimensions, which are made one."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or has_torch_function((*args, *kwargs.values())):
             return super().__call__(*args, **kwargs)
         given = dict(zip(self._parameters, self._bound(args, kwargs), strict=True))
         x, shape = given["input"], given["normalized_shape"]

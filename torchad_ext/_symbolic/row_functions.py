@@ -97,7 +97,8 @@ def along_row(
     function, gives = ROW_FUNCTIONS[name]
     dim_at, keepdim_at = _PLACES.get(name, (1, 2))
     options = dict(kwargs)
-    dim = options.pop("dim", options.pop("axis", args[dim_at] if len(args) > dim_at else None))
+    usual = -1 if name == "linalg_vecdot" else None
+    dim = options.pop("dim", options.pop("axis", args[dim_at] if len(args) > dim_at else usual))
     keepdim = options.pop("keepdim", args[keepdim_at] if len(args) > keepdim_at else False)
     if isinstance(dim, (tuple, list)) and len(dim) == 1:
         dim = dim[0]

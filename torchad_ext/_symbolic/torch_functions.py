@@ -21,7 +21,7 @@ ARITHMETIC = frozenset(
     "add sub mul div true_divide pow neg abs positive gt ge lt le eq ne rsub __rsub__ __rpow__ __rdiv__ __eq__".split()
 )
 # Of truth values: what gives integers where no number has a point, and what gives the default dtype.
-INTEGRAL = frozenset("add sub mul rsub __rsub__ neg abs positive where Tensor.where maximum minimum".split())
+INTEGRAL = frozenset("add sub mul rsub __rsub__ neg abs positive where Tensor.where maximum minimum sum".split())
 PROMOTED = INTEGRAL | frozenset("div true_divide __rdiv__".split())
 CHOICES = {"where": 0, "Tensor.where": 1}  # the place of the condition
 CONSTANTS = frozenset("zeros_like ones_like full_like new_tensor new_full new_zeros new_ones".split())

@@ -284,7 +284,7 @@ class _Tracing(TorchFunctionMode):
             raise ValueNeeded(frozenset().union(*map(_numbers_in, symbols)))
         if name in OF_TENSORS and "number" in kinds:
             raise refusal(name, "takes no number; write torch.full_like(x, c) for c")
-        if symbols and not any(x.varies for x in symbols) and name not in ARITHMETIC:
+        if symbols and not any(x.varies for x in symbols) and name not in ARITHMETIC and not spans:
             raise refusal(name, refusals.CONSTANT if all(x.is_constant for x in symbols) else refusals.OF_A_NUMBER)
 
         if any(isinstance(x, torch.Tensor) and not isinstance(x, _Symbol) for x in (*args, *kwargs.values())):

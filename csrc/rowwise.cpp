@@ -21,15 +21,12 @@ using torch::stable::detail::to;
 constexpr int64_t elements_a_task = 32768;  // worth waking a thread for
 constexpr int64_t most_tasks = 64;          // of a sum over all rows, each has memory for it
 
-// Merges all dimensions but the last of a tensor into rows. False if they do not merge, or elements of a row are
-// neither neighbours nor one.
-bool as_rows(const Tensor& x, Kind kind, int64_t& row_stride, int64_t& step) {
+// Merges all dimensions but the last of a tensor into rows. False if they do not merge.
+bool merges(const Tensor& x, int64_t& row_stride) {
   const auto sizes = x.sizes(), strides = x.strides();
-  const int64_t last = x.dim() - 1;
-  step = kind == Kind::row || sizes[last] == 1 ? 0 : strides[last];
   row_stride = 0;
   int64_t merged = 1;
-  for (int64_t d = last - 1; d >= 0; --d) {
+  for (int64_t d = x.dim() - 2; d >= 0; --d) {
     if (sizes[d] == 1) continue;
     if (merged == 1) {
       row_stride = strides[d];
@@ -38,7 +35,7 @@ bool as_rows(const Tensor& x, Kind kind, int64_t& row_stride, int64_t& step) {
     }
     merged *= sizes[d];
   }
-  return step == 0 || step == 1;
+  return true;
 }
 
 // rowwise(int kernel, Tensor[] inputs, float[] scalars, int[] shape) -> Tensor[]
@@ -64,6 +61,7 @@ void boxed(StableIValue* stack, uint64_t, uint64_t) {
   std::vector<Tensor> outputs;
   std::vector<void*> data(operands);
   std::vector<int64_t> row_strides(operands), steps(operands, 1);
+  std::vector<const int64_t*> strides(operands);
   std::vector<int> columns;
   for (int k = 0; k < kernel.outputs; ++k) {
     const auto size = size_of(kernel.kinds[k]);
@@ -82,8 +80,10 @@ void boxed(StableIValue* stack, uint64_t, uint64_t) {
     STD_TORCH_CHECK(int32_t(x.scalar_type()) == int32_t(kernel.dtype), "torchad_ext: a kernel for ",
                     torch::headeronly::toString(ScalarType(kernel.dtype)), " was given a tensor of ",
                     torch::headeronly::toString(x.scalar_type()));
-    STD_TORCH_CHECK(as_rows(x, kernel.kinds[k], row_strides[k], steps[k]),
-                    "torchad_ext: the rows of an operand do not lie in memory one after another; call contiguous()");
+    steps[k] = kernel.kinds[k] == Kind::row || length == 1 ? 0 : x.strides()[x.dim() - 1];
+    STD_TORCH_CHECK(steps[k] == 0 || steps[k] == 1,
+                    "torchad_ext: the elements of a row are no neighbours in memory; call contiguous()");
+    if (!merges(x, row_strides[k])) strides[k] = x.strides().data();
     data[k] = x.data_ptr();
   }
 
@@ -94,7 +94,8 @@ void boxed(StableIValue* stack, uint64_t, uint64_t) {
   tasks = (rows + of_task - 1) / of_task;
   const int64_t of_sums = int64_t(columns.size()) * length;
   std::vector<double> sums(tasks * of_sums);
-  const Rows all{length, rows, data.data(), row_strides.data(), steps.data()};
+  const Rows all{length,       rows,          data.data(), steps.data(), row_strides.data(), int(shape.size()) - 1,
+                 shape.data(), strides.data()};
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       kernel.run(all, scalars.data(), task * of_task, std::min(rows, (task + 1) * of_task),

@@ -97,13 +97,27 @@ struct RowFunctor {
 };
 
 // How the rows of several operands lie in memory, outputs first: element j of row i of operand k stands at
-// data[k] + i * row_strides[k] + j * steps[k], where a step is 1, or 0 for one number in all elements of a row.
+// data[k] + offset(k, i) + j * steps[k], where a step is 1, or 0 for one number in all elements of a row.
 struct Rows {
   int64_t length;  // n
   int64_t count;   // of rows
   void* const* data;
-  const int64_t* row_strides;
   const int64_t* steps;
+  const int64_t* row_strides;
+  int dims;  // that rows stand in
+  const int64_t* sizes;
+  const int64_t* const* strides;  // [operands][dims], null where the rows stand row_strides apart
+
+  int64_t offset(int operand, int64_t row) const {
+    const int64_t* stride = strides[operand];
+    if (stride == nullptr) return row * row_strides[operand];
+    int64_t sum = 0;
+    for (int d = dims - 1; d >= 0; --d) {
+      sum += row % sizes[d] * stride[d];
+      row /= sizes[d];
+    }
+    return sum;
+  }
 };
 
 struct RowKernel : Kernel {

@@ -325,7 +325,7 @@ struct RowsCpu {
 
     TORCHAD_EXT_INLINE void begin(int64_t row, V* values) {
       each<inputs>([&](auto k) {
-        from[k] = static_cast<const T*>(rows.data[outputs + k]) + row * rows.row_strides[outputs + k];
+        from[k] = static_cast<const T*>(rows.data[outputs + k]) + rows.offset(outputs + k, row);
         if (Inputs::kind[k] == Kind::row || rows.steps[outputs + k] == 0) {
           std::fill_n(repeated[k], width, *from[k]);
           from[k] = repeated[k];
@@ -445,25 +445,30 @@ struct RowsCpu {
       V* const values = values_[0];
       each<inputs>([&](auto k) {
         if constexpr (Inputs::kind[k] == Kind::column) return;
+        const T* data = static_cast<const T*>(rows.data[outputs + k]) + rows.offset(outputs + k, row);
+        const bool even = count == width && rows.strides[outputs + k] == nullptr;
         const int64_t stride = rows.row_strides[outputs + k];
-        const T* data = static_cast<const T*>(rows.data[outputs + k]) + row * stride;
         constexpr bool of_rows = Inputs::kind[k] == Kind::row;
         const int64_t step = rows.steps[outputs + k];
         if constexpr (!of_rows && fixed != 0) {
-          if (count == width && stride == n && step == 1) {
+          if (even && stride == n && step == 1) {
             V dense[fixed];
             for (int s = 0; s < fixed; ++s) dense[s] = load(data + s * width);
             Transposed<fixed, width>::gather(dense, some.from[k]);
             return;
           }
         }
-        if (of_rows && count == width && stride == 1) {
+        if (of_rows && even && stride == 1) {
           values[k] = load(data);
           return;
         }
+        int64_t at[width];  // the last row in the lanes that are left
+        for (int64_t i = 0; i < width; ++i) {
+          at[i] = even ? i * stride
+                       : rows.offset(outputs + k, row + std::min(i, count - 1)) - rows.offset(outputs + k, row);
+        }
         for (int64_t j = 0; j < (of_rows ? 1 : n); ++j) {
-          // The last row in the lanes that are left.
-          for (int64_t i = 0; i < width; ++i) gathered[i] = data[std::min(i, count - 1) * stride + j * step];
+          for (int64_t i = 0; i < width; ++i) gathered[i] = data[at[i] + j * step];
           some.from[k][j] = load(gathered);
         }
         if constexpr (of_rows) values[k] = some.from[k][0];

@@ -358,3 +358,44 @@ def test_a_row_couples_its_elements() -> None:
     expected = torch.block_diag(*[torch.ones(3, 3)] * 4).bool()
     assert torch.equal(ad.hessian_sparsity(f, x).to_dense().reshape(12, 12).bool(), expected)
     assert_close(ad.hessian(f, x, sparsity="auto").reshape(12, 12), hessian(f)(x).reshape(12, 12))
+
+
+@pytest.mark.parametrize("length", [3, 5, 24])
+@pytest.mark.parametrize("batch", [(4,), (2, 1, 1), (1, 3, 1), (2, 1, 4)])
+def test_operands_that_repeat_over_a_batch(length: int, batch: tuple[int, ...]) -> None:
+    scores, scale, mask = of((2, 3, 4, length), (), (*batch, length))
+    for mine, reference in zip(
+        *(repeated(f, (scores, scale, mask), 2) for f in (attention, attention.definition)), strict=True
+    ):
+        for y, expected in zip(mine, reference, strict=True):
+            assert_close(y, expected, rtol=1e-10, atol=1e-12)
+
+
+@ad.rowwise
+def attention_weights(scores, mask, scale=1.0):  # type: ignore[no-untyped-def]
+    """Scale, mask and softmax in one pass."""
+    return torch.softmax(scores * scale + mask, -1)
+
+
+def attend(weights: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return weights(q @ k.mT, mask, q.shape[-1] ** -0.5) @ v
+
+
+def test_attention_under_second_derivatives() -> None:
+    """An energy of attention: its Hessian-vector product, Laplacian, and the gradient of a loss on its forces."""
+    q, k, v = (x.detach() for x in of((2, 3, 4, 5), (2, 3, 4, 5), (2, 3, 4, 5)))
+    causal = torch.full((4, 4), float("-inf"), dtype=torch.float64).triu(1)
+
+    def energies(weights: Any) -> Any:
+        def energy(q: torch.Tensor) -> torch.Tensor:
+            return attend(weights, q, k, q.sin() + v, causal).pow(2).sum()
+
+        forces = torch.func.grad(lambda q: torch.func.grad(energy)(q).pow(2).sum())(q)
+        return torch.func.jvp(torch.func.grad(energy), (q,), (v,))[1], forces, hessian(energy)(q)
+
+    for mine, reference in zip(energies(attention_weights), energies(attention_weights.definition), strict=True):
+        assert_close(mine, reference)
+
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        assert_close(attend(attention_weights, q, k, v, causal), sdpa(q, k, v, causal))

@@ -233,7 +233,8 @@ def _vector_norm(
     x: torch.Tensor, ord: float = 2, dim: int | None = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
     if ord != 2 or not isinstance(dim, int):
-        return torch.linalg.vector_norm(x, ord, dim, keepdim, dtype=dtype)
+        of_order: torch.Tensor = torch.linalg.vector_norm(x, ord, dim, keepdim, dtype=dtype)
+        return of_order
     norm = _euclidean(x if dtype is None else x.to(dtype), dim)
     return norm if keepdim else norm.sum(dim)
 

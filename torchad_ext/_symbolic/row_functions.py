@@ -27,7 +27,7 @@ def _logsumexp(input: Expr) -> Expr:
 
 def _softmax(input: Expr) -> Expr:
     exponential = op.exp(input - _shift(input))
-    return exponential / op.row_sum(exponential)
+    return exponential * op.reciprocal(op.row_sum(exponential))
 
 
 def _log_softmax(input: Expr) -> Expr:

@@ -230,7 +230,8 @@ struct RowsCpu {
     C* kept[Functor::kept + 1];
     C* sums[columns + 1];
     bool cached;
-    T repeated[inputs][width];
+    T (*repeated)[width];
+    int64_t step[inputs];
 
     // The values of elements from i on, those that a part takes.
     template <class Part>
@@ -242,8 +243,8 @@ struct RowsCpu {
           } else if constexpr (place >= inputs || Inputs::kind[place < inputs ? place : 0] == Kind::row) {
             v[place] = values[place];
           } else {
-            const T* at = from[place] + (rows.steps[outputs + place] == 0 ? 0 : i);
-            v[place] = count == width || rows.steps[outputs + place] == 0 ? load(at) : load_some(at, count);
+            const T* at = from[place] + i * step[place];
+            v[place] = count == width || step[place] == 0 ? load(at) : load_some(at, count);
           }
         }
       });
@@ -266,14 +267,20 @@ struct RowsCpu {
 
     // Elements [begin, end) reduced in each lane: long ranges by halves, so that rounding errors grow as log(n).
     template <class Stage>
-    void reduce_lanes(const Stage& stage, const V* values, int64_t begin, int64_t end, V* result) const {
+    void reduce_lanes(const Stage& stage_, const V* values_, int64_t begin, int64_t end, V* result) const {
+      const auto stage = stage_;  // a store may change what is not local
+      const Wide self = *this;
+      V values[Functor::all];
+      each<Functor::all>([&](auto place) {
+        if constexpr (Stage::Terms::takes(place)) values[place] = values_[place];
+      });
       constexpr int chains = Stage::count <= 2 ? 4 : Stage::count <= 4 ? 2 : 1;
       constexpr int64_t step = chains * width, most = 32 * step;
       if (end - begin > most) {
         const int64_t middle = begin + (end - begin) / 2 / step * step;
         V right[Stage::count];
-        reduce_lanes(stage, values, begin, middle, result);
-        reduce_lanes(stage, values, middle, end, right);
+        reduce_lanes(stage, values_, begin, middle, result);
+        reduce_lanes(stage, values_, middle, end, right);
         each<Stage::count>([&](auto r) { result[r] = Reduce<Stage::reduction[r]>::combine(result[r], right[r]); });
         return;
       }
@@ -283,10 +290,10 @@ struct RowsCpu {
       }
       int64_t i = begin;
       for (; i + step <= end; i += step) {
-        each<chains>([&](auto c) { one<true>(stage, values, i + c * width, width, sum[c]); });
+        each<chains>([&](auto c) { self.template one<true>(stage, values, i + c * width, width, sum[c]); });
       }
-      for (; i + width <= end; i += width) one<true>(stage, values, i, width, sum[0]);
-      if (i < end) one<false>(stage, values, i, end - i, sum[chains - 1]);
+      for (; i + width <= end; i += width) self.template one<true>(stage, values, i, width, sum[0]);
+      if (i < end) self.template one<false>(stage, values, i, end - i, sum[chains - 1]);
       for (int c = chains / 2; c > 0; c /= 2) {
         for (int j = 0; j < c; ++j) {
           each<Stage::count>(
@@ -306,10 +313,11 @@ struct RowsCpu {
     }
 
     template <bool whole>
-    TORCHAD_EXT_INLINE void write(const V* values, int64_t i, int64_t count) const {
+    TORCHAD_EXT_INLINE void write(const typename Functor::Elements& elements, const V* values, int64_t i,
+                                  int64_t count) const {
       V v[Functor::all];
       fetch<typename Functor::Elements>(v, values, i, whole ? width : count);
-      const auto y = functor.elements(v);
+      const auto y = elements(v);
       each<y.count>([&](auto n) {
         constexpr int k = of_elements(n);
         if constexpr (Outputs::kind[k] == Kind::column) {
@@ -326,7 +334,8 @@ struct RowsCpu {
     TORCHAD_EXT_INLINE void begin(int64_t row, V* values) {
       each<inputs>([&](auto k) {
         from[k] = static_cast<const T*>(rows.data[outputs + k]) + rows.offset(outputs + k, row);
-        if (Inputs::kind[k] == Kind::row || rows.steps[outputs + k] == 0) {
+        step[k] = rows.steps[outputs + k];
+        if (Inputs::kind[k] == Kind::row || step[k] == 0) {
           std::fill_n(repeated[k], width, *from[k]);
           from[k] = repeated[k];
           if (Inputs::kind[k] == Kind::row) values[k] = load(repeated[k]);
@@ -335,14 +344,21 @@ struct RowsCpu {
       each<outputs>([&](auto k) { to[k] = static_cast<T*>(rows.data[k]) + row * rows.row_strides[k]; });
     }
 
-    TORCHAD_EXT_INLINE void end(const V* values) const {
+    TORCHAD_EXT_INLINE void end(const V* values_) const {
       if constexpr (!Functor::Elements::is_none) {
+        const auto elements = functor.elements;
+        const Wide self = *this;
+        const int64_t length = rows.length;
+        V values[Functor::all];
+        each<Functor::all>([&](auto place) {
+          if constexpr (Functor::Elements::takes(place)) values[place] = values_[place];
+        });
         int64_t i = 0;
-        for (; i + width <= rows.length; i += width) write<true>(values, i, width);
-        if (i < rows.length) write<false>(values, i, rows.length - i);
+        for (; i + width <= length; i += width) self.template write<true>(elements, values, i, width);
+        if (i < length) self.template write<false>(elements, values, i, length - i);
       }
       each<Functor::RowOutputs::count>(
-          [&](auto n) { store_some(to[of_rows(n)], values[Functor::RowOutputs::place[n]], 1); });
+          [&](auto n) { store_some(to[of_rows(n)], values_[Functor::RowOutputs::place[n]], 1); });
     }
   };
 
@@ -352,10 +368,11 @@ struct RowsCpu {
     const bool cached = !is_uncached(rows);
     std::vector<C> scratch((at_once * Functor::kept + columns) * padded);
     const auto array = [&](int64_t i) { return scratch.data() + i * padded; };
-    Wide wide[Wide::at_once] = {{functor, rows, {}, {}, {}, {}, cached, {}},
-                                {functor, rows, {}, {}, {}, {}, cached, {}},
-                                {functor, rows, {}, {}, {}, {}, cached, {}},
-                                {functor, rows, {}, {}, {}, {}, cached, {}}};
+    T repeated[Wide::at_once][inputs][width];
+    Wide wide[Wide::at_once] = {{functor, rows, {}, {}, {}, {}, cached, repeated[0], {}},
+                                {functor, rows, {}, {}, {}, {}, cached, repeated[1], {}},
+                                {functor, rows, {}, {}, {}, {}, cached, repeated[2], {}},
+                                {functor, rows, {}, {}, {}, {}, cached, repeated[3], {}}};
     for (int64_t p = 0; p < at_once; ++p) {
       for (int k = 0; k < Functor::kept; ++k) wide[p].kept[k] = array(p * Functor::kept + k);
       for (int c = 0; c < columns; ++c) wide[p].sums[c] = array(at_once * Functor::kept + c);

@@ -19,11 +19,13 @@ demo
 __init__
 _formula
 compiler nn
-_clusters ops plot doctor
+_clusters ops rows plot doctor
 _verify _cost _dependency_graph
 _comparison
 _hessian
 _forward
+_rowwise
+_row_function
 _pointwise _quadratic_form
 _derivative _elementwise
 _native

@@ -10,11 +10,14 @@ from ._native.toolchain import BuildError as BuildError
 from ._pointwise import Pointwise as Pointwise
 from ._pointwise import pointwise as pointwise
 from ._quadratic_form import quadratic_form as quadratic_form
+from ._rowwise import Rowwise as Rowwise
+from ._rowwise import rowwise as rowwise
 from ._symbolic.refusals import TraceError as TraceError
 from ._verify import Verification as Verification
 from ._verify import VerificationError as VerificationError
 from ._verify import verify as verify
 from .ops import *  # noqa: F403, the catalogue names what it holds
+from .rows import *  # noqa: F403, so does this one
 
 if TYPE_CHECKING:
     from ._forward.laplacian import ForwardLaplacian as ForwardLaplacian

@@ -24,11 +24,16 @@ from ._native import cache as kept
 from ._symbolic import cpp
 from ._symbolic.refusals import TraceError
 from .ops import CATALOGUE, stands_in_for, table
+from .rows import ROW_CATALOGUE
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-OPS: dict[str, Callable[..., torch.Tensor]] = {**CATALOGUE, "quadratic_form": torchad_ext.quadratic_form}
+OPS: dict[str, Callable[..., torch.Tensor]] = {
+    **CATALOGUE,
+    **ROW_CATALOGUE,
+    "quadratic_form": torchad_ext.quadratic_form,
+}
 _DTYPES = {name: getattr(torch, name) for name in cpp.DTYPES}
 
 

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from ._pointwise import Pointwise
+from ._rowwise import Rowwise
 from ._symbolic.cpp import lower
 from ._symbolic.evaluate import evaluate_nodes
 from ._symbolic.expr import topological
@@ -66,7 +67,7 @@ class Comparison:
         places = [i for i, x in enumerate(arguments) if is_differentiated(x)]
         self.op, self.definition = (_of_some(f, arguments, places) for f in (op, definition))
         self.inputs: Tensors = tuple(arguments[i] for i in places)
-        self.bound, self.check = bound, check
+        self.bound, self.check, self.is_of_rows = bound, check, isinstance(op, Rowwise)
         parameters = _parameters(op, definition, len(arguments))
         names = [parameters[i] for i in places]
         generator = torch.Generator().manual_seed(1)
@@ -80,7 +81,8 @@ class Comparison:
             self.grad_outputs, self.grad_grads = [*map(normal, smooth)], [*map(normal, self.inputs)]
             double = [[x.double() for x in xs] for xs in (self.inputs, self.grad_outputs, self.grad_grads)]
             self.references = list(_orders(self.definition, *double))
-            self.roundings = self._rounded(double) if self.inputs[0].dtype == torch.float64 else []
+            is_rounded = isinstance(op, Rowwise) or self.inputs[0].dtype == torch.float64
+            self.roundings = self._rounded(double) if is_rounded else []
         except Exception as failure:
             given = ", ".join(f"{n} {list(x.shape)} {x.dtype}" for n, x in zip(names, self.inputs, strict=True))
             raise ValueError(
@@ -120,8 +122,12 @@ class Comparison:
                 if wrong:
                     self.check(derivative, wrong)
                     return False
-                self.check(derivative, _layout(tensors, [_copied(y, self.inputs) for y in self.native]))
-                # An integer result depends on the dtype of the inputs.
+                native = [_copied(y, self.inputs) for y in self.native]
+                # Results of rows are contiguous.
+                self.check(
+                    derivative, _layout(tensors, [y.contiguous() for y in native] if self.is_of_rows else native)
+                )
+                # What is not of floating point depends on the dtype of the inputs.
                 references = [e if is_differentiated(e) else y for e, y in zip(references, self.native, strict=True)]
             known = {name: x for each in self.known[: order + 1] for name, x in each.items()}
             labels = [f"{'with respect to ' if order else ''}{name} " if name else "" for name in self.names[order]]
@@ -139,7 +145,7 @@ class Comparison:
         largest = [[torch.zeros_like(y) for y in tensors] for _, tensors in self.references]
         for seed in range(4):
             copies = [[x.detach().clone() for x in xs] for xs in double]
-            with _MoreRounding(seed):
+            with _MoreRounding(seed, self.is_of_rows):
                 moved = list(_orders(self.definition, *copies))
             for sizes, (_, exact), (_, tensors) in zip(largest, self.references, moved, strict=True):
                 for i, (x, y) in enumerate(zip(tensors, exact, strict=True)):
@@ -150,6 +156,12 @@ class Comparison:
         return largest
 
     def _sizes(self, order: int, *cotangents: Sequence[torch.Tensor]) -> Sequence[torch.Tensor | None]:
+        if self.is_of_rows:  # elements of a row share the errors of its sums
+            shape = self.inputs[0].shape
+            return [
+                s.amax(-1, keepdim=True).expand_as(s) if s.shape == shape and s.numel() else s
+                for s in self.roundings[order]
+            ]
         if self.running_errors is None:
             return [None] * len(self.references[order][1])
         sizes = self.running_errors.of(order, *cotangents)
@@ -268,11 +280,13 @@ class _MoreRounding(TorchDispatchMode):
     """Moves each result of PyTorch's by up to a unit in its last place, at random: Monte Carlo arithmetic (D. Parker,
     UCLA CSD-970002, 1997)."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, moves_summands: bool) -> None:
         super().__init__()
-        self._seed, self._calls = seed, itertools.count()
+        self._seed, self._calls, self._moves_summands = seed, itertools.count(), moves_summands
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._moves_summands and func.overloadpacket is torch.ops.aten.sum:  # its roundings are those of n numbers
+            args = (self._moved(args[0]), *args[1:])
         result = func(*args, **(kwargs or {}))
         if func._schema.is_mutable or any(y.alias_info is not None for y in func._schema.returns):
             return result

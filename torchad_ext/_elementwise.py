@@ -183,6 +183,14 @@ class Elementwise:
                 return self._results(kernel(xs, scalars))
         return _Apply.apply(self, scalars, *xs)
 
+    def apply_batched(self, size: int, dims: Sequence[int | None], xs: Tensors, scalars: Scalars) -> Any:
+        """The results of a batch, along their first dimension; ``dims`` says where the tensors have it, if at all."""
+        batched = [
+            x.unsqueeze(0).expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+            for x, dim in zip(xs, dims, strict=True)
+        ]
+        return self.apply(batched, scalars)
+
     def _results(self, outputs: Sequence[torch.Tensor]) -> Any:
         return outputs[0] if self._single else tuple(outputs)
 
@@ -354,12 +362,8 @@ class _ApplyUnderTransforms(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], op: Elementwise, scalars: Scalars, *xs: torch.Tensor) -> Any:
-        batched = [
-            x.unsqueeze(0).expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
-            for x, dim in zip(xs, in_dims[2:], strict=True)
-        ]
         count = len(op.program.outputs)
-        return op.apply(batched, scalars), 0 if count == 1 else (0,) * count
+        return op.apply_batched(info.batch_size, in_dims[2:], xs, scalars), 0 if count == 1 else (0,) * count
 
 
 class _Apply(_ApplyUnderTransforms):

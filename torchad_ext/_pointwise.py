@@ -23,7 +23,7 @@ from ._elementwise import Elementwise, HandWritten
 from ._native import compile, fast_path, kernels, loader, toolchain
 from ._native.kernels import DTYPES
 from ._symbolic.captured import captures, plain
-from ._symbolic.expr import scalar, tensor
+from ._symbolic.expr import Expr, column, row, scalar, tensor
 from ._symbolic.latex import equations, latex
 from ._symbolic.program import Program
 from ._symbolic.refusals import TraceError
@@ -38,23 +38,19 @@ _MANY = 32  # kernels of one op for different values of its numbers
 _MOST_PARAMETERS = 64  # that C++ takes
 _LONGEST = 20_000  # operations of a declaration; its double backward has some three times as many
 _LONG_FORMULA = 400  # characters of LaTeX that are not shown unless they are asked for
-_TENSOR, _SCALAR = object(), object()  # what an argument is; anything else is fixed by its value
+_TENSOR, _ROW, _COLUMN, _SCALAR = (object() for _ in range(4))  # what an argument is; anything else is a fixed value
+_SYMBOLS: dict[Any, Callable[[str], Expr]] = {_TENSOR: tensor, _ROW: row, _COLUMN: column, _SCALAR: scalar}
 
 
-class Pointwise:
-    """An elementwise op with all its derivatives. :func:`pointwise` makes one of a function.
-
-    Calling it computes the function by a native kernel where there is one for the tensors' device and dtype, by the
-    function itself where there is not, and by the function while ``torch.compile`` or ``torch.export`` trace.
+class Declared:
+    """An op that is declared by a plain PyTorch function: what ops of elements and of rows have in common.
 
     Attributes:
         definition: the function in plain PyTorch.
-
-    Example:
-        >>> double = Pointwise(lambda x: x + x, name="double")
-        >>> double(torch.ones(2))
-        tensor([2., 2.])
     """
+
+    decorator = "pointwise"  # its name in messages
+    _usually: Mapping[str, Any] = {}  # what the usual call gives in place of defaults
 
     def __init__(
         self,
@@ -66,17 +62,17 @@ class Pointwise:
         written: HandWritten | None = None,
     ) -> None:
         self.definition = definition
-        self.__signature__ = _signature(definition)
+        self.__signature__ = _signature(definition, self.decorator)
         self.__name__: str = name or str(getattr(definition, "__name__", type(definition).__name__))
         self.__qualname__: str = self.__name__
-        self._kernel_name = re.sub(r"[^0-9A-Za-z_]", "", self.__name__) or "pointwise"
+        self._kernel_name = re.sub(r"[^0-9A-Za-z_]", "", self.__name__) or self.decorator
         if name is None:
             self.__qualname__ = str(getattr(definition, "__qualname__", self.__name__))
         self.__module__ = module or getattr(definition, "__module__", None) or "torch"
         self.__doc__ = definition.__doc__
         self._parameters = self.__signature__.parameters
         if not self._parameters:
-            raise TypeError(f"{self.__name__} has no arguments; a pointwise function takes a tensor at the least")
+            raise TypeError(f"{self.__name__} has no arguments; a {self.decorator} function takes at least a tensor")
         refused = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
         for parameter in self._parameters.values():
             if parameter.kind in refused:
@@ -84,13 +80,12 @@ class Pointwise:
             if parameter.name in ("self", "cls"):
                 raise TypeError(
                     f"{self.__qualname__} takes {parameter.name}, which would be a tensor; declare it outside of the "
-                    "class, or of a bound method, as in self.act = torchad_ext.pointwise(self.function)"
+                    f"class, or of a bound method, as in self.act = torchad_ext.{self.decorator}(self.function)"
                 )
         self._defaults = {name: p.default for name, p in self._parameters.items() if p.default is not p.empty}
         self._written = written
         self._members: dict[tuple[Any, ...], tuple[Elementwise, list[int]]] = {}
         self._fixed: frozenset[str] = frozenset()  # numbers whose values the definition asks for
-        self._in_front: set[tuple[Any, ...]] = set()  # kinds of the calls that C++ takes
         self._domain = domain
         self._captures = captures(definition.op.definition if isinstance(definition, Derivative) else definition)
         this = weakref.ref(self)  # no cycle: an op is freed with its last name
@@ -101,8 +96,6 @@ class Pointwise:
 
         check_captured._dynamo_marked_constant = True  # type: ignore[attr-defined]  # run while compiling, not compiled
         self._check_captured = check_captured
-
-    _front: Any = None  # in C++
 
     @functools.cached_property
     def _usual(self) -> Elementwise:
@@ -121,7 +114,7 @@ class Pointwise:
 
     @property
     def _usual_arguments(self) -> list[Any]:
-        return [self._defaults.get(name, _TENSOR) for name in self._parameters]
+        return [self._usually.get(name, self._defaults.get(name, _TENSOR)) for name in self._parameters]
 
     @property
     def intervals(self) -> dict[str, Interval]:
@@ -147,63 +140,16 @@ class Pointwise:
         if "<" in self.__qualname__ and not inspect.ismethod(self.definition):
             raise pickle.PicklingError(
                 f"{self.__module__}.{self.__qualname__} is declared in a function, where pickle does not find it; "
-                "declare it at module level, or of a method: self.act = torchad_ext.pointwise(self.function)"
+                f"declare it at module level, or of a method: self.act = torchad_ext.{self.decorator}(self.function)"
             )
-        return _restored, (self.definition, self.__name__, self.__module__, self._domain)
+        return _restored, (type(self), self.definition, self.__name__, self.__module__, self._domain)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Pointwise:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Declared:
         """A copy; for a method of an object that is copied, the op of the copied object."""
         definition = copy.deepcopy(self.definition, memo)
         if definition is self.definition or self._written:
             return self
-        return _restored(definition, self.__name__, self.__module__, self._domain)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            if self._captures:
-                self._check_captured()
-            return self.definition(*args, **kwargs)
-        if self._front:
-            result = self._front.call(args, kwargs)
-            if result is not NotImplemented:
-                return result
-        if is_being_traced():
-            return self._define(self._bound(args, kwargs))
-        if kwargs or len(args) != len(self._parameters) or self._keywords:
-            args = self._bound(args, kwargs)
-        if has_torch_function(args):
-            return self._define(args) if traced_before_autograd() else handle_torch_function(self, args, *args)
-        kinds, member, scalars = self.resolve(args)
-        xs = [x for x, kind in zip(args, kinds, strict=True) if kind is _TENSOR]
-        first = xs[0]
-        if first.dtype not in DTYPES:
-            return self._define(args)
-        for x in xs[1:]:
-            if x.dtype is not first.dtype or x.device != first.device:
-                return self._define(args)  # a tensor without dimensions promotes as such
-            if x.is_nested or first.is_nested:
-                return self._define(args)  # such a tensor has no shape
-        if any(x.shape != first.shape for x in xs[1:]):
-            if not member.depends_on_all or kernels.device_for(xs) is None:
-                return self._define(args)  # an output has the shape of what it depends on
-            xs = list(torch.broadcast_tensors(*xs))
-        numbers = tuple([float(args[i]) for i in scalars])
-        result = member.apply(xs, numbers)
-        if member.fast_function:
-            self._put_in_front(kinds, member)
-        return result
-
-    def _put_in_front(self, kinds: tuple[Any, ...], member: Elementwise) -> None:
-        """Lets C++ take calls with arguments of these kinds from now on."""
-        options = [(i, kind) for i, kind in enumerate(kinds) if kind is not _TENSOR and kind is not _SCALAR]
-        if len(kinds) > _MOST_PARAMETERS or not all(x is None or isinstance(x, (str, bool)) for _, x in options):
-            return
-        if kinds in self._in_front:
-            return
-        bits = [sum(1 << i for i, kind in enumerate(kinds) if kind is of) for of in (_TENSOR, _SCALAR)]
-        front = self.__dict__.setdefault("_front", fast_path.front(tuple(self._parameters.values())))
-        front.add(member.fast_function, *bits, tuple(options))
-        self._in_front.add(kinds)
+        return _restored(type(self), definition, self.__name__, self.__module__, self._domain)
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """The arguments in the order of the parameters."""
@@ -227,7 +173,7 @@ class Pointwise:
 
     def resolve(self, args: Sequence[Any]) -> tuple[tuple[Any, ...], Elementwise, list[int]]:
         """The kind of each argument, the function for such arguments, and where its numbers stand among them."""
-        kinds = tuple([_kind(x) for x in args])
+        kinds = self._kinds(args)
         if self._fixed:
             kinds = tuple(
                 x if kind is _SCALAR and name in self._fixed else kind
@@ -257,6 +203,10 @@ class Pointwise:
                 )
         return kinds, *found
 
+    def _kinds(self, args: Sequence[Any]) -> tuple[Any, ...]:
+        """What each argument is."""
+        return tuple([_kind(x) for x in args])
+
     def _frozen(self, name: str, kind: Any) -> Any:
         """A key for what an argument is, of options equal in type and value."""
         if isinstance(kind, (list, tuple)):
@@ -276,14 +226,14 @@ class Pointwise:
             self._check_captured()
         for name, kind in zip(self._parameters, kinds, strict=True):
             is_number = _kind(self._defaults.get(name, 0)) is _SCALAR
-            if is_number and kind is not _TENSOR and kind is not _SCALAR and name not in self._fixed:
+            if is_number and not _is_symbol(kind) and name not in self._fixed:
                 if isinstance(kind, bool):
                     raise TypeError(f"{self.__module__}.{self.__name__} takes a number for {name}, got {kind}")
                 raise TypeError(self._wrong(name, type(kind).__name__))
-        if not any(kind is _TENSOR for kind in kinds):
+        if not any(_is_tensor(kind) for kind in kinds):
             first = next(iter(self._parameters))
             raise TypeError(self._wrong(first, "numbers alone" if len(kinds) > 1 else "a number"))
-        tensors = [i for i, kind in enumerate(kinds) if kind is _TENSOR]
+        tensors = [i for i, kind in enumerate(kinds) if _is_tensor(kind)]
         scalars = [i for i, kind in enumerate(kinds) if kind is _SCALAR]
 
         def definition(*values: Any) -> Any:
@@ -299,9 +249,12 @@ class Pointwise:
                 "most; declare parts of it"
             )
         in_order = len(tensors) == len(kinds) and not self._keywords and not self._captures
-        written = self._written if not scalars else None
-        member = Elementwise(program, self.definition if in_order else definition, self._kernel_name, written=written)
-        return member, scalars
+        return self._member(program, self.definition if in_order else definition), scalars
+
+    def _member(self, program: Program, definition: Callable[..., Any]) -> Elementwise:
+        """The function of a program, which a definition computes of tensors and then numbers."""
+        written = self._written if not program.scalars else None
+        return Elementwise(program, definition, self._kernel_name, written=written)
 
     @functools.cached_property
     def _keywords(self) -> list[str]:
@@ -326,7 +279,7 @@ class Pointwise:
 
     def _trace(self, kinds: Sequence[Any]) -> Program:
         symbols = [
-            tensor(name) if kind is _TENSOR else scalar(name) if kind is _SCALAR else kind
+            _SYMBOLS[kind](name) if _is_symbol(kind) else kind
             for name, kind in zip(self._parameters, kinds, strict=True)
         ]
         return self.trace(symbols)
@@ -335,7 +288,7 @@ class Pointwise:
         """What the op computes; the arguments are symbols for tensors and run-time numbers, anything else as it is."""
         if isinstance(self.definition, Derivative):
             return self.definition.program(arguments)
-        return trace(self.define, arguments, self.__name__)
+        return trace(self.define, arguments, self.__name__, self.decorator == "rowwise")
 
     def _define(self, arguments: Sequence[Any]) -> Any:
         """Runs the definition in place of a kernel."""
@@ -400,40 +353,6 @@ class Pointwise:
         program = self._order(order).program
         return len(program.inputs), len(program.outputs)
 
-    def derivative(self, argument: str | None = None, order: int = 1) -> Pointwise:
-        r"""A partial derivative as a declared op: f'' itself, where ``latex(order=2)`` is a double backward.
-
-        It takes the arguments of this op, has kernels and derivatives of every order like any other, and its formula is
-        simplified for a reader. Its definition in plain PyTorch is the vjp of this op's definition for a cotangent of
-        ones.
-
-        Args:
-            argument: the argument in which to differentiate, a tensor or a number; by default the first.
-            order: how often, 1 or more. For a mixed derivative call it again: ``f.derivative("x").derivative("a")``.
-
-        Raises:
-            ValueError: the op has no such argument, or ``order`` is less than 1.
-            TypeError: the function of the op asks for the value of the argument, so that there is no derivative in it.
-
-        Example:
-            >>> import torch, torchad_ext
-            >>> slope = torchad_ext.siren.derivative("input")
-            >>> print(slope.latex())
-            \frac{\partial}{\partial x} \mathrm{siren}(x, \omega) = \omega \, \cos\left(\omega \, x\right)
-            >>> slope(torch.tensor([0.0, 1.0]), omega=2.0)
-            tensor([ 2.0000, -0.8323])
-        """
-        name = next(iter(self._parameters)) if argument is None else argument
-        if name not in self._parameters:
-            raise ValueError(f"{self.__name__} has no argument {name!r}; it has {', '.join(self._parameters)}")
-        if order < 1:
-            raise ValueError(f"got order {order} of a derivative; 1 is the first")
-        known = self.definition if isinstance(self.definition, Derivative) else Derivative(self, ())
-        definition = Derivative(known.op, (*known.along, *(name,) * order))
-        derivative = _restored(definition, definition.name, self.__module__, self._domain)
-        derivative._usual  # noqa: B018, an error belongs to this call
-        return derivative
-
     def latex(self, order: int = 0, mathtext: bool = False) -> str:
         r"""The formula of the value (0), the gradient (1), the double backward (2), ... in LaTeX, without dollar signs.
 
@@ -460,31 +379,6 @@ class Pointwise:
         if isinstance(self.definition, Derivative):
             return self.definition.op.__name__, f"{self.definition.latex} ", True
         return self.__name__, "", False
-
-    def _derivatives(self) -> list[Pointwise]:
-        """The first and second derivatives in the tensors of the usual call."""
-        names = list(self.domain)
-        firsts = [self.derivative(name) for name in names]
-        return firsts + [f.derivative(name) for i, f in enumerate(firsts) for name in names[i:]]
-
-    def _equations(self) -> list[tuple[str, str]]:
-        """Both sides of the formulas of the op, its first and its second derivatives, those that are not too long."""
-        found = [pair for op in (self, *self._derivatives()) for pair in equations(op._usual.program, *op._written_as)]
-        return [(left, right if len(right) < _LONG_FORMULA else r"\ldots") for left, right in found]
-
-    def _repr_latex_(self) -> str:
-        lines = r" \\[4pt] ".join(f"{left} &= {right}" for left, right in self._equations())
-        return rf"$\displaystyle \begin{{aligned}}{lines}\end{{aligned}}$"
-
-    def _repr_html_(self) -> str:
-        arguments = (p.replace(annotation=p.empty) for p in self._parameters.values())
-        title = html.escape(f"{self.__module__}.{self.__qualname__}{inspect.Signature(list(arguments))}")
-        rows = [
-            rf"<tr><td>$\displaystyle {html.escape(left)}$</td>"
-            rf"<td style='text-align: left'>$\displaystyle {html.escape(right)}$</td></tr>"
-            for left, right in self._equations()
-        ]
-        return f"<table><caption><code>{title}</code></caption>{''.join(rows)}</table>"
 
     def compile(
         self,
@@ -516,25 +410,163 @@ class Pointwise:
                 pass
 
 
-def _restored(definition: Callable[..., Any], name: str, module: str, domain: Any) -> Pointwise:
+class Pointwise(Declared):
+    """An elementwise op with all its derivatives. :func:`pointwise` makes one of a function.
+
+    Calling it computes the function by a native kernel where there is one for the tensors' device and dtype, by the
+    function itself where there is not, and by the function while ``torch.compile`` or ``torch.export`` trace.
+
+    Attributes:
+        definition: the function in plain PyTorch.
+
+    Example:
+        >>> double = Pointwise(lambda x: x + x, name="double")
+        >>> double(torch.ones(2))
+        tensor([2., 2.])
+    """
+
+    _front: Any = None  # in C++
+
+    @functools.cached_property
+    def _in_front(self) -> set[tuple[Any, ...]]:
+        """The kinds of the calls that C++ takes."""
+        return set()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            if self._captures:
+                self._check_captured()
+            return self.definition(*args, **kwargs)
+        if self._front:
+            result = self._front.call(args, kwargs)
+            if result is not NotImplemented:
+                return result
+        if is_being_traced():
+            return self._define(self._bound(args, kwargs))
+        if kwargs or len(args) != len(self._parameters) or self._keywords:
+            args = self._bound(args, kwargs)
+        if has_torch_function(args):
+            return self._define(args) if traced_before_autograd() else handle_torch_function(self, args, *args)
+        kinds, member, scalars = self.resolve(args)
+        xs = [x for x, kind in zip(args, kinds, strict=True) if kind is _TENSOR]
+        first = xs[0]
+        if first.dtype not in DTYPES:
+            return self._define(args)
+        for x in xs[1:]:
+            if x.dtype is not first.dtype or x.device != first.device:
+                return self._define(args)  # a tensor without dimensions promotes as such
+            if x.is_nested or first.is_nested:
+                return self._define(args)  # such a tensor has no shape
+        if any(x.shape != first.shape for x in xs[1:]):
+            if not member.depends_on_all or kernels.device_for(xs) is None:
+                return self._define(args)  # an output has the shape of what it depends on
+            xs = list(torch.broadcast_tensors(*xs))
+        numbers = tuple([float(args[i]) for i in scalars])
+        result = member.apply(xs, numbers)
+        if member.fast_function:
+            self._put_in_front(kinds, member)
+        return result
+
+    def _put_in_front(self, kinds: tuple[Any, ...], member: Elementwise) -> None:
+        """Lets C++ take calls with arguments of these kinds from now on."""
+        options = [(i, kind) for i, kind in enumerate(kinds) if kind is not _TENSOR and kind is not _SCALAR]
+        if len(kinds) > _MOST_PARAMETERS or not all(x is None or isinstance(x, (str, bool)) for _, x in options):
+            return
+        if kinds in self._in_front:
+            return
+        bits = [sum(1 << i for i, kind in enumerate(kinds) if kind is of) for of in (_TENSOR, _SCALAR)]
+        front = self.__dict__.setdefault("_front", fast_path.front(tuple(self._parameters.values())))
+        front.add(member.fast_function, *bits, tuple(options))
+        self._in_front.add(kinds)
+
+    def derivative(self, argument: str | None = None, order: int = 1) -> Pointwise:
+        r"""A partial derivative as a declared op: f'' itself, where ``latex(order=2)`` is a double backward.
+
+        It takes the arguments of this op, has kernels and derivatives of every order like any other, and its formula is
+        simplified for a reader. Its definition in plain PyTorch is the vjp of this op's definition for a cotangent of
+        ones.
+
+        Args:
+            argument: the argument in which to differentiate, a tensor or a number; by default the first.
+            order: how often, 1 or more. For a mixed derivative call it again: ``f.derivative("x").derivative("a")``.
+
+        Raises:
+            ValueError: the op has no such argument, or ``order`` is less than 1.
+            TypeError: the function of the op asks for the value of the argument, so that there is no derivative in it.
+
+        Example:
+            >>> import torch, torchad_ext
+            >>> slope = torchad_ext.siren.derivative("input")
+            >>> print(slope.latex())
+            \frac{\partial}{\partial x} \mathrm{siren}(x, \omega) = \omega \, \cos\left(\omega \, x\right)
+            >>> slope(torch.tensor([0.0, 1.0]), omega=2.0)
+            tensor([ 2.0000, -0.8323])
+        """
+        name = next(iter(self._parameters)) if argument is None else argument
+        if name not in self._parameters:
+            raise ValueError(f"{self.__name__} has no argument {name!r}; it has {', '.join(self._parameters)}")
+        if order < 1:
+            raise ValueError(f"got order {order} of a derivative; 1 is the first")
+        known = self.definition if isinstance(self.definition, Derivative) else Derivative(self, ())
+        definition = Derivative(known.op, (*known.along, *(name,) * order))
+        derivative = Pointwise(definition, name=definition.name, module=self.__module__, domain=self._domain)
+        derivative._usual  # noqa: B018, an error belongs to this call
+        return derivative
+
+    def _derivatives(self) -> list[Pointwise]:
+        """The first and second derivatives in the tensors of the usual call."""
+        names = list(self.domain)
+        firsts = [self.derivative(name) for name in names]
+        return firsts + [f.derivative(name) for i, f in enumerate(firsts) for name in names[i:]]
+
+    def _equations(self) -> list[tuple[str, str]]:
+        """Both sides of the formulas of the op, its first and its second derivatives, those that are not too long."""
+        found = [pair for op in (self, *self._derivatives()) for pair in equations(op._usual.program, *op._written_as)]
+        return [(left, right if len(right) < _LONG_FORMULA else r"\ldots") for left, right in found]
+
+    def _repr_latex_(self) -> str:
+        lines = r" \\[4pt] ".join(f"{left} &= {right}" for left, right in self._equations())
+        return rf"$\displaystyle \begin{{aligned}}{lines}\end{{aligned}}$"
+
+    def _repr_html_(self) -> str:
+        arguments = (p.replace(annotation=p.empty) for p in self._parameters.values())
+        title = html.escape(f"{self.__module__}.{self.__qualname__}{inspect.Signature(list(arguments))}")
+        rows = [
+            rf"<tr><td>$\displaystyle {html.escape(left)}$</td>"
+            rf"<td style='text-align: left'>$\displaystyle {html.escape(right)}$</td></tr>"
+            for left, right in self._equations()
+        ]
+        return f"<table><caption><code>{title}</code></caption>{''.join(rows)}</table>"
+
+
+def _restored(cls: type[Declared], definition: Callable[..., Any], name: str, module: str, domain: Any) -> Declared:
     """An op that was copied; it is traced when it is first called, because what it captures may not be there yet."""
-    return Pointwise(definition, name=name, module=module, domain=domain)
+    return cls(definition, name=name, module=module, domain=domain)
 
 
-def _signature(definition: Any) -> inspect.Signature:
+def _signature(definition: Any, decorator: str) -> inspect.Signature:
     if isinstance(definition, torch.nn.Module):
         definition = definition.forward
     if not callable(definition) or inspect.isclass(definition) or isinstance(definition, torch.jit.ScriptFunction):
         kind = " that torch.jit.script made; give the function in Python" if hasattr(definition, "graph") else ""
-        raise TypeError(f"torchad_ext.pointwise takes a function of tensors, got {definition!r}{kind}")
+        raise TypeError(f"torchad_ext.{decorator} takes a function of tensors, got {definition!r}{kind}")
     if (found := signature_of(definition)) is not None:
         return found
     try:
         return inspect.signature(definition)
     except ValueError:
         raise TypeError(
-            f"torchad_ext.pointwise does not know the arguments of {definition!r}; write lambda x: ..."
+            f"torchad_ext.{decorator} does not know the arguments of {definition!r}; write lambda x: ..."
         ) from None
+
+
+def _is_tensor(kind: Any) -> bool:
+    return kind is _TENSOR or kind is _ROW or kind is _COLUMN
+
+
+def _is_symbol(kind: Any) -> bool:
+    """Is it no value?"""
+    return _is_tensor(kind) or kind is _SCALAR
 
 
 def _kind(x: Any) -> Any:

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from ._comparison import Comparison, first_line, is_differentiated, like
-from ._pointwise import Pointwise
+from ._pointwise import Declared, Pointwise
+from ._rowwise import Rowwise
 from ._warnings import warn_user
 
 Tensors = tuple[torch.Tensor, ...]
@@ -317,6 +318,21 @@ def _samples(op: Callable[..., Any], name: str) -> Iterator[tuple[str, Tensors]]
         yield "one x", (normal(4), normal(4, 4))
         yield "transposed A", (normal(3, 4), normal(3, 4, 4).mT)
         yield "n = 1", (normal(2, 1), normal(2, 1, 1))
+    elif isinstance(op, Rowwise):
+        for case, shape, view in (
+            ("contiguous", (5, 7), lambda x: x),
+            ("transposed", (5, 67), torch.t),
+            ("sliced", (6, 40), lambda x: x[::2, 1::3]),
+            ("expanded", (1, 9), lambda x: x.expand(4, 9)),
+            ("n = 1", (4, 1), lambda x: x),
+            ("n = 3", (5, 3), lambda x: x),
+            ("long rows", (2, 37), lambda x: x),
+            ("of no rows", (0, 3), lambda x: x),
+        ):
+            yield (
+                case,
+                op.sample(lambda shape: torch.rand(shape, dtype=torch.float64, generator=generator), shape, view),
+            )
     elif isinstance(op, Pointwise):
 
         def sample(shape: tuple[int, ...], view: Callable[[torch.Tensor], torch.Tensor] = lambda x: x) -> Tensors:
@@ -341,7 +357,7 @@ def _samples(op: Callable[..., Any], name: str) -> Iterator[tuple[str, Tensors]]
 def _hint(op: Any, verification: Verification) -> str:
     """The usual reason for a wrong second derivative where the first is right."""
     wrong = {check.derivative for check in verification.failures}
-    if isinstance(op, Pointwise) or wrong & {"value", "gradient"} or "double backward" not in wrong:
+    if isinstance(op, Declared) or wrong & {"value", "gradient"} or "double backward" not in wrong:
         return ""
     return (
         "\nThe first derivative is right, the second is not. The usual reason: backward uses a tensor that forward "

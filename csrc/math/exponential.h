@@ -115,8 +115,11 @@ T exponential(T x, const ExpRange& range, Reduce reduce, Mantissa mantissa) {
     const auto e = reduce(x);
     return raise(mantissa(e.r), e.bits);
   }
-  const auto e = reduce(at_most(range.infinite, at_least(range.zero, x)));
-  return scale(mantissa(e.r), e.n);
+  // A result that underflows takes a hundred times as long, and of -inf, which masks are made of, it need not.
+  const auto vanishes = x < number<T>(range.zero);
+  const auto e = reduce(at_most(range.infinite, vanishes ? number<T>(0) : x));
+  const T y = scale(mantissa(e.r), e.n);
+  return vanishes ? number<T>(0) : y;
 }
 
 // e^x.

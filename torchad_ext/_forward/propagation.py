@@ -29,6 +29,7 @@ from .._elementwise import Elementwise
 from .._linearity import CONSTANT
 from .._pointwise import Pointwise
 from .._quadratic_form import quadratic_form
+from .._rowwise import Rowwise
 from .._symbolic.torch_names import is_of_torch, name_of
 from .._torch_state import is_autocast_enabled, wrapper_subclass
 from . import writes
@@ -222,6 +223,8 @@ class Sweep:
 
     def apply(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
         """An operation on tensors of this sweep."""
+        if isinstance(func, Rowwise):  # its reductions and its elementwise operations have rules
+            return func.define(args)
         spoken = known_name(func)
         name = spoken.strip("_") if spoken.startswith("__") else spoken
         known = _is_ours(func) or is_of_torch(func)

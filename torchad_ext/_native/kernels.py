@@ -153,9 +153,19 @@ def _fake_quadratic_form_outer(
     return x.new_empty(*(x.shape[-1:] if summed else x.shape), x.shape[-1])
 
 
+def _fake_rowwise(
+    kernel: int, inputs: list[torch.Tensor], scalars: list[float], shape: list[int]
+) -> list[torch.Tensor]:
+    outputs = ctypes.c_int32.from_address(kernel + 4).value  # of struct RowKernel in csrc/rowwise.h
+    kinds = (ctypes.c_int * outputs).from_address(ctypes.c_void_p.from_address(kernel + 24).value or 0)
+    shapes = {0: shape, 1: [*shape[:-1], 1], 2: shape[-1:]}
+    return [inputs[0].new_empty(shapes[kind]) for kind in kinds]
+
+
 # Results of the kernels without data, for fake tensors.
 _FAKES: dict[str, Callable[..., Any]] = {
     "pointwise": _fake_pointwise,
+    "rowwise": _fake_rowwise,
     "pointwise.out": lambda kernel, inputs, scalars, out: None,
     "quadratic_form": lambda x, A: x.new_empty(x.shape[:-1]),
     "quadratic_form_and_product": lambda x, A: (x.new_empty(x.shape[:-1]), x.new_empty(x.shape)),
@@ -170,7 +180,7 @@ def _library() -> torch.library.Library:
 
 @functools.cache
 def _load(name: str, device: str, overload: str = "default") -> Callable[..., Any] | None:
-    operators = [] if name == "pointwise" else ["quadratic_form"]  # declared there for every device
+    operators = [] if name in ("pointwise", "rowwise") else ["quadratic_form"]  # declared there for every device
     if not all(map(loader.load, [*operators, device])):
         return None
     with _registering:
@@ -244,6 +254,28 @@ def compile_pointwise(name: str, dtype: torch.dtype, device: str, source: Kernel
     """
     address = _load("pointwise", device) and loader.load_kernel(f"{name}-{dtype_name(dtype)}", device, source)
     return PointwiseKernel(name, device, address) if address else None
+
+
+class RowKernel:
+    """A kernel of rows as a function of tensors, numbers and the shape of those with a value an element, to a list of
+    tensors."""
+
+    __slots__ = ("_name", "_run", "address")
+
+    def __init__(self, name: str, device: str, address: int) -> None:
+        self._name, self.address = name, address
+        self._run = _load("rowwise", device)
+
+    def __call__(self, xs: Sequence[torch.Tensor], scalars: Sequence[float], shape: Sequence[int]) -> Any:
+        run = self._run
+        assert run
+        return (recorded(self._name, run) if is_profiling() else run)(self.address, xs, scalars, shape)
+
+
+def compile_rowwise(name: str, dtype: torch.dtype, device: str, source: Kernel) -> RowKernel | None:
+    """A kernel of rows, as ``compile_pointwise`` gives one of elements; on the CPU alone."""
+    address = _load("rowwise", device) and loader.load_kernel(f"{name}-{dtype_name(dtype)}", device, source)
+    return RowKernel(name, device, address) if address else None
 
 
 def recorded(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:

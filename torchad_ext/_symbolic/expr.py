@@ -1,4 +1,4 @@
-"""Scalar expressions: what an elementwise function computes for one element.
+"""Scalar expressions: what a function computes for one element, or for one row of elements.
 
 An expression is a node of a directed acyclic graph. Equal nodes are one object, so that a common subexpression stands
 once, whoever wrote it. ``operations.py`` says what the operations are and how each is differentiated.
@@ -20,6 +20,7 @@ from typing import Any, Union
 Operand = Union["Expr", float]
 Gradients = tuple["Expr | None", ...]
 
+SYMBOLS = ("tensor", "row", "column")  # what stands for a tensor: a value an element, a row, a place in every row
 FLOATS = ("float16", "bfloat16", "float32", "float64")  # operations that round to a dtype
 
 
@@ -29,19 +30,22 @@ class Expr:
     Two nodes are the same object if and only if they are equal, so ``is`` and ``==`` agree and a node is a good key.
 
     Attributes:
-        op: the operation, ``"constant"``, ``"tensor"`` (a symbol, one value an element) or ``"scalar"`` (a symbol, one
-            value for all elements).
+        op: the operation, ``"constant"``, or of a symbol ``"tensor"`` (one value an element), ``"row"`` (one a row),
+            ``"column"`` (one a place in the row, the same for all rows), ``"scalar"`` (one for all elements) or
+            ``"length"`` (that of the row).
         args: its operands.
         value: the number of a constant, the name of a symbol.
         varies: can it differ from element to element?
+        is_row: is it the same for all elements of a row, but not of all rows?
     """
 
-    __slots__ = ("__weakref__", "_order", "args", "op", "value", "varies")
+    __slots__ = ("__weakref__", "_order", "args", "is_row", "op", "value", "varies")
 
     op: str
     args: tuple[Expr, ...]
     value: float | str | None
     varies: bool
+    is_row: bool
     _order: tuple[Any, ...]
 
     @property
@@ -136,6 +140,8 @@ class Operation:
         is_mask: does it give a truth value?
         is_analytic: is it holomorphic in complex numbers, with the derivatives that it has in real ones?
         is_family: is its first operand, a constant, the order of a function of the second?
+        reduction: what it does with the elements of a row, in C++: ``"+"``, ``">"`` (the largest) or ``"<"``. Its
+            derivative is g times the slope in one element, so that its tangent is the sum of that over the row.
     """
 
     name: str
@@ -150,6 +156,7 @@ class Operation:
     is_mask: bool = False
     is_analytic: bool = False
     is_family: bool = False
+    reduction: str = ""
 
     def __call__(self, *operands: Operand) -> Expr:
         return make(self.name, *operands)
@@ -180,12 +187,15 @@ def _node(op: str, args: tuple[Expr, ...], value: float | str | None = None) -> 
         if found is None:
             found = Expr()
             found.op, found.args, found.value = op, args, value
-            found.varies = op == "tensor" or any(arg.varies for arg in args)
+            found.varies = op in SYMBOLS or any(arg.varies for arg in args)
+            rows = [arg.is_row for arg in args if arg.varies]
+            reduces = op in OPERATIONS and bool(OPERATIONS[op].reduction)
+            found.is_row = op == "row" or reduces or (bool(rows) and all(rows))
             text = "\0".join([op, repr(value), *(arg._order[-1] for arg in args)])
             digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
             depth = 1 + max((arg._order[1] for arg in args), default=0)
             # Constants first, then numbers, then tensors by name, then what is made of them: as one writes a product.
-            kind = {"constant": 0, "scalar": 1, "tensor": 2}.get(op, 3)
+            kind = {"constant": 0, "scalar": 1, "length": 1, **dict.fromkeys(SYMBOLS, 2)}.get(op, 3)
             found._order = (kind, depth, value if isinstance(value, str) else "", digest)
             _nodes[key] = found
     return found
@@ -198,6 +208,21 @@ def constant(value: float) -> Expr:
 def tensor(name: str) -> Expr:
     """A symbol for the element of a tensor."""
     return _node("tensor", (), name)
+
+
+def row(name: str) -> Expr:
+    """A symbol for the value of a row."""
+    return _node("row", (), name)
+
+
+def column(name: str) -> Expr:
+    """A symbol for an element of a tensor that is the same for all rows."""
+    return _node("column", (), name)
+
+
+def length() -> Expr:
+    """The number of elements in a row."""
+    return _node("length", (), "n")
 
 
 def scalar(name: str) -> Expr:

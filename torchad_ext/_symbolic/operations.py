@@ -60,6 +60,11 @@ def _mills(x: Expr) -> Expr:
     return where(x < 0, tail, body)
 
 
+def _slope_of_row_extremum(g: Expr, y: Expr, x: Expr) -> Expr:
+    """Equal parts for all elements that are the largest."""
+    return where(eq(x, y), g, 0) / row_sum(where(eq(x, y), 1, 0))
+
+
 def _flat(g: Expr, y: Expr, x: Expr) -> None:
     """No slope."""
 
@@ -288,6 +293,32 @@ ge = _define("ge", cpp=">=", latex=r"\ge", is_mask=True)
 and_ = _define("and", reference=torch.logical_and, cpp="&", latex=r"\wedge", commutative=True, is_mask=True)
 or_ = _define("or", reference=torch.logical_or, cpp="|", latex=r"\vee", commutative=True, is_mask=True)
 not_ = _define("not", simplify=simplify.not_, reference=torch.logical_not, cpp="!", is_mask=True)
+
+# Reductions of a row
+row_sum = _define(
+    "row_sum",
+    lambda g, y, x: g,
+    simplify=simplify.row_sum,
+    reference=lambda x: x.sum(-1, keepdim=True),
+    latex=r"\sum_{j} %s",
+    reduction="+",
+)
+row_amax = _define(
+    "row_amax",
+    lambda g, y, x: _slope_of_row_extremum(g, y, x),
+    simplify=simplify.row_extremum,
+    reference=lambda x: x.amax(-1, keepdim=True),
+    latex=r"\max_{j} %s",
+    reduction=">",
+)
+row_amin = _define(
+    "row_amin",
+    lambda g, y, x: _slope_of_row_extremum(g, y, x),
+    simplify=simplify.row_extremum,
+    reference=lambda x: x.amin(-1, keepdim=True),
+    latex=r"\min_{j} %s",
+    reduction="<",
+)
 
 # Dtypes and gradients
 detach = _define("detach", _flat, latex=r"\left\lbrack %s\right\rbrack")

@@ -9,8 +9,10 @@ import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from .expr import OPERATIONS, Expr, constant, tensor, topological
+from .expr import OPERATIONS, Expr, column, constant, make, row, tensor, topological
 from .jet_algebra import JetAlgebra
+
+_SYMBOL = {"tensor": tensor, "row": row, "column": column}
 
 
 def _dependent(nodes: Iterable[Expr], on: Iterable[Expr]) -> set[Expr]:
@@ -35,9 +37,37 @@ def pushforward(outputs: Sequence[Expr], tangents: Mapping[Expr, Expr]) -> list[
             for i, arg in enumerate(node.args)
             if arg in known and (term := OPERATIONS[node.op].gradients(known[arg], node)[i]) is not None
         ]
+        if OPERATIONS[node.op].reduction:
+            terms = [total(term) for term in terms]
         if terms:
             known[node] = functools.reduce(operator.add, terms)
     return [known.get(y) for y in outputs]
+
+
+def total(x: Expr, known: dict[Expr, Expr] | None = None) -> Expr:
+    """The sum over the row of a derivative, of sums and multiples by values of the row taken apart: parts are sums that
+    other derivatives need too, or need no result of an earlier sum."""
+    known = {} if known is None else known
+    if x not in known:
+        known[x] = _total(x, known)
+    return known[x]
+
+
+def _total(x: Expr, known: dict[Expr, Expr]) -> Expr:
+    if not x.varies or x.is_row:
+        return make("row_sum", x)
+    if x.op in ("add", "sub", "neg"):
+        return make(x.op, *(total(arg, known) for arg in x.args))
+    if x.op in ("mul", "div"):
+        for i, j in ((1, 0), (0, 1)) if x.op == "mul" else ((1, 0),):
+            if x.args[i].is_row or not x.args[i].varies:
+                return make(x.op, total(x.args[j], known), x.args[i])
+    if x.op == "mul":  # a (b / r) and a (b r), with a value r of the row
+        for a, multiple in (x.args, x.args[::-1]):
+            for i, j in ((1, 0), (0, 1)) if multiple.op == "mul" else ((1, 0),) if multiple.op == "div" else ():
+                if multiple.args[i].is_row:
+                    return make(multiple.op, total(a * multiple.args[j], known), multiple.args[i])
+    return make("row_sum", x)
 
 
 def _unique(name: str, taken: Iterable[str]) -> str:
@@ -88,16 +118,19 @@ class Program:
         scalars: the symbols of the numbers that follow them.
         outputs: the expressions.
         names: a name for each output.
+        kinds: of each output, ``"tensor"`` for a value an element, ``"row"`` for one a row, ``"column"`` for the sum
+            over all rows; empty if all are the first.
     """
 
     inputs: tuple[Expr, ...]
     scalars: tuple[Expr, ...]
     outputs: tuple[Expr, ...]
     names: tuple[str, ...]
+    kinds: tuple[str, ...] = ()
 
     def vjp(self, wanted: Sequence[bool], given: Sequence[bool]) -> ProgramDerivative:
         """The gradients of the wanted inputs, for cotangents of the given outputs."""
-        seeds = self._symbols("grad_", self.names)
+        seeds = self._symbols("grad_", self.names, self.kinds)
         targets = [x for x, w in zip(self.inputs, wanted, strict=True) if w]
         order = topological(self.outputs)
         dependent = _dependent(order, targets)
@@ -108,24 +141,26 @@ class Program:
 
         for output, seed, is_given in zip(self.outputs, seeds, given, strict=True):
             if is_given and output in dependent:
-                contribute(output, seed)
+                contribute(output, total(seed) if output.is_row and not seed.is_row else seed)
         for node in reversed(order):
             if node.args and node in gradients:
                 contributions = OPERATIONS[node.op].gradients(gradients[node], node)
                 for arg, gradient in zip(node.args, contributions, strict=True):
                     if gradient is not None and arg in dependent:
-                        contribute(arg, gradient)
+                        contribute(arg, total(gradient) if arg.is_row and not node.is_row else gradient)
         results = {f"grad_{x.value}": gradients.get(x) for x in self.inputs if x in targets}
-        return self._derivative([s for s, is_given in zip(seeds, given, strict=True) if is_given], results)
+        kinds = [x.op for x in targets]
+        return self._derivative([s for s, is_given in zip(seeds, given, strict=True) if is_given], results, kinds)
 
     def jvp(self, given: Sequence[bool]) -> ProgramDerivative:
         """The tangents of the outputs, for tangents of the given inputs."""
-        seeds = self._symbols("tangent_", [str(x.value) for x in self.inputs])
+        seeds = self._symbols("tangent_", [str(x.value) for x in self.inputs], [x.op for x in self.inputs])
         tangents = {x: seed for x, seed, is_given in zip(self.inputs, seeds, given, strict=True) if is_given}
         results = dict(
             zip((f"tangent_{name}" for name in self.names), pushforward(self.outputs, tangents), strict=True)
         )
-        return self._derivative([s for s, is_given in zip(seeds, given, strict=True) if is_given], results)
+        given_seeds = [s for s, is_given in zip(seeds, given, strict=True) if is_given]
+        return self._derivative(given_seeds, results, self.kinds)
 
     def laplacian(self, carried: Sequence[int], signs: Sequence[int]) -> ProgramDerivative:
         """The outputs y, their tangents y_k along some directions and their Laplacians Δy, from those of the inputs.
@@ -186,17 +221,20 @@ class Program:
             results |= {f"d{b}_{name}": terms.get(b) for b in rows}
         return self._derivative(seeds, results)
 
-    def _symbols(self, prefix: str, names: Iterable[str]) -> list[Expr]:
+    def _symbols(self, prefix: str, names: Sequence[str], kinds: Sequence[str] = ()) -> list[Expr]:
         taken = [str(x.value) for x in (*self.inputs, *self.scalars)]
         symbols = []
-        for name in names:
+        for name, kind in zip(names, kinds or ["tensor"] * len(names), strict=True):
             taken.append(_unique(prefix + name, taken))
-            symbols.append(tensor(taken[-1]))
+            symbols.append(_SYMBOL[kind](taken[-1]))
         return symbols
 
-    def _derivative(self, seeds: Sequence[Expr], results: dict[str, Expr | None]) -> ProgramDerivative:
+    def _derivative(
+        self, seeds: Sequence[Expr], results: dict[str, Expr | None], kinds: Sequence[str] = ()
+    ) -> ProgramDerivative:
         arguments = (*self.inputs, *seeds)
         outputs = {name: result for name, result in results.items() if result is not None}
+        wanted = tuple(kinds) or ("tensor",) * len(results)
         occurring = set(topological(outputs.values()))
         used = tuple(i for i, x in enumerate(arguments) if x in occurring)
         program = Program(
@@ -204,12 +242,14 @@ class Program:
             tuple(x for x in self.scalars if x in occurring),
             tuple(outputs.values()),
             tuple(outputs),
+            tuple(kind for kind, result in zip(wanted, results.values(), strict=True) if result is not None),
         )
         return ProgramDerivative(
             program,
             used,
             tuple(i for i, x in enumerate(self.scalars) if x in occurring),
             tuple(i for i, result in enumerate(results.values()) if result is not None),
+            wanted,
         )
 
     def __len__(self) -> int:
@@ -226,9 +266,11 @@ class ProgramDerivative:
         arguments: which of (the inputs, the given cotangents or tangents) its inputs are.
         scalars: which of the scalars its scalars are.
         results: which of the wanted results its outputs are; the others are zero.
+        kinds: of each wanted result.
     """
 
     program: Program
     arguments: tuple[int, ...]
     scalars: tuple[int, ...]
     results: tuple[int, ...]
+    kinds: tuple[str, ...]

@@ -19,7 +19,10 @@ _LIBRARIES = (
 )
 _OWN = (
     str(Path(__file__).parent),
-    *(str(Path(__file__).parents[1] / f"{name}.py") for name in ("_pointwise", "_elementwise")),
+    *(
+        str(Path(__file__).parents[1] / f"{name}.py")
+        for name in ("_pointwise", "_elementwise", "_rowwise", "_row_function")
+    ),
 )
 
 
@@ -76,6 +79,16 @@ SHAPE = "looks at a whole tensor, but a pointwise function sees one element; pas
 KEEPS = "a pointwise function keeps the dtype and the device of its tensors"
 TYPE = f"changes or asks for dtype or device, but {KEEPS}; convert the arguments"
 CREATES = "makes a tensor; write a Python number, or torch.full_like(x, c)"
+IN_ROW = "keeps rows apart, and a row is the last dimension"
+DROPPED = "combines one value a row without its dimension with a tensor that has it; reduce with keepdim=True"
+ROW_SHAPE = "asks for another size than that of a row, x.shape[-1]; rows are computed apart"
+IN_ROWS = {
+    **dict.fromkeys(
+        "sum mean amax amin logsumexp softmax log_softmax".split(), f"is not along the last dimension; {IN_ROW}"
+    ),
+    "norm": "has many meanings; write torch.linalg.vector_norm(x, dim=-1, keepdim=True)",
+    **dict.fromkeys("layer_norm batch_norm normalize".split(), "is no part of a row op; write it with mean and rsqrt"),
+}
 REFUSED = {
     name: reason
     for names, reason in {

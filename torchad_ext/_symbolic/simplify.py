@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from .expr import Expr, constant, make
+from .expr import SYMBOLS, Expr, constant, length, make
 
 
 def _halves(a: Expr, b: Expr) -> Expr | None:
@@ -89,6 +89,15 @@ def not_(x: Expr) -> Expr | None:
     return x.args[0] if x.op == "not" else None
 
 
+def row_sum(x: Expr) -> Expr | None:
+    """The sum of n equal numbers."""
+    return length() * x if x.is_row or not x.varies else None
+
+
+def row_extremum(x: Expr) -> Expr | None:
+    return x if x.is_row or not x.varies else None
+
+
 def _has_few_bits(value: float) -> bool:
     """Is it a number of every floating dtype?"""
     mantissa, exponent = math.frexp(value)
@@ -97,4 +106,4 @@ def _has_few_bits(value: float) -> bool:
 
 def rounded(x: Expr) -> Expr | None:
     """A number in memory, or one of few bits, is rounded already."""
-    return x if x.op in ("tensor", "rounded") or (x.is_constant and _has_few_bits(x.number)) else None
+    return x if x.op in (*SYMBOLS, "rounded") or (x.is_constant and _has_few_bits(x.number)) else None

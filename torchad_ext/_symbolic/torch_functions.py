@@ -18,10 +18,10 @@ from .torch_names import is_of_torch, name_of
 
 ALIASES = frozenset("detach data contiguous positive".split())
 ARITHMETIC = frozenset(
-    "add sub mul div true_divide pow neg abs positive gt ge lt le eq ne rsub __rsub__ __rpow__ __rdiv__".split()
+    "add sub mul div true_divide pow neg abs positive gt ge lt le eq ne rsub __rsub__ __rpow__ __rdiv__ __eq__".split()
 )
 # Functions of truth values that give integers where no number has a point, and those that give the default dtype.
-INTEGRAL = frozenset("add sub mul rsub __rsub__ neg abs positive where Tensor.where maximum minimum".split())
+INTEGRAL = frozenset("add sub mul rsub __rsub__ neg abs positive where Tensor.where maximum minimum sum".split())
 PROMOTED = INTEGRAL | frozenset("div true_divide __rdiv__".split())
 CHOICES = {"where": 0, "Tensor.where": 1}  # the place of the condition
 CONSTANTS = frozenset("zeros_like ones_like full_like new_tensor new_full new_zeros new_ones".split())

@@ -1,4 +1,4 @@
-"""A plain PyTorch function of elements as expressions.
+"""A plain PyTorch function of elements, or of rows of elements, as expressions.
 
 The function is called once with symbols in place of tensors. Every PyTorch function, method and operator it uses on
 them is looked up by its name in ``FUNCTIONS``, and what is not there raises with the line that used it.
@@ -10,6 +10,7 @@ import contextlib
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,10 +20,11 @@ from torch.overrides import TorchFunctionMode
 from .._torch_state import function_of, subclass, without_compilation, without_modes
 from . import operations as op
 from . import refusals
-from .expr import FLOATS, Expr, constant, make, topological
+from .expr import FLOATS, SYMBOLS, Expr, constant, length, make, topological
 from .kinks import decided
 from .program import Program
 from .refusals import Problem, TraceError, refusal
+from .row_functions import INDICES, ROW_FUNCTIONS, along_row
 from .torch_functions import (
     ALIASES,
     ARITHMETIC,
@@ -58,12 +60,15 @@ class _Symbol(torch.Tensor):
             ``"integer"``, int64; or the name of a dtype that PyTorch gives it whatever the function's tensors have.
         stored: its value as PyTorch has it in memory, where each result is rounded to the dtype.
         is_in_use: is it an argument, or does another name stand for its memory?
+        spans: ``"element"``, a value for each; ``"row"``, one for each row, with a last dimension of size 1;
+            ``"dropped"``, the same without that dimension; empty for one number.
     """
 
     expr: Expr
     kind: str
     stored: Expr
     is_in_use: bool
+    spans: str
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"<{self.kind} {self.expr}>"
@@ -79,15 +84,29 @@ class _Symbol(torch.Tensor):
 _DTYPE = torch.float8_e5m2
 
 
-def _symbol(value: Expr, kind: str, stored: Expr | None = None, is_in_use: bool = False) -> _Symbol:
+class _Shape:
+    """The shape of a tensor, of which the length of the row is known."""
+
+    def __init__(self, last: Any, name: str) -> None:
+        self.last, self.name = last, name
+
+    def __getitem__(self, index: Any) -> Any:
+        if index != -1:
+            raise refusal(f"x.{self.name}", refusals.ROW_SHAPE)
+        return self.last
+
+
+def _symbol(
+    value: Expr, kind: str, stored: Expr | None = None, is_in_use: bool = False, spans: str = "element"
+) -> _Symbol:
     # A custom autograd.Function leaves its mark on what requires a gradient.
     symbol: _Symbol = subclass(_Symbol, torch.zeros((), device="cpu"), kind == "tensor")
-    symbol.expr, symbol.kind, symbol.is_in_use = value, kind, is_in_use
+    symbol.expr, symbol.kind, symbol.is_in_use, symbol.spans = value, kind, is_in_use, spans
     symbol.stored = value if stored is None else stored
     return symbol
 
 
-def trace(function: Callable[[list[Any]], Any], arguments: Sequence[Any], name: str) -> Program:
+def trace(function: Callable[[list[Any]], Any], arguments: Sequence[Any], name: str, rows: bool = False) -> Program:
     """The program of a function.
 
     Args:
@@ -95,14 +114,16 @@ def trace(function: Callable[[list[Any]], Any], arguments: Sequence[Any], name: 
         arguments: that list: symbols of :mod:`torchad_ext._symbolic.expr` for tensors and run-time numbers, anything
             else as it is.
         name: of the function, for messages.
+        rows: is it a function of rows? Its outputs are of kind ``"tensor"``, ``"row"``, or ``"dropped"`` where the
+            last dimension is gone.
 
     Raises:
         TraceError: the function is not elementwise in its tensors.
         ValueNeeded: it asks for the value of a run-time number.
     """
-    program, asked = _traced(function, arguments, name, _DTYPE)
+    program, asked = _traced(function, arguments, name, _DTYPE, rows)
     for dtype in (getattr(torch, name) for name in (FLOATS if asked else ())):
-        other, _ = _traced(function, arguments, name, dtype)
+        other, _ = _traced(function, arguments, name, dtype, rows)
         if _without_dtypes(other) != _without_dtypes(program):
             raise TraceError(
                 f"{name} computes something else in {dtype} than in other dtypes, because it asks for the dtype of a "
@@ -128,11 +149,11 @@ def _without_dtypes(program: Program) -> Program:
         args = tuple(plain[arg] for arg in node.args)
         rounds = node.op in FLOATS or node.op == "rounded"
         plain[node] = args[0] if rounds else make(node.op, *args) if args else node
-    return Program(program.inputs, program.scalars, tuple(plain[y] for y in program.outputs), program.names)
+    return replace(program, outputs=tuple(plain[y] for y in program.outputs))
 
 
 def _traced(
-    function: Callable[[list[Any]], Any], arguments: Sequence[Any], name: str, dtype: torch.dtype
+    function: Callable[[list[Any]], Any], arguments: Sequence[Any], name: str, dtype: torch.dtype, rows: bool
 ) -> tuple[Program, bool]:
     """The program for tensors of a dtype, and whether the function asks for it."""
     with contextlib.ExitStack() as stack:
@@ -140,11 +161,8 @@ def _traced(
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(without_compilation())
-        symbols = [
-            _symbol(x, "number" if x.op == "scalar" else "tensor", is_in_use=True) if isinstance(x, Expr) else x
-            for x in arguments
-        ]
-        tracing = stack.enter_context(_Tracing(name, dtype))
+        symbols = [_argument(x) for x in arguments]
+        tracing = stack.enter_context(_Tracing(name, dtype, rows))
         try:
             result = function(symbols)
         except TypeError as error:
@@ -167,8 +185,8 @@ def _traced(
             raise TraceError(f"{name} returns a result of {function_name}, {refusals.HAS_BACKWARD}")
         if not isinstance(output, _Symbol) or output.kind == "number":
             raise TraceError(
-                f"{name} returns {_described(output)}, not an elementwise function of its tensors; return a tensor, "
-                "torch.full_like(x, c) for a constant"
+                f"{name} returns {_described(output)}, not {'a' if rows else 'an elementwise'} function of its tensors"
+                "; return a tensor, torch.full_like(x, c) for a constant"
             )
         if output.kind == "mask":
             raise TraceError(
@@ -180,10 +198,20 @@ def _traced(
                 "is made of truth values and numbers alone; convert them, as in (x > 0).to(x.dtype)"
             )
         outputs.append(make("float64", output.expr) if tracing.widened else output.expr)
-    inputs = tuple(x for x in arguments if isinstance(x, Expr) and x.op == "tensor")
+    inputs = tuple(x for x in arguments if isinstance(x, Expr) and x.op in SYMBOLS)
     scalars = tuple(x for x in arguments if isinstance(x, Expr) and x.op == "scalar")
     names = ("output",) if len(outputs) == 1 else tuple(f"output{i}" for i in range(len(outputs)))
-    return Program(inputs, scalars, tuple(outputs), names), tracing.asked
+    kinds = tuple("tensor" if x.spans in ("element", "") else x.spans for x in results) if rows else ()
+    return Program(inputs, scalars, tuple(outputs), names, kinds), tracing.asked
+
+
+def _argument(x: Any) -> Any:
+    """A symbol for an expression, anything else as it is."""
+    if not isinstance(x, Expr):
+        return x
+    if x.op == "scalar":
+        return _symbol(x, "number", is_in_use=True, spans="")
+    return _symbol(x, "tensor", is_in_use=True, spans="row" if x.op == "row" else "element")
 
 
 class _Tracing(TorchFunctionMode):
@@ -193,9 +221,9 @@ class _Tracing(TorchFunctionMode):
     asked = False  # for the dtype of a tensor
     widened = False  # to float64, from some result on
 
-    def __init__(self, name: str, dtype: torch.dtype) -> None:
+    def __init__(self, name: str, dtype: torch.dtype, rows: bool) -> None:
         super().__init__()
-        self.name, self.dtype = name, dtype
+        self.name, self.dtype, self.rows = name, dtype, rows
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -233,16 +261,30 @@ class _Tracing(TorchFunctionMode):
             return self._write(name, place, args, kwargs)
         if "out" in kwargs:
             raise refusal(name, refusals.IN_PLACE)
+        if self.rows and name in ("shape", "size") and isinstance(args[0], _Symbol) and args[0].spans == "element":
+            shape = _Shape(_symbol(length(), "number", spans=""), name)
+            dims = [*args[1:], *kwargs.values()]
+            return shape[dims[0]] if dims else shape
         if name in _CONVERSIONS and isinstance(args[0], _Symbol) and args[0].kind != "number":
             return self._converted(name, args, kwargs)
         return self._result(name, args, kwargs)
 
     def _result(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Symbol:
         """A function of symbols."""
-        if name in refusals.REFUSED:
-            raise refusal(name, refusals.REFUSED[name])
         base = name.strip("_") if name.startswith("__") else name
-        handler = FUNCTIONS.get(base)
+        handler, spans = None, ""
+        if self.rows and (base in ROW_FUNCTIONS or base in INDICES):
+            numbers = [x.expr for x in (*args, *kwargs.values()) if isinstance(x, _Symbol) and x.kind == "number"]
+            if needed := frozenset().union(*map(_numbers_in, numbers)):
+                raise ValueNeeded(needed)
+            try:
+                handler, args, kwargs, spans = along_row(base, args, kwargs)
+            except Problem as problem:
+                raise refusal(name, str(problem)) from None
+        if handler is None:
+            if name in refusals.REFUSED:
+                raise refusal(name, (refusals.IN_ROWS if self.rows else {}).get(name) or refusals.REFUSED[name])
+            handler = FUNCTIONS.get(base)
         if handler is None:
             raise refusal(name, refusals.UNKNOWN)
         kwargs = self._without_dtype(name, kwargs)
@@ -252,7 +294,7 @@ class _Tracing(TorchFunctionMode):
             raise ValueNeeded(frozenset().union(*map(_numbers_in, symbols)))
         if name in OF_TENSORS and "number" in kinds:
             raise refusal(name, "takes no number; write torch.full_like(x, c) for c")
-        if symbols and not any(x.varies for x in symbols) and name not in ARITHMETIC:
+        if symbols and not any(x.varies for x in symbols) and name not in ARITHMETIC and not spans:
             raise refusal(name, refusals.CONSTANT if all(x.is_constant for x in symbols) else refusals.OF_A_NUMBER)
 
         if any(isinstance(x, torch.Tensor) and not isinstance(x, _Symbol) for x in (*args, *kwargs.values())):
@@ -279,13 +321,14 @@ class _Tracing(TorchFunctionMode):
         if not torch.is_grad_enabled() and not value.is_mask:  # PyTorch records nothing under no_grad
             value, stored = op.detach(value), op.detach(stored)
         kind = "tensor" if name in OF_NOTHING and "dtype" in kwargs else _kind_of(name, value, args, kwargs)
+        spans = spans or _spans(name, given)
         if kind in FLOATS:
             value = stored = make(kind, value)
         elif kind == "tensor":
             if base in CONSTANTS:
                 value = op.rounded(value)
             stored = op.rounded(stored)
-        symbol = _symbol(value, kind, stored)
+        symbol = _symbol(value, kind, stored, spans=spans)
         if base in ALIASES:
             for x in given:
                 x.is_in_use = True
@@ -327,6 +370,8 @@ class _Tracing(TorchFunctionMode):
             return result
         if result.kind != y.kind:
             raise refusal(name, f"changes a tensor in place and its dtype; {refusals.NEW_NAME}")
+        if result.spans != y.spans:
+            raise refusal(name, f"changes a tensor in place and its shape; {refusals.NEW_NAME}")
         y.expr, y.stored = result.expr, result.stored
         return y
 
@@ -343,18 +388,26 @@ class _Tracing(TorchFunctionMode):
         kind = self._kind(wanted[0]) if wanted else x.kind
         if kind == x.kind:
             x.is_in_use = True
-            return _symbol(x.expr, x.kind, x.stored, is_in_use=True)
+            return _symbol(x.expr, x.kind, x.stored, is_in_use=True, spans=x.spans)
         if kind in (None, "mask", "number") or x.kind == "tensor":
             raise refusal(name, refusals.TYPE)
         value = number(x.expr)
         assert isinstance(value, Expr) and kind
-        return _symbol(make(kind, value) if kind in FLOATS else value, kind)
+        return _symbol(make(kind, value) if kind in FLOATS else value, kind, spans=x.spans)
 
     def _kind(self, target: Any) -> str | None:
         """The kind that a conversion to a dtype, or to that of another tensor, gives; None if that is unknown."""
         if isinstance(target, _Symbol):
             return target.kind
         return "tensor" if target is self.dtype else _KINDS.get(target)
+
+
+def _spans(name: str, given: Sequence[_Symbol]) -> str:
+    """What the result of an elementwise function spans."""
+    spans = {x.spans for x in given} - {""}
+    if "dropped" in spans and len(spans) > 1:
+        raise refusal(name, refusals.DROPPED)
+    return next((x for x in ("element", "row", "dropped") if x in spans), "")
 
 
 def _value(x: Any) -> Any:

@@ -1,0 +1,199 @@
+"""rowwise: an op from a plain PyTorch function of rows, with a fused kernel for every derivative."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, overload
+
+import torch
+from torch.overrides import handle_torch_function, has_torch_function
+
+from ._elementwise import Elementwise
+from ._native import kernels
+from ._native.kernels import DTYPES
+from ._pointwise import _COLUMN, _ROW, _TENSOR, Declared, Interval, _is_tensor
+from ._row_function import RowFunction, shape_of
+from ._symbolic.captured import plain
+from ._symbolic.program import Program
+from ._symbolic.refusals import TraceError
+from ._torch_state import is_being_traced, traced_before_autograd
+
+
+class Rowwise(Declared):
+    """An op on rows, the last dimension, with all its derivatives. :func:`rowwise` makes one of a function.
+
+    Calling it computes the function by a native kernel where there is one for the tensors' device and dtype, by the
+    function itself where there is not, and by the function while ``torch.compile`` or ``torch.export`` trace.
+
+    Attributes:
+        definition: the function in plain PyTorch.
+
+    Example:
+        >>> share = Rowwise(lambda x: x / x.sum(-1, keepdim=True), name="share")
+        >>> share(torch.tensor([[1.0, 3.0]]))
+        tensor([[0.2500, 0.7500]])
+    """
+
+    decorator = "rowwise"
+
+    def sample(
+        self,
+        uniform: Callable[[tuple[int, ...]], torch.Tensor],
+        shape: tuple[int, ...],
+        view: Callable[[torch.Tensor], torch.Tensor],
+    ) -> tuple[Any, ...]:
+        """Arguments of the usual call, from uniform numbers: views of tensors of a shape, weights as long as a row."""
+        intervals, arguments = self.intervals, []
+        length = view(torch.empty(shape)).shape[-1]
+        for name, kind in zip(self._parameters, self._usual_arguments, strict=True):
+            if not _is_tensor(kind):
+                arguments.append(kind)
+                continue
+            low, high = intervals.get(name, (-3.0, 3.0))
+            numbers = uniform((length,)) if kind is _COLUMN else view(uniform(shape))
+            arguments.append(low + (high - low) * numbers)
+        return tuple(arguments[: len(arguments) - len(self._keywords)])
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            if self._captures:
+                self._check_captured()
+            return self.definition(*args, **kwargs)
+        if kwargs or len(args) != len(self._parameters):
+            args = self._bound(args, kwargs)
+        if is_being_traced():
+            return self._define(args)
+        if has_torch_function(args):
+            return self._define(args) if traced_before_autograd() else handle_torch_function(self, args, *args)
+        tensors = [x for x in args if isinstance(x, torch.Tensor)]
+        if not _are_alike(tensors) or (shape := _shape(tensors)) is None:
+            return self._define(args)
+        kinds, member, scalars = self.resolve(args)
+        device = kernels.device_for(tensors)
+        if device is None or not member.keeps(tensors[0].dtype):
+            return self._define(args)
+        xs = []
+        for x, kind in zip(args, kinds, strict=True):
+            if _is_tensor(kind):
+                whole = shape_of(_NAMES[kind], shape)
+                if x.shape != whole:
+                    if not member.depends_on_all:
+                        return self._define(args)  # an output has the shape of what it depends on
+                    x = x.reshape(whole) if kind is _COLUMN else x.expand(whole)
+                xs.append(x)
+        numbers = tuple([float(args[i]) for i in scalars])
+        result = member.apply(xs, (shape, numbers))  # type: ignore[arg-type]
+        dropped = self._dropped.get(member)
+        if dropped is None:
+            return result
+        if not isinstance(result, tuple):
+            return result.squeeze(-1)
+        return tuple([y.squeeze(-1) if d else y for y, d in zip(result, dropped, strict=True)])
+
+    def _kinds(self, args: Sequence[Any]) -> tuple[Any, ...]:
+        tensors = [x for x in args if isinstance(x, torch.Tensor)]
+        if not tensors:
+            return super()._kinds(args)
+        dims = max(x.dim() for x in tensors)
+        length = max(x.shape[-1] if x.dim() else 1 for x in tensors)
+        kinds = super()._kinds(args)
+        if length == 1:
+            return kinds
+        return tuple([_kind(x, dims) if kind is _TENSOR else kind for x, kind in zip(args, kinds, strict=True)])
+
+    def _member(self, program: Program, definition: Callable[..., Any]) -> RowFunction:
+        dropped = tuple([kind == "dropped" for kind in program.kinds])
+        kinds = tuple(["row" if kind == "dropped" else kind for kind in program.kinds])
+        member = RowFunction(replace(program, kinds=kinds), self._kernel_name)
+        if any(dropped):
+            self._dropped[member] = dropped
+        return member
+
+    @functools.cached_property
+    def _dropped(self) -> dict[Elementwise, tuple[bool, ...]]:
+        """The outputs that have no last dimension."""
+        return {}
+
+
+_NAMES = {_TENSOR: "tensor", _ROW: "row", _COLUMN: "column"}
+
+
+def _kind(x: Any, dims: int) -> Any:
+    """What a tensor is beside others of so many dimensions, in rows of more than one element."""
+    if not isinstance(x, torch.Tensor):
+        return _TENSOR
+    if x.dim() == 0 or x.shape[-1] == 1:
+        return _ROW
+    return _COLUMN if x.dim() == 1 and dims > 1 else _TENSOR
+
+
+def _are_alike(tensors: Sequence[torch.Tensor]) -> bool:
+    """Have they one dtype, for which there are kernels, one device, and a shape?"""
+    if not tensors:
+        return True
+    first = tensors[0]
+    if first.dtype not in DTYPES or first.is_nested:
+        return False
+    return all(x.dtype is first.dtype and x.device == first.device and not x.is_nested for x in tensors[1:])
+
+
+def _shape(tensors: Sequence[torch.Tensor]) -> tuple[int, ...] | None:
+    """What tensors broadcast to; None where they do not, or there are no elements or no rows."""
+    if not tensors:
+        return ()
+    shape = tensors[0].shape
+    if any(x.shape != shape for x in tensors[1:]):
+        try:
+            shape = torch.broadcast_shapes(*(x.shape for x in tensors))
+        except RuntimeError:
+            return None
+    return tuple(shape) if len(shape) and 0 not in shape else None
+
+
+@overload
+def rowwise(function: Callable[..., Any], /) -> Rowwise: ...
+@overload
+def rowwise(*, domain: Interval | Mapping[str, Interval] = ...) -> Callable[[Callable[..., Any]], Rowwise]: ...
+def rowwise(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    r"""Makes an op of a plain PyTorch function of rows: one fused kernel for every order of derivative.
+
+    A row is the last dimension. As :func:`pointwise`, for functions that also reduce over it: norms, softmax,
+    normalisation. Such functions are closed under differentiation: the cotangent of a sum over a row goes to each
+    element, that of a row's value used by each element is a sum. The function is traced once, when it is declared.
+
+    Args:
+        function: tensors ``[..., n]`` and Python numbers to a tensor or a tuple of tensors, ``[..., n]``, ``[..., 1]``
+            or ``[...]``, by PyTorch's elementwise functions and by ``sum``, ``mean``, ``amax``, ``amin``,
+            ``logsumexp``, ``softmax``, ``log_softmax``, ``var``, ``std``, ``torch.linalg.vector_norm`` (of order 2,
+            with no slope at 0) and ``torch.linalg.vecdot`` with ``dim=-1``; ``x.shape[-1]`` is the number n.
+            Arguments with defaults are as in :func:`pointwise`.
+        domain: the interval from which :func:`verify` samples the tensors, or one for each argument by name.
+
+    Returns:
+        The op, called as the function is. Tensors broadcast. Those of shape ``[n]`` beside larger ones (weights) and
+        ``[..., 1]`` (a value a row) have their gradients summed in the kernel. Results are contiguous.
+
+    Raises:
+        TypeError: at declaration, if the function combines rows, reduces along another dimension, or is refused as
+            :func:`pointwise` refuses it; the message names the line and what to do instead.
+        RuntimeError: at a call that runs the function itself, if it computes something else than when it was declared.
+
+    Example:
+        >>> import torch, torchad_ext
+        >>> @torchad_ext.rowwise
+        ... def rms_norm(x, weight, eps=1e-6):
+        ...     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+        >>> x = torch.tensor([[3.0, 4.0]], requires_grad=True)
+        >>> rms_norm(x, torch.ones(2))
+        tensor([[0.8485, 1.1314]], grad_fn=<_ApplyBackward>)
+    """
+    if function is None:
+        return functools.partial(rowwise, **options)
+    op = Rowwise(plain(function), **options)
+    try:
+        op._usual  # noqa: B018, traces the function: an error belongs to its declaration
+    except TraceError as error:
+        raise error.with_traceback(None) from None
+    return op

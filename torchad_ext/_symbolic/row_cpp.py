@@ -1,0 +1,51 @@
+"""Programs of rows as C++: a functor for each part, and the type that puts them in order (``csrc/rowwise.h``)."""
+
+from __future__ import annotations
+
+import hashlib
+
+from .cpp import DTYPES, Kernel, functor
+from .passes import Part, Stage, split
+from .program import Program
+
+_KIND = {"tensor": "Kind::element", "row": "Kind::row", "column": "Kind::column"}
+_REDUCTION = {"+": "Reduction::sum", ">": "Reduction::largest", "<": "Reduction::smallest"}
+
+
+def row_functor(program: Program, name: str, dtype: str = "float64") -> str:
+    """The functors of a program of rows as C++, and a type of them: ``name`` followed by ``Rows``."""
+    passes = split(program, dtype)
+    texts: list[str] = []
+
+    def part(of: Part | None, suffix: str) -> str:
+        if of is None:
+            return "None"
+        texts.append(functor(of.program, name + suffix, dtype))
+        return f"Part<{', '.join([name + suffix, *map(str, of.arguments)])}>"
+
+    def stage(of: Stage, number: int) -> str:
+        terms, row = part(of.terms, f"Terms{number}"), part(of.row, f"Row{number}")
+        reductions = "".join(f", {_REDUCTION[kind]}" for kind in of.reductions)
+        return f"Stage<{terms}, {of.reduced_at}, {of.kept_at}, {row}, {of.row_at}{reductions}>"
+
+    stages = [stage(of, number) for number, of in enumerate(passes.stages)]
+    elements = part(passes.elements, "Elements")
+    inputs = ", ".join(_KIND[x.op] for x in program.inputs)
+    outputs = ", ".join(_KIND[kind] for kind in program.kinds or ("tensor",) * len(program.outputs))
+    rows = ", ".join(map(str, passes.row_outputs))
+    numbers = f"{passes.values}, {passes.kept}"
+    lines = [f"Kinds<{inputs}>", f"Kinds<{outputs}>", f"Places<{rows}>", elements, numbers, *stages]
+    joined = ",\n".join(f"    {line}" for line in lines)
+    return "\n".join([*texts, f"using {name}Rows = RowFunctor<\n{joined}>;\n"])
+
+
+def row_kernel(functor: str, name: str, program: Program, dtype: str) -> Kernel:
+    """The file that compiles to the kernel of a functor of rows for the CPU."""
+    digest = hashlib.sha256(f"cpu\0{functor}\0{dtype}".encode()).hexdigest()[:16]
+    symbol = f"{name}_{dtype}_{digest}"
+    text = (
+        f'#include "pointwise_cpu.h"\n#include "rowwise_cpu.h"\nnamespace torchad_ext::declared {{\n\n{functor}\n'
+        f"}}  // namespace torchad_ext::declared\n\n"
+        f"TORCHAD_EXT_ROW_KERNEL({symbol}, torchad_ext::declared::{name}Rows, {dtype})\n"
+    )
+    return Kernel(symbol, text, len(program.inputs), len(program.outputs), DTYPES[dtype])

@@ -1,0 +1,321 @@
+"""The catalogue of row ops: norms, softmax and normalisation, with PyTorch's names and arguments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.overrides import has_torch_function
+
+from ._pointwise import _COLUMN, Interval
+from ._rowwise import Rowwise
+
+__all__ = [  # noqa: RUF022, in the order of this file
+    "softmax", "log_softmax", "logsumexp", "layer_norm", "rms_norm", "vector_norm", "normalize", "cosine_similarity",
+    "distance",
+]  # fmt: skip
+ROW_CATALOGUE: dict[str, Rowwise] = {}
+
+_DOC = """{summary}
+
+    {drop_in}float16, bfloat16, float32 and float64 on the CPU run on native kernels, one for each order of derivative;
+    every other dtype and device runs the PyTorch definition.
+
+    Args:
+{arguments}
+
+    Returns:
+        {returns}
+
+    Raises:
+        TypeError: no argument is a tensor, or the arguments do not fit the signature.
+
+    Example:
+        >>> x = torch.tensor([[0.5, -1.0, 2.0]], dtype=torch.float64, requires_grad=True)
+        >>> y = {name}({call})
+        >>> (slope,) = torch.autograd.grad(y.pow(2).sum(), x, create_graph=True)
+        >>> (curvature,) = torch.autograd.grad(slope.pow(2).sum(), x)
+        >>> torch.testing.assert_close(y, {name}.definition({call}))
+    """
+
+
+_CALLS = {"vector_norm": ["dim=-1"]}  # what an example is given beside tensors
+
+
+_USUALLY: dict[str, Mapping[str, Any]] = {
+    "layer_norm": {"weight": _COLUMN, "bias": _COLUMN},
+    "rms_norm": {"weight": _COLUMN, "eps": 1e-7},
+    **{name: {"dim": -1} for name in ("vector_norm", "normalize", "cosine_similarity")},
+}  # what the kernels of a call without options are compiled for
+
+
+class _AlongDim(Rowwise):
+    """A row op with an argument ``dim``: another than the last dimension is moved there."""
+
+    drops_dim = False  # without keepdim=True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or has_torch_function((*args, *kwargs.values())):
+            return super().__call__(*args, **kwargs)
+        args = self._bound(args, kwargs)
+        given = dict(zip(self._parameters, args, strict=True))
+        tensors = [x for x in args if isinstance(x, torch.Tensor)]
+        dim, dims = given["dim"], max((x.dim() for x in tensors), default=0)
+        if isinstance(dim, (tuple, list)) and len(dim) == 1:
+            dim = dim[0]
+        is_known = isinstance(dim, int) and not isinstance(dim, bool) and -dims <= dim < dims
+        order = given.get("ord", given.get("p", 2))
+        if not is_known or given.get("dtype") is not None or order not in (1, 2, math.inf):
+            return self._define(args)
+        if dim in (-1, dims - 1):
+            return self._along_last(given, {})
+        if any(x.dim() != dims for x in tensors):
+            return self._define(args)
+        moved = self._along_last(given, {id(x): x.movedim(dim, -1) for x in tensors})
+        return moved if self.drops_dim and not given.get("keepdim") else moved.movedim(-1, dim)
+
+    def _along_last(self, given: dict[str, Any], moved: dict[int, torch.Tensor]) -> Any:
+        positional = [moved.get(id(x), x) for name, x in given.items() if name not in ("dim", *self._keywords)]
+        place = list(given).index("dim")
+        named = {name: given[name] for name in self._keywords}
+        return super().__call__(*positional[:place], -1, *positional[place:], **named)
+
+
+class _OverDims(Rowwise):
+    """A normalisation over the last dimensions, which are made one."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or has_torch_function((*args, *kwargs.values())):
+            return super().__call__(*args, **kwargs)
+        given = dict(zip(self._parameters, self._bound(args, kwargs), strict=True))
+        x, shape = given["input"], given["normalized_shape"]
+        if not isinstance(x, torch.Tensor):
+            return super().__call__(*given.values())
+        if given["eps"] is None:
+            given["eps"] = torch.finfo(x.dtype).eps
+        if shape is None:
+            return super().__call__(*given.values())
+        _check_shape(self.__name__, x, shape)
+        given["normalized_shape"] = None
+        if len(shape) > 1:
+            for name in ("input", "weight", "bias"):
+                if isinstance(given.get(name), torch.Tensor):
+                    given[name] = given[name].flatten(-len(shape))
+        return super().__call__(*given.values()).reshape(x.shape)
+
+
+def _check_shape(name: str, x: torch.Tensor, shape: Sequence[int]) -> None:
+    if not len(shape) or tuple(x.shape[-len(shape) :]) != tuple(shape):
+        raise RuntimeError(
+            f"torchad_ext.{name}: given normalized_shape={list(shape)}, expected input with shape "
+            f"[*, {', '.join(map(str, shape))}], but got input of size {list(x.shape)}"
+        )
+
+
+_ARGUMENTS = {
+    "input": "[..., n], of any strides.",
+    "x": "[..., n], of any strides.",
+    "y": "broadcasts with x.",
+    "x1": "[..., n], of any strides.",
+    "x2": "broadcasts with x1.",
+    "dim": "the dimension whose elements make a row; another than the last is moved there.",
+    "keepdim": "keep that dimension, of size 1.",
+    "dtype": "anything but None runs the definition.",
+    "normalized_shape": "of the last dimensions, which make a row; None for the last one.",
+    "weight": "multiplies the result, of shape normalized_shape, or None.",
+    "bias": "is added to it, of shape normalized_shape, or None.",
+    "eps": "a small number in the denominator.",
+    "ord": "the order of the norm; all but 1, 2 and infinity run the definition.",
+    "p": "the order of the norm; all but 1, 2 and infinity run the definition.",
+}
+
+
+def _op(
+    name: str,
+    definition: Callable[..., Any],
+    summary: str,
+    *,
+    like: str = "",
+    domain: Interval | Mapping[str, Interval] = (-3.0, 3.0),
+    cls: type[Rowwise] = _AlongDim,
+    drops_dim: bool = False,
+) -> Rowwise:
+    """Declares an op.
+
+    Args:
+        name: of the op and of its kernels.
+        definition: plain PyTorch, with the arguments and the defaults of the op.
+        summary: what it is, with its formula and where that comes from.
+        like: the function of PyTorch that it is a drop-in for.
+        domain: where ``verify`` and the tests sample its tensors.
+        cls: how its arguments say what a row is.
+        drops_dim: has its result one element a row, without that dimension where ``keepdim`` does not keep it?
+    """
+    op = cls(definition, name=name, module="torchad_ext", domain=domain)
+    op._usually = dict(_USUALLY.get(name, {}))
+    of = op.__signature__
+    op.__signature__ = of.replace(
+        parameters=[p.replace(annotation=p.empty) for p in of.parameters.values()], return_annotation=of.empty
+    )
+    if isinstance(op, _AlongDim):
+        op.drops_dim = drops_dim
+    parameters = op.__signature__.parameters
+    tensors = [p.name for p in parameters.values() if p.default is p.empty]
+    op.__doc__ = _DOC.format(
+        name=name,
+        summary=summary,
+        drop_in=f"A drop-in for ``{like}``. " if like else "",
+        arguments="\n".join(f"        {p}: {_ARGUMENTS[p]}" for p in parameters),
+        returns="[...], one number a row." if drops_dim else "[..., n].",
+        call=", ".join(
+            [*("x" if i == 0 else "x.detach().sin()" for i, _ in enumerate(tensors)), *_CALLS.get(name, [])]
+        ),
+    )
+    ROW_CATALOGUE[name] = op
+    return op
+
+
+def _softmax(input: torch.Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> torch.Tensor:
+    x = input if dtype is None else input.to(dtype)
+    exponential = torch.exp(x - x.amax(dim, keepdim=True).detach())
+    return exponential * exponential.sum(dim, keepdim=True).reciprocal()
+
+
+def _log_softmax(input: torch.Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> torch.Tensor:
+    x = input if dtype is None else input.to(dtype)
+    shifted = x - x.amax(dim, keepdim=True).detach()
+    return shifted - torch.log(torch.exp(shifted).sum(dim, keepdim=True))
+
+
+def _logsumexp(input: torch.Tensor, dim: int = -1, keepdim: bool = False) -> torch.Tensor:
+    largest = input.amax(dim, keepdim=True).detach()
+    shift = torch.where(largest.abs() == torch.inf, 0.0, largest)
+    result = torch.log(torch.exp(input - shift).sum(dim, keepdim=True)) + shift
+    return result if keepdim else result.sum(dim)
+
+
+def _layer_norm(
+    input: torch.Tensor,
+    normalized_shape: Sequence[int] | None = None,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    dims = tuple(range(-len(normalized_shape), 0)) if normalized_shape is not None else (-1,)
+    centred = input - input.mean(dims, keepdim=True)
+    result = centred * torch.rsqrt(centred.square().mean(dims, keepdim=True) + eps)
+    result = result if weight is None else result * weight
+    return result if bias is None else result + bias
+
+
+def _rms_norm(
+    input: torch.Tensor,
+    normalized_shape: Sequence[int] | None = None,
+    weight: torch.Tensor | None = None,
+    eps: float | None = None,
+) -> torch.Tensor:
+    dims = tuple(range(-len(normalized_shape), 0)) if normalized_shape is not None else (-1,)
+    small = torch.finfo(input.dtype).eps if eps is None else eps
+    result = input * torch.rsqrt(input.square().mean(dims, keepdim=True) + small)
+    return result if weight is None else result * weight
+
+
+def _euclidean(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """The norm with ``keepdim=True``, which is 0 with all its derivatives where x is 0."""
+    square = x.square().sum(dim, keepdim=True)
+    is_zero = square == 0
+    return torch.where(is_zero, 0.0, torch.sqrt(torch.where(is_zero, 1.0, square)))
+
+
+def _vector_norm(
+    x: torch.Tensor, ord: float = 2, dim: int | None = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    if ord != 2 or not isinstance(dim, int):
+        of_order: torch.Tensor = torch.linalg.vector_norm(x, ord, dim, keepdim, dtype=dtype)
+        return of_order
+    norm = _euclidean(x if dtype is None else x.to(dtype), dim)
+    return norm if keepdim else norm.sum(dim)
+
+
+def _normalize(input: torch.Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> torch.Tensor:
+    norm: torch.Tensor = _euclidean(input, dim) if p == 2 else torch.linalg.vector_norm(input, p, dim, keepdim=True)
+    return input * norm.clamp_min(eps).reciprocal()
+
+
+def _cosine_similarity(x1: torch.Tensor, x2: torch.Tensor, dim: int = 1, eps: float = 1e-8) -> torch.Tensor:
+    product = (x1 * x2).sum(dim, keepdim=True)
+    similarity = product / (_euclidean(x1, dim).clamp_min(eps) * _euclidean(x2, dim).clamp_min(eps))
+    return similarity.sum(dim)
+
+
+def _distance(x: torch.Tensor, y: torch.Tensor, dim: int = -1, keepdim: bool = False) -> torch.Tensor:
+    norm = _euclidean(x - y, dim)
+    return norm if keepdim else norm.sum(dim)
+
+
+softmax = _op(
+    "softmax",
+    _softmax,
+    r"The softmax, :math:`e^{x_i} / \sum_j e^{x_j}`, computed of x less its largest element.",
+    like="torch.softmax",
+)
+log_softmax = _op(
+    "log_softmax",
+    _log_softmax,
+    r"The logarithm of the softmax, :math:`x_i - \log\sum_j e^{x_j}`.",
+    like="torch.log_softmax",
+)
+logsumexp = _op(
+    "logsumexp",
+    _logsumexp,
+    r"The logarithm of a sum of exponentials, :math:`\log\sum_j e^{x_j}`.",
+    like="torch.logsumexp",
+    drops_dim=True,
+)
+layer_norm = _op(
+    "layer_norm",
+    _layer_norm,
+    r"Layer normalisation, :math:`(x - \mu) / \sqrt{\sigma^2 + \varepsilon}` with mean and variance of the row, "
+    "times a weight, plus a bias (Ba et al., 2016, arXiv:1607.06450).",
+    like="torch.nn.functional.layer_norm",
+    cls=_OverDims,
+)
+rms_norm = _op(
+    "rms_norm",
+    _rms_norm,
+    r"Root mean square normalisation, :math:`x / \sqrt{\frac1n \sum_j x_j^2 + \varepsilon}`, times a weight "
+    "(Zhang and Sennrich, 2019, arXiv:1910.07467).",
+    like="torch.nn.functional.rms_norm",
+    cls=_OverDims,
+)
+vector_norm = _op(
+    "vector_norm",
+    _vector_norm,
+    r"The Euclidean norm, :math:`|x| = \sqrt{\sum_j x_j^2}`. At 0 it and all its derivatives are 0: the first is "
+    "the smallest subgradient, as in PyTorch, whose second is nan.",
+    like="torch.linalg.vector_norm",
+    drops_dim=True,
+)
+normalize = _op(
+    "normalize",
+    _normalize,
+    r"The direction, :math:`x / \max(|x|, \varepsilon)`. Where the norm is below :math:`\varepsilon`, at 0 too, it is "
+    r"the linear function :math:`x / \varepsilon`, with that function's derivatives.",
+    like="torch.nn.functional.normalize",
+)
+cosine_similarity = _op(
+    "cosine_similarity",
+    _cosine_similarity,
+    r"The cosine of an angle, :math:`x \cdot y / (\max(|x|, \varepsilon) \max(|y|, \varepsilon))`, at 0 with the "
+    "derivatives of ``normalize``.",
+    like="torch.nn.functional.cosine_similarity",
+    drops_dim=True,
+)
+distance = _op(
+    "distance",
+    _distance,
+    r"The distance of two points, :math:`|x - y|`. Where they coincide it and all its derivatives are 0.",
+    drops_dim=True,
+)

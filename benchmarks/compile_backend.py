@@ -1,6 +1,6 @@
 """Training steps of models that name no op: eager mode against ``torch.compile`` with the backends of both libraries.
 
-    python benchmarks/compile_backend.py [--seconds 8] [--threads 2] [--check] [NAME ...]
+    python benchmarks/compile_backend.py [--seconds 8] [--threads 2] [--without-inductor] [--check] [NAME ...]
 
 One process; the ways run in turn, from the same parameters on the same data, and medians are compared. Gradients have
 to agree first. Inductor is shown as refused where it does not differentiate twice.
@@ -14,7 +14,7 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -230,14 +230,14 @@ def step(case: Case, network: nn.Module, backend: str | None, data: tuple[Any, .
     return gradients
 
 
-def measure(case: Case, seconds: float) -> dict[str, float]:
-    """Median milliseconds of each way; nan where it is refused."""
+def measure(case: Case, seconds: float, backends: Sequence[str]) -> dict[str, float]:
+    """Median milliseconds of eager mode and of each backend; nan where it is refused."""
     torch.manual_seed(0)
     network, data = case.network(), case.data()
     eager = step(case, network, None, data)
     ways, expected, result = {"eager": eager}, eager(), {}
-    for name, backend in (("torchad_ext", "torchad_ext"), ("Inductor", "inductor")):
-        run = step(case, copy.deepcopy(network), backend, data)
+    for name in backends:
+        run = step(case, copy.deepcopy(network), name, data)
         try:
             found = run()
         except RuntimeError as error:
@@ -257,6 +257,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="parts of the names of cases")
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--without-inductor", action="store_true", help="whose first call takes minutes")
     parser.add_argument("--check", action="store_true", help="fail where a floor is missed")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -266,9 +267,9 @@ def main() -> None:
     for name, case in CASES.items():
         if given.names and not any(part in name for part in given.names):
             continue
-        times = measure(case, given.seconds)
+        times = measure(case, given.seconds, ["torchad_ext", "inductor"][: 1 if given.without_inductor else 2])
         gain = times["eager"] / times["torchad_ext"]
-        inductor = "refused" if math.isnan(times["Inductor"]) else f"{times['Inductor']:.1f}"
+        inductor = "not run" if given.without_inductor else f"{times['inductor']:.1f}".replace("nan", "refused")
         row = f"{times['eager']:.1f} | {times['torchad_ext']:.1f} | {gain:.2f} | {case.floor} | {inductor}"
         print(f"| {name} | {row} |", flush=True)
         missed += [name] * (gain < case.floor)

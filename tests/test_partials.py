@@ -128,6 +128,13 @@ class TestSums:
         apart = ad.partials(f, x, terms, names="txy")
         assert_close(together, sum(w * y for w, y in zip(weights, apart, strict=True)))
 
+    @pytest.mark.parametrize("name", ["three factors", "quotient", "in place"])
+    def test_sums_of_products(self, name: str) -> None:
+        x, f = points(), OF_POINTS[name]
+        terms = {(0, 0): 1.0, (1, 1): -0.3, (0, 2): 2.5, (1, 2, 2): 0.5}
+        (together,) = ad.partials(f, x, [ad.Sum(*terms, weights=list(terms.values()))])
+        assert_close(together, sum(w * nested(f, x, index) for index, w in terms.items()))
+
     def test_bilaplacian_beside_other_derivatives(self) -> None:
         x, f = points(4, 2), network(d=2)
         square = ad.Sum("xxxx", "xxyy", "yyyy", weights=(1, 2, 1))

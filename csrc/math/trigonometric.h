@@ -88,7 +88,7 @@ inline Double cos_polynomial(Double r, Double tail) {
 }
 
 // sin x and cos x.
-// Error: 0.9 ulp.
+// Error: 1.5 ulp.
 // Range: all numbers.
 // Source: x = n pi/2 + r and minimax polynomials in r; floats beyond 2^8 in double, doubles beyond 2^30 by Payne and
 //   Hanek's reduction.

@@ -19,7 +19,7 @@ import torch
 from torchad_ext._symbolic import expr
 from torchad_ext._symbolic.cpp import functor
 from torchad_ext._symbolic.evaluate import evaluate
-from torchad_ext._symbolic.expr import OPERATIONS, Expr, constant, make, scalar, tensor, topological
+from torchad_ext._symbolic.expr import OPERATIONS, Expr, constant, length, make, row, scalar, tensor, topological
 from torchad_ext._symbolic.operations import abs_, cos, exp, floor, sin, tanh, where
 from torchad_ext._symbolic.program import Program
 from torchad_ext._symbolic.tracing import trace
@@ -216,7 +216,13 @@ LEFT = [
 
 class TestSimplification:
     def test_every_rule_is_below(self) -> None:
-        assert set(SIMPLER) == {op.name for op in OPERATIONS.values() if op.simplify}
+        assert set(SIMPLER) == {op.name for op in OPERATIONS.values() if op.simplify and not op.reduction}
+
+    @pytest.mark.parametrize("symbol", [row("r"), scalar("s"), constant(2)], ids=repr)
+    def test_a_reduction_of_equal_numbers_reads_no_row(self, symbol: Expr) -> None:
+        assert make("row_sum", symbol) is length() * symbol
+        assert make("row_amax", symbol) is make("row_amin", symbol) is symbol
+        assert make("row_sum", x).op == "row_sum"
 
     @pytest.mark.parametrize(
         "written", [each for pairs in SIMPLER.values() for each in pairs], ids=lambda p: repr(p[0])

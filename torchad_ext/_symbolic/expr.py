@@ -3,9 +3,10 @@
 An expression is a node of a directed acyclic graph. Equal nodes are one object, so that a common subexpression stands
 once, whoever wrote it. ``operations.py`` says what the operations are and how each is differentiated.
 
-Simplifications never change a value, with two exceptions: a sum of the two halves of a ``where`` becomes that ``where``,
-which can turn a zero of one sign into that of the other, and a sum over a row of n equal numbers becomes n times one. There is no ``x - x = 0``, no ``x / x = 1``, no ``0 x = 0``
-(x may be infinite or nan), no ``x + 0 = x`` (x may be -0), and sums and products are not regrouped.
+Simplifications never change a value, with two exceptions: a sum of the two halves of a ``where`` becomes that
+``where``, which can turn a zero of one sign into that of the other, and a sum over a row of n equal numbers becomes n
+times one of them. There is no ``x - x = 0``, no ``x / x = 1``, no ``0 x = 0`` (x may be infinite or nan), no
+``x + 0 = x`` (x may be -0), and sums and products are not regrouped.
 """
 
 from __future__ import annotations

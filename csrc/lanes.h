@@ -1,0 +1,147 @@
+// Parts of vectors in memory, and moves and reductions across their lanes.
+#pragma once
+
+#include <cstring>
+#include <utility>
+
+#include "rowwise.h"
+#include "simd.h"
+
+#define TORCHAD_EXT_INLINE inline __attribute__((always_inline))
+
+namespace torchad_ext {
+
+template <class T>
+Vector<compute_t<T>> load_some(const T* from, int64_t count) {
+  T padded[lanes<T>] = {};
+  std::memcpy(padded, from, count * sizeof(T));
+  return load(padded);
+}
+template <class T>
+void store_some(T* to, Vector<compute_t<T>> v, int64_t count) {
+  T padded[lanes<T>];
+  store(padded, v);
+  std::memcpy(to, padded, count * sizeof(T));
+}
+#if defined(__AVX512F__)
+inline Float load_some(const float* from, int64_t count) {
+  return (Float)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), from);
+}
+inline Double load_some(const double* from, int64_t count) {
+  return (Double)_mm512_maskz_loadu_pd(__mmask8((1u << count) - 1), from);
+}
+inline void store_some(float* to, Float v, int64_t count) {
+  _mm512_mask_storeu_ps(to, __mmask16((1u << count) - 1), (__m512)v);
+}
+inline void store_some(double* to, Double v, int64_t count) {
+  _mm512_mask_storeu_pd(to, __mmask8((1u << count) - 1), (__m512d)v);
+}
+#endif
+
+template <class V>
+using Lane = std::decay_t<decltype(std::declval<V>()[0])>;
+template <class V>
+using Lanes = Vector<std::conditional_t<sizeof(Lane<V>) == 4, int32_t, int64_t>>;
+
+template <class V>
+V all_lanes(Lane<V> value) {
+  return value - V{};
+}
+
+// Which lanes come before the count?
+template <class V>
+TORCHAD_EXT_INLINE auto before(int64_t count) {
+  Lanes<V> lane;
+  for (int i = 0; i < lanes<Lane<V>>; ++i) lane[i] = i;
+  return lane < Lane<Lanes<V>>(count);
+}
+
+template <int distance, class V, std::size_t... i>
+TORCHAD_EXT_INLINE V swapped(V x, std::index_sequence<i...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(x, x, int(i ^ distance)...);
+#else
+  return __builtin_shuffle(x, Lanes<V>{int(i ^ distance)...});
+#endif
+}
+
+// Lane i of the result is lane place[i] of a, or lane place[i] - lanes of b.
+template <class Places_, class V, std::size_t... i>
+TORCHAD_EXT_INLINE V picked(V a, V b, std::index_sequence<i...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, Places_::place(i)...);
+#else
+  return __builtin_shuffle(a, b, Lanes<V>{Places_::place(i)...});
+#endif
+}
+
+// Rows of n elements, one after another in n vectors, as a vector for each place in the row, and back. Each vector is
+// made of the n others by n - 1 picks.
+template <int n, int width>
+struct Transposed {
+  template <int j, int step>  // of place j, from vector `step` on
+  struct Gathered {
+    static constexpr int place(int lane) {
+      const int at = lane * n + j, vector = at / width;
+      return vector == step ? width + at % width : vector == 0 && step == 1 ? at % width : lane;
+    }
+  };
+  template <int s, int step>  // of vector s, from place `step` on
+  struct Scattered {
+    static constexpr int place(int lane) {
+      const int at = s * width + lane, j = at % n;
+      return j == step ? width + at / n : j == 0 && step == 1 ? at / n : lane;
+    }
+  };
+
+  template <template <int, int> class Picks, int to, int step, class V>
+  static TORCHAD_EXT_INLINE V one(const V* from, V made) {
+    if constexpr (step == n) {
+      return made;
+    } else {
+      constexpr auto all = std::make_index_sequence<width>{};
+      return one<Picks, to, step + 1>(from, picked<Picks<to, step>>(made, from[step], all));
+    }
+  }
+  template <template <int, int> class Picks, class V, int... to>
+  static TORCHAD_EXT_INLINE void each(const V* from, V* result, std::integer_sequence<int, to...>) {
+    ((result[to] = one<Picks, to, 1>(from, from[0])), ...);
+  }
+  template <class V>
+  static TORCHAD_EXT_INLINE void gather(const V* from, V* result) {
+    each<Gathered>(from, result, std::make_integer_sequence<int, n>{});
+  }
+  template <class V>
+  static TORCHAD_EXT_INLINE void scatter(const V* from, V* result) {
+    each<Scattered>(from, result, std::make_integer_sequence<int, n>{});
+  }
+};
+
+template <Reduction reduction>
+struct Reduce {
+  template <class V>
+  static V identity() {
+    if constexpr (reduction == Reduction::sum) return V{};
+    return all_lanes<V>(reduction == Reduction::largest ? -INFINITY : INFINITY);
+  }
+
+  template <class V>
+  static V combine(V a, V b) {
+    if constexpr (reduction == Reduction::sum) return a + b;
+    if constexpr (reduction == Reduction::largest) return maximum(a, b);
+    if constexpr (reduction == Reduction::smallest) return minimum(a, b);
+  }
+
+  // All lanes reduced, in every lane.
+  template <int distance, class V>
+  static V across(V x) {
+    if constexpr (distance == 0) {
+      return x;
+    } else {
+      constexpr auto all = std::make_index_sequence<lanes<Lane<V>>>{};
+      return across<distance / 2>(combine(x, swapped<distance>(x, all)));
+    }
+  }
+};
+
+}  // namespace torchad_ext

@@ -167,7 +167,7 @@ const Derivative& Function::vjp(Masks masks) {
   Derivative derivative = ask_python([&] {
     using Places = std::vector<int64_t>;
     auto [function, arguments, scalars, results] = py::handle(elementwise)
-                                                       .attr("eager_vjp")(masks.first, masks.second)
+                                                       .attr("vjp_of_masks")(masks.first, masks.second)
                                                        .cast<std::tuple<py::object, Places, Places, Places>>();
     Derivative result{nullptr, arguments, scalars, results, size_t(__builtin_popcountll(masks.first))};
     if (!function.is_none()) result.function = value_of<FunctionPtr>(function.ptr());

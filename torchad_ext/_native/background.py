@@ -21,9 +21,11 @@ from .cache import UNFINISHED, is_whole, remove_unfinished
 # Reads a line first: its priority is set by then. ninja ends with 1 where a command failed, not where it was stopped.
 _SCRIPT = """
 read -r _
+python=$1 digest=$2
+shift 2
 "$@" > library.log 2>&1
 case $? in
-  0) "$PYTHON" -ISc "$DIGEST" && mv -f library.so.sha256 library.so .. && rm -f ../library.log ;;
+  0) "$python" -ISc "$digest" && mv -f library.so.sha256 library.so .. && rm -f ../library.log ;;
   1) mv -f library.log .. ;;
 esac
 rm -rf "$PWD"
@@ -59,7 +61,7 @@ def start(folder: Path, prepare: Callable[[Path], list[str]]) -> Callable[[], ob
         if is_whole(folder / "library.so"):
             return lambda: None
         inside = tempfile.mkdtemp(dir=folder, prefix=UNFINISHED)
-        command = ["/bin/sh", "-c", _SCRIPT, "torchad_ext", *prepare(Path(inside))]
+        command = ["/bin/sh", "-c", _SCRIPT, "torchad_ext", sys.executable, _DIGEST, *prepare(Path(inside))]
         quiet = subprocess.DEVNULL
         builder = subprocess.Popen(
             command,
@@ -68,7 +70,6 @@ def start(folder: Path, prepare: Callable[[Path], list[str]]) -> Callable[[], ob
             stdout=quiet,
             stderr=quiet,
             start_new_session=True,
-            env={**os.environ, "PYTHON": sys.executable, "DIGEST": _DIGEST},
             pass_fds=[lock],  # an open file holds the lock, whichever process it is open in
         )
         _put_last(builder.pid)

@@ -7,6 +7,8 @@ import pytest
 import torch
 from accuracy import NATIVE, Error
 
+import torchad_ext as ad
+
 functions = pytest.mark.parametrize(("name", "order"), [(name, order) for name in NATIVE for order in range(3)])
 
 
@@ -14,6 +16,14 @@ functions = pytest.mark.parametrize(("name", "order"), [(name, order) for name i
 def test_float32_is_within_one_ulp(name: str, order: int) -> None:
     *_, (ours, _) = accuracy.exhaustive(name, order, torch.float32, step=4093)
     assert ours.ulp <= 1 and ours.wrong == 0 and ours.inputs > 10**6
+
+
+@pytest.mark.parametrize("name", ["sin", "cos"])
+def test_every_float32_of_a_binade_is_within_one_ulp(name: str) -> None:
+    x = torch.arange(0x40800000, 0x41000000, dtype=torch.int32).view(torch.float32)  # from 4 to 8: even and odd quadrants
+    error = Error()
+    error.add(x, getattr(ad, name)(x), getattr(torch, name)(x.double()))
+    assert 0.5 < error.ulp < 0.95 and error.wrong == 0
 
 
 @functions

@@ -24,7 +24,7 @@ from torchad_ext._native import compile, kernels, toolchain
 UNARY = {
     "exp": 0.9, "exp2": 0.9, "expm1": 1.4, "sinh": 1.2, "cosh": 1.2, "tanh": 1.7, "sigmoid": 2.1,
     "log": 1.0, "log1p": 1.1, "log2": 1.3, "log10": 1.1, "asinh": 1.4, "acosh": 1.7, "atanh": 1.4,
-    "sin": 1.5, "cos": 1.5, "tan": 1.3, "asin": 1.3, "acos": 1.2, "atan": 1.4,
+    "sin": 1.0, "cos": 1.0, "tan": 1.3, "asin": 1.3, "acos": 1.2, "atan": 1.4,
     "erfcx": 2.8, "erfinv": 1.8, "log_ndtr": 3.6, "logit": 2.6, "entr": 1.6, "lgamma": 4.0,
     "erf": 0.9, "erfc": 1.6, "sqrt": 0.5, "rsqrt": 1.5, "reciprocal": 0.5,
 }  # fmt: skip

@@ -1,7 +1,6 @@
-// Parts of vectors in memory, and moves and reductions across their lanes.
+// Moves and reductions across the lanes of vectors.
 #pragma once
 
-#include <cstring>
 #include <utility>
 
 #include "rowwise.h"
@@ -10,33 +9,6 @@
 #define TORCHAD_EXT_INLINE inline __attribute__((always_inline))
 
 namespace torchad_ext {
-
-template <class T>
-Vector<compute_t<T>> load_some(const T* from, int64_t count) {
-  T padded[lanes<T>] = {};
-  std::memcpy(padded, from, count * sizeof(T));
-  return load(padded);
-}
-template <class T>
-void store_some(T* to, Vector<compute_t<T>> v, int64_t count) {
-  T padded[lanes<T>];
-  store(padded, v);
-  std::memcpy(to, padded, count * sizeof(T));
-}
-#if defined(__AVX512F__)
-inline Float load_some(const float* from, int64_t count) {
-  return (Float)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), from);
-}
-inline Double load_some(const double* from, int64_t count) {
-  return (Double)_mm512_maskz_loadu_pd(__mmask8((1u << count) - 1), from);
-}
-inline void store_some(float* to, Float v, int64_t count) {
-  _mm512_mask_storeu_ps(to, __mmask16((1u << count) - 1), (__m512)v);
-}
-inline void store_some(double* to, Double v, int64_t count) {
-  _mm512_mask_storeu_pd(to, __mmask8((1u << count) - 1), (__m512d)v);
-}
-#endif
 
 template <class V>
 using Lane = std::decay_t<decltype(std::declval<V>()[0])>;

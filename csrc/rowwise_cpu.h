@@ -456,11 +456,10 @@ struct RowsCpu {
 }  // namespace torchad_ext
 
 // Exports a functor of rows as a RowKernel.
-#define TORCHAD_EXT_ROW_KERNEL(name, Functor, dtype)                                                                  \
-  extern "C" {                                                                                                        \
-  extern const torchad_ext::RowKernel name;                                                                           \
-  const torchad_ext::RowKernel name =                                                                                 \
-      torchad_ext::RowsCpu<Functor, torchad_ext::storage_t<torchad_ext::Dtype::dtype, torchad_ext::Half,              \
-                                                           torchad_ext::BFloat16>>::kernel(torchad_ext::Dtype::dtype, \
-                                                                                           #Functor);                 \
+#define TORCHAD_EXT_ROW_KERNEL(name, Functor, dtype)                                            \
+  extern "C" {                                                                                  \
+  extern const torchad_ext::RowKernel name;                                                     \
+  const torchad_ext::RowKernel name =                                                           \
+      torchad_ext::RowsCpu<Functor, torchad_ext::storage_t<torchad_ext::Dtype::dtype>>::kernel( \
+          torchad_ext::Dtype::dtype, #Functor);                                                 \
   }

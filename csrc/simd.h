@@ -366,6 +366,18 @@ Vector<compute_t<T>> load_some(const T* from, int64_t count) {
   return load(padded);
 }
 
+// Stores the first `count` numbers alone.
+template <class T>
+void store_some(T* to, Vector<compute_t<T>> v, int64_t count) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) return _mm512_mask_storeu_ps(to, (1u << count) - 1, (__m512)v);
+  if constexpr (std::is_same_v<T, double>) return _mm512_mask_storeu_pd(to, (1u << count) - 1, (__m512d)v);
+#endif
+  T padded[lanes<T>];
+  store(padded, v);
+  std::memcpy(to, padded, count * sizeof(T));
+}
+
 // Numbers as memory of a type has them: a kernel computes with more bits where PyTorch compares rounded numbers.
 template <class Number>
 Float rounded(Float x) {

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from matplotlib import image
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem != "training")
+NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem not in ("pde", "training"))
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
@@ -36,3 +36,10 @@ def test_an_example_has_the_losses_of_plain_pytorch_and_of_two_processes(name: s
     assert ours == pytest.approx(losses(name, tmp_path, "--native"), rel=1e-4)
     if dist.is_gloo_available():
         assert ours == pytest.approx(losses(name, tmp_path, by=TORCHRUN), rel=1e-4)
+
+
+@pytest.mark.long
+def test_the_equations_are_solved() -> None:
+    result = subprocess.run([sys.executable, str(EXAMPLES / "pde.py")], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.findall(r"^(\w+): largest error", result.stdout, re.MULTILINE) == ["Burgers", "KdV", "beam"]

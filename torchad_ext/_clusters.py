@@ -193,7 +193,7 @@ class _ByIdentity:
 
 @functools.lru_cache(10_000)
 def _reason_not_traced(target: Any, pattern: str, call: _ByIdentity) -> str | None:
-    """What keeps one call from being an op by itself."""
+    """The reason why one call is no op by itself; None if there is none."""
     op, (args, kwargs) = call.value
     places: dict[int, _Place] = {}
     _map((args, kwargs), lambda x: places.setdefault(x.place, x) and None)
@@ -361,7 +361,7 @@ class Clusters:
         ]
 
     def _readers(self, node: Node) -> Iterable[Node]:
-        """What reads a node, by itself or through truth values and constants that it computes again."""
+        """Readers of a node, direct ones and those behind truth values and constants that are computed again."""
         for user in node.users:
             yield user
             if user in self._neutral:

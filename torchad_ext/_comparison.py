@@ -127,7 +127,7 @@ class Comparison:
                 self.check(
                     derivative, _layout(tensors, [y.contiguous() for y in native] if self.is_of_rows else native)
                 )
-                # What is not of floating point depends on the dtype of the inputs.
+                # An integer result depends on the dtype of the inputs.
                 references = [e if is_differentiated(e) else y for e, y in zip(references, self.native, strict=True)]
             known = {name: x for each in self.known[: order + 1] for name, x in each.items()}
             labels = [f"{'with respect to ' if order else ''}{name} " if name else "" for name in self.names[order]]

@@ -104,7 +104,7 @@ class Declared:
 
     @property
     def program(self) -> Program:
-        """What the usual call computes."""
+        """The program of the usual call."""
         return self._usual.program
 
     @property
@@ -204,7 +204,7 @@ class Declared:
         return kinds, *found
 
     def _kinds(self, args: Sequence[Any]) -> tuple[Any, ...]:
-        """What each argument is."""
+        """The kind of each argument."""
         return tuple([_kind(x) for x in args])
 
     def _frozen(self, name: str, kind: Any) -> Any:
@@ -285,7 +285,7 @@ class Declared:
         return self.trace(symbols)
 
     def trace(self, arguments: Sequence[Any]) -> Program:
-        """What the op computes; the arguments are symbols for tensors and run-time numbers, anything else as it is."""
+        """The program of the op; the arguments are symbols for tensors and run-time numbers, anything else as it is."""
         if isinstance(self.definition, Derivative):
             return self.definition.program(arguments)
         return trace(self.define, arguments, self.__name__, self.decorator == "rowwise")

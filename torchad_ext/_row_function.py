@@ -60,7 +60,7 @@ class RowFunction(Elementwise):
         return name, row_cpp.row_functor(self.program, name, dtype)
 
     def source(self, device: str, dtype: torch.dtype) -> cpp.Kernel:
-        """What is compiled."""
+        """The source of a kernel."""
         of = kernels.dtype_name(dtype)
         name, functor = self.functor(of)
         return row_cpp.row_kernel(functor, name, self.program, of)
@@ -121,7 +121,7 @@ class RowFunction(Elementwise):
 
     @functools.cached_property
     def without_columns(self) -> RowFunction:
-        """The same of tensors with a value an element in place of columns, and without the sums over all rows."""
+        """The function without sums over all rows: of tensors with a value an element in place of columns."""
         known: dict[Expr, Expr] = {}
         for node in topological((*self.program.outputs, *self.program.inputs)):
             known[node] = make(node.op, *(known[arg] for arg in node.args)) if node.args else node

@@ -121,7 +121,7 @@ _NAMES = {_TENSOR: "tensor", _ROW: "row", _COLUMN: "column"}
 
 
 def _kind(x: Any, dims: int) -> Any:
-    """What a tensor is beside others of so many dimensions, in rows of more than one element."""
+    """The kind of a tensor beside others of so many dimensions, in rows of more than one element."""
     if not isinstance(x, torch.Tensor):
         return _TENSOR
     if x.dim() == 0 or x.shape[-1] == 1:
@@ -140,7 +140,7 @@ def _are_alike(tensors: Sequence[torch.Tensor]) -> bool:
 
 
 def _shape(tensors: Sequence[torch.Tensor]) -> tuple[int, ...] | None:
-    """What tensors broadcast to; None where they do not, or there are no elements or no rows."""
+    """The shape that tensors broadcast to; None where they do not, or there are no elements or no rows."""
     if not tensors:
         return ()
     shape = tensors[0].shape

@@ -56,7 +56,7 @@ can_run_avx2, can_run_avx512 = torch.cpu._is_avx2_supported, torch.cpu._is_avx51
 
 
 def without_compilation() -> contextlib.AbstractContextManager[Any]:
-    """What ``torch.compile`` made runs as it was written."""
+    """Runs functions that ``torch.compile`` made as they were written."""
     loaded = "torch._dynamo" in sys.modules  # else nothing is compiled, and importing it takes a second
     return torch.compiler.set_stance("force_eager") if loaded else contextlib.nullcontext()
 

@@ -44,7 +44,7 @@ class Cluster:
 
 @dataclass
 class Explanation:
-    """What the backend did to a model; printed, it is a table. :func:`explain` gives one.
+    """The report of the backend on a model; printed, it is a table. :func:`explain` gives one.
 
     Attributes:
         clusters: that became ops, in the order of the graphs.
@@ -137,7 +137,7 @@ def _fused(graph: GraphModule, explanation: Explanation) -> GraphModule:
 
 
 def _arguments(clusters: Clusters, members: Sequence[Node]) -> list[Node]:
-    """What a cluster reads: its tensors, then its numbers."""
+    """The inputs of a cluster: its tensors, then its numbers."""
     return sorted(clusters.reads(members), key=lambda x: is_number(value_of(x)))
 
 

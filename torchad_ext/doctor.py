@@ -1,4 +1,4 @@
-"""What this machine has of what torchad_ext needs: each finding with its remedy, and what runs where."""
+"""An examination of this machine: each finding with its remedy, and what runs where."""
 
 from __future__ import annotations
 

@@ -334,7 +334,7 @@ _FUNCTIONS: dict[Any, Pointwise] = {
 
 @dataclass
 class Replacements:
-    """What :func:`replace_activations` did to a model; printed, it is a table.
+    """The report of :func:`replace_activations`; printed, it is a table.
 
     Attributes:
         changed: for each place in the model, as ``encoder.act``, its activation before and after.

@@ -20,7 +20,9 @@ def test_float32_is_within_one_ulp(name: str, order: int) -> None:
 
 @pytest.mark.parametrize("name", ["sin", "cos"])
 def test_every_float32_of_a_binade_is_within_one_ulp(name: str) -> None:
-    x = torch.arange(0x40800000, 0x41000000, dtype=torch.int32).view(torch.float32)  # from 4 to 8: even and odd quadrants
+    x = torch.arange(0x40800000, 0x41000000, dtype=torch.int32).view(
+        torch.float32
+    )  # from 4 to 8: even and odd quadrants
     error = Error()
     error.add(x, getattr(ad, name)(x), getattr(torch, name)(x.double()))
     assert 0.5 < error.ulp < 0.95 and error.wrong == 0

@@ -319,7 +319,7 @@ class TestFailedBuild:
             assert not loader.load("cpu")
         (log,) = cache.glob("*/library.log")
         assert "no such luck" in log.read_text()
-        assert f"{compiler.path} failed; its output is in {log}; g++ 11" in str(caught[0].message)
+        assert f"{compiler.path} failed; its output is in {log}; g++ 12" in str(caught[0].message)
         assert {path.name for path in log.parent.iterdir()} == {"library.log", "lock"}
 
         compiler.obeys("")

@@ -35,7 +35,7 @@ _FILES = re.compile(
 
 @dataclass(frozen=True)
 class Entry:
-    """What the cache keeps of one key.
+    """An entry of the cache.
 
     Attributes:
         folder: where.

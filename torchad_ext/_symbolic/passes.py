@@ -167,7 +167,7 @@ def _at_lower(stored: set[Expr], levels: dict[Expr, int], level: int) -> set[Exp
 
 
 def _kept(roots: Sequence[Sequence[Expr]], stored: set[Expr]) -> list[list[Expr]]:
-    """What each pass keeps for those after it: what is dear to compute and needed in both."""
+    """Values that each pass keeps for those after it: dear to compute, and needed in both."""
     below = [set(_below(of_pass, stored)) - stored for of_pass in roots]
     dear = {
         node

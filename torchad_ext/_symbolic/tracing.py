@@ -403,7 +403,7 @@ class _Tracing(TorchFunctionMode):
 
 
 def _spans(name: str, given: Sequence[_Symbol]) -> str:
-    """What the result of an elementwise function spans."""
+    """The span of the result of an elementwise function."""
     spans = {x.spans for x in given} - {""}
     if "dropped" in spans and len(spans) > 1:
         raise refusal(name, refusals.DROPPED)

@@ -56,7 +56,7 @@ def diagnose() -> list[Finding]:
 
 
 def routes(findings: list[Finding]) -> dict[str, str]:
-    """What would run where, for each device and part: kernels, or the plain definition and why.
+    """The routes of each device and part: kernels, or the plain definition and why.
 
     Example:
         >>> sorted(routes(diagnose()))

@@ -174,7 +174,7 @@ def bare_calls(device: str) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]
     for order in range(2) if device == "cpu" else ():
         kernel = ad.softmax._order(order).kernel(device, x.dtype)
         assert kernel
-        of_rows.append((ops.rowwise.default, (kernel.address, [x, g][: order + 1], [], [3, 4]), {}))
+        of_rows.append((ops.rowwise.default, (kernel.address, [x, g.reshape(3, 4)][: order + 1], [], [3, 4]), {}))
     return [
         *of_rows,
         (ops.pointwise.default, (kernels[0], [x], []), {}),

@@ -126,6 +126,9 @@ def test_every_spelling(info: OpInfo, dtype: torch.dtype) -> None:
                 y = f(AT.clone().requires_grad_())
             except TypeError:  # PyTorch has no such spelling
                 continue
+            except RuntimeError as error:  # nor its operators
+                assert "missing value for argument" in str(error)
+                continue
             if y.requires_grad and y.numel() and second_derivative_exists(y):
                 assert_followed(f)
                 followed += 1

@@ -13,7 +13,7 @@ import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import torch
 from torch.overrides import handle_torch_function, has_torch_function
@@ -33,6 +33,7 @@ from ._torch_state import is_being_traced, traced_before_autograd
 from ._warnings import warn_user
 
 Interval = tuple[float, float]
+_Op = TypeVar("_Op", bound="Declared")
 
 _MANY = 32  # kernels of one op for different values of its numbers
 _MOST_PARAMETERS = 64  # that C++ takes
@@ -101,6 +102,14 @@ class Declared:
     def _usual(self) -> Elementwise:
         """The function of a call with tensors for all arguments that have no default."""
         return self.resolve(self._usual_arguments)[1]
+
+    def traced(self: _Op) -> _Op:
+        """The op itself, traced for the usual call: an error of its function belongs to its declaration."""
+        try:
+            self._usual  # noqa: B018
+        except TraceError as error:
+            raise error.with_traceback(None) from None
+        return self
 
     @property
     def program(self) -> Program:
@@ -620,9 +629,4 @@ def pointwise(function: Callable[..., Any] | None = None, /, **options: Any) -> 
     """
     if function is None:
         return functools.partial(pointwise, **options)
-    op = Pointwise(plain(function), **options)
-    try:
-        op._usual  # noqa: B018, traces the function: an error belongs to its declaration
-    except TraceError as error:
-        raise error.with_traceback(None) from None
-    return op
+    return Pointwise(plain(function), **options).traced()

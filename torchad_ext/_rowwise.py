@@ -17,7 +17,6 @@ from ._pointwise import _COLUMN, _ROW, _TENSOR, Declared, Interval, _is_tensor
 from ._row_function import RowFunction, shape_of
 from ._symbolic.captured import plain
 from ._symbolic.program import Program
-from ._symbolic.refusals import TraceError
 from ._torch_state import is_being_traced, traced_before_autograd
 
 
@@ -191,9 +190,4 @@ def rowwise(function: Callable[..., Any] | None = None, /, **options: Any) -> An
     """
     if function is None:
         return functools.partial(rowwise, **options)
-    op = Rowwise(plain(function), **options)
-    try:
-        op._usual  # noqa: B018, traces the function: an error belongs to its declaration
-    except TraceError as error:
-        raise error.with_traceback(None) from None
-    return op
+    return Rowwise(plain(function), **options).traced()

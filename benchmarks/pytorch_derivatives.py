@@ -316,7 +316,7 @@ def completed(case: Case, expected: list[tuple[float, float]]) -> list[tuple[flo
     """With the orders above those of PyTorch's that are right, by differences of this library's derivatives."""
     u, vs = case.u, [numbers(case.u.numel(), 2 + k) for k in ORDERS]
     lower: dict[int, Callable[[Tensor], Tensor]] = {
-        2: lambda u: derivative(ad._forward.composing.composing(case.s), u, vs[:1]),
+        2: lambda u: derivative(ad._forward.correction_mode.with_corrections(case.s), u, vs[:1]),
         3: lambda u: ad.hvp(case.s, u, vs[0]) @ vs[1],
     }
     for k in range(len(expected) + 1, 4):

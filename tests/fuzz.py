@@ -56,7 +56,7 @@ from test_trace import DOMAINS, POSITIVE, SPELLINGS, WITH_NUMBERS, Polygamma, gr
 
 import torchad_ext as ad  # noqa: E402
 from torchad_ext import _settings  # noqa: E402
-from torchad_ext._hessian import ways  # noqa: E402
+from torchad_ext._hessian import thresholds  # noqa: E402
 from torchad_ext._symbolic.evaluate import evaluate  # noqa: E402
 from torchad_ext._symbolic.expr import OPERATIONS  # noqa: E402
 from torchad_ext._symbolic.refusals import TraceError  # noqa: E402
@@ -1054,7 +1054,7 @@ def check_tools(case: Tools, tools: Sequence[str] | None = None) -> None:
     """Raises Failure where a tool gives something else than a loop of ``torch.autograd.grad``."""
     f, right = function_of(case.source, TOOLS_PRELUDE), function_of(case.source, TOOLS_PRELUDE + RIGHT)
     x = eval(case.x, namespace(TOOLS_PRELUDE))
-    of_any_pattern = mock.patch.multiple(ways, FEW_ELEMENTS=0, SHARE=math.inf, SAVING=1)
+    of_any_pattern = mock.patch.multiple(thresholds, FEW_ELEMENTS=0, SHARE=math.inf, SAVING=1)
     with warnings.catch_warnings(), of_any_pattern:
         warnings.simplefilter("ignore")
         try:

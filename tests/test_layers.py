@@ -27,6 +27,7 @@ _forward
 _rowwise
 _row_function
 _pointwise _quadratic_form
+_declared
 _derivative _elementwise
 _native
 _symbolic

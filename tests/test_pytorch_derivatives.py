@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import torchad_ext as ad
-from torchad_ext._forward.composed import COMPOSED
+from torchad_ext._forward.corrections import CORRECTIONS
 
 pytest.importorskip("expecttest", reason="torch.testing._internal imports expecttest, which is not installed")
 
@@ -45,7 +45,7 @@ def test_the_page_has_what_is_replaced() -> None:
         "renorm",
         "hypot",
     }
-    assert {name.strip("_") for name in COMPOSED} - at_zero <= of_page
+    assert {name.strip("_") for name in CORRECTIONS} - at_zero <= of_page
 
 
 @pytest.mark.long

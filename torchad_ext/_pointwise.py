@@ -2,421 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import html
 import inspect
-import numbers
-import pickle
-import re
-import sys
-import weakref
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar, overload
+from collections.abc import Callable, Mapping
+from typing import Any, overload
 
 import torch
 from torch.overrides import handle_torch_function, has_torch_function
 
+from ._declared import SCALAR, TENSOR, Declared, Interval
 from ._derivative import Derivative
-from ._elementwise import Elementwise, HandWritten
-from ._native import compile, fast_path, kernels, loader, toolchain
+from ._elementwise import Elementwise
+from ._native import fast_path, kernels
 from ._native.kernels import DTYPES
-from ._symbolic.captured import captures, plain
-from ._symbolic.expr import Expr, column, row, scalar, tensor
-from ._symbolic.latex import equations, latex
-from ._symbolic.program import Program
-from ._symbolic.refusals import TraceError
-from ._symbolic.torch_functions import signature_of
-from ._symbolic.tracing import ValueNeeded, trace
+from ._symbolic.captured import plain
+from ._symbolic.latex import equations
 from ._torch_state import is_being_traced, traced_before_autograd
-from ._warnings import warn_user
 
-Interval = tuple[float, float]
-_Op = TypeVar("_Op", bound="Declared")
-
-_MANY = 32  # kernels of one op for different values of its numbers
 _MOST_PARAMETERS = 64  # that C++ takes
-_LONGEST = 20_000  # operations of a declaration; its double backward has some three times as many
 _LONG_FORMULA = 400  # characters of LaTeX that are not shown unless they are asked for
-_TENSOR, _ROW, _COLUMN, _SCALAR = (object() for _ in range(4))  # what an argument is; anything else is a fixed value
-_SYMBOLS: dict[Any, Callable[[str], Expr]] = {_TENSOR: tensor, _ROW: row, _COLUMN: column, _SCALAR: scalar}
-
-
-class Declared:
-    """An op that is declared by a plain PyTorch function: what ops of elements and of rows have in common.
-
-    Attributes:
-        definition: the function in plain PyTorch.
-    """
-
-    decorator = "pointwise"  # its name in messages
-    _usually: Mapping[str, Any] = {}  # what the usual call gives in place of defaults
-
-    def __init__(
-        self,
-        definition: Callable[..., Any],
-        *,
-        name: str | None = None,
-        module: str | None = None,
-        domain: Interval | Mapping[str, Interval] = (-3.0, 3.0),
-        written: HandWritten | None = None,
-    ) -> None:
-        self.definition = definition
-        self.__signature__ = _signature(definition, self.decorator)
-        self.__name__: str = name or str(getattr(definition, "__name__", type(definition).__name__))
-        self.__qualname__: str = self.__name__
-        self._kernel_name = re.sub(r"[^0-9A-Za-z_]", "", self.__name__) or self.decorator
-        if name is None:
-            self.__qualname__ = str(getattr(definition, "__qualname__", self.__name__))
-        self.__module__ = module or getattr(definition, "__module__", None) or "torch"
-        self.__doc__ = definition.__doc__
-        self._parameters = self.__signature__.parameters
-        if not self._parameters:
-            raise TypeError(f"{self.__name__} has no arguments; a {self.decorator} function takes at least a tensor")
-        refused = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
-        for parameter in self._parameters.values():
-            if parameter.kind in refused:
-                raise TypeError(f"{self.__name__} takes {parameter}; name every argument")
-            if parameter.name in ("self", "cls"):
-                raise TypeError(
-                    f"{self.__qualname__} takes {parameter.name}, which would be a tensor; declare it outside of the "
-                    f"class, or of a bound method, as in self.act = torchad_ext.{self.decorator}(self.function)"
-                )
-        self._defaults = {name: p.default for name, p in self._parameters.items() if p.default is not p.empty}
-        self._written = written
-        self._members: dict[tuple[Any, ...], tuple[Elementwise, list[int]]] = {}
-        self._fixed: frozenset[str] = frozenset()  # numbers whose values the definition asks for
-        self._domain = domain
-        self._captures = captures(definition.op.definition if isinstance(definition, Derivative) else definition)
-        this = weakref.ref(self)  # no cycle: an op is freed with its last name
-
-        def check_captured() -> bool:
-            op = this()
-            return op is None or op._check()
-
-        check_captured._dynamo_marked_constant = True  # type: ignore[attr-defined]  # run while compiling, not compiled
-        self._check_captured = check_captured
-
-    @functools.cached_property
-    def _usual(self) -> Elementwise:
-        """The function of a call with tensors for all arguments that have no default."""
-        return self.resolve(self._usual_arguments)[1]
-
-    def traced(self: _Op) -> _Op:
-        """The op itself, traced for the usual call: an error of its function belongs to its declaration."""
-        try:
-            self._usual  # noqa: B018
-        except TraceError as error:
-            raise error.with_traceback(None) from None
-        return self
-
-    @property
-    def program(self) -> Program:
-        """The program of the usual call."""
-        return self._usual.program
-
-    @property
-    def default_numbers(self) -> list[float]:
-        """The numbers of the usual call, in the order of the program's scalars."""
-        return [float(self._defaults[str(x.value)]) for x in self.program.scalars]
-
-    @property
-    def _usual_arguments(self) -> list[Any]:
-        return [self._usually.get(name, self._defaults.get(name, _TENSOR)) for name in self._parameters]
-
-    @property
-    def intervals(self) -> dict[str, Interval]:
-        """Where each argument that may be a tensor is sampled."""
-        return dict(self._domain) if isinstance(self._domain, Mapping) else dict.fromkeys(self.domain, self._domain)
-
-    @property
-    def domain(self) -> dict[str, Interval]:
-        """Where :func:`torchad_ext.verify` samples each tensor of the usual call."""
-        intervals = self._domain if isinstance(self._domain, Mapping) else dict.fromkeys(self._parameters, self._domain)
-        names = (str(x.value) for x in self._usual.program.inputs)
-        return {name: intervals.get(name, (-3.0, 3.0)) for name in names}
-
-    def __repr__(self) -> str:
-        return f"<{self.__module__}.{self.__qualname__}{self.__signature__}>"
-
-    def __reduce__(self) -> Any:
-        found: Any = sys.modules.get(self.__module__)
-        for name in self.__qualname__.split("."):
-            found = getattr(found, name, None)
-        if found is self:
-            return self.__qualname__
-        if "<" in self.__qualname__ and not inspect.ismethod(self.definition):
-            raise pickle.PicklingError(
-                f"{self.__module__}.{self.__qualname__} is declared in a function, where pickle does not find it; "
-                f"declare it at module level, or of a method: self.act = torchad_ext.{self.decorator}(self.function)"
-            )
-        return _restored, (type(self), self.definition, self.__name__, self.__module__, self._domain)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Declared:
-        """A copy; for a method of an object that is copied, the op of the copied object."""
-        definition = copy.deepcopy(self.definition, memo)
-        if definition is self.definition or self._written:
-            return self
-        return _restored(type(self), definition, self.__name__, self.__module__, self._domain)
-
-    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        """The arguments in the order of the parameters."""
-        missing = self._trailing_defaults.get(len(args)) if not kwargs else None
-        if missing is not None:  # a third of the time of what follows
-            return (*args, *missing)
-        try:
-            given = self.__signature__.bind(*args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"{self.__name__}{self.__signature__}: {error}") from None
-        return tuple(given.arguments.get(name, self._defaults.get(name)) for name in self._parameters)
-
-    @functools.cached_property
-    def _trailing_defaults(self) -> dict[int, tuple[Any, ...]]:
-        """For a number of positional arguments that will do, the defaults that follow."""
-        keyword_only = [p.kind is p.KEYWORD_ONLY for p in self._parameters.values()]
-        positional = keyword_only.index(True) if True in keyword_only else len(keyword_only)
-        names = list(self._parameters)
-        enough = (n for n in range(positional + 1) if all(name in self._defaults for name in names[n:]))
-        return {n: tuple(self._defaults[name] for name in names[n:]) for n in enough}
-
-    def resolve(self, args: Sequence[Any]) -> tuple[tuple[Any, ...], Elementwise, list[int]]:
-        """The kind of each argument, the function for such arguments, and where its numbers stand among them."""
-        kinds = self._kinds(args)
-        if self._fixed:
-            kinds = tuple(
-                x if kind is _SCALAR and name in self._fixed else kind
-                for name, x, kind in zip(self._parameters, args, kinds, strict=True)
-            )
-        try:
-            found = None if self._fixed else self._members.get(kinds)
-            key = kinds
-        except TypeError:  # a list or a dict cannot be hashed
-            found = None
-        if found is None:
-            key = tuple(self._frozen(name, kind) for name, kind in zip(self._parameters, kinds, strict=True))
-            found = self._members.get(key)
-        if found is None:
-            try:
-                found = self._new_member(kinds)
-            except ValueNeeded as needed:
-                self._fixed |= needed.names
-                return self.resolve(args)
-            except TraceError as error:
-                raise error.with_traceback(None) from None
-            found = self._members.setdefault(key, found)
-            if self._fixed and len(self._members) == _MANY:
-                warn_user(
-                    f"{self.__module__}.{self.__name__} asks for the values of {', '.join(sorted(self._fixed))}, so a "
-                    f"kernel is compiled for each; this is number {_MANY}. Compute what needs the value outside",
-                )
-        return kinds, *found
-
-    def _kinds(self, args: Sequence[Any]) -> tuple[Any, ...]:
-        """The kind of each argument."""
-        return tuple([_kind(x) for x in args])
-
-    def _frozen(self, name: str, kind: Any) -> Any:
-        """A key for what an argument is, of options equal in type and value."""
-        if isinstance(kind, (list, tuple)):
-            return type(kind), tuple(self._frozen(name, x) for x in kind)
-        if isinstance(kind, dict):
-            return dict, tuple((key, self._frozen(name, x)) for key, x in kind.items())
-        if isinstance(kind, numbers.Number):
-            return type(kind), repr(kind)
-        try:
-            hash(kind)
-        except TypeError:
-            raise TypeError(self._wrong(name, type(kind).__name__)) from None
-        return kind
-
-    def _new_member(self, kinds: tuple[Any, ...]) -> tuple[Elementwise, list[int]]:
-        if self._captures and "_usual" in self.__dict__:
-            self._check_captured()
-        for name, kind in zip(self._parameters, kinds, strict=True):
-            is_number = _kind(self._defaults.get(name, 0)) is _SCALAR
-            if is_number and not _is_symbol(kind) and name not in self._fixed:
-                if isinstance(kind, bool):
-                    raise TypeError(f"{self.__module__}.{self.__name__} takes a number for {name}, got {kind}")
-                raise TypeError(self._wrong(name, type(kind).__name__))
-        if not any(_is_tensor(kind) for kind in kinds):
-            first = next(iter(self._parameters))
-            raise TypeError(self._wrong(first, "numbers alone" if len(kinds) > 1 else "a number"))
-        tensors = [i for i, kind in enumerate(kinds) if _is_tensor(kind)]
-        scalars = [i for i, kind in enumerate(kinds) if kind is _SCALAR]
-
-        def definition(*values: Any) -> Any:
-            arguments = list(kinds)
-            for i, value in zip((*tensors, *scalars), values, strict=True):
-                arguments[i] = value
-            return self._define(arguments)
-
-        program = self._trace(kinds)
-        if len(program) > _LONGEST:
-            raise TraceError(
-                f"{self.__name__} has {len(program):,} operations an element, and a kernel takes {_LONGEST:,} at the "
-                "most; declare parts of it"
-            )
-        in_order = len(tensors) == len(kinds) and not self._keywords and not self._captures
-        return self._member(program, self.definition if in_order else definition), scalars
-
-    def _member(self, program: Program, definition: Callable[..., Any]) -> Elementwise:
-        """The function of a program, which a definition computes of tensors and then numbers."""
-        written = self._written if not program.scalars else None
-        return Elementwise(program, definition, self._kernel_name, written=written)
-
-    @functools.cached_property
-    def _keywords(self) -> list[str]:
-        """The arguments that are given by name: of a function in C++ all that have a default."""
-        by_name = inspect.isbuiltin(self.definition)
-        return [
-            name
-            for name, p in self._parameters.items()
-            if p.kind is p.KEYWORD_ONLY or (by_name and p.default is not p.empty)
-        ]
-
-    def _check(self) -> bool:
-        """Raises if the definition computes something else than it did when it was declared."""
-        usual = self._usual.program
-        if self._trace(self.resolve(self._usual_arguments)[0]) == usual:
-            return True
-        raise RuntimeError(
-            f"what the function of {self.__module__}.{self.__qualname__} captures has changed since it was declared, "
-            "and an op reads it once: its kernels have the old values. Pass what changes as an argument, as in "
-            f"{self.__name__}(x, beta), or declare the op again"
-        )
-
-    def _trace(self, kinds: Sequence[Any]) -> Program:
-        symbols = [
-            _SYMBOLS[kind](name) if _is_symbol(kind) else kind
-            for name, kind in zip(self._parameters, kinds, strict=True)
-        ]
-        return self.trace(symbols)
-
-    def trace(self, arguments: Sequence[Any]) -> Program:
-        """The program of the op; the arguments are symbols for tensors and run-time numbers, anything else as it is."""
-        if isinstance(self.definition, Derivative):
-            return self.definition.program(arguments)
-        return trace(self.define, arguments, self.__name__, self.decorator == "rowwise")
-
-    def _define(self, arguments: Sequence[Any]) -> Any:
-        """Runs the definition in place of a kernel."""
-        if self._captures:
-            self._check_captured()
-        return self.define(arguments)
-
-    def define(self, arguments: Sequence[Any]) -> Any:
-        """Calls the definition with an argument for each parameter, keyword-only ones included."""
-        positional = len(arguments) - len(self._keywords)
-        return self.definition(
-            *arguments[:positional], **dict(zip(self._keywords, arguments[positional:], strict=True))
-        )
-
-    def _wrong(self, name: str, given: str) -> str:
-        function = f"{self.__module__}.{self.__name__}"
-        expected = "a torch.Tensor or a number" if name in self._defaults else "a torch.Tensor"
-        return f"{function} takes {expected} for {name}, got {given}; write {function}(torch.as_tensor(...))"
-
-    def _order(self, order: int) -> Elementwise:
-        """The function whose kernel computes a derivative of the usual call, every gradient wanted."""
-        if order < 0:
-            raise ValueError(f"got order {order}; 0 is the value, 1 its gradient, 2 the gradient of that")
-        function = self._usual
-        for _ in range(order):
-            inputs, outputs = len(function.program.inputs), len(function.program.outputs)
-            function = function.vjp((True,) * inputs, (True,) * outputs).function
-        return function
-
-    def source(self, order: int = 0) -> str:
-        """The functor, in C++, whose kernel computes the value (0), the gradient (1), the double backward (2), ...
-
-        Its arguments are tensors and its numbers those that have a default. Each order differentiates the one before in
-        all its arguments: order 1 takes ``grad_output``, order 2 also ``grad_grad_x`` for each gradient ``grad_x``.
-
-        Example:
-            >>> import torchad_ext
-            >>> print(torchad_ext.square.source(order=1))
-            struct SquareBackward {
-              template <class T>
-              TORCHAD_EXT_FUNCTION auto operator()(T input, T grad_output) const {
-                return Outputs{grad_output * (number<T>(2) * input)};
-              }
-            };
-        """
-        function = self._order(order)
-        if function.written is None:
-            return function.functor()[1].rstrip()
-        header = (compile.CSRC / function.written.header).read_text(encoding="utf-8")
-        functor = function.written.functors[0]
-        struct = re.search(rf"(^//.*\n)*struct {functor}( : \w+)? {{\n(.*\n)*?}};", header, re.MULTILINE)
-        return struct[0] if struct else header
-
-    def operands(self, order: int = 0) -> tuple[int, int]:
-        """How many tensors the kernel of an order reads, and how many it writes.
-
-        Example:
-            >>> import torchad_ext
-            >>> torchad_ext.sin.operands(order=2)
-            (3, 2)
-        """
-        program = self._order(order).program
-        return len(program.inputs), len(program.outputs)
-
-    def latex(self, order: int = 0, mathtext: bool = False) -> str:
-        r"""The formula of the value (0), the gradient (1), the double backward (2), ... in LaTeX, without dollar signs.
-
-        A bar marks a cotangent: the kernel of order 1 computes :math:`\bar x` from :math:`\bar y`. A derivative,
-        :meth:`derivative`, has the simplified formula of itself.
-
-        Args:
-            order: which kernel's.
-            mathtext: for matplotlib, which knows neither environments nor ``\tfrac``.
-
-        Example:
-            >>> import torchad_ext
-            >>> print(torchad_ext.square.latex())
-            \mathrm{square}(x) = x^{2}
-            >>> print(torchad_ext.square.derivative().latex())
-            \frac{d}{d x} \mathrm{square}(x) = 2 \, x
-        """
-        name, operator, simplify = self._written_as if order == 0 else ("", "", False)
-        return latex(self._order(order).program, name, operator, simplify, mathtext)
-
-    @property
-    def _written_as(self) -> tuple[str, str, bool]:
-        """The name, the operator before it, and whether the formula is to be simplified."""
-        if isinstance(self.definition, Derivative):
-            return self.definition.op.__name__, f"{self.definition.latex} ", True
-        return self.__name__, "", False
-
-    def compile(
-        self,
-        orders: Sequence[int] = (0, 1, 2),
-        dtypes: Sequence[torch.dtype] = (torch.float32,),
-        devices: Sequence[str] = ("cpu",),
-    ) -> None:
-        """Compiles kernels ahead of their first use, several at a time.
-
-        Args:
-            orders: 0 for the value, 1 for its gradient, 2 for the gradient of that, and so on, each with every gradient
-                wanted. Kernels for fewer gradients are compiled when they are needed.
-            dtypes: of float16, bfloat16, float32 and float64.
-            devices: of ``"cpu"`` and ``"cuda"``.
-
-        Raises:
-            BuildError: a kernel could not be compiled and ``TORCHAD_EXT_STRICT=1``; else there is one warning.
-
-        Example:
-            >>> import torchad_ext
-            >>> torchad_ext.square.compile(orders=[0])
-        """
-        functions = [self._order(order) for order in orders]
-        for device in devices:
-            loader.load(device)
-        work = [(f, device, dtype) for f in functions for device in devices for dtype in dtypes if f.program.outputs]
-        with ThreadPoolExecutor(toolchain.processors()) as pool:
-            for _ in pool.map(lambda each: each[0].kernel(each[1], each[2]), work):
-                pass
 
 
 class Pointwise(Declared):
@@ -457,7 +62,7 @@ class Pointwise(Declared):
         if has_torch_function(args):
             return self._define(args) if traced_before_autograd() else handle_torch_function(self, args, *args)
         kinds, member, scalars = self.resolve(args)
-        xs = [x for x, kind in zip(args, kinds, strict=True) if kind is _TENSOR]
+        xs = [x for x, kind in zip(args, kinds, strict=True) if kind is TENSOR]
         first = xs[0]
         if first.dtype not in DTYPES:
             return self._define(args)
@@ -478,12 +83,12 @@ class Pointwise(Declared):
 
     def _put_in_front(self, kinds: tuple[Any, ...], member: Elementwise) -> None:
         """Lets C++ take calls with arguments of these kinds from now on."""
-        options = [(i, kind) for i, kind in enumerate(kinds) if kind is not _TENSOR and kind is not _SCALAR]
+        options = [(i, kind) for i, kind in enumerate(kinds) if kind is not TENSOR and kind is not SCALAR]
         if len(kinds) > _MOST_PARAMETERS or not all(x is None or isinstance(x, (str, bool)) for _, x in options):
             return
         if kinds in self._in_front:
             return
-        bits = [sum(1 << i for i, kind in enumerate(kinds) if kind is of) for of in (_TENSOR, _SCALAR)]
+        bits = [sum(1 << i for i, kind in enumerate(kinds) if kind is of) for of in (TENSOR, SCALAR)]
         front = self.__dict__.setdefault("_front", fast_path.front(tuple(self._parameters.values())))
         front.add(member.fast_function, *bits, tuple(options))
         self._in_front.add(kinds)
@@ -546,42 +151,6 @@ class Pointwise(Declared):
             for left, right in self._equations()
         ]
         return f"<table><caption><code>{title}</code></caption>{''.join(rows)}</table>"
-
-
-def _restored(cls: type[Declared], definition: Callable[..., Any], name: str, module: str, domain: Any) -> Declared:
-    """An op that was copied; it is traced when it is first called, because what it captures may not be there yet."""
-    return cls(definition, name=name, module=module, domain=domain)
-
-
-def _signature(definition: Any, decorator: str) -> inspect.Signature:
-    if isinstance(definition, torch.nn.Module):
-        definition = definition.forward
-    if not callable(definition) or inspect.isclass(definition) or isinstance(definition, torch.jit.ScriptFunction):
-        kind = " that torch.jit.script made; give the function in Python" if hasattr(definition, "graph") else ""
-        raise TypeError(f"torchad_ext.{decorator} takes a function of tensors, got {definition!r}{kind}")
-    if (found := signature_of(definition)) is not None:
-        return found
-    try:
-        return inspect.signature(definition)
-    except ValueError:
-        raise TypeError(
-            f"torchad_ext.{decorator} does not know the arguments of {definition!r}; write lambda x: ..."
-        ) from None
-
-
-def _is_tensor(kind: Any) -> bool:
-    return kind is _TENSOR or kind is _ROW or kind is _COLUMN
-
-
-def _is_symbol(kind: Any) -> bool:
-    """Is it no value?"""
-    return _is_tensor(kind) or kind is _SCALAR
-
-
-def _kind(x: Any) -> Any:
-    if isinstance(x, torch.Tensor):
-        return _TENSOR
-    return _SCALAR if isinstance(x, (float, int, numbers.Real)) and not isinstance(x, bool) else x
 
 
 @overload

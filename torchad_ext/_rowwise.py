@@ -10,10 +10,10 @@ from typing import Any, overload
 import torch
 from torch.overrides import handle_torch_function, has_torch_function
 
+from ._declared import COLUMN, ROW, TENSOR, Declared, Interval, is_tensor
 from ._elementwise import Elementwise
 from ._native import kernels
 from ._native.kernels import DTYPES
-from ._pointwise import _COLUMN, _ROW, _TENSOR, Declared, Interval, _is_tensor
 from ._row_function import RowFunction, shape_of
 from ._symbolic.captured import plain
 from ._symbolic.program import Program
@@ -47,11 +47,11 @@ class Rowwise(Declared):
         intervals, arguments = self.intervals, []
         length = view(torch.empty(shape)).shape[-1]
         for name, kind in zip(self._parameters, self._usual_arguments, strict=True):
-            if not _is_tensor(kind):
+            if not is_tensor(kind):
                 arguments.append(kind)
                 continue
             low, high = intervals.get(name, (-3.0, 3.0))
-            numbers = uniform((length,)) if kind is _COLUMN else view(uniform(shape))
+            numbers = uniform((length,)) if kind is COLUMN else view(uniform(shape))
             arguments.append(low + (high - low) * numbers)
         return tuple(arguments[: len(arguments) - len(self._keywords)])
 
@@ -75,12 +75,12 @@ class Rowwise(Declared):
             return self._define(args)
         xs = []
         for x, kind in zip(args, kinds, strict=True):
-            if _is_tensor(kind):
+            if is_tensor(kind):
                 whole = shape_of(_NAMES[kind], shape)
                 if x.shape != whole:
                     if not member.depends_on_all:
                         return self._define(args)  # an output has the shape of what it depends on
-                    x = x.reshape(whole) if kind is _COLUMN else x.expand(whole)
+                    x = x.reshape(whole) if kind is COLUMN else x.expand(whole)
                 xs.append(x)
         numbers = tuple([float(args[i]) for i in scalars])
         result = member.apply(xs, (shape, numbers))  # type: ignore[arg-type]
@@ -100,7 +100,7 @@ class Rowwise(Declared):
         kinds = super()._kinds(args)
         if length == 1:
             return kinds
-        return tuple([_kind(x, dims) if kind is _TENSOR else kind for x, kind in zip(args, kinds, strict=True)])
+        return tuple([_kind(x, dims) if kind is TENSOR else kind for x, kind in zip(args, kinds, strict=True)])
 
     def _member(self, program: Program, definition: Callable[..., Any]) -> RowFunction:
         dropped = tuple([kind == "dropped" for kind in program.kinds])
@@ -116,16 +116,16 @@ class Rowwise(Declared):
         return {}
 
 
-_NAMES = {_TENSOR: "tensor", _ROW: "row", _COLUMN: "column"}
+_NAMES = {TENSOR: "tensor", ROW: "row", COLUMN: "column"}
 
 
 def _kind(x: Any, dims: int) -> Any:
     """The kind of a tensor beside others of so many dimensions, in rows of more than one element."""
     if not isinstance(x, torch.Tensor):
-        return _TENSOR
+        return TENSOR
     if x.dim() == 0 or x.shape[-1] == 1:
-        return _ROW
-    return _COLUMN if x.dim() == 1 and dims > 1 else _TENSOR
+        return ROW
+    return COLUMN if x.dim() == 1 and dims > 1 else TENSOR
 
 
 def _are_alike(tensors: Sequence[torch.Tensor]) -> bool:

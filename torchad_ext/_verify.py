@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from ._comparison import Comparison, first_line, is_differentiated, like
-from ._pointwise import Declared, Pointwise
+from ._declared import Declared
+from ._pointwise import Pointwise
 from ._rowwise import Rowwise
 from ._warnings import warn_user
 

@@ -273,8 +273,8 @@ class QuadraticForm(nn.Module):
 
     Example:
         >>> form = QuadraticForm(3, constraint="positive definite")
-        >>> form(torch.tensor([[1.0, 2.0, 2.0]]))
-        tensor([9.], grad_fn=<QuadraticFormBackward>)
+        >>> form(torch.tensor([[1.0, 2.0, 2.0]])).detach()
+        tensor([9.])
     """
 
     def __init__(self, features: int, constraint: str | None = None) -> None:

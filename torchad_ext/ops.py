@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from ._declared import Interval
 from ._elementwise import HandWritten
 from ._native.kernels import DTYPES
-from ._pointwise import Interval, Pointwise
+from ._pointwise import Pointwise
 from ._symbolic import cpp
 from ._symbolic.cpp import Kernel
 from ._torch_state import nn_functions

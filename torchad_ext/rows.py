@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.overrides import has_torch_function
 
-from ._pointwise import _COLUMN, Interval
+from ._declared import COLUMN, Interval
 from ._rowwise import Rowwise
 
 __all__ = [  # noqa: RUF022, in the order of this file
@@ -45,8 +45,8 @@ _CALLS = {"vector_norm": ["dim=-1"]}  # what an example is given beside tensors
 
 
 _USUALLY: dict[str, Mapping[str, Any]] = {
-    "layer_norm": {"weight": _COLUMN, "bias": _COLUMN},
-    "rms_norm": {"weight": _COLUMN, "eps": 1e-7},
+    "layer_norm": {"weight": COLUMN, "bias": COLUMN},
+    "rms_norm": {"weight": COLUMN, "eps": 1e-7},
     **{name: {"dim": -1} for name in ("vector_norm", "normalize", "cosine_similarity")},
 }  # what the kernels of a call without options are compiled for
 

@@ -19,7 +19,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import torchad_ext as ad
-from torchad_ext._forward.composing import composing
+from torchad_ext._forward.correction_mode import with_corrections
 from torchad_ext._forward.fallback import _warned
 from torchad_ext.ops import CATALOGUE
 
@@ -44,7 +44,7 @@ def points(*shape: int, low: float = -1.0, high: float = 1.0) -> Tensor:
 def nested(f: Function, x: Tensor, index: Index) -> Tensor:
     """A derivative by reverse mode of reverse mode, where PyTorch's derivatives are right ones."""
     x = x if x.requires_grad else x.detach().requires_grad_()
-    y = composing(f)(x)
+    y = with_corrections(f)(x)
     results = []
     for row in y.reshape(*x.shape[:-1], -1).unbind(-1):
         for i in index:

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 
 import torchad_ext as ad
 from torchad_ext import SparsityError, hessian_sparsity
-from torchad_ext._hessian import random_product, ways
+from torchad_ext._hessian import random_product, thresholds
 from torchad_ext._hessian.decompression import coloring_of
 from torchad_ext._hessian.pullback import GraphPullback
 
@@ -27,9 +27,9 @@ BAND = sample(6, 6).tril(1).triu(-1)
 
 @pytest.fixture(autouse=True)
 def _small_patterns_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ways, "FEW_ELEMENTS", 0)
-    monkeypatch.setattr(ways, "SHARE", math.inf)
-    monkeypatch.setattr(ways, "SAVING", 2)
+    monkeypatch.setattr(thresholds, "FEW_ELEMENTS", 0)
+    monkeypatch.setattr(thresholds, "SHARE", math.inf)
+    monkeypatch.setattr(thresholds, "SAVING", 2)
 
 
 def pattern_of(f: Function, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Functions of PyTorch composed of operations that have rules; the arguments are those of PyTorch's function.
 
 A composition gives NotImplemented for arguments that it does not cover. Derivatives at kinks are those that PyTorch
-has. Functions whose derivatives are wrong in PyTorch are composed in :mod:`torchad_ext._forward.composed`.
+has. Functions whose derivatives are wrong in PyTorch are composed in :mod:`torchad_ext._forward.corrections`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from .._quadratic_form import definition as quadratic_form
 from . import elementwise_rules
-from .composed import COMPOSED, affine, dropout, logsumexp, softmax, vector_norm
+from .corrections import CORRECTIONS, affine, vector_norm
 from .roots import root, squared
+from .softmax import dropout, log_softmax, logsumexp, softmax
 
 
 def scan(operation: Callable[[Any, Any], Any], x: Any) -> Any:
@@ -320,11 +321,6 @@ def _of_nothing(function: Callable[..., Any]) -> Callable[..., Any]:
     return composed
 
 
-def _log_softmax(x: Any, dim: int, dtype: Any = None) -> Any:
-    x = x if dtype is None else x.to(dtype)
-    return x - logsumexp(x, dim, keepdim=True)
-
-
 def _rms_norm(x: Any, shape: Any, weight: Any = None, eps: float | None = None) -> Any:
     square = x.square().mean(tuple(range(-len(shape), 0)), keepdim=True)
     return affine(x * (square + (torch.finfo(x.dtype).eps if eps is None else eps)).rsqrt(), weight, None)
@@ -344,8 +340,8 @@ def _of_own_point(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 COMPOSITIONS: dict[str, Callable[..., Any]] = {
-    "batch_norm": _of_own_point(COMPOSED["batch_norm"]),
-    "native_batch_norm": _of_own_point(COMPOSED["native_batch_norm"]),
+    "batch_norm": _of_own_point(CORRECTIONS["batch_norm"]),
+    "native_batch_norm": _of_own_point(CORRECTIONS["native_batch_norm"]),
     "cosine_similarity": _cosine_similarity,
     "cumprod": _cumprod,
     "logcumsumexp": _logcumsumexp,
@@ -363,7 +359,7 @@ COMPOSITIONS: dict[str, Callable[..., Any]] = {
     "cov": _cov,
     "corrcoef": _corrcoef,
     "softmax": _of_nothing(softmax),
-    "log_softmax": _of_nothing(_log_softmax),
+    "log_softmax": _of_nothing(log_softmax),
     "dropout": dropout,
     "feature_dropout": _feature_dropout,
     "alpha_dropout": _alpha_dropout,

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from .._declared import SCALAR, TENSOR, kind_of
 from .._elementwise import Elementwise
-from .._pointwise import _SCALAR, _TENSOR, Pointwise, _kind
+from .._pointwise import Pointwise
 from .._symbolic.evaluate import evaluate
 from .._symbolic.expr import scalar, tensor
 from .._symbolic.torch_names import is_of_torch, name_of
@@ -29,9 +30,9 @@ def _member(func: Any, kinds: tuple[Any, ...], names: tuple[str, ...]) -> Elemen
     """An elementwise function of PyTorch for arguments of these kinds, the last of which have names."""
     symbols = [
         tensor(("input", "other", "end", "weight")[i] if i < 4 else f"x{i}")
-        if kind is _TENSOR
+        if kind is TENSOR
         else scalar(f"s{i}")
-        if kind is _SCALAR
+        if kind is SCALAR
         else kind
         for i, kind in enumerate(kinds)
     ]
@@ -47,7 +48,7 @@ def _member(func: Any, kinds: tuple[Any, ...], names: tuple[str, ...]) -> Elemen
 def by_kernel(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """An elementwise operation with an expression: one kernel for value, tangents and Laplacian."""
     arguments = (*args, *kwargs.values())
-    kinds = tuple(map(_kind, arguments))
+    kinds = tuple(map(kind_of, arguments))
     member: Elementwise | None
     if isinstance(func, Pointwise):
         kinds, member, _ = func.resolve(arguments)
@@ -55,9 +56,9 @@ def by_kernel(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any
         return NotImplemented
     else:
         if known_name(func).strip("_") in _WITH_CONSTANT_EXPONENT:  # a constant power is a few products
-            kinds = tuple(x if kind is _SCALAR else kind for x, kind in zip(arguments, kinds, strict=True))
+            kinds = tuple(x if kind is SCALAR else kind for x, kind in zip(arguments, kinds, strict=True))
         member = _member(getattr(func, "overloadpacket", func), kinds, tuple(kwargs))
-    xs = [x for x, kind in zip(arguments, kinds, strict=True) if kind is _TENSOR]
+    xs = [x for x, kind in zip(arguments, kinds, strict=True) if kind is TENSOR]
     values = list(map(sweep.value, xs))
     if any(x.is_complex() for x in values):
         if member is None or not member.is_analytic or any(isinstance(x, complex) for x in arguments):
@@ -69,7 +70,7 @@ def by_kernel(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any
         return NotImplemented
     if not member.keeps(values[0].dtype):
         return NotImplemented
-    numbers = tuple([float(x) for x, kind in zip(arguments, kinds, strict=True) if kind is _SCALAR])
+    numbers = tuple([float(x) for x, kind in zip(arguments, kinds, strict=True) if kind is SCALAR])
     return sweep.elementwise(member, xs, numbers)
 
 

@@ -19,7 +19,7 @@ from .._settings import is_strict
 from .._symbolic.jet_algebra import Functional, Index
 from .._torch_state import function_of, transforms_active
 from .._warnings import warn_user
-from .composing import composing
+from .correction_mode import with_corrections
 
 Function = Callable[[Tensor], Tensor]
 Tensors = tuple[Tensor, ...]
@@ -189,7 +189,7 @@ def by_transforms(
     f: Function, x: Tensor, directions: Sequence[Tensor], signs: tuple[int, ...], name: str
 ) -> tuple[Tensor, Sequence[Tensor] | None, Tensor | None]:
     """Value, tangents and Laplacian of f by torch.func, a direction at a time."""
-    f = composing(f)
+    f = with_corrections(f)
     value = checked(f(x), x, name)
     rows = [_twice_by_transforms(lambda x: (f(x),), (x,), (u,)) for u in directions]
     return value, [y for (y,), _ in rows], sum_defined(*(sign * y for sign, (_, (y,)) in zip(signs, rows, strict=True)))
@@ -210,7 +210,7 @@ def by_reverse_mode(
         leaf = x if x.requires_grad else x.detach().requires_grad_()
         wanted = leaf is x
         x = leaf.view_as(leaf)
-        value = checked(composing(f)(x), x, name)
+        value = checked(with_corrections(f)(x), x, name)
         recording = recording and (wanted or depends_on_others([value], [leaf]))
         numbers = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
         results = numbers.reshape(*x.shape[:-1], -1).unbind(-1)
@@ -259,11 +259,11 @@ def along_by_transforms(
     f: Function, x: Tensor, directions: Sequence[Tensor], functionals: Sequence[Functional], name: str
 ) -> tuple[Tensor, ...]:
     """Derivatives of f along directions, of any order, by torch.func."""
-    checked(composing(f)(x), x, name)
+    checked(with_corrections(f)(x), x, name)
 
     def differentiated(index: Index) -> Function:
         if not any(index):
-            return composing(f)
+            return with_corrections(f)
         lower, i = _lowered(index)
         of = differentiated(lower)
 
@@ -287,7 +287,7 @@ def along_by_reverse_mode(
         leaf = x if x.requires_grad else x.detach().requires_grad_()
         wanted = leaf is x
         x = leaf.view_as(leaf)
-        value = checked(composing(f)(x), x, name)
+        value = checked(with_corrections(f)(x), x, name)
         recording = recording and (wanted or depends_on_others([value], [leaf]))
         numbers = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
         results_of_f = numbers.reshape(*x.shape[:-1], -1).unbind(-1)

@@ -27,7 +27,7 @@ from .._symbolic.jet_algebra import JetAlgebra
 from .._symbolic.torch_names import name_of
 from .._torch_state import share_memory, transforms_active
 from . import linalg_rules, recurrent, rules
-from .composing import composing
+from .correction_mode import with_corrections
 from .elementwise_rules import by_slopes
 from .fallback import Unseen, has_derivative
 from .propagation import Arguments, Jet, Keywords, Rule, Sweep, jets_in
@@ -172,7 +172,7 @@ class JetSweep(Sweep):
 
     def differentiated(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
         values, options = self.values(args, kwargs)
-        value = composing(func)(*values, **options)
+        value = with_corrections(func)(*values, **options)
         if not any(has_derivative(y) for y in torch.utils._pytree.tree_leaves(value)):
             return value
         raise Unseen(name_of(func))

@@ -15,7 +15,7 @@ from .._linearity import JOINS, LINEAR, LINEAR_BY_ELEMENT, LINEAR_IN_ALL, MOVES,
 from .._torch_state import transforms_active
 from . import writes
 from .calls import known_name
-from .composed import affine
+from .corrections import affine
 from .propagation import Arguments, Jet, Keywords, Rule, Sweep, jets_in
 
 

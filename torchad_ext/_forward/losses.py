@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from .._pointwise import pointwise
 from .._torch_state import transforms_active
-from .composed import logsumexp
+from .softmax import logsumexp
 
 
 def _reduced(y: Any, reduction: int, weight: Any = None) -> Any:

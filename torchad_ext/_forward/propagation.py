@@ -34,7 +34,7 @@ from .._symbolic.torch_names import is_of_torch, name_of
 from .._torch_state import is_autocast_enabled, wrapper_subclass
 from . import writes
 from .calls import known_name, positional
-from .composing import composing, with_powers
+from .correction_mode import with_corrections, with_powers
 from .fallback import Unseen, fall_back, has_derivative, of_operation, random_states
 
 Tangents = tuple[Tensor, ...]
@@ -360,7 +360,7 @@ class Sweep:
             for i, x in zip(places, xs, strict=True):
                 leaves[i] = x
             args, kwargs = tree_unflatten(leaves, tree)
-            return composing(func)(*args, **kwargs)
+            return with_corrections(func)(*args, **kwargs)
 
         def differentiable(*xs: Tensor) -> Tangents:
             return tuple(y for y in tree_leaves(f(*xs)) if has_derivative(y))
@@ -392,7 +392,7 @@ def value_to_repeat(func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """The value of an operation that will be run again, which is refused if it draws random numbers."""
     device = next((x.device for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)), torch.device("cpu"))
     random = random_states(device)
-    value = composing(func)(*args, **kwargs)
+    value = with_corrections(func)(*args, **kwargs)
     if not all(map(torch.equal, random, random_states(device))):
         raise Unseen(f"{name_of(func)}, which draws random numbers")
     return value

@@ -14,7 +14,7 @@ from .._pointwise import Pointwise
 from .._symbolic.torch_functions import FUNCTIONS
 from . import decompositions, elementwise_rules, linalg_rules, linear_rules, losses, recurrent, selection_rules
 from .calls import known_name, without_guard
-from .composed import COMPOSED
+from .corrections import CORRECTIONS
 from .propagation import Arguments, Keywords, Rule, Sweep
 
 
@@ -71,4 +71,4 @@ RULES: dict[str, Rule] = {
     "sgn": elementwise_rules.sgn,
     "hypot": _by_composition,
 }
-COMPOSITIONS: dict[str, Callable[..., Any]] = {**COMPOSED, **decompositions.COMPOSITIONS, **losses.COMPOSITIONS}
+COMPOSITIONS: dict[str, Callable[..., Any]] = {**CORRECTIONS, **decompositions.COMPOSITIONS, **losses.COMPOSITIONS}

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import ways
+from . import thresholds
 from .coloring import star_coloring
 from .pattern import find_pattern, sparse_matrix, unique
 
@@ -145,14 +145,16 @@ def find_coloring(f: Callable[[Tensor], Tensor], x: Tensor, always: bool = False
     if always:
         pattern = find_pattern(f, x)
         return None if pattern is None or 2 * len(pattern[0]) > n * n else _coloring_of_keys(pattern[0], x)
-    if n < ways.FEW_ELEMENTS:
+    if n < thresholds.FEW_ELEMENTS:
         return None
-    most = n / ways.SAVING
-    pattern = find_pattern(f, x, most, ways.SHARE / ways.FINDING)
+    most = n / thresholds.SAVING
+    pattern = find_pattern(f, x, most, thresholds.SHARE / thresholds.FINDING)
     if pattern is None:
         return None
     keys, of_rows = pattern
-    colored = _coloring_of_keys(keys, x, most) if ways.COLORING * len(keys) <= ways.SHARE * of_rows else None
+    colored = (
+        _coloring_of_keys(keys, x, most) if thresholds.COLORING * len(keys) <= thresholds.SHARE * of_rows else None
+    )
     return colored and dataclasses.replace(colored, size=int(of_rows / max(1, n)))
 
 

@@ -11,8 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .columns import jacobian_by_pullback_of_pullback, jacobian_in_forward_mode
 from .decompression import SparsityError, coloring_of, find_coloring
+from .jacobian_columns import jacobian_by_pullback_of_pullback, jacobian_in_forward_mode
+from .jacobian_rows import all_rows, blocks_of_rows, rows_at_once, tracked
 from .pattern import sparse_matrix
 from .point import Draws, Function, Point, explained, is_transformed
 from .pullback import (
@@ -24,8 +25,7 @@ from .pullback import (
     scalar_function,
 )
 from .random_product import FastPath, report
-from .rows import all_rows, blocks_of_rows, rows_at_once, tracked
-from .ways import MUCH_TALLER
+from .thresholds import MUCH_TALLER
 
 Strategy = Literal["reverse-over-reverse", "forward-over-reverse"]
 

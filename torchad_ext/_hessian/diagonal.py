@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._forward.composing import composing
-from .columns import path_of_function
+from .._forward.correction_mode import with_corrections
 from .curvature import Curvature, UnknownOperation
+from .jacobian_columns import path_of_function
+from .jacobian_rows import Chunks, gathered, tracked
 from .point import Function, Point
 from .pullback import GraphPullback, Pullback, pullback_of_gradient
-from .rows import Chunks, gathered, tracked
-from .ways import directions_at_once, quickest_way
+from .thresholds import directions_at_once, quickest_way
 
 
 def hessian_diagonal(
@@ -80,7 +80,7 @@ def _diagonal_of_batch(at: Point, f: Function, chunk_size: int | None, progress:
     seen: list[Tensor] = []
 
     def total(points: Tensor) -> Tensor:
-        y = composing(f)(points)
+        y = with_corrections(f)(points)
         seen[:] = [points, y]
         if not isinstance(y, Tensor) or y.shape != x.shape[:1]:
             got = f"shape {list(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
@@ -149,7 +149,7 @@ def _by_sweeps(
     rows = chunk_size or directions_at_once(x.numel())
     parts = []
     try:
-        curvature = Curvature(composing(f), x)
+        curvature = Curvature(with_corrections(f), x)
         (along_v,) = curvature.along(v.unsqueeze(0))
         terms = (v * gradient.pull([v.expand_as(x)])[0]).reshape(len(x), -1)
         if _differ(along_v, terms.sum(1), torch.finfo(x.dtype).eps ** 0.5 * terms.abs().sum(1)):

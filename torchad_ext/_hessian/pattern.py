@@ -22,7 +22,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .._forward.composing import composing
+from .._forward.correction_mode import with_corrections
 from .pattern_rules import Rules, is_numeric
 
 Array = np.ndarray[Any, Any]
@@ -74,7 +74,7 @@ def hessian_sparsity(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def _checked_value(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    y = composing(f)(x)
+    y = with_corrections(f)(x)
     if not isinstance(y, Tensor) or not y.is_floating_point():
         got = f"{y.dtype}" if isinstance(y, Tensor) else type(y).__name__
         raise TypeError(f"torchad_ext.hessian_sparsity takes floating-point tensors for the value of f; got {got}")

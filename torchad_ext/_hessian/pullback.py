@@ -2,7 +2,7 @@
 
 The graph is autograd's, or within a transform of ``torch.func``, at a level of forward mode and while compiling that of
 ``torch.func.vjp``. f runs with compositions in place of what PyTorch differentiates wrongly
-(:mod:`torchad_ext._forward.composed`); those of a norm at 0 are 0 (:mod:`torchad_ext._forward.roots`).
+(:mod:`torchad_ext._forward.corrections`); those of a norm at 0 are 0 (:mod:`torchad_ext._forward.roots`).
 
 A ``torch.autograd.Function`` of others may have a backward whose own derivative PyTorch silently takes for zero; its
 first call is compared with finite differences, for which f is run once more
@@ -22,10 +22,10 @@ from torch.utils._pytree import TreeSpec, tree_flatten
 
 from .._autograd.foreign_functions import COMPILED, check_functions
 from .._autograd.graph import depends_on_others, foreign_nodes, graph_nodes, is_cut_off, is_own
-from .._forward.composing import composing
+from .._forward.correction_mode import with_corrections
 from .point import Function, Point, Tensors, check_floating, explained, is_transformed
 from .random_product import FastPath, fast_path
-from .ways import largest_in_graph
+from .thresholds import largest_in_graph
 
 
 class Pullback:
@@ -140,7 +140,7 @@ class FlatFunction:
     spec: TreeSpec
 
     def __init__(self, f: Function, at: Point) -> None:
-        self._f, self._at = composing(f), at
+        self._f, self._at = with_corrections(f), at
 
     def __call__(self, *leaves: Tensor) -> tuple[Tensor, ...]:
         values, self.spec = tree_flatten(self._f(self._at.unflatten(leaves)))
@@ -153,7 +153,7 @@ def scalar_function(f: Function, at: Point) -> Callable[..., Tensor]:
     """f as a function of the leaves of x, its value checked."""
 
     def function(*leaves: Tensor) -> Tensor:
-        y: Tensor = composing(f)(at.unflatten(leaves))
+        y: Tensor = with_corrections(f)(at.unflatten(leaves))
         check_floating(at.name, "the value of f", y)
         if y.dim():
             raise ValueError(

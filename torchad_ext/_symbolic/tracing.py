@@ -24,7 +24,6 @@ from .expr import FLOATS, SYMBOLS, Expr, constant, length, make, topological
 from .kinks import decided
 from .program import Program
 from .refusals import Problem, TraceError, refusal
-from .row_functions import INDICES, ROW_FUNCTIONS, along_row
 from .torch_functions import (
     ALIASES,
     ARITHMETIC,
@@ -41,6 +40,7 @@ from .torch_functions import (
     number,
 )
 from .torch_names import is_of_torch, module_of, name_of, written_by
+from .torch_row_functions import INDICES, ROW_FUNCTIONS, along_row
 
 
 class ValueNeeded(Exception):

@@ -1,6 +1,6 @@
 """Columns of a Jacobian J: pushforwards in forward mode, or pullbacks of the pullback v -> v^T J, linear in v.
 
-One random product by plain reverse mode checks them, as it does rows (:mod:`torchad_ext._hessian.rows`).
+One random product by plain reverse mode checks them, as it does rows (:mod:`torchad_ext._hessian.jacobian_rows`).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from .._autograd.graph import foreign_nodes
-from . import ways
+from . import thresholds
+from .jacobian_rows import all_rows, bases, blocks_of_rows, chunks_of_rows, joined, rows_again, rows_at_once
 from .point import Draws, Function, Point, Tensors, explained, is_transformed, offsets_of
 from .pullback import FlatFunction, GraphPullback, Pullback, grad
 from .random_product import FastPath, RandomProduct, fast_path
-from .rows import all_rows, bases, blocks_of_rows, chunks_of_rows, joined, rows_again, rows_at_once
-from .ways import Largest
+from .thresholds import Largest
 
 
 def jacobian_in_forward_mode(
@@ -75,7 +75,9 @@ def jacobian_by_pullback_of_pullback(value: Pullback, chunk_size: int | None, pr
                 gradients = grad(value.outputs, value.inputs, w, create_graph=True)
             transposed = GraphPullback(Point(at.name, at.f, w), value.spec, gradients, w, create_graph=False)
             rows = chunk_size or rows_at_once(transposed, value.size)
-            columns = joined(chunks_of_rows(transposed, 1 if at.size <= ways.FEW_ROWS else rows, progress), at.size, w)
+            columns = joined(
+                chunks_of_rows(transposed, 1 if at.size <= thresholds.FEW_ROWS else rows, progress), at.size, w
+            )
         except RuntimeError:  # of an operation that has no second derivative
             return None
         agree = True
@@ -107,14 +109,16 @@ def _columns(
         return tuple(torch.func.jvp(flat, leaves, tangents)[1])
 
     def columns_at_once() -> int:
-        if path is None or at.size <= ways.FEW_ROWS:
+        if path is None or at.size <= thresholds.FEW_ROWS:
             return max(1, at.size)
         if path.at_once is None:
             _, units = next(bases(at.leaves, at, 1, False))
             with Largest() as largest, explained(at.name):
                 draws.again()
                 column = push(*(u[0] for u in units))
-            path.at_once = ways.rows_at_once(largest.bytes, at.size * sum(y.numel() * y.element_size() for y in column))
+            path.at_once = thresholds.rows_at_once(
+                largest.bytes, at.size * sum(y.numel() * y.element_size() for y in column)
+            )
         return path.at_once
 
     def chunks() -> Iterator[tuple[int, Tensors]]:

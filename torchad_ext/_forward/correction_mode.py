@@ -15,11 +15,11 @@ from .._symbolic.torch_names import is_of_torch
 from .._torch_state import top_saved_tensors_hooks, without_compilation
 from . import roots
 from .calls import is_python, known_name, positional, without_guard
-from .composed import COMPOSED
+from .corrections import CORRECTIONS
 
 
-class Composing(TorchFunctionMode):
-    """Calls compositions (:mod:`torchad_ext._forward.composed`) in place of those of PyTorch that have their names."""
+class Correcting(TorchFunctionMode):
+    """Calls :mod:`torchad_ext._forward.corrections` in place of PyTorch's functions of the same names."""
 
     _running: Any = None  # a function in Python: what it calls by super() has its name
 
@@ -37,7 +37,7 @@ class Composing(TorchFunctionMode):
                     return of(*args, **kwargs)
             finally:
                 self._running = before
-        if kind == "composed":
+        if kind == "corrected":
             _recompute_alike()
             args, kwargs = positional(func, args, kwargs)
             result = of(*args, **kwargs)
@@ -54,21 +54,21 @@ def _recompute_alike() -> None:
         return
     frame = inspect.getclosurevars(unpack).nonlocals.get("frame")
     if frame and not hasattr(frame.recompute_fn, "__wrapped__"):
-        frame.recompute_fn = composing(frame.recompute_fn)
+        frame.recompute_fn = with_corrections(frame.recompute_fn)
 
 
-def composing(f: Callable[..., Any]) -> Callable[..., Any]:
-    """f, run under :class:`Composing`."""
+def with_corrections(f: Callable[..., Any]) -> Callable[..., Any]:
+    """f, run under :class:`Correcting`."""
 
     @functools.wraps(f)
-    def composed(*args: Any, **kwargs: Any) -> Any:
+    def corrected(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return f(*args, **kwargs)
         # Where Dynamo skips f, it compiles the mode, and takes one function of PyTorch for another there.
-        with without_compilation(), Composing():
+        with without_compilation(), Correcting():
             return f(*args, **kwargs)
 
-    return composed
+    return corrected
 
 
 def _overrides(kind: type) -> bool:
@@ -81,11 +81,11 @@ def _overrides(kind: type) -> bool:
 def _found(func: Any) -> tuple[str, Any]:
     """How to call a function: by its composition, by its parts in Python, watched for powers of norms, or as it is."""
     if is_of_torch(func):
-        composed = None if without_guard(func) else COMPOSED.get(known_name(func))
+        composed = None if without_guard(func) else CORRECTIONS.get(known_name(func))
         if without_guard(func) and _reaches(func, set()):
             return "python", without_guard(func)
         if composed:
-            return "composed", composed
+            return "corrected", composed
         if roots.watched(func):
             return "watched", func
     return "native", func
@@ -96,7 +96,7 @@ def _reaches(func: Any, seen: set[Any]) -> bool:
     seen.add(func)
     names = set(func.__code__.co_names)
     called = (func.__globals__.get(name) for name in names)
-    return bool(names & (COMPOSED.keys() | roots.ROOTS | roots.POWERS)) or any(
+    return bool(names & (CORRECTIONS.keys() | roots.ROOTS | roots.POWERS)) or any(
         _reaches(f, seen) for f in called if is_python(f) and f not in seen
     )
 

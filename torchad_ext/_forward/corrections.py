@@ -1,7 +1,7 @@
 """Functions of PyTorch whose derivatives are wrong, missing or not finite, composed of operations that have right ones.
 
 ``docs/where_pytorch_is_wrong.md`` lists them, with what is wrong at which order. The tools run a function under
-:class:`torchad_ext._forward.composing.Composing`, which puts these in place of PyTorch's.
+:class:`torchad_ext._forward.correction_mode.Correcting`, which puts these in place of PyTorch's.
 
 The derivatives of a norm, a distance and ``hypot`` at 0, where they have none, are 0 at every order. The even powers of
 a norm are smooth there: a power is taken of the sum of squares under the root, |x|² being x·x, also of a norm that was
@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map
 
 from .calls import unguarded
 from .roots import is_root, root, squared
+from .softmax import attention, logcumsumexp
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -118,51 +119,6 @@ def instance_norm(
     if mean is not None:  # it updates the running statistics
         torch.instance_norm(x.detach(), None, None, mean, variance, True, momentum, eps, False)
     return affine(_normalized(x, tuple(range(2, x.dim())), eps)[0], *of_channels(x, weight, bias))
-
-
-def logsumexp(x: Any, dim: Any, keepdim: bool = False) -> Any:
-    if x.is_complex() or not x.numel():
-        return NotImplemented
-    largest = x.detach().amax(dim, keepdim=True)
-    largest = largest.masked_fill(largest.isinf(), 0)
-    y = (x - largest).exp().sum(dim, keepdim=True).log() + largest
-    return y if keepdim else y.squeeze(dim)
-
-
-def _logcumsumexp(x: Any, dim: int) -> Any:
-    if x.is_complex() or x.dim() == 0:
-        return NotImplemented
-    x = x.movedim(dim, -1)
-    later = torch.ones(x.shape[-1], x.shape[-1], dtype=torch.bool, device=x.device).triu(1)
-    return logsumexp(x.unsqueeze(-2).masked_fill(later, -math.inf), -1).movedim(-1, dim)
-
-
-def softmax(x: Any, dim: int, dtype: Any = None) -> Any:
-    if not x.numel():
-        return NotImplemented
-    x = x if dtype is None else x.to(dtype)
-    e = (x - x.detach().amax(dim, keepdim=True)).exp()
-    return e / e.sum(dim, keepdim=True)
-
-
-def dropout(x: Any, p: float = 0.5, train: bool = True) -> Any:
-    return x * F.dropout(torch.ones_like(x), p) if train and p else x
-
-
-def _attention(
-    q: Any, k: Any, v: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False, *,
-    scale: Any = None, enable_gqa: bool = False,
-) -> Any:  # fmt: skip
-    if enable_gqa:
-        k, v = (x.repeat_interleave(q.shape[-3] // x.shape[-3], -3) for x in (k, v))
-    scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
-    if is_causal:
-        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attn_mask, -math.inf)
-    elif attn_mask is not None:
-        scores = scores + attn_mask
-    return dropout(softmax(scores, -1), dropout_p, True) @ v
 
 
 @_wide
@@ -305,7 +261,7 @@ def _conv_transpose(function: Callable[..., Any], n: int) -> Callable[..., Any]:
 
 
 # The arguments are those of PyTorch's function; NotImplemented where it is right.
-COMPOSED: dict[str, Callable[..., Any]] = {
+CORRECTIONS: dict[str, Callable[..., Any]] = {
     "layer_norm": layer_norm,
     "native_layer_norm": _native_layer_norm,
     "group_norm": _group_norm,
@@ -313,8 +269,8 @@ COMPOSED: dict[str, Callable[..., Any]] = {
     "batch_norm": batch_norm,
     "native_batch_norm": _native_batch_norm,
     "instance_norm": instance_norm,
-    "logcumsumexp": _logcumsumexp,
-    "scaled_dot_product_attention": _attention,
+    "logcumsumexp": logcumsumexp,
+    "scaled_dot_product_attention": attention,
     "vector_norm": vector_norm,
     "norm": _norm,
     "matrix_norm": _matrix_norm,

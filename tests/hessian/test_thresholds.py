@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 import torchad_ext as ad
 from torchad_ext._hessian import diagonal
-from torchad_ext._hessian.ways import Largest, quickest_way, rows_at_once
+from torchad_ext._hessian.thresholds import Largest, quickest_way, rows_at_once
 
 MEGABYTES = 2**20
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_unflatten
 
 from .._autograd.foreign_functions import COMPILED
-from . import ways
+from . import thresholds
 from .point import Point, Tensors, is_transformed, offsets_of
 from .pullback import GraphPullback, Pullback
 from .random_product import FastPath, RandomProduct, report
@@ -29,7 +29,7 @@ Chunks = Iterable[tuple[int, Tensors]]  # the number of the first row of each, a
 def rows_at_once(value: Pullback, width: int, batch: int = 1) -> int:
     """The default number of rows of a batch, for a Jacobian of ``size // batch`` rows and so many columns."""
     bytes_of_one = max(y.element_size() for y in (*value.outputs, *value.at.leaves))
-    return ways.rows_at_once(value.largest(), value.size * width // max(1, batch) * bytes_of_one)
+    return thresholds.rows_at_once(value.largest(), value.size * width // max(1, batch) * bytes_of_one)
 
 
 def all_rows(value: Pullback, chunk_size: int | None, progress: bool) -> list[Tensor]:
@@ -42,7 +42,7 @@ def all_rows(value: Pullback, chunk_size: int | None, progress: bool) -> list[Te
 
 def chunks_of_rows(value: Pullback, rows: int, progress: bool) -> Iterator[tuple[int, Tensors]]:
     """The rows of J in batches: the number of the first, and for each leaf of x ``[rows, *leaf]``."""
-    if value.final and len(value.outputs) == 1 and ways.are_units_worth(min(rows, value.size), value.size):
+    if value.final and len(value.outputs) == 1 and thresholds.are_units_worth(min(rows, value.size), value.size):
         (y,) = value.outputs
         for start, count in _batches(value.size, value.at, rows, progress):
             units = UnitRows(y.shape, y.new_ones(count), start)
@@ -69,7 +69,7 @@ def gathered(
     rows = chunk_size or rows_at_once(value, value.at.size, batch)
     if not isinstance(value, GraphPullback) or not value.size or not value.at.size:
         return gather(chunks(rows))
-    if rows == 1 or value.size <= ways.FEW_ROWS * batch or COMPILED in value.names:
+    if rows == 1 or value.size <= thresholds.FEW_ROWS * batch or COMPILED in value.names:
         return gather(chunks(1))  # a compiled backward runs for one row at a time
     path = value.path("in batches", rows)
     if path.is_wrong:

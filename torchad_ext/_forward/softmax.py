@@ -1,0 +1,63 @@
+"""softmax, logsumexp and attention, composed of operations that have rules; arguments as in PyTorch.
+
+A composition gives NotImplemented for arguments that it does not cover. The largest element, which is subtracted, is a
+number that no derivative sees.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+
+def logsumexp(x: Any, dim: Any, keepdim: bool = False) -> Any:
+    if x.is_complex() or not x.numel():
+        return NotImplemented
+    largest = x.detach().amax(dim, keepdim=True)
+    largest = largest.masked_fill(largest.isinf(), 0)
+    y = (x - largest).exp().sum(dim, keepdim=True).log() + largest
+    return y if keepdim else y.squeeze(dim)
+
+
+def logcumsumexp(x: Any, dim: int) -> Any:
+    if x.is_complex() or x.dim() == 0:
+        return NotImplemented
+    x = x.movedim(dim, -1)
+    later = torch.ones(x.shape[-1], x.shape[-1], dtype=torch.bool, device=x.device).triu(1)
+    return logsumexp(x.unsqueeze(-2).masked_fill(later, -math.inf), -1).movedim(-1, dim)
+
+
+def softmax(x: Any, dim: int, dtype: Any = None) -> Any:
+    if not x.numel():
+        return NotImplemented
+    x = x if dtype is None else x.to(dtype)
+    e = (x - x.detach().amax(dim, keepdim=True)).exp()
+    return e / e.sum(dim, keepdim=True)
+
+
+def log_softmax(x: Any, dim: int, dtype: Any = None) -> Any:
+    x = x if dtype is None else x.to(dtype)
+    return x - logsumexp(x, dim, keepdim=True)
+
+
+def dropout(x: Any, p: float = 0.5, train: bool = True) -> Any:
+    return x * F.dropout(torch.ones_like(x), p) if train and p else x
+
+
+def attention(
+    q: Any, k: Any, v: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False, *,
+    scale: Any = None, enable_gqa: bool = False,
+) -> Any:  # fmt: skip
+    if enable_gqa:
+        k, v = (x.repeat_interleave(q.shape[-3] // x.shape[-3], -3) for x in (k, v))
+    scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attn_mask, -math.inf)
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    return dropout(softmax(scores, -1), dropout_p, True) @ v

@@ -95,7 +95,7 @@ asan: $(INSTALLED)  ## Run the tests of the ops on CPU kernels under AddressSani
 	  LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 $(PYTHON) -m pytest --device cpu \
   tests/test_ops.py tests/test_pointwise.py tests/csrc/test_scalar.py tests/test_quadratic_form.py \
-  tests/native/test_eager.py::TestCalls tests/native/test_eager.py::TestWhatIsSaved tests/native/test_eager.py::TestLifetime
+  tests/native/test_fast_path.py::TestCalls tests/native/test_fast_path.py::TestWhatIsSaved tests/native/test_fast_path.py::TestLifetime
 
 clean:  ## Remove what was built, the environment included
 	rm -rf .venv build dist *.egg-info .*_cache .hypothesis

@@ -6,7 +6,7 @@ CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh')
 ASAN_CACHE := build/asan
 INSTALLED := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/installed)
 
-.PHONY: help demo test test-all test-long coverage docs fuzz table rules notebooks bench bench-check rivals figures \
+.PHONY: help demo test test-all test-long coverage mutants docs fuzz table rules notebooks bench bench-check rivals figures \
   first-minute gpu ulp tails lint format asan clean
 
 help:  ## Show the targets
@@ -32,6 +32,12 @@ test-long: $(INSTALLED)  ## Run the longest tests; make test-long ROOMS=tests/na
 
 coverage: $(INSTALLED)  ## Run the tests on the CPU, and list the lines of torchad_ext that none of them runs
 	$(PYTHON) -m pytest -n 2 --dist loadfile --device cpu --cov --cov-report=term
+
+MODULE := torchad_ext/_symbolic/operations.py
+TESTS := tests/symbolic/test_trace.py tests/symbolic/test_expr.py tests/symbolic/test_torch_functions.py
+mutants: $(INSTALLED)  ## Run TESTS on every mutant of MODULE, and show those that no test kills; hours
+	$(PYTHON) -m pip install --quiet -c constraints.txt -e '.[mutants]'
+	$(PYTHON) tests/mutants.py $(MODULE) $(TESTS)
 
 SECONDS := 600
 fuzz: $(INSTALLED)  ## Hold random programs against plain PyTorch; make fuzz SECONDS=3600 takes an hour

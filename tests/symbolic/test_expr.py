@@ -45,6 +45,8 @@ FLOATS = (
     -math.inf,
     math.nan,
 )
+# Half way between two numbers of bfloat16, of float16 and of float32, above an even one and above an odd one.
+TIES = tuple(1 + odd * 2.0**-bits for bits in (8, 11, 24) for odd in (1, 3))
 
 
 def program(*outputs: Expr) -> Program:
@@ -267,7 +269,7 @@ class TestSimplification:
     @pytest.mark.parametrize("op", [op.name for op in OPERATIONS.values() if op.fold])
     def test_constants_fold_to_the_value_of_the_operation(self, op: str) -> None:
         count = {"add": 2, "sub": 2, "mul": 2, "div": 2, "pow": 2}.get(op, 1)
-        values = [(*FLOATS, 0.3, 2.0)] * count
+        values = [(*FLOATS, 0.3, 2.0, *(TIES if count == 1 else ()))] * count
         folded = 0
         for operands in itertools.product(*values):
             node = make(op, *operands)

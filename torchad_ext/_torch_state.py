@@ -6,9 +6,10 @@ A release of PyTorch that moves one of these names breaks this file and no other
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch._prims_common
@@ -20,6 +21,9 @@ from torch._ops import OpOverload as OpOverload
 from torch._ops import OpOverloadPacket as OpOverloadPacket
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_map
+
+_Arguments, _Result = ParamSpec("_Arguments"), TypeVar("_Result")
 
 # Transforms of torch.func wrap tensors, and give a Function other rules than plain autograd does.
 transforms_active = torch._C._are_functorch_transforms_active
@@ -75,6 +79,40 @@ def in_forward_mode() -> bool:
 def traced_before_autograd() -> bool:
     """Does ``make_fx(pre_dispatch=True)`` trace? That is a mode of torch functions, and none of the dispatcher's."""
     return torch._C._dispatch_tls_is_dispatch_key_included(DispatchKey.PreDispatch)
+
+
+@functools.cache
+def are_transforms_right_in_inference_mode() -> bool:
+    """Does ``torch.func`` differentiate in inference mode? Before PyTorch 2.13 its derivatives are silently 0 there."""
+    with torch.inference_mode():
+        return bool(torch.func.grad(torch.sin)(torch.zeros(())))
+
+
+def outside_inference_mode(tool: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """A tool that leaves inference mode, in which autograd records nothing; what it returns needs no gradient."""
+
+    @functools.wraps(tool)
+    def run(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+            return tool(*args, **kwargs)
+        with torch.inference_mode(False), torch.no_grad():
+            plain = tree_map(lambda x: x.clone() if isinstance(x, Tensor) and x.is_inference() else x, (args, kwargs))
+            return tool(*plain[0], **plain[1])
+
+    return run
+
+
+def where_transforms_are_right(tool: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """A tool of transforms, run in inference mode only where they are right in it: f may use tensors made there."""
+    outside = outside_inference_mode(tool)
+
+    @functools.wraps(tool)
+    def run(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+            return tool(*args, **kwargs)
+        return (tool if are_transforms_right_in_inference_mode() else outside)(*args, **kwargs)
+
+    return run
 
 
 def is_functionalized(interpreter: Any) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._forward.composing import composing
+from .._torch_state import where_transforms_are_right
 from .columns import path_of_function
 from .curvature import Curvature, UnknownOperation
 from .point import Function, Point
@@ -16,6 +17,7 @@ from .rows import Chunks, gathered, tracked
 from .ways import directions_at_once, quickest_way
 
 
+@where_transforms_are_right
 def hessian_diagonal(
     f: Function, x: Any, batched: bool = False, chunk_size: int | None = None, progress: bool = False
 ) -> Any:

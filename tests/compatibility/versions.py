@@ -8,7 +8,6 @@ written as soon as its run ends; lines of environments that are not run stay.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import os
 import re

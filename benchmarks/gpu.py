@@ -66,7 +66,8 @@ def parts(device: str, quick: bool) -> dict[str, Part]:
     measure = [*python, "benchmarks/run.py", "--device", device]
     measure += ["--quick", "--only", "sin: f . b 1e3"] if quick else ["--seconds", "1"]
     sanitizer = shutil.which("compute-sanitizer")
-    checks = [[sanitizer, "--tool", t, "--error-exitcode", "1", *every_path] for t in ("memcheck", "racecheck")]
+    tools = ("memcheck", "racecheck") if sanitizer else ()
+    checks = [[sanitizer or "", "--tool", tool, "--error-exitcode", "1", *every_path] for tool in tools]
     notebooks = sorted(ROOT.glob("notebooks/*.ipynb"))
     drawn = [[*python, "benchmarks/run_notebook.py", str(path), str(OUTPUT / path.stem)] for path in notebooks]
     build = [*python, "-c", f"import torch, torchad_ext as ad; ad.sin(torch.ones(3, device={device!r}))"]
@@ -75,7 +76,7 @@ def parts(device: str, quick: bool) -> dict[str, Part]:
         Part("paths", [every_path], 90, strict),
         Part("bench", [measure], 150),
         Part("tests", [tests], 240),
-        *([Part("sanitizer", checks, 100)] if sanitizer else []),
+        *([Part("sanitizer", checks, 100)] if checks else []),
         Part("notebooks", drawn[:1] if quick else drawn, 120),
     ]
     return {part.name: part for part in every}

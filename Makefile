@@ -6,7 +6,7 @@ CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh')
 ASAN_CACHE := build/asan
 INSTALLED := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/installed)
 
-.PHONY: help demo test test-all test-long coverage mutants docs fuzz table rules notebooks bench bench-check rivals figures \
+.PHONY: help demo test test-all test-long coverage mutants docs fuzz table versions rules notebooks bench bench-check rivals figures \
   first-minute gpu ulp tails lint format asan clean
 
 help:  ## Show the targets
@@ -46,6 +46,12 @@ fuzz: $(INSTALLED)  ## Hold random programs against plain PyTorch; make fuzz SEC
 table: $(INSTALLED)  ## Run the tests of what drop-in means, and write their table into docs/drop-in.md
 	$(PYTHON) -m pytest -n 2 --dist loadfile -m drop_in --drop-in-table=docs/drop-in.md
 
+VERSIONS := 2.10.0 2.11.0 2.13.0 2.14.1
+TESTS := tests
+MINUTES := 240
+versions: $(INSTALLED)  ## Run the tests under each of VERSIONS of PyTorch, and write their table into docs/versions.md
+	PYTHONPATH=benchmarks $(PYTHON) tests/compatibility/versions.py $(VERSIONS) --tests '$(TESTS)' --minutes $(MINUTES)
+
 rules: $(INSTALLED)  ## Write the table of operations that ad.laplacian has rules for
 	$(PYTHON) -W ignore tests/forward/laplacian_table.py
 
@@ -76,8 +82,9 @@ figures: $(INSTALLED)  ## Write the picture and the table of the README from kep
 first-minute: $(INSTALLED)  ## Time the first minute of a new user, from pip install on
 	$(PYTHON) benchmarks/first_minute.py
 
-gpu: $(INSTALLED)  ## Test and measure everything on the GPU at hand, in eight minutes
-	$(PYTHON) benchmarks/gpu.py
+GPU_PARTS :=
+gpu: $(INSTALLED)  ## Test and measure everything on the GPU at hand, in eight minutes; GPU_PARTS="build paths bench" does some
+	$(PYTHON) benchmarks/gpu.py $(GPU_PARTS)
 
 ulp: $(INSTALLED)  ## Measure the errors of sin, exp and their derivatives on every float32
 	$(PYTHON) benchmarks/accuracy.py

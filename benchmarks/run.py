@@ -80,7 +80,9 @@ def main() -> None:
         startup for startup in (gpu_cases.STARTUPS if on_gpu else STARTUPS) if re.search(args.only, startup.name)
     ]
     of_device = re.sub(r"\W+", "-", torch.cuda.get_device_name()).lower() if on_gpu else f"{args.device}-{level}"
-    failed = []
+    complete = not (args.quick or args.only)
+    name = None if args.check else args.name or (args.dtype if complete else None)
+    failed: list[str] = []
     console = Console()
     record: Json = {"machine": machine(args.device), "rows": [], "training": [], "startup": []}
     # The bar is drawn between rows: a thread that draws would disturb what is measured.
@@ -96,15 +98,23 @@ def main() -> None:
                 measured = undisturbed(functools.partial(measure, case, ways, args.device, seconds, least), attempts)
                 if isinstance(case, Training):
                     measured |= of_training(case, ways, args.device)
-            except RuntimeError as error:  # the rows measured so far are not to be lost
+            except Exception as error:  # of whatever PyTorch raises; other rows go on
                 failed.append(f"{case.name}, {case.size}: {error}")
-                continue
-            rows = record["training" if isinstance(case, Training) else "rows"]
-            rows.append(judged(measured, "ratio", case.floor if with_floors else None, 1))
+                record["failed"] = failed
+            else:
+                rows = record["training" if isinstance(case, Training) else "rows"]
+                rows.append(judged(measured, "ratio", case.floor if with_floors else None, 1))
+            if name and on_gpu:  # which may be lent, and taken away without warning
+                save(record, f"{of_device}-{name}")
         for startup in startups:
             progress.update(task, description=startup.name, refresh=True)
-            measured = start(startup, args.device, 2 if args.quick or on_gpu else 5)
-            record["startup"].append(judged(measured, "seconds", startup.limit if with_floors else None, -1))
+            try:
+                measured = start(startup, args.device, 2 if args.quick or on_gpu else 5)
+            except subprocess.CalledProcessError as error:
+                failed.append(f"{startup.name}: {error.stderr}")
+                record["failed"] = failed
+            else:
+                record["startup"].append(judged(measured, "seconds", startup.limit if with_floors else None, -1))
             progress.advance(task)
 
     for header, lines in tables(record):
@@ -119,10 +129,7 @@ def main() -> None:
         sys.exit(
             "\n".join(["failed, or fell below a floor that was kept:", *failed, *fallen]) if failed + fallen else 0
         )
-    if failed:
-        record["failed"] = failed
-    complete = not (args.quick or args.only)
-    if name := args.name or (args.dtype if complete else None):
+    if name:
         save(record, f"{of_device}-{name}")
     sys.exit("\n".join(["failed:", *failed]) if failed else 0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sysconfig
 from collections import defaultdict
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 import torch
 from marks import replace_between
 
-os.environ.setdefault("TORCHAD_EXT_EAGER", "wait")  # for what a user has once it is compiled
+HAS_HEADERS = Path(sysconfig.get_path("include"), "Python.h").exists()
+# "wait" is for what a user has once it is compiled; without Python.h no user ever has it.
+os.environ.setdefault("TORCHAD_EXT_EAGER", "wait" if HAS_HEADERS else "0")
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: torch.cuda.is_available() is False")
 _outcomes: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
 
@@ -21,9 +24,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--drop-in-table", type=Path, metavar="FILE", help="write the table of drop_in.py into FILE")
 
 
+def pytest_report_header() -> str:
+    ways = {"0": "without csrc/fast_path", "wait": "with csrc/fast_path"}
+    why = "" if HAS_HEADERS else f", as there is no Python.h in {sysconfig.get_path('include')}"
+    return f"torch {torch.__version__}, calls {ways.get(os.environ['TORCHAD_EXT_EAGER'], 'as users have them')}{why}"
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "drop_in(row): holds a row of the table in drop_in.py")
     config.addinivalue_line("markers", "long: left to `make test-all`")
+    config.addinivalue_line("markers", "fast_path: needs Python.h, to compile csrc/fast_path")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -40,6 +50,8 @@ def _seed() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        if item.get_closest_marker("fast_path") and not HAS_HEADERS:
+            item.add_marker(pytest.mark.skip(reason="csrc/fast_path cannot be compiled: no Python.h"))
         callspec = getattr(item, "callspec", None)
         for mark in item.iter_markers("drop_in"):
             device = mark.kwargs.get("device") or (callspec.params.get("device", "cpu") if callspec else "cpu")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import itertools
+import sys
+from pathlib import Path
 
+import gpu
 import gpu_cases
 import levels
 import pytest
@@ -110,3 +113,50 @@ def test_ways_of_rivals_give_one_loss_and_its_gradients(name: str, d: int) -> No
     for way, activation in ways:
         given = rivals.eagerly(way, activation)(problem)
         assert max(rivals.distance(a, b) for a, b in zip(given, expected, strict=True)) < 1e-12, way.__name__
+
+
+class TestPartsOnAGpu:
+    """A part that fails or hangs costs itself alone, and what ended before is on the disk."""
+
+    @pytest.fixture
+    def output(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        python = [sys.executable, "-c"]
+        hangs = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+        seen = f"print(open({str(tmp_path / 'parts.md')!r}).read().count('failed'))"
+        every = [
+            gpu.Part("wrong", [[*python, "print('half'); raise SystemExit(3)"], [*python, "print('done')"]], 60),
+            gpu.Part("slow", [[*python, hangs]], 2),
+            gpu.Part("right", [[*python, seen]], 60),
+        ]
+        monkeypatch.setattr(gpu, "OUTPUT", tmp_path)
+        monkeypatch.setattr(gpu, "parts", lambda device, quick: {part.name: part for part in every})
+        return tmp_path
+
+    def test_each_part_runs_and_is_told(
+        self, output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu"])
+        with pytest.raises(SystemExit, match="see the logs"):
+            gpu.main()
+        _, _, wrong, slow, right = (output / "parts.md").read_text().splitlines()
+        assert wrong.startswith("- wrong: failed") and wrong.endswith("exit status 3: done")
+        assert slow.startswith("- slow: failed") and "stopped after 2 s" in slow
+        assert right.startswith("- right: right") and right.endswith("; 2")  # both failures were on the disk by then
+        assert "slow: at most 2 s, of 4" in capsys.readouterr().out
+
+    def test_parts_are_chosen(self, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "argv", ["gpu.py", "slow", "wrong", "--device", "cpu"])
+        with pytest.raises(SystemExit, match="see the logs"):
+            gpu.main()
+        assert [line.split()[1] for line in (output / "parts.md").read_text().splitlines()[2:]] == ["slow:", "wrong:"]
+
+    def test_a_part_that_there_is_not(self, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "argv", ["gpu.py", "fast", "--device", "cpu"])
+        with pytest.raises(SystemExit, match="no part is called fast; there are wrong, slow, right"):
+            gpu.main()
+
+
+def test_parts_on_a_gpu_fit_its_time() -> None:
+    every = gpu.parts("cuda", quick=False)
+    assert list(every)[:4] == ["build", "paths", "bench", "tests"]
+    assert all(part.seconds < gpu.LIMIT for part in every.values())

@@ -257,6 +257,11 @@ class TestDoctor:
     def findings(self, subject: str) -> list[doctor.Finding]:
         return [finding for finding in doctor.diagnose() if finding.subject == subject]
 
+    def test_a_pytorch_that_lacks_private_names(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(doctor, "missing", ["torch._C._is_tracing"])
+        (found,) = self.findings("torch")
+        assert found.state == doctor.NOTE and "torch._C._is_tracing" in found.text and "versions.md" in found.remedy
+
     def test_all_is_well_here(self, run: Run) -> None:
         code, out, _ = run("doctor", "--json")
         printed = json.loads(out)

@@ -4,6 +4,7 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 from typing import Any as _Any
 
+from . import _torch_state as _torch_state
 from . import nn as nn
 from ._linearity import register_rule as register_rule
 from ._native.toolchain import BuildError as BuildError
@@ -16,6 +17,7 @@ from ._symbolic.refusals import TraceError as TraceError
 from ._verify import Verification as Verification
 from ._verify import VerificationError as VerificationError
 from ._verify import verify as verify
+from ._warnings import warn_or_raise as _warn_or_raise
 from .ops import *  # noqa: F403, the catalogue names what it holds
 from .rows import *  # noqa: F403, so does this one
 
@@ -39,6 +41,12 @@ if TYPE_CHECKING:
     from .plot import plot_cost as plot_cost
     from .plot import plot_derivatives as plot_derivatives
     from .plot import plot_sparsity as plot_sparsity
+
+if _torch_state.missing:
+    _warn_or_raise(
+        RuntimeError(f"torchad_ext knows no torch {_torch_state.version}: it lacks {_torch_state.missing}"),
+        "; slower public ways serve",
+    )
 
 __version__ = "0.1.0"
 

@@ -1,58 +1,117 @@
 """Every use of PyTorch's private API, each with the reason for it: nothing public tells or does it.
 
-A release of PyTorch that moves one of these names breaks this file and no other.
+A release of PyTorch that moves one of these names concerns this file and no other. Names that have a public, slower way
+beside them are looked up by :func:`_private`; the package warns of those that are ``missing`` when it is imported.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
+import pkgutil
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import torch
-import torch._prims_common
 from torch import Tensor
 from torch._C import DispatchKey as DispatchKey
 from torch._C import DispatchKeySet as DispatchKeySet
-from torch._decomp import decomposition_table as decomposition_table
 from torch._ops import OpOverload as OpOverload
 from torch._ops import OpOverloadPacket as OpOverloadPacket
 from torch.autograd import forward_ad
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_map
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+version = torch.__version__
+# From 2.14 on clamp has no slope at a bound that is a number, and shares it with one that is a tensor.
+clamp_shares_ties = tuple(int(part) for part in version.split(".")[:2]) >= (2, 14)
+missing: list[str] = []  # private names that this PyTorch lacks
+
+
+def _private(name: str, otherwise: Any = None) -> Any:
+    """A private object of PyTorch. Where a release lacks it: ``otherwise``, which is public and slower, or a function
+    that says so when it is called."""
+    try:
+        return pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        missing.append(name)
+
+    def unavailable(*_: Any, **__: Any) -> Any:
+        raise RuntimeError(
+            f"torch {version} has no {name}, without which torchad_ext cannot do this; install a version of "
+            "PyTorch that docs/versions.md names, or call native PyTorch here"
+        )
+
+    return unavailable if otherwise is None else otherwise
+
+
+def _plain_alias(x: Tensor, y: Tensor) -> bool:
+    return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
+
+
+def _strides_of_sum(*tensors: Tensor) -> tuple[int, ...]:
+    """The strides of the sum of tensors without data, which has those of every elementwise operation."""
+    like = [torch.empty_strided(x.shape, x.stride(), device="meta") for x in tensors]
+    return functools.reduce(torch.add, [*like, like[-1]]).stride()
+
+
+class _UnknownKeys:
+    """Dispatch keys of no plain tensor: the definition runs."""
+
+    def raw_repr(self) -> int:
+        return -1
+
 
 # Transforms of torch.func wrap tensors, and give a Function other rules than plain autograd does.
-transforms_active = torch._C._are_functorch_transforms_active
+transforms_active: Callable[[], bool] = _private(
+    "torch._C._are_functorch_transforms_active", lambda: innermost_transform() is not None
+)
 # A function under torch.jit.trace is to be recorded as its definition.
-is_being_traced = torch._C._is_tracing
+is_being_traced = _private("torch._C._is_tracing", torch.jit.is_tracing)  # type: ignore[attr-defined]
 # Autocast changes the dtypes of a definition's operations. torch.is_autocast_enabled asks for one device at a time.
-is_autocast_enabled = torch._C._is_any_autocast_enabled
+is_autocast_enabled = _private(
+    "torch._C._is_any_autocast_enabled", lambda: any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
+)
 # A kernel called below the autograd keys leaves no record of itself, so it has to ask whether one is kept.
-is_profiling = torch._C._autograd._profiler_enabled
+is_profiling = _private("torch._C._autograd._profiler_enabled", lambda: True)
 # Modes of the dispatcher, as FakeTensorMode is, are to see the operations of the definition.
-dispatch_modes = torch._C._len_torch_dispatch_stack
+dispatch_modes = _private("torch._C._len_torch_dispatch_stack", lambda: 1)
 # A tracer has to see the operations of a function, not those of the modes around it.
-without_modes = _disable_current_modes
+without_modes = _private("torch.utils._python_dispatch._disable_current_modes")
 # Rows of a batch, whose operations autograd runs, are no subject of a tape that records below autograd.
-without_dispatch = torch._C._DisableTorchDispatch
+without_dispatch = _private("torch._C._DisableTorchDispatch")
 # Methods of a subclass read its own tensor.
-without_torch_function = torch._C.DisableTorchFunctionSubclass
+without_torch_function = _private("torch._C.DisableTorchFunctionSubclass")
 # A subclass that acts below autograd takes no part above it.
-no_torch_function = torch._C._disabled_torch_function_impl
+no_torch_function = _private("torch._C._disabled_torch_function_impl")
 # ctx.needs_input_grad tells what may be asked for, this what the pass under way uses: the others need no kernel.
-will_execute = torch._C._will_engine_execute_node
+will_execute: Callable[[Any], bool] = _private("torch._C._will_engine_execute_node", lambda node: True)
 # Within a jvp PyTorch switches forward mode off, so that an outer level would lose its tangents.
-forward_mode_enabled = forward_ad._set_fwd_grad_enabled
+forward_mode_enabled = _private("torch.autograd.forward_ad._set_fwd_grad_enabled")
 # Tensors that were made part of a sweep become plain again under the name that the caller holds.
-swap_implementations = torch._C._swap_tensor_impl
+swap_implementations = _private("torch._C._swap_tensor_impl")
 # The dispatch keys of a tensor say at once that it is nothing but numbers in memory.
-dispatch_keys = torch._C._dispatch_keys
+dispatch_keys = _private("torch._C._dispatch_keys", lambda x: _UnknownKeys())
 after_autograd = torch._C._after_autograd_keyset
-
+# PyTorch's own compositions of operations, which have the sparsity of their parts.
+decomposition_table = _private("torch._decomp.decomposition_table", {})
+# Are two tensors views of one?
+share_memory: Callable[[Tensor, Tensor], bool] = _private("torch._C._is_alias_of", _plain_alias)
+# A storage that others share is not changed under their eyes; who cannot count takes it for shared.
+_owners = _private("torch._C._storage_Use_Count", lambda storage: math.inf)
 # The strides that PyTorch gives the result of an elementwise operation.
-elementwise_strides = torch._prims_common.compute_elementwise_output_strides
+elementwise_strides = _private("torch._prims_common.compute_elementwise_output_strides", _strides_of_sum)
 
-can_run_avx2, can_run_avx512 = torch.cpu._is_avx2_supported, torch.cpu._is_avx512_supported
+# Rows of a hidden batch are no plain tensors: where nobody tells, the definition runs.
+_is_in_hidden_batch = _private("torch._C._functorch.is_legacy_batchedtensor", lambda x: False)
+
+_capability = torch.backends.cpu.get_cpu_capability
+can_run_avx2: Callable[[], bool] = _private("torch.cpu._is_avx2_supported", lambda: _capability() in ("AVX2", "AVX512"))
+can_run_avx512: Callable[[], bool] = _private("torch.cpu._is_avx512_supported", lambda: _capability() == "AVX512")
 
 
 def without_compilation() -> contextlib.AbstractContextManager[Any]:
@@ -77,6 +136,40 @@ def traced_before_autograd() -> bool:
     return torch._C._dispatch_tls_is_dispatch_key_included(DispatchKey.PreDispatch)
 
 
+@functools.cache
+def are_transforms_right_in_inference_mode() -> bool:
+    """Does ``torch.func`` differentiate in inference mode? Before PyTorch 2.13 its derivatives are silently 0 there."""
+    with torch.inference_mode():
+        return bool(torch.func.grad(torch.sin)(torch.zeros(())))
+
+
+def outside_inference_mode(tool: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """A tool that leaves inference mode, in which autograd records nothing; what it returns needs no gradient."""
+
+    @functools.wraps(tool)
+    def run(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+            return tool(*args, **kwargs)
+        with torch.inference_mode(False), torch.no_grad():
+            plain = tree_map(lambda x: x.clone() if isinstance(x, Tensor) and x.is_inference() else x, (args, kwargs))
+            return tool(*plain[0], **plain[1])
+
+    return run
+
+
+def where_transforms_are_right(tool: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """A tool of transforms, run in inference mode only where they are right in it: f may use tensors made there."""
+    outside = outside_inference_mode(tool)
+
+    @functools.wraps(tool)
+    def run(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+            return tool(*args, **kwargs)
+        return (tool if are_transforms_right_in_inference_mode() else outside)(*args, **kwargs)
+
+    return run
+
+
 def is_functionalized(interpreter: Any) -> bool:
     """Is a transform ``torch.func.functionalize``, whose tensors no kernel can read?"""
     return bool(interpreter.key() == torch._C._functorch.TransformType.Functionalize)
@@ -89,7 +182,7 @@ def innermost_transform() -> Any:
 
 def is_in_hidden_batch(x: Tensor) -> bool:
     """Is x a row of the batch that ``torch.autograd.grad(is_grads_batched=True)`` hides?"""
-    return torch._C._functorch.is_legacy_batchedtensor(x)
+    return bool(_is_in_hidden_batch(x))
 
 
 def without_hidden_batch(x: Tensor) -> Tensor:
@@ -127,14 +220,10 @@ def nn_functions() -> Any:
     return torch._C._nn
 
 
-def owners_of_storage(x: Tensor) -> int:
+def owners_of_storage(x: Tensor) -> float:
     """How many tensors share the memory of x."""
-    return torch._C._storage_Use_Count(x.untyped_storage()._cdata)
-
-
-def share_memory(x: Tensor, y: Tensor) -> bool:
-    """Are x and y views of one tensor?"""
-    return bool(torch._C._is_alias_of(x, y))  # type: ignore[attr-defined]
+    owners: float = _owners(x.untyped_storage()._cdata)
+    return owners
 
 
 def takes_context(function: type[torch.autograd.Function]) -> bool:

@@ -17,6 +17,7 @@ import torch
 from . import _settings
 from ._native import cache, compile, nvrtc, prebuilt, toolchain
 from ._native.toolchain import BuildError
+from ._torch_state import missing
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 _PROBE = "#include <cmath>\n#include <type_traits>\nint main() { return std::is_same_v<int, int> ? 0 : 1; }\n"
@@ -97,6 +98,9 @@ def _torch() -> Iterator[Finding]:
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if version < _OLDEST:
         yield Finding("torch", PROBLEM, text, f"pip install 'torch>={_OLDEST[0]}.{_OLDEST[1]}'")
+    elif missing:
+        text = f"{text}; it lacks {', '.join(missing)}, for which slower public ways serve"
+        yield Finding("torch", NOTE, text, "install a version of PyTorch that docs/versions.md names")
     else:
         yield Finding("torch", OK, text)
 

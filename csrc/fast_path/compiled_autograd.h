@@ -29,13 +29,13 @@ NodePtr make_node(Arguments&&... arguments) {
   }
 }
 
-// The node as the graph holds it.
-template <class N>
-NodePtr held(N* node) {
+// The node as the graph holds it. Pointer is an argument because one branch compiles for each kind of pointer.
+template <class N, class Pointer = NodePtr>
+Pointer held(N* node) {
   if constexpr (nodes_are_shared) {
     return node->shared_from_this();
   } else {
-    return NodePtr::reclaim_copy(node);
+    return Pointer::reclaim_copy(node);
   }
 }
 

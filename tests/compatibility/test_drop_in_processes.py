@@ -435,8 +435,9 @@ class TestDataParallel:
     def test_a_cold_cache_is_built_once(self, tmp_path: Path) -> None:
         store = tmp_path / "store"
         compiled = programs(COLD, tmp_path / "cache", (0, store), (1, store))
-        assert kept(tmp_path / "cache") == Counter(["cpu", "fast_path", "sin-float64", "sin_backward-float64"])
-        assert compiled == 4
+        calls = ["fast_path"] if os.environ["TORCHAD_EXT_EAGER"] == "wait" else []
+        assert kept(tmp_path / "cache") == Counter(["cpu", *calls, "sin-float64", "sin_backward-float64"])
+        assert compiled == 3 + len(calls)
 
 
 @row("DTensor")

@@ -454,6 +454,20 @@ class TestFallback:
         with pytest.warns(UserWarning, match="cannot follow"), pytest.raises(RuntimeError, match="once_differentiable"):
             ad.partials(lambda x: Once.apply(x).sum(-1), points(), [(0, 0)])
 
+    def test_in_inference_mode(self) -> None:
+        x = points(5, 2, low=0.5, high=1.0)
+        calls: list[Callable[[Tensor], Tensor]] = [
+            lambda x: torch.stack(ad.partials(lambda x: Cube.apply(x.sin()).sum(-1), x, ["x", "xx"], names="xy")),
+            lambda x: torch.stack(ad.taylor(lambda x: Cube.apply(x.sin()).sum(-1), x, torch.ones_like(x), 3)),
+            lambda x: ad.laplacian(lambda x: Cube.apply(x.sin()).sum(-1), x),
+        ]
+        for call in calls:
+            with pytest.warns(UserWarning, match="torchad_ext"):
+                outside = call(x)
+            with torch.inference_mode():
+                assert_close(call(x), outside)
+                assert_close(call(x.clone()), outside)
+
     def test_taylor_falls_back_too(self) -> None:
         x, v = points(4, 2), torch.tensor([1.0, 2.0], dtype=torch.float64)
         with pytest.warns(UserWarning, match=r"torchad_ext\.taylor cannot follow"):

@@ -22,6 +22,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchad_ext as ad
+from torchad_ext import _torch_state
 from torchad_ext._hessian.pullback import Pullback
 
 STRATEGIES = ["reverse-over-reverse", "forward-over-reverse"]
@@ -30,6 +31,14 @@ Function = Callable[[Any], Any]
 
 def sample(*shape: int, device: str = "cpu", dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+
+
+def only_outside_inference_mode(transform: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        assert not torch.is_inference_mode_enabled()
+        return transform(*args)
+
+    return call
 
 
 def energy(x: Tensor) -> Tensor:
@@ -152,7 +161,12 @@ class TestStructure:
             ]
             assert_close(result, torch.stack(loop), rtol=1e-6, atol=1e-6)
 
-    def test_inference_mode(self, device: str) -> None:
+    @pytest.mark.parametrize("transforms_are_right", [True, False])
+    def test_inference_mode(self, transforms_are_right: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        if not transforms_are_right:  # as before PyTorch 2.13, whose torch.func.grad is 0 there
+            monkeypatch.setattr(_torch_state, "are_transforms_right_in_inference_mode", lambda: False)
+            monkeypatch.setattr(torch.func, "grad", only_outside_inference_mode(torch.func.grad))
+            monkeypatch.setattr(torch.func, "vjp", only_outside_inference_mode(torch.func.vjp))
         x = sample(3, device=device)
         f = lambda x: (x**3).prod()  # noqa: E731
         points = sample(4, 3, device=device)
@@ -166,6 +180,8 @@ class TestStructure:
         for call in calls:
             with torch.inference_mode():
                 inside, made_inside = call(x), x.clone()
+                assert_close(inside, call(made_inside))
+            assert not inside.requires_grad
             assert_close(inside.clone(), call(x))
             assert_close(call(made_inside), call(x))
 

@@ -50,7 +50,6 @@ CHANGES: dict[str, Callable[[pytest.MonkeyPatch, Path, Compiler], object]] = {
     "a flag of the user": lambda patch, csrc, _: patch.setenv("TORCHAD_EXT_CXXFLAGS", "-g"),
     "the compiler": lambda patch, csrc, _: patch.setenv("CXX", str(CXX)),
     "the version of the compiler": lambda patch, csrc, compiler: compiler.is_version("compiler 1.1"),
-    "the version of torch": lambda patch, csrc, _: patch.setattr(torch, "__version__", "2.99.0"),
 }
 
 
@@ -87,6 +86,17 @@ class TestKey:
         assert self.key() == before
         monkeypatch.setattr(compile, "CSRC", shutil.copytree(csrc, csrc.parent / "elsewhere"))
         assert self.key() == before
+
+    def test_of_operators_and_kernels_does_not_change_with_torch_that_of_the_calls_does(
+        self, csrc: Path, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def keys() -> tuple[str, str]:
+            return self.key(), compile.key("fast_path", toolchain.fast_path_toolchain())
+
+        before = keys()
+        monkeypatch.setattr(torch, "__version__", "2.99.0")
+        assert keys()[0] == before[0]
+        assert keys()[1] != before[1]
 
     def test_does_not_change_with_the_wording_of_a_comment_in_python(self, tmp_path: Path) -> None:
         script = (

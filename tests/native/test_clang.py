@@ -94,6 +94,7 @@ def test_what_launches_cuda_kernels(tmp_path: Path) -> None:
     compile.compile_library("cuda", toolchain.cuda_toolchain(), tmp_path / "library.so")
 
 
+@pytest.mark.fast_path
 def test_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHAD_EXT_EAGER", "wait")
     run(FAST_PATH)

@@ -30,7 +30,7 @@ from torchad_ext._elementwise import Elementwise
 from torchad_ext._native import background, fast_path, toolchain
 
 CXX = toolchain.find_cxx()
-pytestmark = pytest.mark.skipif(CXX is None, reason="no C++ compiler")
+pytestmark = [pytest.mark.skipif(CXX is None, reason="no C++ compiler"), pytest.mark.fast_path]
 
 
 def product(x: torch.Tensor, y: torch.Tensor, a: float = 2.0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -155,6 +155,7 @@ def test_a_prebuilt_wheel_is_bound_to_its_platform_and_to_no_python(prebuilt_whe
 
 @pytest.mark.long
 @needs_compiler
+@pytest.mark.fast_path
 def test_a_prebuilt_wheel_has_a_library_for_every_level_of_its_architecture(prebuilt_wheel: Path) -> None:
     levels = (
         ["x86-64", "x86-64-v3", "x86-64-v4"] if toolchain.cpu_level().startswith("x86") else [toolchain.cpu_level()]

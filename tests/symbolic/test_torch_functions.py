@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 import torchad_ext as ad
 from torchad_ext._autograd.graph import graph_nodes
 from torchad_ext._forward import calls, rules
+from torchad_ext._symbolic import torch_functions
 from torchad_ext._symbolic.torch_functions import FUNCTIONS
 from torchad_ext._symbolic.torch_names import is_of_torch
 
@@ -342,3 +343,59 @@ def test_what_is_of_torch() -> None:
     assert all(map(is_of_torch, own))
     others = [foreign(kind, "softmax") for kind in (overridable, wrapped, operator)]
     assert not any(map(is_of_torch, [*others, types.SimpleNamespace(__name__="sin"), len, ad.sin]))
+
+
+NAN = float("nan")
+# Arguments, and the slopes that PyTorch 2.14 gives them.
+SHARED_TIES: dict[str, tuple[Any, list[tuple[tuple[float, ...], tuple[float, ...]]]]] = {
+    "lower": (
+        lambda x, a: torch.clamp(x, min=a),
+        [((0, 1), (0, 1)), ((1, 1), (0.5, 0.5)), ((2, 1), (1, 0)), ((NAN, 1), (1, 1)), ((1, NAN), (1, 1))],
+    ),
+    "upper": (
+        lambda x, b: x.clamp_max(b),
+        [((0, 1), (1, 0)), ((1, 1), (0.5, 0.5)), ((2, 1), (0, 1)), ((NAN, 1), (1, 1)), ((1, NAN), (1, 1))],
+    ),
+    "both": (
+        lambda x, a, b: torch.clamp(x, a, b),
+        [
+            ((0, 1, 2), (0, 1, 0)), ((1, 1, 2), (0.5, 0.5, 0)), ((2, 1, 2), (0.5, 0, 0.5)), ((3, 1, 2), (0, 0, 1)),
+            ((1.5, 1, 2), (1, 0, 0)), ((NAN, 1, 2), (1, 0, 0)), ((NAN, 1, 1), (1, 0, 0)),  # a nan is no tie
+            ((0, 1, 1), (0, 1, 0)), ((1, 1, 1), (1, 0, 0)), ((2, 1, 1), (0, 0, 1)),  # equal bounds share nothing
+            ((0, 2, 1), (0, 0, 1)), ((1, 2, 1), (0, 0, 1)), ((3, 2, 1), (0, 0, 1)),  # in the wrong order
+        ],
+    ),
+}  # fmt: skip
+
+
+class TestClampOfPyTorch214:
+    @pytest.fixture(autouse=True)
+    def _new_rules(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch_functions, "clamp_shares_ties", True)
+
+    @pytest.mark.parametrize("bounds", SHARED_TIES)
+    def test_ties_with_tensors_are_shared(self, bounds: str) -> None:
+        function, rows = SHARED_TIES[bounds]
+        columns = zip(*(given for given, _ in rows), strict=True)
+        xs = [torch.tensor(column, dtype=torch.float64, requires_grad=True) for column in columns]
+        y = ad.pointwise(function)(*xs)
+        assert_close(y, function(*xs), equal_nan=True)
+        slopes = torch.stack(torch.autograd.grad(y.sum(), xs), 1)
+        assert slopes.tolist() == [list(expected) for _, expected in rows]
+
+    @pytest.mark.parametrize(
+        ("function", "slopes"),
+        [
+            (lambda x: torch.clamp(x, 1.0, 3.0), (0, 0, 1, 0, 0, 0)),
+            (lambda x: torch.clamp(x, min=1.0), (0, 0, 1, 1, 1, 0)),
+            (lambda x: x.clamp_max(3.0), (1, 1, 1, 0, 0, 0)),
+            (lambda x: torch.clamp(x, 3.0, 1.0), (0, 0, 0, 0, 0, 0)),
+        ],
+        ids=["both", "min", "max", "wrong order"],
+    )
+    def test_there_is_no_slope_at_a_number(self, function: Any, slopes: tuple[float, ...]) -> None:
+        x = torch.tensor([0, 1, 2, 3, 4, NAN], dtype=torch.float64, requires_grad=True)
+        y = ad.pointwise(function)(x)
+        assert_close(y, function(x), equal_nan=True)
+        (slope,) = torch.autograd.grad(y.sum(), x)
+        assert slope.tolist() == list(slopes)

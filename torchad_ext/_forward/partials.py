@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._autograd.undefined import sum_defined
 from .._symbolic.jet_algebra import Functional, Index, JetAlgebra, derivative, jet_algebra, total
-from .._torch_state import transforms_active
+from .._torch_state import outside_inference_mode, transforms_active
 from .fallback import Unseen, along_by_reverse_mode, along_by_transforms, checked, fall_back
 from .jets import JetSweep, rules_of
 
@@ -68,6 +68,7 @@ class Sum:
         return f"Sum({', '.join(map(repr, self.orders))}, weights={self.weights})"
 
 
+@outside_inference_mode
 def partials(
     f: Function,
     x: Tensor,
@@ -150,6 +151,7 @@ def partials(
     return of(x, directions)
 
 
+@outside_inference_mode
 def taylor(f: Function, x: Tensor, direction: Tensor, order: int) -> tuple[Tensor, ...]:
     r"""Taylor coefficients of a function along a line through each of many points, in one forward sweep.
 

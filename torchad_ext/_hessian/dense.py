@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .._torch_state import where_transforms_are_right
 from .decompression import SparsityError, coloring_of, find_coloring
 from .jacobian_columns import jacobian_by_pullback_of_pullback, jacobian_in_forward_mode
 from .jacobian_rows import all_rows, blocks_of_rows, rows_at_once, tracked
@@ -33,6 +34,7 @@ _STRATEGIES = ("reverse-over-reverse", "forward-over-reverse")
 _MODES = ("reverse", "forward")
 
 
+@where_transforms_are_right
 def jacobian(
     f: Function, x: Any, chunk_size: int | None = None, strategy: str | None = None, progress: bool = False
 ) -> Any:
@@ -76,6 +78,7 @@ def jacobian(
     return blocks_of_rows(value, all_rows(value, chunk_size, progress))
 
 
+@where_transforms_are_right
 def hessian(
     f: Function,
     x: Any,

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .._forward.correction_mode import with_corrections
+from .._torch_state import where_transforms_are_right
 from .pattern_rules import Rules, is_numeric
 
 Array = np.ndarray[Any, Any]
@@ -32,6 +33,7 @@ _MANY = 64  # storages after which those that were freed are dropped
 _MARKED = 2**28  # entries of a Hessian up to which pairs are marked in a table of all
 
 
+@where_transforms_are_right
 def hessian_sparsity(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     r"""The sparsity pattern of the Hessian of f at x, from one evaluation of f.
 

@@ -42,7 +42,7 @@ class UnitRows(Tensor):
         self._dense = dense
         return self
 
-    __torch_function__ = no_torch_function  # type: ignore[assignment]
+    __torch_function__ = no_torch_function
 
     def dense_rows(self) -> Tensor:
         """``[rows, *shape]``."""

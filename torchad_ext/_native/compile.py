@@ -61,9 +61,12 @@ def hashed(*parts: str) -> str:
 
 
 def key(what: str, toolchain: Toolchain) -> str:
-    """The key of a library: its target in clear, then a hash of everything that counts."""
+    """The key of a library: its target in clear, then a hash of everything that counts.
+
+    The version of PyTorch is part of the target of the calls, and counts for nothing else (``toolchain._ABI``).
+    """
     compiler = toolchain.compiler
-    counts = hashed(sources_hash(), *toolchain.flags, compiler, version(compiler), torch.__version__)
+    counts = hashed(sources_hash(), *toolchain.flags, compiler, version(compiler))
     return f"{what}-{toolchain.target}-{counts}"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .._torch_state import clamp_shares_ties
 from . import operations as op
 from . import refusals
 from .expr import Expr, Operand, constant, make
@@ -105,6 +106,8 @@ def _where(condition: Expr, input: Operand, other: Operand) -> Expr:
 def _clamp(input: Expr, min: Operand | None = None, max: Operand | None = None) -> Expr:
     if min is None and max is None:
         raise Problem("is given neither min nor max")
+    if clamp_shares_ties:
+        return _clamp_with_shared_ties(input, min, max)
     low = input if min is None else op.clamp_min(input, min)
     clamped = low if max is None else op.clamp_max(low, max)
     if not (isinstance(min, Expr) and isinstance(max, Expr) and min.varies and max.varies):
@@ -114,6 +117,23 @@ def _clamp(input: Expr, min: Operand | None = None, max: Operand | None = None) 
     is_high = op.or_(input > max, op.and_(max < min, op.eq(input, input)))
     flat = op.where(is_low, min, op.where(is_high, max, op.detach(clamped)))
     return op.where(op.and_(input >= min, input <= max), input, flat)
+
+
+def _clamp_with_shared_ties(input: Expr, min: Operand | None, max: Operand | None) -> Expr:
+    """Clamp of PyTorch 2.14: half of the slope for each of two equal tensors, none at a bound that is a number."""
+    low = input if min is None else op.maximum(input, min)
+    clamped = low if max is None else op.minimum(low, max)
+    bounds = [bound for bound in (min, max) if bound is not None]
+    if not any(isinstance(bound, Expr) and bound.varies for bound in bounds):
+        above = True if min is None else op.gt(input, min)
+        below = True if max is None else op.lt(input, max)
+        inside = below if above is True else above if below is True else op.and_(above, below)
+        return op.where(inside, input, op.detach(clamped))
+    if min is None or max is None:
+        return clamped
+    # Equal bounds, and a nan, share nothing.
+    plain = op.where(op.lt(input, min), min, op.where(op.gt(input, max), max, input))
+    return op.where(op.or_(op.eq(min, max), op.ne(input, input)), plain, clamped)
 
 
 def _extremum(name: str) -> Callable[..., Expr]:
@@ -319,8 +339,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "where": _where,
     "Tensor.where": lambda input, condition, other: _where(condition, input, other),
     "clamp": _clamp,
-    "clamp_min": lambda input, min: op.clamp_min(input, min),
-    "clamp_max": lambda input, max: op.clamp_max(input, max),
+    "clamp_min": lambda input, min: _clamp(input, min=min),
+    "clamp_max": lambda input, max: _clamp(input, max=max),
     "maximum": _extremum("maximum"),
     "minimum": _extremum("minimum"),
     "max": _extremum("maximum"),

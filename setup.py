@@ -38,10 +38,10 @@ class BuildKernels(build_py):
         shutil.copytree(ROOT / "csrc", package / "csrc")
         if PREBUILD:
             sys.path.insert(0, str(ROOT))
-            from torchad_ext import ops
+            from torchad_ext import _wheel
             from torchad_ext._native import prebuilt
 
-            for library in prebuilt.make(package / "prebuilt", PREBUILD, ops.prebuilt_kernels):
+            for library in prebuilt.make(package / "prebuilt", PREBUILD, _wheel.prebuilt_kernels):
                 print(f"prebuilt {library} ({library.stat().st_size >> 10} KiB)", file=sys.stderr)
 
 

@@ -55,7 +55,8 @@ def make(folder: Path, devices: str, kernels: Callable[[str], Sequence[Kernel]])
     files = []
     for device, toolchain, what in chosen:
         file = folder / library(device, toolchain.target, what).name
-        compile_library(FORM if what == FORM else device, toolchain, file, kernels(device) if what == "kernels" else ())
+        sources = kernels(device) if what == "kernels" else ()
+        compile_library(FORM if what == FORM else device, toolchain, file, sources, precompile=bool(sources))
         files.append(file)
     for gpu in gpus:
         file = folder / image(gpu).name

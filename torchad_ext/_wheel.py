@@ -57,8 +57,8 @@ def _family(op: Declared, highest: int) -> Iterator[Elementwise]:
 
 
 def _derivatives(function: Elementwise, rest: bool) -> Iterator[Elementwise]:
-    """The derivatives in all inputs (a loss of a gradient), in the first (derivatives of the op in its argument), and in
-    the rest."""
+    """The derivatives in all inputs (a loss of a gradient), in the first (derivatives of the op in its argument), and
+    in the rest."""
     inputs, given = len(function.program.inputs), (True,) * len(function.program.outputs)
     first = (True, *(False,) * (inputs - 1))
     wanted = {(True,) * inputs, first, *([tuple(not w for w in first)] if rest and inputs > 1 else [])}

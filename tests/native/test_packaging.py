@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 import torchad_ext
-from torchad_ext import ops
+from torchad_ext import _wheel
 from torchad_ext._native import compile, prebuilt, toolchain
+from torchad_ext.ops import CATALOGUE
+from torchad_ext.rows import ROW_CATALOGUE
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*") if path.is_file()}
@@ -28,6 +30,19 @@ torch.testing.assert_close(y, x.sin())
 (gradient,) = torch.autograd.grad(y.sum(), x)
 torch.testing.assert_close(gradient, x.detach().cos())
 print(torchad_ext.__file__, *torch.ops.loaded_libraries, sep="\\n")
+"""
+USE_DECLARED = """
+import torch, torchad_ext as ad
+x = torch.rand(5, 7, requires_grad=True)
+for op in (
+    ad.pointwise(lambda x: x * torch.sin(x)),
+    ad.pointwise(lambda x: torch.cos(x) / x),
+    ad.rowwise(lambda x: x / x.sum(-1, keepdim=True)),
+):
+    for y, z in zip(*([f(x), *torch.autograd.grad(f(x).sin().sum(), x)] for f in (op, op.definition))):
+        torch.testing.assert_close(y, z)
+ad.silu(x).sum().backward()
+print(*torch.ops.loaded_libraries)
 """
 
 pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="no source tree to build from")
@@ -187,6 +202,33 @@ def test_a_prebuilt_wheel_works_where_there_is_no_compiler(prebuilt_wheel: Path,
 
 @pytest.mark.long
 @needs_compiler
+def test_both_catalogues_run_natively_to_second_derivatives_where_there_is_no_compiler(
+    prebuilt_wheel: Path, tmp_path: Path
+) -> None:
+    package = install(prebuilt_wheel, tmp_path / "package")
+    settings = {"PATH": "", "HOME": "", "TORCHAD_EXT_STRICT": "1", "PYTHONPATH": str(package)}
+    for level in filter(toolchain.can_run, ("x86-64", "x86-64-v3", "x86-64-v4")):
+        capability = {level: name for name, level in toolchain.CPU_LEVELS.items()}[level].lower()
+        output = call(
+            ROOT / "tests" / "native" / "run_catalogues.py", cwd=tmp_path, ATEN_CPU_CAPABILITY=capability, **settings
+        )
+        assert output == f"{len(CATALOGUE) + len(ROW_CATALOGUE) + 1} ops\n"
+
+
+@pytest.mark.long
+@needs_compiler
+def test_declared_ops_run_their_definitions_after_one_warning_where_there_is_no_compiler(
+    prebuilt_wheel: Path, tmp_path: Path
+) -> None:
+    package = install(prebuilt_wheel, tmp_path / "package")
+    output = call("-c", USE_DECLARED, cwd=tmp_path, PATH="", HOME="", PYTHONPATH=str(package))
+    assert output.count("Warning: ") == 1
+    assert "no C++ compiler was found; install g++" in output
+    assert "operators-cpu-" in output.splitlines()[-1]
+
+
+@pytest.mark.long
+@needs_compiler
 def test_flags_of_the_user_are_not_ignored_for_a_prebuilt_library(prebuilt_wheel: Path, tmp_path: Path) -> None:
     package = install(prebuilt_wheel, tmp_path / "package")
     script = "from torchad_ext._native import loader; print(loader.find('cpu'))"
@@ -198,7 +240,7 @@ def test_flags_of_the_user_are_not_ignored_for_a_prebuilt_library(prebuilt_wheel
 
 def test_a_misspelt_prebuild_is_refused(tmp_path: Path) -> None:
     with pytest.raises(torchad_ext.BuildError, match="TORCHAD_EXT_PREBUILD=yes; it is 1, or cpu"):
-        prebuilt.make(tmp_path, "yes", ops.prebuilt_kernels)
+        prebuilt.make(tmp_path, "yes", _wheel.prebuilt_kernels)
 
 
 def test_a_source_distribution_can_be_built_from(tmp_path: Path) -> None:

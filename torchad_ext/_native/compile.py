@@ -119,7 +119,7 @@ def _ninja_file(
     for name, words in {
         "compiler": [toolchain.compiler, *toolchain.flags],
         "headers": [*headers, f"-I{CSRC}"],
-        "libraries": linked,
+        "libraries": [*linked, *toolchain.link_flags],
     }.items():
         writer.variable(name, syntax.escape(shlex.join(words)))
     for name, command in _COMMANDS.items():
@@ -178,8 +178,8 @@ def compile_library(
         toolchain: how.
         to: the library.
         kernels: what to compile for the CPU in place of the operators.
-        precompile: compile the header of the kernels too, which g++ takes in its place: for ``kernels``, or to lie beside
-            ``to`` for those that are compiled later.
+        precompile: compile the header of the kernels too, which g++ takes in its place: for ``kernels``, or to lie
+            beside ``to`` for those that are compiled later.
         precompiled: the folder of such a header.
 
     Raises:

@@ -71,6 +71,15 @@ def find(device: str, target: str, what: str) -> Path | None:
     return file if file.exists() and not _settings.cxx_flags() else None
 
 
+def described(files: Sequence[Path]) -> list[str]:
+    """Each kind of binary with the machines that it serves: ``"kernels for x86-64 and x86-64-v3"``."""
+    targets: dict[str, list[str]] = {}
+    for file in sorted(files):
+        what, device, target = file.stem.rpartition("-")[0].split("-", 2)
+        targets.setdefault(f"{device.upper()} {what}" if device in ("cpu", "cuda") else what, []).append(target)
+    return [f"{what} for {' and '.join(of)}" for what, of in targets.items()]
+
+
 def images() -> list[Path]:
     """The images that came with the package, if they serve all visible GPUs."""
     files = [image(gpu) for gpu in GPUS]

@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import venv
 import zipfile
 from email.parser import Parser
 from pathlib import Path
 
 import pytest
+import setuptools
 
 import torchad_ext
 from torchad_ext import _wheel
@@ -33,7 +35,7 @@ print(torchad_ext.__file__, *torch.ops.loaded_libraries, sep="\\n")
 """
 USE_DECLARED = """
 import torch, torchad_ext as ad
-x = torch.rand(5, 7, requires_grad=True)
+x = (0.5 + torch.rand(5, 7)).requires_grad_()
 for op in (
     ad.pointwise(lambda x: x * torch.sin(x)),
     ad.pointwise(lambda x: torch.cos(x) / x),
@@ -229,6 +231,20 @@ def test_declared_ops_run_their_definitions_after_one_warning_where_there_is_no_
 
 @pytest.mark.long
 @needs_compiler
+@pytest.mark.skipif(toolchain.find_zig() is None, reason="no ziglang")
+def test_declared_ops_are_compiled_by_zig_where_there_is_no_other_compiler(
+    prebuilt_wheel: Path, tmp_path: Path
+) -> None:
+    package = install(prebuilt_wheel, tmp_path / "package")
+    settings = {"PATH": "", "HOME": str(tmp_path), "TORCHAD_EXT_STRICT": "1", "PYTHONPATH": str(package)}
+    output = call("-c", USE_DECLARED, cwd=tmp_path, **settings)
+    assert "Warning: " not in output
+    assert "torchad_ext: compiled 6 libraries" in output
+    assert "operators-cpu-" in output
+
+
+@pytest.mark.long
+@needs_compiler
 def test_flags_of_the_user_are_not_ignored_for_a_prebuilt_library(prebuilt_wheel: Path, tmp_path: Path) -> None:
     package = install(prebuilt_wheel, tmp_path / "package")
     script = "from torchad_ext._native import loader; print(loader.find('cpu'))"
@@ -241,6 +257,44 @@ def test_flags_of_the_user_are_not_ignored_for_a_prebuilt_library(prebuilt_wheel
 def test_a_misspelt_prebuild_is_refused(tmp_path: Path) -> None:
     with pytest.raises(torchad_ext.BuildError, match="TORCHAD_EXT_PREBUILD=yes; it is 1, or cpu"):
         prebuilt.make(tmp_path, "yes", _wheel.prebuilt_kernels)
+
+
+@pytest.fixture
+def isolated(tmp_path: Path) -> Path:
+    """A folder with setuptools, and with what takes everything else from the path, as pip isolates a build."""
+    (tmp_path / "isolated").mkdir()
+    installed = Path(setuptools.__file__).parents[1]
+    for path in (*installed.glob("setuptools*"), *installed.glob("_distutils_hack")):
+        (tmp_path / "isolated" / path.name).symlink_to(path)
+    script = "import sys; sys.path = [path for path in sys.path if 'site-packages' not in path]"
+    (tmp_path / "isolated" / "sitecustomize.py").write_text(script)
+    return tmp_path / "isolated"
+
+
+def build_isolated(python: str, isolated: Path, tmp_path: Path) -> str:
+    """What a prebuilding ``setup.py`` says where nothing installed is on the path; a wrong choice ends it soon."""
+    process = subprocess.run(
+        [python, "setup.py", "build_py"],
+        cwd=copy_tree(tmp_path / "tree"),
+        env=environment(PYTHONPATH=str(isolated), TORCHAD_EXT_PREBUILD="neither"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert process.returncode != 0
+    return process.stdout
+
+
+def test_a_prebuilding_build_that_is_isolated_finds_the_installed_torch(isolated: Path, tmp_path: Path) -> None:
+    said = build_isolated(sys.executable, isolated, tmp_path)
+    assert "TORCHAD_EXT_PREBUILD=neither; it is 1, or cpu" in said
+
+
+def test_a_prebuilding_build_without_torch_says_what_to_do(isolated: Path, tmp_path: Path) -> None:
+    venv.create(tmp_path / "empty")
+    said = build_isolated(str(tmp_path / "empty" / "bin" / "python"), isolated, tmp_path)
+    assert "torch is not installed for " in said and "pip install --no-build-isolation ." in said
 
 
 def test_a_source_distribution_can_be_built_from(tmp_path: Path) -> None:

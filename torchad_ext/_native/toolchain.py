@@ -148,7 +148,7 @@ def kernel_toolchain() -> Toolchain:
     level = cpu_level()
     cpu = [f"-mcpu={level.replace('-', '_')}"] if level.startswith("x86-64") else []
     # Kernels use nothing of a C++ library, which Zig would compile first.
-    return Toolchain(zig, ("c++", *_CXX_FLAGS, *cpu, *_settings.cxx_flags()), level, ("-nostdlib++",))
+    return Toolchain(zig, ("c++", *_CXX_FLAGS, *cpu, *_settings.cxx_flags()), level, ("-nostdlib++", "-s"))
 
 
 def fast_path_toolchain() -> Toolchain:

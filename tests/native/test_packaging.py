@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shutil
@@ -10,16 +11,18 @@ import sys
 import tarfile
 import venv
 import zipfile
+from dataclasses import replace
 from email.parser import Parser
 from pathlib import Path
 
 import pytest
 import setuptools
+import torch
 
 import torchad_ext
 from torchad_ext import _wheel
-from torchad_ext._native import compile, prebuilt, toolchain
-from torchad_ext.ops import CATALOGUE
+from torchad_ext._native import compile, kernels, prebuilt, toolchain
+from torchad_ext.ops import CATALOGUE, gelu
 from torchad_ext.rows import ROW_CATALOGUE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -252,6 +255,21 @@ def test_flags_of_the_user_are_not_ignored_for_a_prebuilt_library(prebuilt_wheel
     assert "prebuilt" in call("-c", script, cwd=tmp_path, **settings)
     output = call("-c", script, cwd=tmp_path, TORCHAD_EXT_CXXFLAGS="-O0 -DOWN", **settings)
     assert f"\n{tmp_path / 'cache'}" in output
+
+
+@needs_compiler
+def test_functors_of_one_name_in_one_library_stay_apart(tmp_path: Path) -> None:
+    chosen = toolchain.cpu_toolchain()
+    inlining_nothing = replace(chosen, flags=(*chosen.flags, "-O0"))
+    x, library = torch.linspace(-3, 3, 1001, dtype=torch.float64), tmp_path / "library.so"
+    functions = {way: gelu.resolve([x, way])[1] for way in ("none", "tanh")}
+    sources = {way: function.source("cpu", x.dtype) for way, function in functions.items()}
+    compile.compile_library("cpu", inlining_nothing, library, list(sources.values()), precompile=True)
+    for way, source in sources.items():
+        address = ctypes.addressof(ctypes.c_char.in_dll(ctypes.CDLL(str(library)), source.symbol))
+        (y,) = kernels.PointwiseKernel("gelu", "cpu", address)([x], [])
+        torch.testing.assert_close(y, torch.nn.functional.gelu(x, approximate=way))
+    assert [path.name for path in tmp_path.iterdir()] == ["library.so"]
 
 
 def test_a_misspelt_prebuild_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ ASAN_CACHE := build/asan
 INSTALLED := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/installed)
 
 .PHONY: help demo test test-all test-long coverage mutants docs fuzz table versions rules notebooks bench bench-check rivals figures \
-  first-minute gpu ulp tails lint format asan clean
+  first-minute gpu ulp tails lint format asan wheel clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -38,6 +38,14 @@ TESTS := tests/symbolic/test_trace.py tests/symbolic/test_expr.py tests/symbolic
 mutants: $(INSTALLED)  ## Run TESTS on every mutant of MODULE, and show those that no test kills; hours
 	$(PYTHON) -m pip install --quiet -c constraints.txt -e '.[mutants]'
 	$(PYTHON) tests/mutants.py $(MODULE) $(TESTS)
+
+PYTORCH := $(foreach library,torch torch_cpu torch_python c10,--exclude lib$(library).so)
+wheel: $(INSTALLED)  ## Build a wheel for where there is no compiler: both catalogues, for every level of x86-64
+	rm -rf build/wheel
+	TORCHAD_EXT_PREBUILD=cpu TORCHAD_EXT_BUILD_TIMEOUT=3600 \
+	  $(PYTHON) -m pip wheel --no-build-isolation --no-deps -w build/wheel .
+	PATH="$(abspath $(dir $(PYTHON))):$$PATH" $(PYTHON) -m auditwheel repair --strip $(PYTORCH) -w dist build/wheel/*.whl
+	du -h dist/*.whl
 
 SECONDS := 600
 fuzz: $(INSTALLED)  ## Hold random programs against plain PyTorch; make fuzz SECONDS=3600 takes an hour

@@ -1,12 +1,13 @@
 """Ships the kernel sources in the wheel and, with ``TORCHAD_EXT_PREBUILD=1``, the compiled kernels too.
 
-A plain build needs neither a compiler nor torch. A prebuilding one needs both, so it must see the installed torch:
-``TORCHAD_EXT_PREBUILD=1 pip install --no-build-isolation .``; ``TORCHAD_EXT_PREBUILD=cpu`` leaves CUDA out.
+A plain build needs neither a compiler nor torch. A prebuilding one needs both: ``TORCHAD_EXT_PREBUILD=1 pip install .``
+compiles against the torch that is installed beside pip; ``TORCHAD_EXT_PREBUILD=cpu`` leaves CUDA out.
 """
 
 import os
 import shutil
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Distribution, setup
@@ -38,10 +39,19 @@ class BuildKernels(build_py):
         shutil.copytree(ROOT / "csrc", package / "csrc")
         if PREBUILD:
             sys.path.insert(0, str(ROOT))
-            from torchad_ext import ops
+            # Isolated builds do not see what is installed.
+            sys.path += [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+            try:
+                from torchad_ext import _wheel
+            except ModuleNotFoundError as error:
+                raise SystemExit(
+                    f"TORCHAD_EXT_PREBUILD={PREBUILD} compiles against an installed PyTorch, but {error.name} is not "
+                    f"installed for {sys.executable}; pip install torch numpy ninja filelock, and build again with "
+                    "pip install --no-build-isolation ."
+                ) from None
             from torchad_ext._native import prebuilt
 
-            for library in prebuilt.make(package / "prebuilt", PREBUILD, ops.prebuilt_kernels):
+            for library in prebuilt.make(package / "prebuilt", PREBUILD, _wheel.prebuilt_kernels):
                 print(f"prebuilt {library} ({library.stat().st_size >> 10} KiB)", file=sys.stderr)
 
 

@@ -18,7 +18,7 @@ _bench
 demo
 __init__
 _formula
-compiler nn
+_wheel compiler nn
 _clusters ops rows plot doctor
 _verify _cost _dependency_graph
 _comparison

@@ -61,22 +61,23 @@ def routes(findings: list[Finding]) -> dict[str, str]:
 
     Example:
         >>> sorted(routes(diagnose()))
-        ['CPU: calls on plain tensors', 'CPU: ops', 'CPU: sin, exp, quadratic_form', 'GPU: ops']
+        ['CPU: calls on plain tensors', 'CPU: catalogue, quadratic_form', 'CPU: declared ops', 'GPU: ops']
     """
     broken = {finding.subject for finding in findings if finding.state == PROBLEM}
     lacking = {finding.subject for finding in findings if finding.state != OK}
     brought = _brought("cpu")
-    can_build = broken.isdisjoint({"torch", "CPU level", "compiler", "ninja", "cache"})
+    can_build = broken.isdisjoint({"torch", "CPU level", "cache"}) and lacking.isdisjoint({"compiler", "ninja"})
     kernels, plain = "native kernels, compiled on first use", "the plain PyTorch definition"
-    of_mission = "native kernels, prebuilt" if brought else kernels if can_build else plain
+    of_catalogue = "native kernels, prebuilt" if brought else kernels if can_build else plain
     gpu = "no GPU is visible to this PyTorch"
     if toolchain.present_gpus():
         can_launch = broken.isdisjoint({"NVRTC", "GPU", "cache"}) and (can_build or _brought("cuda"))
         gpu = kernels if can_launch else plain
-    calls = "Python" if not can_build or "Python.h" in lacking or _settings.fast_path() == "0" else "C++"
+    has_calls = can_build and toolchain.find_cxx() is not None and "Python.h" not in lacking
+    calls = "C++" if has_calls and _settings.fast_path() != "0" else "Python"
     return {
-        "CPU: ops": kernels if can_build else plain,
-        "CPU: sin, exp, quadratic_form": of_mission,
+        "CPU: catalogue, quadratic_form": of_catalogue,
+        "CPU: declared ops": kernels if can_build else plain,
         "CPU: calls on plain tensors": "C++" if _brought("fast_path") else calls,
         "GPU: ops": gpu,
     }
@@ -118,7 +119,8 @@ def _cpu_level() -> Iterator[Finding]:
 def _compiler() -> Iterator[Finding]:
     remedy = "install g++ 11 or clang++ 12 or newer (Debian and Ubuntu: apt install g++; conda: conda install gxx)"
     try:
-        chosen = toolchain.cpu_toolchain()
+        # Zig compiles kernels alone, so that it serves where the operators are brought.
+        chosen = toolchain.kernel_toolchain() if _brought("cpu") else toolchain.cpu_toolchain()
     except BuildError as error:
         if "CPU" not in str(error):  # whose level is a finding of its own
             state = NOTE if _brought("cpu") else PROBLEM
@@ -226,7 +228,8 @@ def _prebuilt() -> Iterator[Finding]:
         text = f"{len(files)} binaries, none of which serves this CPU and these sources"
         yield Finding("prebuilt", NOTE, text, "install the wheel again, for this machine")
     else:
-        yield Finding("prebuilt", OK, f"{len(files)} binaries in {prebuilt.FOLDER}")
+        size = sum(path.stat().st_size for path in files)
+        yield Finding("prebuilt", OK, f"{', '.join(prebuilt.described(files))}; {size / 1e6:.1f} MB")
 
 
 def _settings_given() -> Iterator[Finding]:

@@ -10,10 +10,7 @@ import torch
 
 from ._declared import Interval
 from ._elementwise import HandWritten
-from ._native.kernels import DTYPES
 from ._pointwise import Pointwise
-from ._symbolic import cpp
-from ._symbolic.cpp import Kernel
 from ._torch_state import nn_functions
 
 __all__ = [  # noqa: RUF022, in the order of this file
@@ -245,13 +242,6 @@ polynomial_cutoff = _op(
     "p = 6 in Gasteiger et al., 2020, arXiv:2003.03123, eq. 8.",
     domain={"distance": (0.1, 6.0), "cutoff": (4.0, 5.0)},
 )
-
-
-def prebuilt_kernels(device: str) -> list[Kernel]:
-    """The kernels that a prebuilt wheel brings: those of the hand-written functors, and on CUDA the quadratic form."""
-    functions = [op._order(order) for op in (sin, exp) for order in (0, 1, 2)]
-    kernels = [function.source(device, dtype) for function in functions for dtype in DTYPES]
-    return kernels + [cpp.quadratic_form(dtype) for dtype in cpp.DTYPES] if device == "cuda" else kernels
 
 
 def stands_in_for(name: str) -> str:

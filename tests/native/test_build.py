@@ -402,6 +402,42 @@ class TestWithoutACompiler:
         assert "BuildError: torchad_ext has no native kernels: no C++ compiler was found" in errors
 
 
+class TestZig:
+    """Zig serves where there is no other compiler, for kernels alone."""
+
+    @pytest.fixture(autouse=True)
+    def _zig_alone(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.delenv("CXX", raising=False)
+        monkeypatch.setenv("PATH", "")
+        (tmp_path / "ziglang").mkdir()
+        (tmp_path / "ziglang" / "__init__.py").touch()
+        (tmp_path / "ziglang" / "zig").write_text("#!/bin/sh\necho 0.17.0\n")
+        (tmp_path / "ziglang" / "zig").chmod(0o755)
+        monkeypatch.syspath_prepend(tmp_path)
+
+    def test_it_compiles_kernels_for_this_cpu(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        found = toolchain.kernel_toolchain()
+        assert found.compiler == str(tmp_path / "ziglang" / "zig") and found.flags[0] == "c++"
+        assert toolchain.version(found.compiler) == "0.17.0\n" and not found.is_gcc
+        if found.target.startswith("x86-64"):
+            assert f"-mcpu={found.target.replace('-', '_')}" in found.flags
+        assert not [flag for flag in found.flags if flag.startswith("-march")]
+
+    def test_it_compiles_no_operators(self) -> None:
+        with pytest.raises(toolchain.NoCompilerError, match=r"no C\+\+ compiler was found"):
+            toolchain.cpu_toolchain()
+
+    def test_a_chosen_compiler_that_is_not_there_is_not_replaced(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CXX", "no-such-compiler")
+        with pytest.raises(toolchain.NoCompilerError, match="CXX=no-such-compiler is no program"):
+            toolchain.kernel_toolchain()
+
+    def test_without_it_the_error_names_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "ziglang", None)
+        with pytest.raises(toolchain.NoCompilerError, match=r"pip install 'torchad_ext\[compiler\]'"):
+            toolchain.kernel_toolchain()
+
+
 class TestImport:
     def test_compiles_and_loads_nothing(self, csrc: Path, compiler: Compiler, cache: Path) -> None:
         output, errors = run("import torch, torchad_ext; print(torch.ops.loaded_libraries)")

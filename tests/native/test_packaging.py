@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import venv
 import zipfile
+from dataclasses import replace
 from email.parser import Parser
 from pathlib import Path
 
 import pytest
+import setuptools
+import torch
 
 import torchad_ext
-from torchad_ext import ops
-from torchad_ext._native import compile, prebuilt, toolchain
+from torchad_ext import _wheel
+from torchad_ext._native import compile, kernels, prebuilt, toolchain
+from torchad_ext.ops import CATALOGUE, gelu
+from torchad_ext.rows import ROW_CATALOGUE
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*") if path.is_file()}
@@ -28,6 +35,19 @@ torch.testing.assert_close(y, x.sin())
 (gradient,) = torch.autograd.grad(y.sum(), x)
 torch.testing.assert_close(gradient, x.detach().cos())
 print(torchad_ext.__file__, *torch.ops.loaded_libraries, sep="\\n")
+"""
+USE_DECLARED = """
+import torch, torchad_ext as ad
+x = (0.5 + torch.rand(5, 7)).requires_grad_()
+for op in (
+    ad.pointwise(lambda x: x * torch.sin(x)),
+    ad.pointwise(lambda x: torch.cos(x) / x),
+    ad.rowwise(lambda x: x / x.sum(-1, keepdim=True)),
+):
+    for y, z in zip(*([f(x), *torch.autograd.grad(f(x).sin().sum(), x)] for f in (op, op.definition))):
+        torch.testing.assert_close(y, z)
+ad.silu(x).sum().backward()
+print(*torch.ops.loaded_libraries)
 """
 
 pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="no source tree to build from")
@@ -188,6 +208,47 @@ def test_a_prebuilt_wheel_works_where_there_is_no_compiler(prebuilt_wheel: Path,
 
 @pytest.mark.long
 @needs_compiler
+def test_both_catalogues_run_natively_to_second_derivatives_where_there_is_no_compiler(
+    prebuilt_wheel: Path, tmp_path: Path
+) -> None:
+    package = install(prebuilt_wheel, tmp_path / "package")
+    settings = {"PATH": "", "HOME": "", "TORCHAD_EXT_STRICT": "1", "PYTHONPATH": str(package)}
+    for level in filter(toolchain.can_run, ("x86-64", "x86-64-v3", "x86-64-v4")):
+        capability = {level: name for name, level in toolchain.CPU_LEVELS.items()}[level].lower()
+        output = call(
+            ROOT / "tests" / "native" / "run_catalogues.py", cwd=tmp_path, ATEN_CPU_CAPABILITY=capability, **settings
+        )
+        assert output == f"{len(CATALOGUE) + len(ROW_CATALOGUE) + 1} ops\n"
+
+
+@pytest.mark.long
+@needs_compiler
+def test_declared_ops_run_their_definitions_after_one_warning_where_there_is_no_compiler(
+    prebuilt_wheel: Path, tmp_path: Path
+) -> None:
+    package = install(prebuilt_wheel, tmp_path / "package")
+    output = call("-c", USE_DECLARED, cwd=tmp_path, PATH="", HOME="", PYTHONPATH=str(package))
+    assert output.count("Warning: ") == 1
+    assert "no C++ compiler was found; install g++" in output
+    assert "operators-cpu-" in output.splitlines()[-1]
+
+
+@pytest.mark.long
+@needs_compiler
+@pytest.mark.skipif(toolchain.find_zig() is None, reason="no ziglang")
+def test_declared_ops_are_compiled_by_zig_where_there_is_no_other_compiler(
+    prebuilt_wheel: Path, tmp_path: Path
+) -> None:
+    package = install(prebuilt_wheel, tmp_path / "package")
+    settings = {"PATH": "", "HOME": str(tmp_path), "TORCHAD_EXT_STRICT": "1", "PYTHONPATH": str(package)}
+    output = call("-c", USE_DECLARED, cwd=tmp_path, **settings)
+    assert "Warning: " not in output
+    assert "torchad_ext: compiled 6 libraries" in output
+    assert "operators-cpu-" in output
+
+
+@pytest.mark.long
+@needs_compiler
 def test_flags_of_the_user_are_not_ignored_for_a_prebuilt_library(prebuilt_wheel: Path, tmp_path: Path) -> None:
     package = install(prebuilt_wheel, tmp_path / "package")
     script = "from torchad_ext._native import loader; print(loader.find('cpu'))"
@@ -197,9 +258,62 @@ def test_flags_of_the_user_are_not_ignored_for_a_prebuilt_library(prebuilt_wheel
     assert f"\n{tmp_path / 'cache'}" in output
 
 
+@needs_compiler
+def test_functors_of_one_name_in_one_library_stay_apart(tmp_path: Path) -> None:
+    chosen = toolchain.cpu_toolchain()
+    inlining_nothing = replace(chosen, flags=(*chosen.flags, "-O0"))
+    x, library = torch.linspace(-3, 3, 1001, dtype=torch.float64), tmp_path / "library.so"
+    functions = {way: gelu.resolve([x, way])[1] for way in ("none", "tanh")}
+    sources = {way: function.source("cpu", x.dtype) for way, function in functions.items()}
+    compile.compile_library("cpu", inlining_nothing, library, list(sources.values()), precompile=True)
+    for way, source in sources.items():
+        address = ctypes.addressof(ctypes.c_char.in_dll(ctypes.CDLL(str(library)), source.symbol))
+        (y,) = kernels.PointwiseKernel("gelu", "cpu", address)([x], [])
+        torch.testing.assert_close(y, torch.nn.functional.gelu(x, approximate=way))
+    assert [path.name for path in tmp_path.iterdir()] == ["library.so"]
+
+
 def test_a_misspelt_prebuild_is_refused(tmp_path: Path) -> None:
     with pytest.raises(torchad_ext.BuildError, match="TORCHAD_EXT_PREBUILD=yes; it is 1, or cpu"):
-        prebuilt.make(tmp_path, "yes", ops.prebuilt_kernels)
+        prebuilt.make(tmp_path, "yes", _wheel.prebuilt_kernels)
+
+
+@pytest.fixture
+def isolated(tmp_path: Path) -> Path:
+    """A folder with setuptools, and with what takes everything else from the path, as pip isolates a build."""
+    (tmp_path / "isolated").mkdir()
+    installed = Path(setuptools.__file__).parents[1]
+    for path in (*installed.glob("setuptools*"), *installed.glob("_distutils_hack")):
+        (tmp_path / "isolated" / path.name).symlink_to(path)
+    script = "import sys; sys.path = [path for path in sys.path if 'site-packages' not in path]"
+    (tmp_path / "isolated" / "sitecustomize.py").write_text(script)
+    return tmp_path / "isolated"
+
+
+def build_isolated(python: str, isolated: Path, tmp_path: Path) -> str:
+    """What a prebuilding ``setup.py`` says where nothing installed is on the path; a wrong choice ends it soon."""
+    process = subprocess.run(
+        [python, "setup.py", "build_py"],
+        cwd=copy_tree(tmp_path / "tree"),
+        env=environment(PYTHONPATH=str(isolated), TORCHAD_EXT_PREBUILD="neither"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert process.returncode != 0
+    return process.stdout
+
+
+def test_a_prebuilding_build_that_is_isolated_finds_the_installed_torch(isolated: Path, tmp_path: Path) -> None:
+    said = build_isolated(sys.executable, isolated, tmp_path)
+    assert "TORCHAD_EXT_PREBUILD=neither; it is 1, or cpu" in said
+
+
+def test_a_prebuilding_build_without_torch_says_what_to_do(isolated: Path, tmp_path: Path) -> None:
+    venv.create(tmp_path / "empty")
+    said = build_isolated(str(tmp_path / "empty" / "bin" / "python"), isolated, tmp_path)
+    assert "torch is not installed for " in said and "pip install --no-build-isolation ." in said
 
 
 def test_a_source_distribution_can_be_built_from(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ _SUFFIXES = (".h", ".cpp", ".cuh")
 FORM = "quadratic_form"  # a library of its own: it takes longer to compile than all that a pointwise op needs
 _HEADER = "pointwise_cpu.h"  # whose parsing takes longer than a kernel itself
 PRECOMPILED = f"{_HEADER}.gch"
+_HERE = Path()  # the folder of a compilation, whose precompiled header it makes itself
 _COMMANDS = {
     "compile": "$compiler $headers -c $in -o $out",
     "precompile": "$compiler -x c++-header $in -o $out",
@@ -114,19 +115,20 @@ def _ninja_file(
     syntax = _ninja().ninja_syntax
     torch_root = os.path.dirname(os.path.realpath(torch.__file__))
     headers = ["-isystem", f"{torch_root}/include"] if libraries else [f"-I{precompiled}"] if precompiled else []
+    first = [PRECOMPILED] if precompiled == _HERE else []
     linked = [f"-L{torch_root}/lib", *(f"-l{library}" for library in libraries)] if libraries else []
     text = io.StringIO()
     writer = syntax.Writer(text, width=10**6)
     for name, words in {
         "compiler": [toolchain.compiler, *toolchain.flags],
         "headers": [*headers, f"-I{CSRC}"],
-        "libraries": linked,
+        "libraries": [*linked, *toolchain.link_flags],
     }.items():
         writer.variable(name, syntax.escape(shlex.join(words)))
     for name, command in _COMMANDS.items():
         writer.rule(name, command)
     for source in sources:
-        writer.build(f"{source.name}.o", "compile", _path(source))
+        writer.build(f"{source.name}.o", "compile", _path(source), implicit=first)
     writer.build("library.so", "link", [f"{source.name}.o" for source in sources])
     writer.build(PRECOMPILED, "precompile", _path(CSRC / _HEADER))
     return text.getvalue()
@@ -179,7 +181,8 @@ def compile_library(
         toolchain: how.
         to: the library.
         kernels: what to compile for the CPU in place of the operators.
-        precompile: compile the header of the kernels too, to lie beside ``to``; g++ takes it in its place.
+        precompile: compile the header of the kernels too, which g++ takes in its place: for ``kernels``, or to lie
+            beside ``to`` for those that are compiled later.
         precompiled: the folder of such a header.
 
     Raises:
@@ -188,8 +191,9 @@ def compile_library(
     log = to.with_suffix(".log")
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=to.parent, prefix=UNFINISHED, ignore_cleanup_errors=True) as name:
-        command = prepare(what, toolchain, Path(name), kernels, precompiled)
         precompile = precompile and toolchain.is_gcc and (CSRC / _HEADER).exists()
+        command = prepare(what, toolchain, Path(name), kernels, _HERE if precompile and kernels else precompiled)
+        precompile = precompile and not kernels
         has_failed, output = _run([*command, PRECOMPILED] if precompile else command)
         if has_failed:
             texts = (kernel.text.encode() for kernel in kernels)

@@ -20,7 +20,16 @@ from .._warnings import warn_or_raise
 from . import cache, compile, nvrtc, prebuilt
 from .compile import FORM
 from .state import state
-from .toolchain import BuildError, Toolchain, cpu_level, cpu_toolchain, cuda_toolchain, present_gpus
+from .toolchain import (
+    BuildError,
+    NoCompilerError,
+    Toolchain,
+    cpu_level,
+    cpu_toolchain,
+    cuda_toolchain,
+    kernel_toolchain,
+    present_gpus,
+)
 
 _NAMES = {"cpu": "the CPU kernels", FORM: "the quadratic form", "cuda": "what launches CUDA kernels"}
 _LACKING = {"cpu": "native kernels", FORM: "native quadratic form", "cuda": "native CUDA kernels"}
@@ -161,13 +170,19 @@ def load_quadratic_form(name: str, kernel: Kernel) -> bool:
 
 
 def _or_warn(name: str, load: Callable[[], int]) -> int | None:
-    """The result of a load; None if it failed, and one warning has said why."""
+    """The result of a load; None if it failed, and one warning has said why; one for all where there is no compiler."""
     try:
         return load()
     except (BuildError, nvrtc.NvrtcError, OSError) as error:
         failure = BuildError(f"torchad_ext has no native kernel of {name}: {error}")
         failure.__cause__ = error
-    warn_or_raise(failure, ". The plain PyTorch definition runs instead.")
+    instead = ". The plain PyTorch definition runs instead"
+    if isinstance(failure.__cause__, NoCompilerError) and not _settings.is_strict():
+        if state.lack_was_told:
+            return None
+        state.lack_was_told = True
+        instead += ", and those of all kernels that did not come with the package"
+    warn_or_raise(failure, f"{instead}.")
     return None
 
 
@@ -181,7 +196,7 @@ def _prebuilt_kernels() -> ctypes.CDLL | None:
 def _for_kernels() -> tuple[Toolchain, str, Path | None]:
     """How the pointwise kernels of this process are compiled, the part of their keys that they share, and the folder of
     their precompiled header if it is there."""
-    toolchain = cpu_toolchain()
+    toolchain = kernel_toolchain()
     shared = compile.key("cpu", toolchain)
     header = cache.entry(shared, compile.PRECOMPILED)
     return toolchain, shared, header.parent if cache.is_whole(header) else None

@@ -55,7 +55,8 @@ def make(folder: Path, devices: str, kernels: Callable[[str], Sequence[Kernel]])
     files = []
     for device, toolchain, what in chosen:
         file = folder / library(device, toolchain.target, what).name
-        compile_library(FORM if what == FORM else device, toolchain, file, kernels(device) if what == "kernels" else ())
+        sources = kernels(device) if what == "kernels" else ()
+        compile_library(FORM if what == FORM else device, toolchain, file, sources, precompile=bool(sources))
         files.append(file)
     for gpu in gpus:
         file = folder / image(gpu).name
@@ -68,6 +69,15 @@ def find(device: str, target: str, what: str) -> Path | None:
     """A library that came with the package and serves this machine; None if there is none."""
     file = library(device, target, what)
     return file if file.exists() and not _settings.cxx_flags() else None
+
+
+def described(files: Sequence[Path]) -> list[str]:
+    """Each kind of binary with the machines that it serves: ``"kernels for x86-64 and x86-64-v3"``."""
+    targets: dict[str, list[str]] = {}
+    for file in sorted(files):
+        what, device, target = file.stem.rpartition("-")[0].split("-", 2)
+        targets.setdefault(f"{device.upper()} {what}" if device in ("cpu", "cuda") else what, []).append(target)
+    return [f"{what} for {' and '.join(of)}" for what, of in targets.items()]
 
 
 def images() -> list[Path]:

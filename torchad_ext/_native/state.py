@@ -24,6 +24,7 @@ class State:
         fast_path_started: was it looked for?
         loading: held while operators are loaded.
         starting: held while the fast path is looked for.
+        lack_was_told: did a warning say that kernels which did not come with the package run as definitions?
     """
 
     def __init__(self) -> None:
@@ -33,6 +34,7 @@ class State:
         self.fast_path: ModuleType | None = None
         self.fast_path_failure: BuildError | None = None
         self.fast_path_started = False
+        self.lack_was_told = False
         self._renew_locks()
 
     def _renew_locks(self) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import shutil
 import subprocess
 import sysconfig
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -32,13 +34,18 @@ class BuildError(RuntimeError):
     """A native library could not be built. The message says why, where the log is and what to do."""
 
 
+class NoCompilerError(BuildError):
+    """There is no C++ compiler."""
+
+
 @dataclass(frozen=True)
 class Toolchain:
-    """How to compile a library: the command, its flags, and what it produces code for."""
+    """How to compile a library: the command, its flags, what it produces code for, and flags to link with."""
 
     compiler: str
     flags: tuple[str, ...]
     target: str
+    link_flags: tuple[str, ...] = ()
 
     @property
     def is_gcc(self) -> bool:
@@ -91,17 +98,24 @@ def find_cxx() -> str | None:
     return next(filter(None, map(shutil.which, candidates)), None)
 
 
+def find_zig() -> str | None:
+    """The program of PyPI's ``ziglang``, which carries Clang and is installed without root; None if it is not there."""
+    package = importlib.util.find_spec("ziglang")
+    return shutil.which("zig", path=str(Path(package.origin).parent)) if package and package.origin else None
+
+
 def _cxx() -> str:
     compiler = find_cxx()
     if compiler is None:
         given = f"CXX={chosen} is no program" if (chosen := _settings.cxx()) else "no C++ compiler was found"
-        raise BuildError(f"{given}; install g++ (Debian and Ubuntu: apt install g++) or set CXX to a compiler")
+        raise NoCompilerError(f"{given}; install g++ (Debian and Ubuntu: apt install g++) or set CXX to a compiler")
     return compiler
 
 
 def version(compiler: str) -> str:
     """The text that a compiler says about itself."""
-    return subprocess.run([compiler, "--version"], capture_output=True, text=True, errors="replace", check=False).stdout
+    option = "version" if compiler == find_zig() else "--version"
+    return subprocess.run([compiler, option], capture_output=True, text=True, errors="replace", check=False).stdout
 
 
 def cpu_toolchain(level: str | None = None) -> Toolchain:
@@ -113,6 +127,28 @@ def cpu_toolchain(level: str | None = None) -> Toolchain:
     level = level or cpu_level()
     march = [f"-march={level}"] if level.startswith("x86-64") else []
     return Toolchain(_cxx(), (*_CXX_FLAGS, *_ABI, *march, *_settings.cxx_flags()), level)
+
+
+def kernel_toolchain() -> Toolchain:
+    """The compiler for pointwise kernels: as for ``cpu_toolchain``, or ``zig c++`` where there is no other.
+
+    Operators are not compiled with Zig: its C++ library is another than PyTorch's, across which no exception passes.
+
+    Raises:
+        BuildError: as ``cpu_toolchain``.
+    """
+    try:
+        return cpu_toolchain()
+    except NoCompilerError as error:
+        zig = find_zig()
+        if _settings.cxx():
+            raise
+        if zig is None:
+            raise NoCompilerError(f"{error}, or, for kernels alone, pip install 'torchad_ext[compiler]'") from None
+    level = cpu_level()
+    cpu = [f"-mcpu={level.replace('-', '_')}"] if level.startswith("x86-64") else []
+    # Kernels use nothing of a C++ library, which Zig would compile first.
+    return Toolchain(zig, ("c++", *_CXX_FLAGS, *cpu, *_settings.cxx_flags()), level, ("-nostdlib++", "-s"))
 
 
 def fast_path_toolchain() -> Toolchain:

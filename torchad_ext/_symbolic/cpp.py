@@ -78,13 +78,21 @@ def kernel(functor: str, name: str, program: Program, device: str, dtype: str) -
     namespace = "torchad_ext"
     if not functor.startswith("#include"):
         namespace = "torchad_ext::declared"
-        functor = f"namespace {namespace} {{\n\n{functor}\n}}  // namespace {namespace}\n"
+        functor = declared(functor, device)
     inputs, outputs, numbers = map(len, (program.inputs, program.outputs, program.scalars))
     arguments = f"{namespace}::{name}, {inputs}, {numbers}, {dtype}"
     digest = hashlib.sha256(f"{device}\0{functor}\0{arguments}".encode()).hexdigest()[:16]
     symbol = f"{name}_{dtype}_{digest}"
     text = f'#include "{loop}"\n{functor}\nTORCHAD_EXT_KERNEL({symbol}, {arguments})\n'
     return Kernel(symbol, text, inputs, outputs, DTYPES[dtype])
+
+
+def declared(functor: str, device: str) -> str:
+    """The functor in a namespace; on the CPU in an unnamed one too: a wheel links functors of one name for several
+    dtypes or options into one library, where they would otherwise be one type with several definitions."""
+    if device == "cpu":
+        functor = f"namespace {{\n\n{functor}\n}}  // namespace"
+    return f"namespace torchad_ext::declared {{\n\n{functor}\n}}  // namespace torchad_ext::declared\n"
 
 
 def quadratic_form(dtype: str) -> Kernel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from .cpp import DTYPES, Kernel, functor
+from .cpp import DTYPES, Kernel, declared, functor
 from .passes import Part, Stage, split
 from .program import Program
 
@@ -44,8 +44,7 @@ def row_kernel(functor: str, name: str, program: Program, dtype: str) -> Kernel:
     digest = hashlib.sha256(f"cpu\0{functor}\0{dtype}".encode()).hexdigest()[:16]
     symbol = f"{name}_{dtype}_{digest}"
     text = (
-        f'#include "pointwise_cpu.h"\n#include "rowwise_cpu.h"\nnamespace torchad_ext::declared {{\n\n{functor}\n'
-        f"}}  // namespace torchad_ext::declared\n\n"
+        f'#include "pointwise_cpu.h"\n#include "rowwise_cpu.h"\n{declared(functor, "cpu")}\n'
         f"TORCHAD_EXT_ROW_KERNEL({symbol}, torchad_ext::declared::{name}Rows, {dtype})\n"
     )
     return Kernel(symbol, text, len(program.inputs), len(program.outputs), DTYPES[dtype])

@@ -26,7 +26,7 @@ from ._symbolic.captured import captures, plain
 from ._symbolic.expr import Expr, column, row, scalar, tensor
 from ._symbolic.latex import equations, latex
 from ._symbolic.program import Program
-from ._symbolic.refusals import TraceError
+from ._symbolic.refusals import NumberExpected, TraceError
 from ._symbolic.torch_functions import signature_of
 from ._symbolic.tracing import ValueNeeded, trace
 from ._torch_state import is_being_traced, traced_before_autograd
@@ -312,6 +312,12 @@ class Declared:
             *arguments[:positional], **dict(zip(self._keywords, arguments[positional:], strict=True))
         )
 
+    def _handled(self, args: Sequence[Any]) -> Any:
+        """What ``__torch_function__`` of an argument makes of the call."""
+        positional = len(args) - len(self._keywords)
+        named = dict(zip(self._keywords, args[positional:], strict=True))
+        return handle_torch_function(self, args, *args[:positional], **named)
+
     def _wrong(self, name: str, given: str) -> str:
         function = f"{self.__module__}.{self.__name__}"
         expected = "a torch.Tensor or a number" if name in self._defaults else "a torch.Tensor"
@@ -455,8 +461,11 @@ class Pointwise(Declared):
         if kwargs or len(args) != len(self._parameters) or self._keywords:
             args = self._bound(args, kwargs)
         if has_torch_function(args):
-            return self._define(args) if traced_before_autograd() else handle_torch_function(self, args, *args)
-        kinds, member, scalars = self.resolve(args)
+            return self._define(args) if traced_before_autograd() else self._handled(args)
+        try:
+            kinds, member, scalars = self.resolve(args)
+        except NumberExpected:  # PyTorch reads that of a tensor without dimensions, or says what is wrong
+            return self._define(args)
         xs = [x for x, kind in zip(args, kinds, strict=True) if kind is _TENSOR]
         first = xs[0]
         if first.dtype not in DTYPES:

@@ -90,11 +90,13 @@ format: $(INSTALLED)  ## Format the code and mend what can be mended
 	$(PYTHON) -m ruff format
 	$(dir $(PYTHON))clang-format -i $(CSRC)
 
-asan: $(INSTALLED)  ## Run the tests of the ops on CPU kernels under AddressSanitizer
-	TORCHAD_EXT_CXXFLAGS='-fsanitize=address -g' TORCHAD_EXT_CACHE_DIR=$(ASAN_CACHE) TORCHAD_EXT_STRICT=1 \
-	  LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
+asan: $(INSTALLED)  ## Run the tests of the ops on CPU kernels under AddressSanitizer and UBSan
+	TORCHAD_EXT_CXXFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=undefined -g' \
+	  TORCHAD_EXT_CACHE_DIR=$(ASAN_CACHE) TORCHAD_EXT_STRICT=1 TORCHAD_EXT_BUILD_TIMEOUT=3600 \
+	  LD_PRELOAD="$$(for each in asan ubsan stdc++; do $${CXX:-c++} -print-file-name=lib$$each.so; done | xargs)" \
 	  ASAN_OPTIONS=detect_leaks=0 $(PYTHON) -m pytest --device cpu \
-  tests/test_ops.py tests/test_pointwise.py tests/csrc/test_scalar.py tests/test_quadratic_form.py \
+  tests/test_ops.py tests/test_pointwise.py tests/test_rows.py tests/csrc/test_scalar.py tests/test_quadratic_form.py \
+  tests/csrc/test_guard_pages.py \
   tests/native/test_eager.py::TestCalls tests/native/test_eager.py::TestWhatIsSaved tests/native/test_eager.py::TestLifetime
 
 clean:  ## Remove what was built, the environment included

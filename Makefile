@@ -7,7 +7,7 @@ ASAN_CACHE := build/asan
 INSTALLED := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/installed)
 
 .PHONY: help demo test test-all test-long coverage docs fuzz table rules notebooks bench bench-check rivals figures \
-  first-minute gpu ulp tails lint format asan clean
+  first-minute long-run gpu ulp tails lint format asan clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -45,6 +45,10 @@ rules: $(INSTALLED)  ## Write the table of operations that ad.laplacian has rule
 
 notebooks: $(INSTALLED)  ## Execute the notebooks in place; once more if kernels were compiled, which stderr says
 	$(dir $(PYTHON))jupyter-execute --inplace notebooks/*.ipynb
+
+STEPS := 100000
+long-run: $(INSTALLED)  ## Train for 100,000 steps, with 500 declared ops, and fail where anything grows; make long-run STEPS=5000
+	$(PYTHON) benchmarks/long_run.py --steps $(STEPS) --ops 500
 
 LEVEL :=
 bench: $(INSTALLED)  ## Run the benchmarks; make bench LEVEL=v3 runs them with AVX2 on a CPU that has AVX-512

@@ -1,7 +1,7 @@
-"""A long life of one process: training steps with double backward, hundreds of declared ops, threads that train at once.
+"""A long life of one process: training steps with double backward, hundreds of declared ops, threads.
 
-``python benchmarks/long_run.py --steps 100000`` prints memory, Python objects and loaded kernels at ten points, and ends
-with an error where one of them grew after the first.
+``python benchmarks/long_run.py --steps 100000`` prints memory, Python objects and loaded kernels at ten points, and
+ends with an error where one of them grew after the first.
 """
 
 from __future__ import annotations

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from bad_arguments import OTHERS, Argument, arguments, outcome, shapes
+from bad_arguments import Argument, arguments, outcome, shapes
 from hypothesis import given
 from hypothesis import strategies as st
 from test_bad_input import FEW, MANY
 
 import torchad_ext as ad
-from torchad_ext._formula import FormulaError, parse
 
 
 def _fails(x: torch.Tensor) -> torch.Tensor:
@@ -53,7 +52,9 @@ BAD: dict[str, Any] = {
     "no function at all": None,
     "meta": lambda x: torch.ones((), device="meta"),
 }
-WEIRD = st.sampled_from([None, 0, -1, 1, 2, 3, 10**30, 0.5, "x", "xx", "auto", "", True, float("nan"), [], ["xx"], {}, torch.ones(2)])
+WEIRD = st.sampled_from(
+    [None, 0, -1, 1, 2, 3, 10**30, 0.5, "x", "xx", "auto", "", True, float("nan"), [], ["xx"], {}, torch.ones(2)]
+)
 
 
 def hessian(f: Any, x: torch.Tensor) -> torch.Tensor:
@@ -190,3 +191,8 @@ class TestTools:
     @given(uses())
     def test_derivative_of_many(self, use: Use) -> None:
         check(use)
+
+    @pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr"])
+    def test_a_sparse_point_is_refused(self, layout: str) -> None:
+        with pytest.raises(TypeError, match=r"torchad_ext.hvp takes dense tensors for x; got one of torch.sparse"):
+            ad.hvp(lambda x: x.sum(), getattr(torch.eye(2), layout)(), torch.eye(2))

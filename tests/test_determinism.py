@@ -54,7 +54,9 @@ def sample(op: Any, shape: tuple[int, ...], dtype: torch.dtype) -> list[torch.Te
     return tensors
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, *(pytest.param(d, marks=pytest.mark.long) for d in DTYPES if d != torch.float32)], ids=str
+)
 @pytest.mark.parametrize("name", list(CATALOGUE))
 class TestElements:
     def test_neighbours(self, name: str, dtype: torch.dtype) -> None:
@@ -91,7 +93,9 @@ def everything(x, y):
 def test_lanes(dtype: torch.dtype) -> None:
     """A function of a number does not depend on the numbers beside it in a vector."""
     powers = [sign * 2.0**k for k in range(-20, 40, 3) for sign in (1, -1)]
-    x = torch.tensor([*SPECIAL, *powers, 0.25, 0.999, 1.0, 1.5, -0.999, 2.7, 1e-30, 1e300], dtype=torch.float64).to(dtype)
+    x = torch.tensor([*SPECIAL, *powers, 0.25, 0.999, 1.0, 1.5, -0.999, 2.7, 1e-30, 1e300], dtype=torch.float64).to(
+        dtype
+    )
     x, y = (z.flatten() for z in torch.meshgrid(x, x, indexing="ij"))
     alone = everything(x.repeat_interleave(32), y.repeat_interleave(32))
     for name, whole, each in zip(everything.program.outputs, everything(x, y), alone, strict=True):
@@ -122,7 +126,7 @@ class TestThreads:
     @pytest.mark.parametrize(
         "shapes",
         [((900,), (900, 900)), ((3, 500), (500, 500)), ((200, 65), (65, 65)), ((3000, 5), (5, 5)), ((9000, 32), (32, 32)), ((4000, 13), (13, 13)),
-         
+
          ((400, 12), (400, 12, 12)), ((50, 1, 33), (2, 33, 33)), ((20_000, 3), (3, 3))],
         ids=str,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The derivative tools on functions and points that nobody ought to give: the true derivative, or an error that says why."""
+"""The tools on functions and points that nobody ought to give: the true derivative, or an error that says why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a long life of a process does not let grow, with the small numbers of a test; ``make long-run`` has large ones."""
+"""Long lives of a process in which nothing grows, with the numbers of a test; ``make long-run`` has large ones."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ class _OverDims(Rowwise):
 def _check_shape(name: str, x: torch.Tensor, shape: Sequence[int]) -> None:
     if not isinstance(shape, (tuple, list)):
         raise TypeError(
-            f"torchad_ext.{name} takes the sizes of the last dimensions for normalized_shape, as in [8] or x.shape[-1:]; "
+            f"torchad_ext.{name} takes the last sizes of its input for normalized_shape, as in x.shape[-1:]; "
             f"got {type(shape).__name__}"
         )
     if not len(shape) or tuple(x.shape[-len(shape) :]) != tuple(shape):

@@ -7,7 +7,7 @@ ASAN_CACHE := build/asan
 INSTALLED := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/installed)
 
 .PHONY: help demo test test-all test-long coverage mutants docs fuzz table versions rules notebooks bench bench-check rivals figures \
-  first-minute gpu ulp tails lint format asan wheel clean
+  first-minute long-run gpu ulp tails lint format asan wheel clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -66,6 +66,10 @@ rules: $(INSTALLED)  ## Write the table of operations that ad.laplacian has rule
 notebooks: $(INSTALLED)  ## Execute the notebooks in place; once more if kernels were compiled, which stderr says
 	$(dir $(PYTHON))jupyter-execute --inplace notebooks/*.ipynb
 
+STEPS := 100000
+long-run: $(INSTALLED)  ## Train for 100,000 steps, with 500 declared ops, and fail where anything grows; make long-run STEPS=5000
+	$(PYTHON) benchmarks/long_run.py --steps $(STEPS) --ops 500
+
 LEVEL :=
 bench: $(INSTALLED)  ## Run the benchmarks; make bench LEVEL=v3 runs them with AVX2 on a CPU that has AVX-512
 	$(PYTHON) benchmarks/run.py $(LEVEL:%=--level %)
@@ -111,11 +115,13 @@ format: $(INSTALLED)  ## Format the code and mend what can be mended
 	$(PYTHON) -m ruff format
 	$(dir $(PYTHON))clang-format -i $(CSRC)
 
-asan: $(INSTALLED)  ## Run the tests of the ops on CPU kernels under AddressSanitizer
-	TORCHAD_EXT_CXXFLAGS='-fsanitize=address -g' TORCHAD_EXT_CACHE_DIR=$(ASAN_CACHE) TORCHAD_EXT_STRICT=1 \
-	  LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
+asan: $(INSTALLED)  ## Run the tests of the ops on CPU kernels under AddressSanitizer and UBSan
+	TORCHAD_EXT_CXXFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=undefined -g' \
+	  TORCHAD_EXT_CACHE_DIR=$(ASAN_CACHE) TORCHAD_EXT_STRICT=1 TORCHAD_EXT_BUILD_TIMEOUT=3600 \
+	  LD_PRELOAD="$$(for each in asan ubsan stdc++; do $${CXX:-c++} -print-file-name=lib$$each.so; done | xargs)" \
 	  ASAN_OPTIONS=detect_leaks=0 $(PYTHON) -m pytest --device cpu \
-  tests/test_ops.py tests/test_pointwise.py tests/csrc/test_scalar.py tests/test_quadratic_form.py \
+  tests/test_ops.py tests/test_pointwise.py tests/test_rows.py tests/csrc/test_scalar.py tests/test_quadratic_form.py \
+  tests/csrc/test_guard_pages.py \
   tests/native/test_fast_path.py::TestCalls tests/native/test_fast_path.py::TestWhatIsSaved tests/native/test_fast_path.py::TestLifetime
 
 clean:  ## Remove what was built, the environment included

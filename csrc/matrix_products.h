@@ -73,8 +73,45 @@ struct MatrixProducts {
       std::copy_n(x_data + from * n, length, R + from * n);
       std::copy_n(h_data + from * n, length, R + (count + from) * n);
     });
+    if (n <= most_summed_in_order) return sum_in_order(L, static_cast<const T*>(right.data_ptr()), products, n, G);
     Tensor rows = left;
     multiply(torch::stable::transpose(rows, 0, 1), right, G);
+  }
+
+  static constexpr int64_t most_summed_in_order = 32;
+
+  // G = L^T R, [count, n] each: blocks of rows, added up in order. A matrix product would divide this long sum among
+  // the threads that there are, and its rounding would depend on their number.
+  template <class T>
+  static void sum_in_order(const T* L, const T* R, int64_t count, int64_t n, const Tensor& G) {
+    using Number = compute_t<T>;
+    constexpr int w = lanes<T>;
+    constexpr int64_t block = 1024;
+    const int64_t blocks = (count + block - 1) / block, across = (n + w - 1) / w, size = n * across * w;
+    const Vectors<Number> memory(blocks * size / w);
+    Number* const parts = memory.numbers();
+    torch::stable::parallel_for(0, blocks, 1, [&](int64_t from, int64_t to) {
+      std::fill_n(parts + from * size, (to - from) * size, Number(0));
+      for (int64_t row = from * block; row < std::min(count, to * block); ++row) {
+        Number* const sum = parts + row / block * size;
+        for (int64_t v = 0; v < across; ++v) {
+          const T* const at = R + row * n + v * w;
+          const Vector<Number> r = v * w + w <= n ? load(at) : load_some(at, n - v * w);
+          for (int64_t i = 0; i < n; ++i) {
+            Number* const to = sum + (i * across + v) * w;
+            store(to, fma(broadcast(number(L[row * n + i])), r, load(to)));
+          }
+        }
+      }
+    });
+    T* const result = static_cast<T*>(G.data_ptr());
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t j = 0; j < n; ++j) {
+        Number total = 0;
+        for (int64_t b = 0; b < blocks; ++b) total += parts[b * size + i * across * w + j];
+        write(result + i * n + j, total);
+      }
+    }
   }
 
   // u = g x + h. No product with an h or g that is none: 0 times infinity is no 0.

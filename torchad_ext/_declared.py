@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import torch
+from torch.overrides import handle_torch_function
 
 from ._derivative import Derivative
 from ._elementwise import Elementwise, HandWritten
@@ -305,6 +306,13 @@ class Declared:
         return self.definition(
             *arguments[:positional], **dict(zip(self._keywords, arguments[positional:], strict=True))
         )
+
+    def _handled(self, args: Sequence[Any]) -> Any:
+        """What ``__torch_function__`` of an argument makes of the call."""
+        positional = len(args) - len(self._keywords)
+        named = dict(zip(self._keywords, args[positional:], strict=True))
+        op: Any = self
+        return handle_torch_function(op, args, *args[:positional], **named)
 
     def _wrong(self, name: str, given: str) -> str:
         function = f"{self.__module__}.{self.__name__}"

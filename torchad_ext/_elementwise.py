@@ -111,8 +111,13 @@ class Elementwise:
     @functools.cached_property
     def depends_on_all(self) -> bool:
         """Does every output depend on every input? Then each has the shape that all of them broadcast to."""
-        nodes = (topological([output]) for output in self.program.outputs)
-        return all(x in occurring for occurring in nodes for x in self.program.inputs)
+        return all(len(read) == len(self.program.inputs) for read in self.read_by_outputs)
+
+    @functools.cached_property
+    def read_by_outputs(self) -> list[tuple[int, ...]]:
+        """For each output the inputs that it depends on."""
+        nodes = [frozenset(topological([output])) for output in self.program.outputs]
+        return [tuple(i for i, x in enumerate(self.program.inputs) if x in occurring) for occurring in nodes]
 
     @staticmethod
     def _suffix(order: int) -> str:

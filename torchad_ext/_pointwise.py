@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, overload
 
 import torch
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.overrides import has_torch_function
 
 from ._declared import SCALAR, TENSOR, Declared, Interval
 from ._derivative import Derivative
@@ -18,6 +18,7 @@ from ._native import fast_path, kernels
 from ._native.kernels import DTYPES
 from ._symbolic.captured import plain
 from ._symbolic.latex import equations
+from ._symbolic.refusals import NumberExpected
 from ._torch_state import is_being_traced, traced_before_autograd
 
 _MOST_PARAMETERS = 64  # that C++ takes
@@ -60,8 +61,11 @@ class Pointwise(Declared):
         if kwargs or len(args) != len(self._parameters) or self._keywords:
             args = self._bound(args, kwargs)
         if has_torch_function(args):
-            return self._define(args) if traced_before_autograd() else handle_torch_function(self, args, *args)
-        kinds, member, scalars = self.resolve(args)
+            return self._define(args) if traced_before_autograd() else self._handled(args)
+        try:
+            kinds, member, scalars = self.resolve(args)
+        except NumberExpected:  # PyTorch reads that of a tensor without dimensions, or says what is wrong
+            return self._define(args)
         xs = [x for x, kind in zip(args, kinds, strict=True) if kind is TENSOR]
         first = xs[0]
         if first.dtype not in DTYPES:

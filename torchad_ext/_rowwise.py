@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, overload
 
 import torch
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.overrides import has_torch_function
 
 from ._declared import COLUMN, ROW, TENSOR, Declared, Interval, is_tensor
 from ._elementwise import Elementwise
@@ -17,6 +17,7 @@ from ._native.kernels import DTYPES
 from ._row_function import RowFunction, shape_of
 from ._symbolic.captured import plain
 from ._symbolic.program import Program
+from ._symbolic.refusals import NumberExpected
 from ._torch_state import is_being_traced, traced_before_autograd
 
 
@@ -65,21 +66,26 @@ class Rowwise(Declared):
         if is_being_traced():
             return self._define(args)
         if has_torch_function(args):
-            return self._define(args) if traced_before_autograd() else handle_torch_function(self, args, *args)
+            return self._define(args) if traced_before_autograd() else self._handled(args)
         tensors = [x for x in args if isinstance(x, torch.Tensor)]
         if not _are_alike(tensors) or (shape := _shape(tensors)) is None:
             return self._define(args)
-        kinds, member, scalars = self.resolve(args)
+        try:
+            kinds, member, scalars = self.resolve(args)
+        except NumberExpected:  # PyTorch reads that of a tensor without dimensions, or says what is wrong
+            return self._define(args)
         device = kernels.device_for(tensors)
         if device is None or not member.keeps(tensors[0].dtype):
             return self._define(args)
+        if not member.depends_on_all and any(
+            _shape([tensors[i] for i in read]) != shape for read in member.read_by_outputs
+        ):
+            return self._define(args)  # an output has the shape of what it depends on
         xs = []
         for x, kind in zip(args, kinds, strict=True):
             if is_tensor(kind):
                 whole = shape_of(_NAMES[kind], shape)
                 if x.shape != whole:
-                    if not member.depends_on_all:
-                        return self._define(args)  # an output has the shape of what it depends on
                     x = x.reshape(whole) if kind is COLUMN else x.expand(whole)
                 xs.append(x)
         numbers = tuple([float(args[i]) for i in scalars])

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from ._declared import Declared
 from ._elementwise import Elementwise
 from ._native.kernels import DTYPES
-from ._pointwise import Declared
 from ._symbolic import cpp
 from ._symbolic.cpp import Kernel
 from .ops import CATALOGUE, exp, sin

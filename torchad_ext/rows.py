@@ -93,7 +93,7 @@ class _OverDims(Rowwise):
         x, shape = given["input"], given["normalized_shape"]
         if not isinstance(x, torch.Tensor):
             return super().__call__(*given.values())
-        if given["eps"] is None:
+        if given["eps"] is None and self._defaults["eps"] is None:
             given["eps"] = torch.finfo(x.dtype).eps
         if shape is None:
             return super().__call__(*given.values())
@@ -107,6 +107,11 @@ class _OverDims(Rowwise):
 
 
 def _check_shape(name: str, x: torch.Tensor, shape: Sequence[int]) -> None:
+    if not isinstance(shape, (tuple, list)):
+        raise TypeError(
+            f"torchad_ext.{name} takes the last sizes of its input for normalized_shape, as in x.shape[-1:]; "
+            f"got {type(shape).__name__}"
+        )
     if not len(shape) or tuple(x.shape[-len(shape) :]) != tuple(shape):
         raise RuntimeError(
             f"torchad_ext.{name}: given normalized_shape={list(shape)}, expected input with shape "

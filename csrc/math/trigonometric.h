@@ -88,6 +88,14 @@ inline Double cos_polynomial(Double r, Double tail) {
   return head + (head_tail + fma(z * z, p, -r * tail));
 }
 
+// y, and f(x) in double in the lanes where x is beyond the bound: what a lane gives does not depend on the others.
+template <class F>
+inline Float or_in_double(Float x, Float y, F f) {
+  if (__builtin_expect(all_within(abs(x), reducible_float), 1)) return y;
+  const Float wide = in_double(x, f);
+  return abs(x) <= reducible_float ? y : wide;
+}
+
 // sin x and cos x.
 // Error: 1 ulp.
 // Range: all numbers.
@@ -106,14 +114,12 @@ inline Double cos(Double x) {
 inline Float sin(Float x) {
   const auto [r, tail, quadrant] = reduce_by_half_pi(abs(x));
   const Float y = is_odd(quadrant) ? cos_polynomial(r, tail) : sin_polynomial(r, tail);
-  if (__builtin_expect(all_within(abs(x), reducible_float), 1)) return flip(y, quadrant << 30 ^ (Int32)x);
-  return in_double(x, [](Double v) { return sin(v); });
+  return or_in_double(x, flip(y, quadrant << 30 ^ (Int32)x), [](Double v) { return sin(v); });
 }
 inline Float cos(Float x) {
   const auto [r, tail, quadrant] = reduce_by_half_pi(abs(x));
   const Float y = is_odd(quadrant) ? sin_polynomial(r, tail) : cos_polynomial(r, tail);
-  if (__builtin_expect(all_within(abs(x), reducible_float), 1)) return flip(y, (quadrant + 1) << 30);
-  return in_double(x, [](Double v) { return cos(v); });
+  return or_in_double(x, flip(y, (quadrant + 1) << 30), [](Double v) { return cos(v); });
 }
 
 // (tan r / r - 1) / r^2 of z = r^2. Relative error of tan: 2^-29 and 2^-56.
@@ -150,8 +156,7 @@ inline V tan_by_quadrant(Reduced<V> x) {
 inline Double tan(Double x) { return flip(tan_by_quadrant(reduce_by_half_pi(abs(x))), (Int64)x); }
 inline Float tan(Float x) {
   const Float y = tan_by_quadrant(reduce_by_half_pi(abs(x)));
-  if (__builtin_expect(all_within(abs(x), reducible_float), 1)) return flip(y, (Int32)x);
-  return in_double(x, [](Double v) { return tan(v); });
+  return or_in_double(x, flip(y, (Int32)x), [](Double v) { return tan(v); });
 }
 
 // (atan q / q - 1) / q^2 of z = q^2, |q| <= 1. Relative error of atan: 2^-28 and 2^-54.

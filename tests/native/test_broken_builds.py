@@ -151,6 +151,71 @@ class TestLocks:
         assert (tmp_path / ".building-elsewhere").exists() is (number != errno.ENOSYS)
 
 
+# Each call that looks for a file, or opens, renames or syncs one, takes 20 ms, as over a busy network.
+SLOW = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+static void wait_for(const char* path) {
+  const char* cache = getenv("TORCHAD_EXT_CACHE_DIR");
+  if (cache && path && strncmp(path, cache, strlen(cache)) == 0) usleep(20000);
+}
+#define SLOWED(result, name, parameters, arguments, path) \\
+  result name parameters { wait_for(path); return ((result(*) parameters)dlsym(RTLD_NEXT, #name)) arguments; }
+SLOWED(int, rename, (const char* from, const char* to), (from, to), from)
+SLOWED(int, stat, (const char* path, struct stat* to), (path, to), path)
+SLOWED(int, unlink, (const char* path), (path), path)
+SLOWED(int, mkdir, (const char* path, mode_t mode), (path, mode), path)
+int open(const char* path, int flags, ...) {
+  va_list rest;
+  va_start(rest, flags);
+  const int mode = flags & O_CREAT ? va_arg(rest, int) : 0;
+  va_end(rest);
+  wait_for(path);
+  return ((int (*)(const char*, int, ...))dlsym(RTLD_NEXT, "open"))(path, flags, mode);
+}
+int open64(const char* path, int flags, ...) {
+  va_list rest;
+  va_start(rest, flags);
+  const int mode = flags & O_CREAT ? va_arg(rest, int) : 0;
+  va_end(rest);
+  return open(path, flags, mode);
+}
+"""
+
+
+@pytest.mark.long
+def test_one_of_eight_processes_builds_on_a_slow_file_system(
+    csrc: Path, compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others wait, and say for whom."""
+    shim = tmp_path / "slow.so"
+    (tmp_path / "slow.c").write_text(SLOW)
+    subprocess.run(["cc", "-shared", "-fPIC", str(tmp_path / "slow.c"), "-o", str(shim), "-ldl"], check=True)
+    monkeypatch.setenv("LD_PRELOAD", str(shim))
+    ready = tmp_path / "ready"
+    ready.mkdir()
+    compiler.obeys(f'while [ "$(ls "{ready}" | wc -l)" -lt 8 ]; do sleep 0.1; done; sleep 2')
+    begin = f"import os, pathlib; pathlib.Path({str(ready)!r}, str(os.getpid())).touch()\n"
+    processes = [start(LOAD.replace("print(", begin + "print("), csrc) for _ in range(8)]
+    errors = []
+    for process in processes:
+        output, error = process.communicate(timeout=600)
+        assert output == "True\n", error
+        errors.append(error)
+    assert len(compiler.calls) == 2  # one source, one link
+    builders = [process.pid for process, error in zip(processes, errors, strict=True) if "compiling kernels" in error]
+    assert len(builders) == 1
+    named = f"waiting for process {builders[0]} on {socket.gethostname()}, which is compiling"
+    assert sum(named in error for error in errors) == 7
+
+
 class TestCompiler:
     def test_that_hangs_is_stopped(
         self, csrc: Path, compiler: Compiler, cache: Path, monkeypatch: pytest.MonkeyPatch

@@ -29,7 +29,8 @@ class Progress:
         self._announced = False
 
     def say(self, text: str) -> None:
-        print(f"torchad_ext: {text}", file=sys.stderr, flush=True)
+        if _is_open(sys.stderr):
+            print(f"torchad_ext: {text}", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def of(self, name: str, folder: Path) -> Iterator[None]:
@@ -51,7 +52,7 @@ class Progress:
     def _begin(self, name: str, folder: Path) -> None:
         with self._changing:
             self._under_way.append(name)
-            if sys.stderr.isatty():
+            if _is_open(sys.stderr) and sys.stderr.isatty():
                 if self._line is None:
                     from rich.console import Console
 
@@ -75,6 +76,11 @@ class Progress:
             libraries = "library" if self._compiled == 1 else "libraries"
             self.say(f"compiled {self._compiled} {libraries} in {self._seconds:.1f} s")
             self._compiled = 0
+
+
+def _is_open(stream: Any) -> bool:
+    """Can it be written to? A process without a console, as a daemon or under pythonw, has None or a closed stream."""
+    return stream is not None and not stream.closed
 
 
 progress = Progress()

@@ -30,6 +30,10 @@ class TraceError(TypeError):
     """A function is not elementwise, or uses something that is not known to be. The message names the line."""
 
 
+class NumberExpected(TraceError):
+    """A function of PyTorch takes a Python number where an argument is a tensor."""
+
+
 class Problem(TypeError):
     """The fault of a call, in words that follow the name of the function."""
 

@@ -23,7 +23,7 @@ from . import refusals
 from .expr import FLOATS, SYMBOLS, Expr, constant, length, make, topological
 from .kinks import decided
 from .program import Program
-from .refusals import Problem, TraceError, refusal
+from .refusals import NumberExpected, Problem, TraceError, refusal
 from .torch_functions import (
     ALIASES,
     ARITHMETIC,
@@ -168,9 +168,11 @@ def _traced(
         except TypeError as error:
             if not tracing.error:
                 numbers = [x for x in arguments if isinstance(x, Expr) and x.op == "scalar"]
-                if numbers and "_Symbol" in str(error):  # PyTorch takes a Python number there, nothing else
+                if "_Symbol" not in str(error):
+                    raise
+                if numbers:  # PyTorch takes a Python number there, nothing else
                     raise ValueNeeded(frozenset(str(x.value) for x in numbers)) from None
-                raise
+                raise NumberExpected(f"{name}: {str(error).replace('_Symbol', 'Tensor')}") from None
         except ValueNeeded:
             if not tracing.error:
                 raise

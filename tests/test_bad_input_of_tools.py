@@ -1,0 +1,198 @@
+"""The tools on functions and points that nobody ought to give: the true derivative, or an error that says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from bad_arguments import Argument, arguments, outcome, shapes
+from hypothesis import given
+from hypothesis import strategies as st
+from test_bad_input import FEW, MANY
+
+import torchad_ext as ad
+
+
+def _fails(x: torch.Tensor) -> torch.Tensor:
+    raise LookupError("of the function itself")
+
+
+def _in_place(x: torch.Tensor) -> torch.Tensor:
+    y = x.clone()
+    y.mul_(x)
+    return (y * x).sum()
+
+
+SCALAR: dict[str, Callable[..., Any]] = {
+    "cube": lambda x: (x**3).sum(),
+    "sine": lambda x: ad.sin(x).sum(),
+    "branch": lambda x: x.sin().sum() if x.numel() > 3 else (x * x).sum(),
+    "detached": lambda x: x.detach().sum(),
+    "partly detached": lambda x: (x.detach() * x * x).sum(),
+    "in place": _in_place,
+    "linear": lambda x: x.sum(),
+    "one element": lambda x: x.flatten()[:1].exp().sum(),
+    "norm": lambda x: ad.softmax(x, -1).square().sum(),
+}
+BAD: dict[str, Any] = {
+    "a vector": lambda x: x.sin(),
+    "a number": lambda x: 2.0,
+    "None": lambda x: None,
+    "a tuple": lambda x: (x.sum(), x.sum()),
+    "an integer": lambda x: x.sum().long(),
+    "complex": lambda x: (x * 1j).sum(),
+    "a string": lambda x: "y",
+    "an array": lambda x: x.detach().numpy().sum(),
+    "fails": _fails,
+    "two arguments": lambda x, y: x.sum(),
+    "no function": 3,
+    "no function at all": None,
+    "meta": lambda x: torch.ones((), device="meta"),
+}
+WEIRD = st.sampled_from(
+    [None, 0, -1, 1, 2, 3, 10**30, 0.5, "x", "xx", "auto", "", True, float("nan"), [], ["xx"], {}, torch.ones(2)]
+)
+
+
+def hessian(f: Any, x: torch.Tensor) -> torch.Tensor:
+    if not x.numel():  # PyTorch's own raises
+        return x.new_zeros(2 * x.shape, dtype=torch.float64)
+    return torch.autograd.functional.hessian(f, x.detach().double())
+
+
+def pairs(f: Any, x: torch.Tensor) -> torch.Tensor:
+    return hessian(f, x).reshape(x.numel(), x.numel())
+
+
+def trace(f: Any, x: torch.Tensor) -> torch.Tensor:
+    return torch.func.hessian(f)(x).reshape(x.numel(), x.numel()).trace()
+
+
+TOOLS: dict[str, tuple[Callable[..., Any], Callable[..., torch.Tensor], tuple[str, ...]]] = {
+    "hvp": (
+        lambda f, x, v: ad.hvp(f, x, v),
+        lambda f, x, v: (pairs(f, x) @ v.double().flatten()).reshape(x.shape),
+        (),
+    ),
+    "vhp": (
+        lambda f, x, v: ad.vhp(f, x, v),
+        lambda f, x, v: (pairs(f, x) @ v.double().flatten()).reshape(x.shape),
+        (),
+    ),
+    "hessian": (
+        lambda f, x, v, **options: ad.hessian(f, x, **options),
+        lambda f, x, v: hessian(f, x),
+        ("chunk_size", "strategy", "sparsity"),
+    ),
+    "jacobian": (
+        lambda f, x, v, **options: ad.jacobian(f, x, **options),
+        lambda f, x, v: torch.autograd.functional.jacobian(f, x.detach().double()),
+        ("chunk_size",),
+    ),
+    "hessian_diagonal": (
+        lambda f, x, v, **options: ad.hessian_diagonal(f, x, **options),
+        lambda f, x, v: pairs(f, x).diagonal().reshape(x.shape),
+        ("chunk_size", "strategy"),
+    ),
+    "laplacian": (
+        lambda f, x, v, **options: ad.laplacian(f, x, **options),
+        lambda f, x, v: pairs(f, x).trace(),
+        ("chunk_size", "coefficients"),
+    ),
+    "forward_laplacian": (
+        lambda f, x, v: ad.forward_laplacian(f, x).laplacian,
+        lambda f, x, v: pairs(f, x).trace(),
+        (),
+    ),
+    "partials": (
+        lambda f, x, v, **options: ad.partials(f, x, **{"orders": [(0, 0)], **options})[0],
+        lambda f, x, v: pairs(f, x)[0, 0],
+        ("orders", "names", "chunk_size"),
+    ),
+    "taylor": (
+        lambda f, x, v, **options: ad.taylor(f, x, v, **{"order": 2, **options})[2],
+        lambda f, x, v: v.double().flatten() @ pairs(f, x) @ v.double().flatten() / 2,
+        ("order",),
+    ),
+    "hessian_sparsity": (
+        lambda f, x, v: ad.hessian_sparsity(f, x).to_dense() | ~(pairs(f, x).abs() > 0),
+        lambda f, x, v: torch.ones(x.numel(), x.numel(), dtype=torch.bool),
+        (),
+    ),
+    "bilaplacian": (
+        lambda f, x, v: ad.bilaplacian(f, x),
+        lambda f, x, v: trace(lambda x: trace(f, x), x.double()),
+        (),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Use:
+    """A tool, a function, a point, a direction and options."""
+
+    tool: str
+    function: str
+    x: Argument
+    v: Argument
+    options: tuple[tuple[str, Any], ...]
+
+
+@st.composite
+def uses(draw: st.DrawFn) -> Use:
+    tool = draw(st.sampled_from(list(TOOLS)))
+    function = draw(st.sampled_from([*SCALAR, *SCALAR, *SCALAR, *BAD]))
+    shape, dtype = draw(shapes), draw(st.sampled_from([torch.float64, torch.float64, torch.float32]))
+    x = draw(arguments(shape, dtype))
+    v = x if draw(st.integers(0, 3)) else draw(arguments(shape, dtype))
+    options = ()
+    if TOOLS[tool][2] and draw(st.integers(0, 4)) == 0:
+        options = ((draw(st.sampled_from(TOOLS[tool][2])), draw(WEIRD)),)
+    return Use(tool, function, x, v, options)
+
+
+def check(use: Use) -> None:
+    f = {**SCALAR, **BAD}[use.function]
+    tool, reference, _ = TOOLS[use.tool]
+    made = outcome(lambda: (use.x.make(), use.v.make()))
+    if made.error:
+        return  # PyTorch has no such tensor
+    x, v = made.values
+    ours = outcome(lambda: tool(f, x, v, **dict(use.options)))
+    if ours.error is not None:
+        itself = outcome(lambda: f(x))
+        is_own = itself.error is not None and type(ours.error) is type(itself.error)
+        said = isinstance(ours.error, (TypeError, ValueError, RuntimeError)) and "torchad_ext." in str(ours.error)
+        assert is_own or said, f"{ours}; the function: {itself}"
+        return
+    assert use.function in SCALAR or use.tool == "jacobian", ours
+    if use.options:
+        return  # of all options that are taken, the value is tested elsewhere
+    theirs = outcome(lambda: reference(f, x, v))
+    assert theirs.error is None, f"{ours} in place of {theirs}"
+    eps = torch.finfo(x.dtype).eps ** 0.5
+    for a, b in zip(ours.values, theirs.values, strict=True):
+        wide = a.detach().double()
+        wide = torch.where(b.isnan(), b.double(), wide)  # the zero of a product with infinity, and such
+        torch.testing.assert_close(wide, b.double(), rtol=eps, atol=eps, equal_nan=True)
+
+
+class TestTools:
+    @FEW
+    @given(uses())
+    def test_derivative(self, use: Use) -> None:
+        check(use)
+
+    @pytest.mark.long
+    @MANY
+    @given(uses())
+    def test_derivative_of_many(self, use: Use) -> None:
+        check(use)
+
+    @pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr"])
+    def test_a_sparse_point_is_refused(self, layout: str) -> None:
+        with pytest.raises(TypeError, match=r"torchad_ext.hvp takes dense tensors for x; got one of torch.sparse"):
+            ad.hvp(lambda x: x.sum(), getattr(torch.eye(2), layout)(), torch.eye(2))

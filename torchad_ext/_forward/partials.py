@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import numbers
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -50,9 +51,11 @@ class Sum:
     def __init__(self, *orders: Order, weights: Sequence[float] | None = None) -> None:
         if not orders:
             raise ValueError('torchad_ext.Sum takes one derivative or more, as in Sum("xx", "yy"), got none')
+        if weights is not None and not isinstance(weights, Iterable):
+            raise TypeError(f"torchad_ext.Sum takes a weight for each derivative, got {weights!r}; write [{weights!r}]")
         given = (1.0,) * len(orders) if weights is None else tuple(weights)
         for weight in given:
-            if isinstance(weight, Tensor) or not isinstance(weight, (int, float)):
+            if not isinstance(weight, numbers.Real):
                 raise TypeError(
                     f"torchad_ext.Sum takes numbers for weights, got {type(weight).__name__}; multiply the derivative "
                     "that partials gives by a tensor"
@@ -127,8 +130,8 @@ def partials(
         raise ValueError(
             "torchad_ext.partials takes x [..., d], got a number; write x.unsqueeze(-1) for points on a line"
         )
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"torchad_ext.partials takes a chunk_size of 1 or more, got {chunk_size}")
+    if chunk_size is not None and not (_is_whole(chunk_size) and chunk_size > 0):
+        raise ValueError(f"torchad_ext.partials takes a whole chunk_size of 1 or more, got {chunk_size!r}")
     d = x.shape[-1]
     if names is not None and (not isinstance(names, str) or len(set(names)) != len(names) or len(names) != d):
         raise ValueError(
@@ -178,7 +181,7 @@ def taylor(f: Function, x: Tensor, direction: Tensor, order: int) -> tuple[Tenso
         if not isinstance(given, Tensor) or not given.is_floating_point():
             kind = given.dtype if isinstance(given, Tensor) else type(given).__name__
             raise TypeError(f"torchad_ext.taylor takes a floating-point tensor for {what}, got {kind}")
-    if isinstance(order, bool) or not isinstance(order, int) or not 0 <= order <= _HIGHEST:
+    if not _is_whole(order) or not 0 <= order <= _HIGHEST:
         raise ValueError(f"torchad_ext.taylor takes an order from 0 to {_HIGHEST}, got {order!r}")
     if direction.dtype != x.dtype or direction.device != x.device:
         raise TypeError(
@@ -200,6 +203,10 @@ def _fits(direction: Tensor, x: Tensor) -> bool:
     return direction.dim() <= x.dim() and all(n in (1, of) for n, of in sizes)
 
 
+def _is_whole(n: Any) -> bool:
+    return isinstance(n, numbers.Integral) and not isinstance(n, bool)
+
+
 def _functional(order: Any, d: int, names: str | None) -> Functional:
     if isinstance(order, Sum):
         terms = zip(order.weights, order.orders, strict=True)
@@ -219,7 +226,7 @@ def _index(order: Any, d: int, names: str | None) -> Index:
         if unknown:
             raise ValueError(f"torchad_ext.partials: {order!r} has letters that are not in names={names!r}: {unknown}")
         places = [(names or "").index(letter) for letter in order]
-    elif isinstance(order, (tuple, list)) and all(isinstance(i, int) and not isinstance(i, bool) for i in order):
+    elif isinstance(order, (tuple, list)) and all(map(_is_whole, order)):
         places = list(order)
         if any(not 0 <= i < d for i in places):
             raise ValueError(f"torchad_ext.partials: {order!r} has coordinates outside of 0 to {d - 1}")
@@ -270,9 +277,9 @@ def in_one_sweep(
     ]
     y = sweep.follow(f, sweep.tensor(x, rows, None))
     value = checked(sweep.value(y), x, name)
-    numbers = sweep.numbers(y)
+    carried = sweep.numbers(y)
     results = [
-        _weighted([(weight, numbers[b]) for b, weight in algebra.coordinates(functional).items() if b in numbers])
+        _weighted([(weight, carried[b]) for b, weight in algebra.coordinates(functional).items() if b in carried])
         for functional in functionals
     ]
     return tuple(torch.zeros_like(value) if result is None else result for result in results)

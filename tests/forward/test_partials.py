@@ -21,6 +21,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import torchad_ext as ad
+from torchad_ext import _self_check
 from torchad_ext._forward.composing import composing
 from torchad_ext._forward.fallback import _warned
 from torchad_ext.ops import CATALOGUE
@@ -36,6 +37,7 @@ pytestmark = pytest.mark.filterwarnings("error:torchad_ext")
 def _nothing_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHAD_EXT_STRICT", raising=False)
     _warned.clear()
+    monkeypatch.setattr(_self_check, "_paths", type(_self_check._paths)())
 
 
 def points(*shape: int, low: float = -1.0, high: float = 1.0) -> Tensor:
@@ -514,6 +516,8 @@ class TestErrors:
     def test_a_function_that_mixes_points(self) -> None:
         with pytest.raises(ValueError, match="each result from its own point"):
             ad.partials(lambda x: x.sum(), points(), [(0,)])
+        with pytest.raises(ValueError, match="f mixes points"):
+            ad.partials(lambda x: x - x.mean(0), points(), [(0,)])
 
     def test_sums(self) -> None:
         with pytest.raises(ValueError, match="a weight for each of 2"):

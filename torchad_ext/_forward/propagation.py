@@ -206,7 +206,7 @@ class Sweep:
             points.shown = True
         y = None
         try:
-            # Of a function that torch.compile made the sweep would not see the operations.
+            # The sweep would not see the operations of what torch.compile made.
             with torch.enable_grad(), without_compilation():
                 y = f(points)
             if self.owns(y):

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .._self_check import FastPath, report
 from .columns import jacobian_by_pullback_of_pullback, jacobian_in_forward_mode
 from .decompression import SparsityError, coloring_of, find_coloring
 from .pattern import sparse_matrix
@@ -23,7 +24,6 @@ from .pullback import (
     pullback_of_value,
     scalar_function,
 )
-from .random_product import FastPath, report
 from .rows import all_rows, blocks_of_rows, rows_at_once, tracked
 from .ways import MUCH_TALLER
 

@@ -101,7 +101,8 @@ def partials(
 
     A program with another operation in it is differentiated by nested autograd, and one warning says so; with
     ``TORCHAD_EXT_STRICT=1`` it is an error. The numbers of a program of operations that were not met before, and of
-    later ones for 4 % of the time, are compared with those of nested autograd, for which f runs again. The result may be differentiated again, in parameters and in x.
+    later ones for 4 % of the time, are compared with those of nested autograd, for which f runs again. The result may
+    be differentiated again, in parameters and in x.
 
     Args:
         f: maps points ``[..., d]`` to ``[...]`` or ``[..., *outputs]``, any PyTorch code. Each result has to depend on

@@ -234,7 +234,9 @@ def memory(equation: Equation, way: str, points: int) -> int:
     return peak(call)
 
 
-def measure(equation: Equation, points: int, seconds: float, rounds: int, python: Path | None) -> list[Json]:
+def measure(
+    equation: Equation, points: int, seconds: float, rounds: int, python: Path | None, with_compile: bool
+) -> list[Json]:
     """The rows of one equation; with JAX if its Python is given."""
     torch.compiler.reset()
     x, parameters = problem(equation, points, torch.float32)
@@ -244,6 +246,8 @@ def measure(equation: Equation, points: int, seconds: float, rounds: int, python
     errors: dict[str, float] = {}
     failed: dict[str, str] = {}
     for name, call in ways(equation, x, parameters).items():
+        if "compile" in name and not with_compile:
+            continue
         start = time.perf_counter()
         try:
             results = call()
@@ -310,6 +314,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, help="instead of those of the equation")
     parser.add_argument("--jax", type=Path, default=JAX, help="the Python that has the packages of rivals.txt")
     parser.add_argument("--without-jax", action="store_true")
+    parser.add_argument("--without-compile", action="store_true", help="without torch.compile, which takes minutes")
     parser.add_argument("--quick", action="store_true", help="256 points, three steps: does everything run?")
     parser.add_argument("--memory", nargs=2, metavar=("EQUATION", "WAY"), help="print the bytes that a step adds")
     options = parser.parse_args()
@@ -329,7 +334,7 @@ def main() -> None:
             python = None if options.without_jax else options.jax
             rounds = 3 if options.quick else 5
             seconds = 0 if options.quick else options.seconds
-            rows = measure(equation, points or equation.points, seconds, rounds, python)
+            rows = measure(equation, points or equation.points, seconds, rounds, python, not options.without_compile)
             record["rows"] += rows
             cells += lines(rows)
             table = Table(*HEADER)
@@ -337,7 +342,7 @@ def main() -> None:
                 table.add_row(*row)
             Console(width=120).print(table)
     print(f"torch {torch.__version__}, 2 threads, load {os.getloadavg()[0]:.1f}")
-    if not (points or options.equations or options.without_jax):
+    if not (points or options.equations or options.without_jax or options.without_compile):
         save(record, cells)
 
 

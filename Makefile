@@ -82,8 +82,9 @@ build/rivals/installed: benchmarks/rivals.txt
 	build/rivals/bin/python -m pip install --quiet -r benchmarks/rivals.txt
 	touch $@
 
-rivals: $(INSTALLED) build/rivals/installed  ## Measure training steps on a Laplacian against torch.compile and JAX, in ten minutes
+rivals: $(INSTALLED) build/rivals/installed  ## Measure training steps on a Laplacian and on equations against torch.compile and JAX, in half an hour
 	$(PYTHON) benchmarks/rivals.py
+	$(PYTHON) benchmarks/partials.py
 
 docs: $(INSTALLED)  ## Build the documentation in build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,6 +21,14 @@ def used(what: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
 
 
+def peak(call: Callable[[], object]) -> int:
+    """Bytes that a call adds to this process at its peak."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is now
+    before = used("VmRSS")
+    call()
+    return used("VmHWM") - before
+
+
 def added(number: int, way: str) -> int:
     """Bytes that a way adds at its peak, to a process that has run it for a small function."""
     torch.manual_seed(0)
@@ -27,10 +36,7 @@ def added(number: int, way: str) -> int:
     call = cases[number].calls(torch.randn)[way]
     small = cases[1].calls(lambda *_: torch.randn(4, 4))[way]
     small()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is now
-    before = used("VmRSS")
-    call()
-    return used("VmHWM") - before
+    return peak(call)
 
 
 def main() -> None:

@@ -1,24 +1,36 @@
-"""Measures training steps on differential equations: ``ad.partials`` against nested autograd and ``torch.compile``.
+"""Measures training steps on differential equations: ``ad.partials`` against other ways in PyTorch and in JAX.
 
 A network of four hidden layers of 128, tanh, in float32; a step is the mean square of the residual and its gradients in
-all parameters. The ways run in turn in one process, on the same points and parameters, and have to agree.
+all parameters. The ways run in turn, those of JAX in a process of their own, on the same points and parameters, and
+have to agree. ``make rivals`` makes the environment of JAX, build/rivals.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import itertools
+import json
 import os
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from marks import replace_between
+from memory import peak
 from rich.console import Console
 from rich.table import Table
+from rivals import JAX, InJax, as_table
+from run import HERE, RESULTS, machine
 from timing import alternate, quartiles
 from torch import Tensor
 from torch.autograd import grad
@@ -27,6 +39,11 @@ import torchad_ext as ad
 
 Parameters = Sequence[Tensor]
 Derivatives = Callable[[Callable[[Tensor], Tensor], Tensor, list[str], str], Sequence[Tensor]]
+Json = dict[str, Any]
+PAGE = HERE.parent / "docs" / "partials.md"
+BEGIN, END = "<!-- benchmarks/partials.py -->", "<!-- end of partials -->"
+OURS = "ad.partials"
+HEADER = ("", "way", "step, ms", "middle half", "/ ad.partials", "floor", "first, s", "peak, MB", "off by")
 TOLERANCE = 1e-3  # of loss and gradients in float32, relative to nested autograd in float64
 
 
@@ -191,7 +208,7 @@ def ways(equation: Equation, x: Tensor, parameters: Parameters) -> dict[str, Cal
         "nested autograd": lambda: eager(functools.partial(loss, nested)),
         "torch.compile, nested jvp": compiled(by_jvps),
         "torch.compile, nested grad": compiled(by_gradients),
-        "ad.partials": lambda: eager(sweep),
+        OURS: lambda: eager(sweep),
     }
 
 
@@ -209,14 +226,27 @@ def off_by(results: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
     return max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in zip(results, exact, strict=True))
 
 
-def measure(equation: Equation, points: int, seconds: float, with_compile: bool) -> list[list[str]]:
-    """The rows of a table for one equation."""
-    exact = ways(equation, *problem(equation, points, torch.float64))["nested autograd"]()
-    made = ways(equation, *problem(equation, points, torch.float32))
-    firsts, errors = {}, {}
-    for name, call in list(made.items()):
-        if not with_compile and "compile" in name:
-            del made[name]
+def memory(equation: Equation, way: str, points: int) -> int:
+    """Bytes that a step adds at its peak to a process that has taken it for few points."""
+    for count in (64, points):
+        call = ways(equation, *problem(equation, count, torch.float32))[way]
+        call() if count == 64 else None
+    return peak(call)
+
+
+def measure(
+    equation: Equation, points: int, seconds: float, rounds: int, python: Path | None, with_compile: bool
+) -> list[Json]:
+    """The rows of one equation; with JAX if its Python is given."""
+    torch.compiler.reset()
+    x, parameters = problem(equation, points, torch.float32)
+    exact = [t.detach() for t in ways(equation, *problem(equation, points, torch.float64))["nested autograd"]()]
+    steps: dict[str, Callable[[], object]] = {}
+    firsts: dict[str, float] = {}
+    errors: dict[str, float] = {}
+    failed: dict[str, str] = {}
+    for name, call in ways(equation, x, parameters).items():
+        if "compile" in name and not with_compile:
             continue
         start = time.perf_counter()
         try:
@@ -224,53 +254,96 @@ def measure(equation: Equation, points: int, seconds: float, with_compile: bool)
         except Exception as error:  # a rival that does not run is no rival: its row says so
             if "compile" not in name:
                 raise
-            del made[name]
-            Console().print(f"{equation.name}: {name} does not run: {type(error).__name__}")
+            failed[name] = f"does not run: {str(error).splitlines()[0].split('. ')[0]}"
             continue
         firsts[name] = time.perf_counter() - start
-        errors[name] = off_by([r.detach().double() for r in results], [e.detach() for e in exact])
-        if errors[name] > TOLERANCE:
-            raise RuntimeError(f"{equation.name}: {name} is off by {errors[name]:.1e} from nested autograd in float64")
-    samples = alternate(made, seconds, lambda: None, least=5, warm=1)
-    times = {name: quartiles(of) for name, of in samples.items()}
-    ours = times["ad.partials"].median
-    rivals = [t.median for name, t in times.items() if "compile" in name]
-    rows = []
-    for name, t in times.items():
-        floor = {"nested autograd": equation.floor[0]}.get(
-            name, equation.floor[1] if t.median == min(rivals, default=0) else None
-        )
-        rows.append(
-            [
-                equation.name,
-                name,
-                f"{t.median * 1e3:.0f} ({t.q1 * 1e3:.0f} to {t.q3 * 1e3:.0f})",
-                f"{t.median / ours:.2f}",
-                "" if floor is None or name == "ad.partials" else f"{floor}",
-                f"{firsts[name]:.1f}",
-                f"{errors[name]:.0e}",
-            ]
-        )
+        errors[name] = off_by([r.detach().double() for r in results], exact)
+        steps[name] = call
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        if python:
+            np.savez(Path(folder) / "problem.npz", *(t.detach().numpy() for t in (x, *parameters)))
+            orders = json.dumps([[equation.names.index(letter) for letter in order] for order in equation.terms])
+            jax = InJax(python, "partials_jax.py", Path(folder), equation.name, orders)
+            stack.enter_context(contextlib.closing(jax))
+            for name, (gradients, loss) in jax.results.items():
+                errors[name] = off_by([loss.double(), *(g.double() for g in gradients)], exact)
+                steps[name], firsts[name] = functools.partial(jax.step, name), jax.first[name]
+        for name, off in errors.items():
+            if not off <= TOLERANCE:
+                raise RuntimeError(f"{equation.name}: {name} is off by {off:.1e} from nested autograd in float64")
+        samples = alternate(steps, seconds, lambda: None, least=rounds, warm=1)
+    rows: list[Json] = [{"equation": equation.name, "way": name, "failed": why} for name, why in failed.items()]
+    for name, of in samples.items():
+        row: Json = {"equation": equation.name, "way": name, "seconds": quartiles(of)._asdict()}
+        rows.append({**row, "first": firsts[name], "off_by": errors[name], "samples": len(of)})
+        if name in ("nested autograd", OURS):
+            command = [sys.executable, __file__, "--memory", equation.name, name, "--points", str(points)]
+            out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            rows[-1]["bytes"] = int(out)
     return rows
 
 
+def lines(rows: Sequence[Json]) -> Iterator[list[str]]:
+    """The cells of HEADER for each row of one equation."""
+    floors = next(equation.floor for equation in EQUATIONS if equation.name == rows[0]["equation"])
+    medians = {row["way"]: row["seconds"]["median"] for row in rows if "seconds" in row}
+    best = min((name for name in medians if name not in ("nested autograd", OURS)), key=medians.__getitem__, default="")
+    for row in rows:
+        if "failed" in row:
+            yield [row["equation"], row["way"], row["failed"], *[""] * (len(HEADER) - 3)]
+            continue
+        name, (q1, median, q3) = row["way"], row["seconds"].values()
+        floor = {"nested autograd": floors[0], best: floors[1]}.get(name, "")
+        times = f"{median * 1e3:.0f}", f"{q1 * 1e3:.0f} – {q3 * 1e3:.0f}", f"{median / medians[OURS]:.2f}"
+        memory = f"{row['bytes'] / 1e6:.0f}" if "bytes" in row else ""
+        yield [row["equation"], name, *times, f"{floor}", f"{row['first']:.1f}", memory, f"{row['off_by']:.0e}"]
+
+
+def save(record: Json, cells: Sequence[Sequence[str]]) -> None:
+    """Writes results/partials.json and the table of docs/partials.md."""
+    facts = "; ".join(f"{key} {value}" for key, value in record["machine"].items())
+    (RESULTS / "partials.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    replace_between(PAGE, BEGIN, END, f"{as_table([HEADER, *cells])}\n{facts}\n")
+
+
 def main() -> None:
-    """Prints a table."""
+    """Measures, prints a table, and keeps a complete run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("equations", nargs="*", help="parts of names; all if there are none")
     parser.add_argument("--seconds", type=float, default=20, help="for each equation")
     parser.add_argument("--points", type=int, help="instead of those of the equation")
-    parser.add_argument("--eager", action="store_true", help="without torch.compile")
+    parser.add_argument("--jax", type=Path, default=JAX, help="the Python that has the packages of rivals.txt")
+    parser.add_argument("--without-jax", action="store_true")
+    parser.add_argument("--without-compile", action="store_true", help="without torch.compile, which takes minutes")
+    parser.add_argument("--quick", action="store_true", help="256 points, three steps: does everything run?")
+    parser.add_argument("--memory", nargs=2, metavar=("EQUATION", "WAY"), help="print the bytes that a step adds")
     options = parser.parse_args()
     torch.set_num_threads(2)
-    table = Table("equation", "way", "step, ms (middle half)", "/ ad.partials", "floor", "first, s", "off by")
+    if options.memory:
+        name, way = options.memory
+        equation = next(equation for equation in EQUATIONS if equation.name == name)
+        print(memory(equation, way, options.points or equation.points))
+        return
+    if not (options.without_jax or options.jax.exists()):
+        sys.exit(f"{options.jax} is missing; `make rivals` makes an environment with JAX, --without-jax does without")
+    points = 256 if options.quick else options.points
+    record: Json = {"machine": machine("cpu"), "rows": []}
+    cells: list[list[str]] = []
     for equation in EQUATIONS:
         if not options.equations or any(part.lower() in equation.name.lower() for part in options.equations):
-            rows = measure(equation, options.points or equation.points, options.seconds, not options.eager)
-            for row in rows:
+            python = None if options.without_jax else options.jax
+            rounds = 3 if options.quick else 5
+            seconds = 0 if options.quick else options.seconds
+            rows = measure(equation, points or equation.points, seconds, rounds, python, not options.without_compile)
+            record["rows"] += rows
+            cells += lines(rows)
+            table = Table(*HEADER)
+            for row in lines(rows):
                 table.add_row(*row)
-            table.add_section()
-    Console(width=120).print(table, f"torch {torch.__version__}, 2 threads, load {os.getloadavg()[0]:.1f}")
+            Console(width=120).print(table)
+    print(f"torch {torch.__version__}, 2 threads, load {os.getloadavg()[0]:.1f}")
+    if not (points or options.equations or options.without_jax or options.without_compile):
+        save(record, cells)
 
 
 if __name__ == "__main__":

@@ -180,10 +180,10 @@ class Step:
 
 
 class InJax:
-    """The ways of ``rivals_jax.py`` in a process of their own, which waits while it is not asked for a step."""
+    """The ways of a script in a process of their own, which waits while it is not asked for a step."""
 
-    def __init__(self, python: Path, folder: Path, activation: str) -> None:
-        command = [str(python), str(HERE / "rivals_jax.py"), str(folder), activation]
+    def __init__(self, python: Path, script: str, folder: Path, *arguments: str) -> None:
+        command = [str(python), str(HERE / script), str(folder), *arguments]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         header = json.loads(self._line())
         self.first, self.versions = header["first"], header["versions"]
@@ -223,7 +223,7 @@ def measured(name: str, d: int, points: int, python: Path, rounds: int) -> tuple
         first[way] = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:
         np.savez(Path(folder) / "problem.npz", *(t.numpy() for t in (problem.x, problem.right, *problem.parameters)))
-        with contextlib.closing(InJax(python, Path(folder), name)) as jax:
+        with contextlib.closing(InJax(python, "rivals_jax.py", Path(folder), name)) as jax:
             first |= jax.first
             results |= jax.results
             steps |= {way: functools.partial(jax.step, way) for way in jax.first}

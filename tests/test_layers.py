@@ -32,6 +32,7 @@ _derivative _elementwise
 _native
 _symbolic
 _autograd _linearity
+_self_check
 _warnings
 _settings _torch_state
 """.split("\n")

@@ -126,6 +126,11 @@ def register_backend(name: str, backend: Any) -> None:
         torch._dynamo.register_backend(backend, name)
 
 
+def is_captured(x: Any) -> bool:
+    """Does a CUDA graph record what is done with x?"""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def in_forward_mode() -> bool:
     """Is there a level of forward mode, at which a tensor may have a tangent?"""
     return forward_ad._current_level >= 0

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import torchad_ext as ad
+from torchad_ext import _self_check
 from torchad_ext._forward.correction_mode import with_corrections
 from torchad_ext._forward.fallback import _warned
 from torchad_ext.ops import CATALOGUE
@@ -34,6 +37,7 @@ pytestmark = pytest.mark.filterwarnings("error:torchad_ext")
 def _nothing_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHAD_EXT_STRICT", raising=False)
     _warned.clear()
+    monkeypatch.setattr(_self_check, "_paths", type(_self_check._paths)())
 
 
 def points(*shape: int, low: float = -1.0, high: float = 1.0) -> Tensor:
@@ -229,6 +233,8 @@ OF_POINTS: dict[str, Function] = {
     "of one coordinate": lambda x: x[:, 0].exp(),
     "linear": lambda x: x @ torch.ones(3, 2, dtype=x.dtype),
     "through complex numbers": lambda x: (torch.complex(x, x.sin()) ** 2).real.exp(),
+    "two dtypes": lambda x: torch.atan2(x.sin(), torch.full((3,), 2.0)) * x.exp(),
+    "a power for each coordinate": lambda x: (x + 2) ** torch.tensor([1, 2, 3]),
     "logsumexp": lambda x: torch.logsumexp(3 * x, -1),
 }
 
@@ -360,6 +366,15 @@ class TestDerivativesOfTheResult:
         (slope,) = grad(u_xx.sum(), c)
         assert_close(slope, (-2 * c * torch.sin(c * x) - c**2 * x * torch.cos(c * x)).sum())
 
+    def test_a_compiled_model_is_followed_as_it_was_written(self) -> None:
+        model, x = network(d=2), points(4, 2)
+        graphs = []
+        compiled = torch.compile(model, backend=lambda graph, _: graphs.append(graph) or graph.forward)
+        assert_close(compiled(x), model(x))
+        count = len(graphs)
+        agree(compiled, x, [(), (1, 1)])
+        assert len(graphs) == count
+
     def test_without_gradients_the_result_has_none(self) -> None:
         with torch.no_grad():
             (y,) = ad.partials(network(), points(), [(0, 0)])
@@ -399,6 +414,14 @@ class TestTransforms:
             given = ad.partials(model, x, ["", "xx"], names="tx")
         for y, index in zip(given, ((), (1, 1)), strict=True):
             assert_close(y.float(), nested(model, x, index), rtol=0.1, atol=0.1)
+
+    def test_autocast_of_a_product_of_two_dtypes(self) -> None:
+        model, x = network(d=2, outputs=1).float(), points(5, 2, low=0.1, high=0.9).float()
+        bounded = lambda x: model(x) * (x * (1 - x)).prod(-1, keepdim=True)  # noqa: E731
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            (given,) = ad.partials(bounded, x, ["xx"], names="tx")
+            assert given.dtype == bounded(x).dtype
+        assert_close(given, nested(bounded, x, (1, 1)), rtol=0.1, atol=0.1)
 
     def test_checkpoint(self) -> None:
         model, x = network(d=2, outputs=1), points(5, 2)
@@ -507,6 +530,8 @@ class TestErrors:
     def test_a_function_that_mixes_points(self) -> None:
         with pytest.raises(ValueError, match="each result from its own point"):
             ad.partials(lambda x: x.sum(), points(), [(0,)])
+        with pytest.raises(ValueError, match="f mixes points"):
+            ad.partials(lambda x: x - x.mean(0), points(), [(0,)])
 
     def test_sums(self) -> None:
         with pytest.raises(ValueError, match="a weight for each of 2"):
@@ -515,6 +540,14 @@ class TestErrors:
             ad.Sum()
         with pytest.raises(TypeError, match="multiply the derivative"):
             ad.Sum("xx", weights=(torch.ones(()),))  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"write \[2\.0\]"):
+            ad.Sum("xx", weights=2.0)  # type: ignore[arg-type]
+        assert ad.Sum("xx", "yy", weights=[Fraction(1, 2), np.float32(3)]).weights == (0.5, 3.0)
+
+    @pytest.mark.parametrize("chunk_size", [0, -1, 2.5, True])
+    def test_chunk_size(self, chunk_size: Any) -> None:
+        with pytest.raises(ValueError, match=f"chunk_size of 1 or more, got {chunk_size}"):
+            ad.partials(lambda x: x.sum(-1), points(), [(0,)], chunk_size=chunk_size)
 
     def test_taylor(self) -> None:
         x, v = points(4, 2), torch.ones(2, dtype=torch.float64)

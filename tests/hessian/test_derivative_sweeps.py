@@ -14,7 +14,8 @@ from torch.testing import assert_close
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 import torchad_ext as ad
-from torchad_ext._hessian import random_product, thresholds
+from torchad_ext import _self_check
+from torchad_ext._hessian import thresholds
 
 pytest.importorskip("expecttest", reason="torch.testing._internal imports expecttest, which is not installed")
 from torch.testing._internal.common_methods_invocations import op_db
@@ -56,7 +57,7 @@ def hessian(f: Function, x: Tensor) -> Tensor:
 @pytest.fixture(autouse=True)
 def _faults_are_errors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("TORCHAD_EXT_STRICT", "1")
-    random_product._paths.clear()
+    _self_check._paths.clear()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning)
         yield

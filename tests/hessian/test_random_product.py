@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext._hessian import random_product, rows
+from torchad_ext import _self_check
+from torchad_ext._hessian import rows
 
 Function = Callable[[Any], Any]
 
@@ -26,10 +27,10 @@ def sample(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Te
 
 @pytest.fixture(autouse=True)
 def _nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    random_product._paths.clear()
+    _self_check._paths.clear()
     monkeypatch.delenv("TORCHAD_EXT_STRICT", raising=False)
     yield
-    random_product._paths.clear()
+    _self_check._paths.clear()
 
 
 def coupled(x: Tensor) -> Tensor:
@@ -94,7 +95,7 @@ class TestFaults:
     ) -> None:
         x = sample(70, dtype=dtype)
         expected = TOOLS[name](x, chunk_size=1)
-        random_product._paths.clear()
+        _self_check._paths.clear()
         break_rows(monkeypatch, 1.4)
         with pytest.warns(
             RuntimeWarning, match=r"the derivatives of test_random_product\.\w+ computed .*report"
@@ -198,7 +199,7 @@ class TestWhatACheckLeavesAlone:
             state = torch.get_rng_state()
             TOOLS[name](sample(70))
             assert torch.equal(torch.get_rng_state(), state)
-            random_product._paths.clear()
+            _self_check._paths.clear()
 
     @pytest.mark.parametrize("strategy", ["reverse", "forward"])
     def test_a_function_that_draws_random_numbers(self, strategy: str) -> None:
@@ -232,8 +233,8 @@ class TestWhatACheckLeavesAlone:
 
     def test_its_share_of_the_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
         now = 0.0
-        monkeypatch.setattr(random_product.time, "perf_counter", lambda: now)
-        path, checks = random_product.FastPath(), 0
+        monkeypatch.setattr(_self_check.time, "perf_counter", lambda: now)
+        path, checks = _self_check.FastPath(), 0
         for _ in range(1000):
             with path.running():
                 now += 1

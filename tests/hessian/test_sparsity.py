@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext import SparsityError, hessian_sparsity
-from torchad_ext._hessian import random_product, thresholds
+from torchad_ext import SparsityError, _self_check, hessian_sparsity
+from torchad_ext._hessian import thresholds
 from torchad_ext._hessian.decompression import coloring_of
 from torchad_ext._hessian.pullback import GraphPullback
 
@@ -233,7 +233,7 @@ class TestColouring:
         self, f: Function, count: int, layout: torch.layout, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         products = Products(monkeypatch)
-        monkeypatch.setattr(random_product, "_paths", type(random_product._paths)())  # no graph is known
+        monkeypatch.setattr(_self_check, "_paths", type(_self_check._paths)())  # no graph is known
         x = sample(40)
         result = ad.hessian(f, x, sparsity="auto", layout=layout)
         assert products.count == count

@@ -60,14 +60,16 @@ def by_kernel(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any
         member = _member(getattr(func, "overloadpacket", func), kinds, tuple(kwargs))
     xs = [x for x, kind in zip(arguments, kinds, strict=True) if kind is TENSOR]
     values = list(map(sweep.value, xs))
-    if any(x.is_complex() for x in values):
-        if member is None or not member.is_analytic or any(isinstance(x, complex) for x in arguments):
-            return NotImplemented
-        dtype = functools.reduce(torch.promote_types, (x.dtype for x in values))
+    if member is None or any(x.device != values[0].device for x in values[1:]):
+        return NotImplemented
+    if any(x.is_complex() for x in values) and (
+        not member.is_analytic or any(isinstance(x, complex) for x in arguments)
+    ):
+        return NotImplemented
+    if any(x.dtype != values[0].dtype for x in values[1:]):
+        dtype = functools.reduce(torch.promote_types, (torch.result_type(values[0], x) for x in values[1:]))
         xs = [x.to(dtype) for x in xs]
         values = list(map(sweep.value, xs))
-    if member is None or any(x.dtype != values[0].dtype or x.device != values[0].device for x in values[1:]):
-        return NotImplemented
     if not member.keeps(values[0].dtype):
         return NotImplemented
     numbers = tuple([float(x) for x, kind in zip(arguments, kinds, strict=True) if kind is SCALAR])

@@ -51,6 +51,12 @@ def random_states(device: torch.device) -> list[Tensor]:
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
+def restore_random_states(device: torch.device, states: Sequence[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.cuda.set_rng_state(state, device)
+
+
 def _variable(x: Tensor) -> Tensor:
     """x as a tensor to differentiate in, which keeps the graph of x."""
     return x.view_as(x) if x.requires_grad else x.detach().requires_grad_()

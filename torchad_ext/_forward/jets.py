@@ -49,10 +49,13 @@ class JetSweep(Sweep):
     Attributes:
         algebra: says which these are.
         zeros: the zero of each dtype and device, of which numbers that are zero are views.
+        operations: the names of all operations, and ``dtypes``, those of all results.
     """
 
     algebra: JetAlgebra = field(kw_only=True)
     zeros: dict[tuple[torch.dtype, torch.device], Tensor] = field(default_factory=dict)
+    operations: set[str] = field(default_factory=set)
+    dtypes: set[torch.dtype] = field(default_factory=set)
 
     @property
     def count(self) -> int:
@@ -92,6 +95,14 @@ class JetSweep(Sweep):
                 return value
             tangents = [self.zero(value) if row is None else row for row in tangents]
         return super().tensor(value, tangents, laplacian)
+
+    def wrapped(self, value: Tensor, given: Any, laplacian: Tensor | None) -> Jet:
+        self.dtypes.add(value.dtype)
+        return super().wrapped(value, given, laplacian)
+
+    def by_rule(self, func: Any, name: str | None, args: Arguments, kwargs: Keywords) -> Any:
+        self.operations.add(name or name_of(func))
+        return super().by_rule(func, name, args, kwargs)
 
     def mapped(self, value: Any, x: Jet, of: Callable[[Any], Any], at_once: bool = False) -> Any:
         return super().mapped(value, x, lambda row: self.zero(value) if self.is_zero(row) else of(row), at_once)

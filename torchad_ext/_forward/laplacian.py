@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .._symbolic.jet_algebra import derivative, jet_algebra, total
-from .._torch_state import outside_inference_mode, transforms_active, without_compilation
+from .._torch_state import outside_inference_mode, transforms_active
 from .fallback import Unseen, by_reverse_mode, by_transforms, checked, fall_back
 from .partials import along_coordinates, in_one_sweep
 from .propagation import Jet, Sweep
@@ -216,12 +216,6 @@ def _identity(f: Any, x: Tensor) -> Any:
     return code, cells, id(getattr(f, "__self__", None)), x.shape[-1]
 
 
-def _uncompiled(f: Function, x: Tensor) -> Tensor:
-    """f(x) operation by operation: the sweep sees none of those that ``torch.compile`` made one."""
-    with without_compilation():
-        return f(x)
-
-
 def _run(
     f: Function,
     x: Tensor,
@@ -234,7 +228,6 @@ def _run(
     if torch.compiler.is_compiling():
         return by_transforms(f, x, directions, signs, name)
     identity = _identity(f, x)
-    f = functools.partial(_uncompiled, f)
     if identity in _without_rules and not transforms_active() and type(x) is not Jet:
         for operation in _without_rules[identity]:
             fall_back(f"has no rule for {operation}", "it is")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import numbers
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -12,15 +14,32 @@ import torch
 from torch import Tensor
 
 from .._autograd.undefined import sum_defined
+from .._self_check import fast_path, report
 from .._symbolic.jet_algebra import Functional, Index, JetAlgebra, derivative, jet_algebra, total
-from .._torch_state import outside_inference_mode, transforms_active
-from .fallback import Unseen, along_by_reverse_mode, along_by_transforms, checked, fall_back
+from .._torch_state import (
+    is_autocast_enabled,
+    is_captured,
+    outside_inference_mode,
+    top_saved_tensors_hooks,
+    transforms_active,
+)
+from .fallback import (
+    Unseen,
+    along_by_reverse_mode,
+    along_by_transforms,
+    checked,
+    fall_back,
+    random_states,
+    restore_random_states,
+)
 from .jets import JetSweep, rules_of
+from .random_sum import RandomSum
 
 Function = Callable[[Tensor], Tensor]
 Order = str | tuple[int, ...]
 
 _HIGHEST = 10  # the order of a derivative
+_CHECKED = {torch.float32, torch.float64, torch.complex64, torch.complex128}  # others show little but rounding
 
 
 @dataclass(frozen=True, init=False)
@@ -50,9 +69,11 @@ class Sum:
     def __init__(self, *orders: Order, weights: Sequence[float] | None = None) -> None:
         if not orders:
             raise ValueError('torchad_ext.Sum takes one derivative or more, as in Sum("xx", "yy"), got none')
+        if weights is not None and not isinstance(weights, Iterable):
+            raise TypeError(f"torchad_ext.Sum takes a weight for each derivative, got {weights!r}; write [{weights!r}]")
         given = (1.0,) * len(orders) if weights is None else tuple(weights)
         for weight in given:
-            if isinstance(weight, Tensor) or not isinstance(weight, (int, float)):
+            if not isinstance(weight, numbers.Real):
                 raise TypeError(
                     f"torchad_ext.Sum takes numbers for weights, got {type(weight).__name__}; multiply the derivative "
                     "that partials gives by a tensor"
@@ -86,11 +107,13 @@ def partials(
     products and what is composed of them (normalisation, attention) follow by the rule of Leibniz at any order.
 
     A program with another operation in it is differentiated by nested autograd, and one warning says so; with
-    ``TORCHAD_EXT_STRICT=1`` it is an error. The result may be differentiated again, in parameters and in x.
+    ``TORCHAD_EXT_STRICT=1`` it is an error. The numbers of a program of operations that were not met before, and of
+    later ones for 4 % of the time, are compared with those of nested autograd, for which f runs again. The result may
+    be differentiated again, in parameters and in x.
 
     Args:
         f: maps points ``[..., d]`` to ``[...]`` or ``[..., *outputs]``, any PyTorch code. Each result has to depend on
-            its own point only: this is not checked, and the derivatives are those for all points moved together.
+            its own point only.
         x: the points ``[..., d]`` of a floating-point dtype on any device.
         orders: derivatives, each a string with a letter of ``names`` for each time that one differentiates (``"xxt"``,
             ``""`` for the value), a tuple of the numbers of coordinates (``(1, 1, 0)``, ``()``), or a :class:`Sum`.
@@ -128,8 +151,8 @@ def partials(
         raise ValueError(
             "torchad_ext.partials takes x [..., d], got a number; write x.unsqueeze(-1) for points on a line"
         )
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"torchad_ext.partials takes a chunk_size of 1 or more, got {chunk_size}")
+    if chunk_size is not None and not (_is_whole(chunk_size) and chunk_size > 0):
+        raise ValueError(f"torchad_ext.partials takes a whole chunk_size of 1 or more, got {chunk_size!r}")
     d = x.shape[-1]
     if names is not None and (not isinstance(names, str) or len(set(names)) != len(names) or len(names) != d):
         raise ValueError(
@@ -180,7 +203,7 @@ def taylor(f: Function, x: Tensor, direction: Tensor, order: int) -> tuple[Tenso
         if not isinstance(given, Tensor) or not given.is_floating_point():
             kind = given.dtype if isinstance(given, Tensor) else type(given).__name__
             raise TypeError(f"torchad_ext.taylor takes a floating-point tensor for {what}, got {kind}")
-    if isinstance(order, bool) or not isinstance(order, int) or not 0 <= order <= _HIGHEST:
+    if not _is_whole(order) or not 0 <= order <= _HIGHEST:
         raise ValueError(f"torchad_ext.taylor takes an order from 0 to {_HIGHEST}, got {order!r}")
     if direction.dtype != x.dtype or direction.device != x.device:
         raise TypeError(
@@ -202,6 +225,10 @@ def _fits(direction: Tensor, x: Tensor) -> bool:
     return direction.dim() <= x.dim() and all(n in (1, of) for n, of in sizes)
 
 
+def _is_whole(n: Any) -> bool:
+    return isinstance(n, numbers.Integral) and not isinstance(n, bool)
+
+
 def _functional(order: Any, d: int, names: str | None) -> Functional:
     if isinstance(order, Sum):
         terms = zip(order.weights, order.orders, strict=True)
@@ -221,7 +248,7 @@ def _index(order: Any, d: int, names: str | None) -> Index:
         if unknown:
             raise ValueError(f"torchad_ext.partials: {order!r} has letters that are not in names={names!r}: {unknown}")
         places = [(names or "").index(letter) for letter in order]
-    elif isinstance(order, (tuple, list)) and all(isinstance(i, int) and not isinstance(i, bool) for i in order):
+    elif isinstance(order, (tuple, list)) and all(map(_is_whole, order)):
         places = list(order)
         if any(not 0 <= i < d for i in places):
             raise ValueError(f"torchad_ext.partials: {order!r} has coordinates outside of 0 to {d - 1}")
@@ -263,6 +290,50 @@ def in_one_sweep(
     name: str,
 ) -> tuple[Tensor, ...]:
     """The functionals of f in the coordinates s of x + Σ_i s_i u_i; raises Unseen for what a sweep cannot follow."""
+    hidden = transforms_active() or is_autocast_enabled() or top_saved_tensors_hooks() or is_captured(x)
+    plain = type(x) is Tensor and not hidden  # what is recomputed later has to save as many tensors
+    random = random_states(x.device) if plain else []
+    start = time.perf_counter()
+    sweep, value, results = _swept(f, x, directions, functionals, algebra, name)
+    seconds = time.perf_counter() - start
+    if not (plain and x.numel() and value.numel() and sweep.dtypes <= _CHECKED):
+        return results
+    path = fast_path((name, algebra.pivots, x.dtype, x.device, frozenset(sweep.operations)))
+    path.took(seconds)
+    if path.is_due and not path.is_wrong:
+        eps = max(torch.finfo(dtype).eps for dtype in (x.dtype, value.dtype, *sweep.dtypes))
+        check = RandomSum(f, x, value, directions, functionals, random, eps, name)
+
+        def at(x: Tensor) -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                restore_random_states(x.device, random)
+                _, value, results = _swept(f, x, directions, functionals, algebra, name)
+            return value, *results
+
+        after = random_states(x.device)
+        with path.checking():
+            agrees = check.agrees((value, *results), at)
+            mixes = not agrees and check.mixes()
+        restore_random_states(x.device, after)
+        if mixes:
+            raise ValueError(
+                f"torchad_ext.{name}: f mixes points: its result for one depends on others, as with a mean over the "
+                "batch; f maps x [..., d] to [...] or [..., outputs], each result from its own point"
+            )
+        if not agrees:
+            report(name, f, path, "in one sweep", "those of nested autograd")
+    return along_by_reverse_mode(f, x, directions, functionals, name) if path.is_wrong else results
+
+
+def _swept(
+    f: Function,
+    x: Tensor,
+    directions: Sequence[Tensor],
+    functionals: Sequence[Functional],
+    algebra: JetAlgebra,
+    name: str,
+) -> tuple[JetSweep, Tensor, tuple[Tensor, ...]]:
+    """The sweep, the value of f, and the functionals."""
     sweep = JetSweep((), torch.is_grad_enabled(), rules_of, algebra=algebra)
     count = len(directions)
     units = [tuple(int(i == j) for j in range(count)) for i in range(count)]
@@ -272,12 +343,12 @@ def in_one_sweep(
     ]
     y = sweep.follow(f, sweep.tensor(x, rows, None))
     value = checked(sweep.value(y), x, name)
-    numbers = sweep.numbers(y)
+    carried = sweep.numbers(y)
     results = [
-        _weighted([(weight, numbers[b]) for b, weight in algebra.coordinates(functional).items() if b in numbers])
+        _weighted([(weight, carried[b]) for b, weight in algebra.coordinates(functional).items() if b in carried])
         for functional in functionals
     ]
-    return tuple(torch.zeros_like(value) if result is None else result for result in results)
+    return sweep, value, tuple(torch.zeros_like(value) if result is None else result for result in results)
 
 
 def along_coordinates(x: Tensor) -> list[Tensor]:

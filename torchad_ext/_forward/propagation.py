@@ -31,7 +31,7 @@ from .._pointwise import Pointwise
 from .._quadratic_form import quadratic_form
 from .._rowwise import Rowwise
 from .._symbolic.torch_names import is_of_torch, name_of
-from .._torch_state import is_autocast_enabled, wrapper_subclass
+from .._torch_state import is_autocast_enabled, without_compilation, wrapper_subclass
 from . import writes
 from .calls import known_name, positional
 from .correction_mode import with_corrections, with_powers
@@ -206,7 +206,8 @@ class Sweep:
             points.shown = True
         y = None
         try:
-            with torch.enable_grad():
+            # The sweep would not see the operations of what torch.compile made.
+            with torch.enable_grad(), without_compilation():
                 y = f(points)
             if self.owns(y):
                 writes.read_again(y)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .._self_check import FastPath, report
 from .._torch_state import where_transforms_are_right
 from .decompression import SparsityError, coloring_of, find_coloring
 from .jacobian_columns import jacobian_by_pullback_of_pullback, jacobian_in_forward_mode
@@ -25,7 +26,6 @@ from .pullback import (
     pullback_of_value,
     scalar_function,
 )
-from .random_product import FastPath, report
 from .thresholds import MUCH_TALLER
 
 Strategy = Literal["reverse-over-reverse", "forward-over-reverse"]

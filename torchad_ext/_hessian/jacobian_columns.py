@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from .._autograd.graph import foreign_nodes
+from .._self_check import FastPath, fast_path
 from . import thresholds
 from .jacobian_rows import all_rows, bases, blocks_of_rows, chunks_of_rows, joined, rows_again, rows_at_once
 from .point import Draws, Function, Point, Tensors, explained, is_transformed, offsets_of
 from .pullback import FlatFunction, GraphPullback, Pullback, grad
-from .random_product import FastPath, RandomProduct, fast_path
+from .random_product import RandomProduct
 from .thresholds import Largest
 
 

@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_unflatten
 
 from .._autograd.foreign_functions import COMPILED
+from .._self_check import FastPath, report
 from . import thresholds
 from .point import Point, Tensors, is_transformed, offsets_of
 from .pullback import GraphPullback, Pullback
-from .random_product import FastPath, RandomProduct, report
+from .random_product import RandomProduct
 from .unit_rows import UnitRows, dense_rows
 
 Chunks = Iterable[tuple[int, Tensors]]  # the number of the first row of each, and for each leaf of x [rows, *leaf]

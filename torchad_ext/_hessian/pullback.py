@@ -23,8 +23,8 @@ from torch.utils._pytree import TreeSpec, tree_flatten
 from .._autograd.foreign_functions import COMPILED, check_functions
 from .._autograd.graph import depends_on_others, foreign_nodes, graph_nodes, is_cut_off, is_own
 from .._forward.correction_mode import with_corrections
+from .._self_check import FastPath, fast_path
 from .point import Function, Point, Tensors, check_floating, explained, is_transformed
-from .random_product import FastPath, fast_path
 from .thresholds import largest_in_graph
 
 

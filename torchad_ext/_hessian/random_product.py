@@ -7,83 +7,17 @@ time, IFIP Congress 1977). Rows of very different size weigh alike in it.
 
 from __future__ import annotations
 
-import collections
-import contextlib
-import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from .._warnings import warn_or_raise
+from .._self_check import FastPath
 
 Tensors = Sequence[Tensor]
 
 _ROUNDINGS = 64  # by how much two ways may differ, in measured roundings
 _SMALLEST = 1e-3  # of the largest row, up to which rows weigh alike
-_SHARE = 0.04  # of the time of a fast path, which its checks may take from the second call on
-_KEPT = 1024
-
-
-class FastPath:
-    """The record of a fast path for one kind of graph.
-
-    Attributes:
-        is_wrong: does it give wrong numbers?
-        is_rounded: do even the rows of plain reverse mode differ from their products, so that these show nothing?
-        at_once: the number of columns of a batch, once it has been measured.
-    """
-
-    at_once: int | None = None
-
-    def __init__(self) -> None:
-        self.is_wrong = self.is_rounded = False
-        self._total = self._checking = 0.0
-
-    @property
-    def is_due(self) -> bool:
-        """Always at first, and from then on as often as a small share of the time allows."""
-        return not self.is_rounded and self._checking <= _SHARE * self._total
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._total += time.perf_counter() - start
-
-    @contextlib.contextmanager
-    def checking(self) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._checking += time.perf_counter() - start
-
-
-_paths: collections.OrderedDict[Hashable, FastPath] = collections.OrderedDict()
-
-
-def fast_path(key: Hashable) -> FastPath:
-    path = _paths.setdefault(key, FastPath())
-    _paths.move_to_end(key)
-    if len(_paths) > _KEPT:
-        _paths.popitem(last=False)
-    return path
-
-
-def report(name: str, f: Callable[..., Any], path: FastPath, way: str) -> None:
-    """Warns that a fast path was wrong; with ``TORCHAD_EXT_STRICT=1`` raises.
-
-    Raises:
-        RuntimeError: under ``TORCHAD_EXT_STRICT=1``.
-    """
-    path.is_wrong = True
-    where = f"{getattr(f, '__module__', type(f).__module__)}.{getattr(f, '__qualname__', type(f).__qualname__)}"
-    message = (
-        f"torchad_ext.{name}: the derivatives of {where} computed {way} differ from a random product by plain reverse "
-        "mode; they are computed by that, which takes longer. This is a bug of torchad_ext or of PyTorch: please "
-        "report it with this function"
-    )
-    warn_or_raise(RuntimeError(message), category=RuntimeWarning)
 
 
 class RandomProduct:

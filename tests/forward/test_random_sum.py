@@ -1,0 +1,171 @@
+"""The check of a sweep by a random sum: it finds wrong rules and functions that mix points, and nothing else."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+import torchad_ext as ad
+from torchad_ext import _self_check
+from torchad_ext._forward import partials as module
+from torchad_ext._forward.jets import JetSweep
+
+pytestmark = pytest.mark.filterwarnings("error:torchad_ext")
+Function = Callable[[Tensor], Tensor]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHAD_EXT_STRICT", raising=False)
+    monkeypatch.setattr(_self_check, "_paths", type(_self_check._paths)())
+
+
+def points(n: int = 6, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.rand(n, 2, dtype=dtype, generator=torch.Generator().manual_seed(0)) + 0.2
+
+
+def product(x: Tensor) -> Tensor:
+    return torch.einsum("ni,ni->ni", x.sin(), x.exp())
+
+
+@pytest.fixture
+def wrong_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule of Leibniz that lacks the last of its terms."""
+    terms = JetSweep._terms
+    monkeypatch.setattr(
+        JetSweep, "_terms", lambda self, a, n: list(terms(self, a, n))[: -1 if a > 1 and n > 1 else None]
+    )
+
+
+@pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The checks that were made."""
+    made: list[Any] = []
+    of = module.RandomSum
+    monkeypatch.setattr(module, "RandomSum", lambda *args: made.append(args) or of(*args))
+    return made
+
+
+@pytest.mark.usefixtures("wrong_products")
+class TestWrongRules:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_numbers_are_right_after_a_warning(self, dtype: torch.dtype) -> None:
+        x = points(dtype=dtype)
+        for again in (False, True):
+            if again:
+                (u_xx,) = ad.partials(product, x, ["xx"], names="tx")
+            else:
+                with pytest.warns(RuntimeWarning, match=r"partials: .*product computed in one sweep differ"):
+                    (u_xx,) = ad.partials(product, x, ["xx"], names="tx")
+            expected = torch.stack([torch.zeros_like(x[:, 1]), 2 * x[:, 1].exp() * x[:, 1].cos()], -1)
+            assert_close(u_xx, expected)
+
+    def test_the_result_can_be_trained_on(self) -> None:
+        x = points().requires_grad_()
+        with pytest.warns(RuntimeWarning, match="those of nested autograd"):
+            (u_xx,) = ad.partials(product, x, ["xx"], names="tx")
+        (slope,) = torch.autograd.grad(u_xx.sum(), x)
+        assert_close(slope[:, 1], 2 * x[:, 1].exp() * (x[:, 1].cos() - x[:, 1].sin()))
+
+    def test_one_wrong_output_of_many_shows(self) -> None:
+        f = lambda x: torch.cat([x, x.sin(), x.exp(), product(x)], -1)  # noqa: E731
+        with pytest.warns(RuntimeWarning, match="report it"):
+            ad.partials(f, points(), ["xx"], names="tx")
+
+    def test_other_sweeps(self) -> None:
+        with pytest.warns(RuntimeWarning, match=r"taylor: the derivatives"):
+            c = ad.taylor(product, points(), torch.ones(2, dtype=torch.float64), 2)
+        assert_close(c[2], points().exp() * points().cos())
+        with pytest.warns(RuntimeWarning, match=r"bilaplacian: the derivatives"):
+            ad.bilaplacian(product, points())
+
+    def test_strict(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TORCHAD_EXT_STRICT", "1")
+        with pytest.raises(RuntimeError, match="report it"):
+            ad.partials(product, points(), ["xx"], names="tx")
+
+
+class TestFunctionsThatMixPoints:
+    @pytest.mark.parametrize(
+        "f",
+        [
+            lambda x: x - x.mean(0),
+            lambda x: x.flip(0) * x,
+            lambda x: x @ x.T,
+            lambda x: x.softmax(0),
+            lambda x: x.cumsum(0),
+        ],
+    )
+    def test_are_named(self, f: Function) -> None:
+        with pytest.raises(ValueError, match="f mixes points"):
+            ad.partials(f, points(), ["x", "xx"], names="tx")
+
+
+class TestNoFalseAlarm:
+    @pytest.mark.parametrize(
+        ("f", "second"),
+        [
+            (lambda x: (x + 1) ** x, [[2.0, 0.0]] * 3),  # PyTorch: 1
+            (lambda x: x.relu(), [[0.0, 0.0]] * 3),
+            (lambda x: x.norm(dim=-1) ** 2, [2.0] * 3),
+        ],
+    )
+    def test_at_kinks(self, f: Function, second: list[Any]) -> None:
+        (u_tt,) = ad.partials(f, torch.zeros(3, 2, dtype=torch.float64), ["tt"], names="tx")
+        assert_close(u_tt, torch.tensor(second, dtype=torch.float64))
+
+    def test_of_a_function_that_gives_another_result_each_time(self) -> None:
+        calls = []
+        f = lambda x: x.sin() * (calls.append(x) or len(calls))  # noqa: E731
+        (u_x,) = ad.partials(f, points(), ["x"], names="tx")
+        assert_close(u_x[:, 1], points()[:, 1].cos())
+
+    def test_in_float32_at_order_six(self) -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
+        ad.partials(model, points(200, torch.float32), ["x" * 6, "ttxx"], names="tx")
+
+    def test_dropout_draws_once(self, checks: list[Any]) -> None:
+        model = nn.Sequential(nn.Linear(2, 30), nn.Dropout(), nn.Tanh(), nn.Linear(30, 1)).double()
+        states = []
+        for _ in range(2):
+            torch.manual_seed(0)
+            u_xx, state = ad.partials(model, points(), ["xx"], names="tx"), torch.get_rng_state()
+            states.append((u_xx[0], state))
+            _self_check.fast_path(next(iter(_self_check._paths)))._checking = 1e9
+        assert len(checks) == 1
+        assert torch.equal(states[0][0], states[1][0]) and torch.equal(states[0][1], states[1][1])
+
+
+class TestWhenItChecks:
+    def test_a_small_share_of_the_time(self, checks: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        now = 0.0
+
+        def clock() -> float:
+            nonlocal now
+            now += 1.0  # a sweep takes a second, and so does a check
+            return now
+
+        monkeypatch.setattr(module.time, "perf_counter", clock)
+        for _ in range(100):
+            ad.partials(product, points(), ["xx"], names="tx")
+        assert 2 <= len(checks) <= 5
+
+    def test_a_program_of_other_operations(self, checks: list[Any]) -> None:
+        for f in (product, torch.tanh, functools.partial(torch.add, 1)):
+            ad.partials(f, points(), ["xx"], names="tx")
+        assert len(checks) == 3
+
+    def test_not_where_transforms_or_autocast_run(self, checks: list[Any]) -> None:
+        of = lambda x: ad.partials(product, x, ["xx"], names="tx")[0]  # noqa: E731
+        torch.func.vmap(of)(points().unsqueeze(1))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            of(points(dtype=torch.float32))
+        of(points(dtype=torch.bfloat16))
+        assert not checks

@@ -1,0 +1,82 @@
+"""Records of fast paths, ways to derivatives that are now and then checked against plain reverse mode."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import time
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
+
+from ._warnings import warn_or_raise
+
+_SHARE = 0.04  # of the time of a fast path, which its checks may take from the second call on
+_KEPT = 1024
+
+
+class FastPath:
+    """The record of a fast path for one kind of graph.
+
+    Attributes:
+        is_wrong: does it give wrong numbers?
+        is_rounded: does even plain reverse mode differ from itself, so that it shows nothing?
+        at_once: the number of columns of a batch, once it has been measured.
+    """
+
+    at_once: int | None = None
+
+    def __init__(self) -> None:
+        self.is_wrong = self.is_rounded = False
+        self._total = self._checking = 0.0
+
+    @property
+    def is_due(self) -> bool:
+        """Always at first, and from then on as often as a small share of the time allows."""
+        return not self.is_rounded and self._checking <= _SHARE * self._total
+
+    def took(self, seconds: float) -> None:
+        self._total += seconds
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.took(time.perf_counter() - start)
+
+    @contextlib.contextmanager
+    def checking(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._checking += time.perf_counter() - start
+
+
+_paths: collections.OrderedDict[Hashable, FastPath] = collections.OrderedDict()
+
+
+def fast_path(key: Hashable) -> FastPath:
+    path = _paths.setdefault(key, FastPath())
+    _paths.move_to_end(key)
+    if len(_paths) > _KEPT:
+        _paths.popitem(last=False)
+    return path
+
+
+def report(
+    name: str,
+    f: Callable[..., Any],
+    path: FastPath,
+    way: str,
+    reference: str = "a random product by plain reverse mode",
+) -> None:
+    """Warns that a fast path was wrong; with ``TORCHAD_EXT_STRICT=1`` raises.
+
+    Raises:
+        RuntimeError: under ``TORCHAD_EXT_STRICT=1``.
+    """
+    path.is_wrong = True
+    where = f"{getattr(f, '__module__', type(f).__module__)}.{getattr(f, '__qualname__', type(f).__qualname__)}"
+    message = (
+        f"torchad_ext.{name}: the derivatives of {where} computed {way} differ from {reference}; they are computed by "
+        "that, which takes longer. This is a bug of torchad_ext or of PyTorch: please report it with this function"
+    )
+    warn_or_raise(RuntimeError(message), category=RuntimeWarning)

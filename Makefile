@@ -85,6 +85,7 @@ build/rivals/installed: benchmarks/rivals.txt
 rivals: $(INSTALLED) build/rivals/installed  ## Measure training steps on a Laplacian and on equations against torch.compile and JAX, in half an hour
 	$(PYTHON) benchmarks/rivals.py
 	$(PYTHON) benchmarks/partials.py
+	$(PYTHON) benchmarks/partials.py --memory
 
 docs: $(INSTALLED)  ## Build the documentation in build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet

@@ -42,8 +42,9 @@ Derivatives = Callable[[Callable[[Tensor], Tensor], Tensor, list[str], str], Seq
 Json = dict[str, Any]
 PAGE = HERE.parent / "docs" / "partials.md"
 BEGIN, END = "<!-- benchmarks/partials.py -->", "<!-- end of partials -->"
+MEMORY = "<!-- benchmarks/partials.py --memory -->", "<!-- end of memory -->"
 OURS = "ad.partials"
-HEADER = ("", "way", "step, ms", "middle half", "/ ad.partials", "floor", "first, s", "peak, MB", "off by")
+HEADER = ("", "way", "step, ms", "middle half", "/ ad.partials", "floor", "first, s", "off by")
 TOLERANCE = 1e-3  # of loss and gradients in float32, relative to nested autograd in float64
 
 
@@ -234,6 +235,19 @@ def memory(equation: Equation, way: str, points: int) -> int:
     return peak(call)
 
 
+def memories() -> list[list[str]]:
+    """The cells of a table: what a step adds at its peak, each in a process of its own."""
+    cells = []
+    for equation in EQUATIONS:
+        bytes_of = []
+        for way in ("nested autograd", OURS):
+            command = [sys.executable, __file__, "--memory-of", equation.name, way]
+            bytes_of.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+        nested, ours = bytes_of
+        cells.append([equation.name, f"{nested / 1e6:.0f}", f"{ours / 1e6:.0f}", f"{nested / ours:.2f}"])
+    return [["MB", "nested autograd", OURS, "ratio"], *cells]
+
+
 def measure(
     equation: Equation, points: int, seconds: float, rounds: int, python: Path | None, with_compile: bool
 ) -> list[Json]:
@@ -276,10 +290,6 @@ def measure(
     for name, of in samples.items():
         row: Json = {"equation": equation.name, "way": name, "seconds": quartiles(of)._asdict()}
         rows.append({**row, "first": firsts[name], "off_by": errors[name], "samples": len(of)})
-        if name in ("nested autograd", OURS):
-            command = [sys.executable, __file__, "--memory", equation.name, name, "--points", str(points)]
-            out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            rows[-1]["bytes"] = int(out)
     return rows
 
 
@@ -295,8 +305,7 @@ def lines(rows: Sequence[Json]) -> Iterator[list[str]]:
         name, (q1, median, q3) = row["way"], row["seconds"].values()
         floor = {"nested autograd": floors[0], best: floors[1]}.get(name, "")
         times = f"{median * 1e3:.0f}", f"{q1 * 1e3:.0f} – {q3 * 1e3:.0f}", f"{median / medians[OURS]:.2f}"
-        memory = f"{row['bytes'] / 1e6:.0f}" if "bytes" in row else ""
-        yield [row["equation"], name, *times, f"{floor}", f"{row['first']:.1f}", memory, f"{row['off_by']:.0e}"]
+        yield [row["equation"], name, *times, f"{floor}", f"{row['first']:.1f}", f"{row['off_by']:.0e}"]
 
 
 def save(record: Json, cells: Sequence[Sequence[str]]) -> None:
@@ -316,11 +325,18 @@ def main() -> None:
     parser.add_argument("--without-jax", action="store_true")
     parser.add_argument("--without-compile", action="store_true", help="without torch.compile, which takes minutes")
     parser.add_argument("--quick", action="store_true", help="256 points, three steps: does everything run?")
-    parser.add_argument("--memory", nargs=2, metavar=("EQUATION", "WAY"), help="print the bytes that a step adds")
+    parser.add_argument("--memory", action="store_true", help="peak memory instead of times, in results/ and docs/ too")
+    parser.add_argument("--memory-of", nargs=2, metavar=("EQUATION", "WAY"), help="print the bytes that a step adds")
     options = parser.parse_args()
     torch.set_num_threads(2)
     if options.memory:
-        name, way = options.memory
+        table = as_table(memories())
+        (RESULTS / "partials-memory.md").write_text(table)
+        replace_between(PAGE, *MEMORY, table)
+        print(table)
+        return
+    if options.memory_of:
+        name, way = options.memory_of
         equation = next(equation for equation in EQUATIONS if equation.name == name)
         print(memory(equation, way, options.points or equation.points))
         return

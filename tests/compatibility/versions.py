@@ -76,7 +76,7 @@ def run(python: Path, name: str, tests: Sequence[str], minutes: float) -> tuple[
     """
     report = BUILD / f"{name}.xml"
     report.unlink(missing_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TORCHAD_EXT_CACHE_DIR": str(BUILD / "cache")}
+    environment = {"TORCHAD_EXT_CACHE_DIR": str(BUILD / "cache"), **os.environ, "PYTHONPATH": str(ROOT)}
     command = [python, "-m", "pytest", "-q", "-rf", "--device", "cpu", f"--junitxml={report}", *tests]
     with (BUILD / f"{name}.log").open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)

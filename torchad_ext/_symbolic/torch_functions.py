@@ -120,7 +120,8 @@ def _clamp(input: Expr, min: Operand | None = None, max: Operand | None = None) 
 
 
 def _clamp_with_shared_ties(input: Expr, min: Operand | None, max: Operand | None) -> Expr:
-    """Clamp of PyTorch 2.14: half of the slope for each of two equal tensors, none at a bound that is a number."""
+    """Clamp of PyTorch 2.14: half of the slope for each of two equal tensors, none at a bound that is a number. Equal
+    bounds share nothing; where something is nan the slope is that of ``input``, if it is not outside."""
     low = input if min is None else op.maximum(input, min)
     clamped = low if max is None else op.minimum(low, max)
     bounds = [bound for bound in (min, max) if bound is not None]
@@ -131,9 +132,11 @@ def _clamp_with_shared_ties(input: Expr, min: Operand | None, max: Operand | Non
         return op.where(inside, input, op.detach(clamped))
     if min is None or max is None:
         return clamped
-    # Equal bounds, and a nan, share nothing.
-    plain = op.where(op.lt(input, min), min, op.where(op.gt(input, max), max, input))
-    return op.where(op.or_(op.eq(min, max), op.ne(input, input)), plain, clamped)
+    outside = op.or_(op.lt(input, min), op.gt(input, max))
+    is_nan = op.or_(op.ne(input, input), op.or_(op.ne(min, min), op.ne(max, max)))
+    of_nan = op.where(outside, op.detach(input), input) + op.detach(op.add(min, max))
+    of_equal = op.where(op.lt(input, min), min, op.where(op.gt(input, max), max, input))
+    return op.where(is_nan, of_nan, op.where(op.eq(min, max), of_equal, clamped))
 
 
 def _extremum(name: str) -> Callable[..., Expr]:

@@ -16,7 +16,7 @@ from matplotlib import image
 
 import torchad_ext as ad
 from torchad_ext import __main__, _formula, doctor
-from torchad_ext._native import cache
+from torchad_ext._native import cache, prebuilt, toolchain
 
 Run = Callable[..., "tuple[int, str, str]"]
 OWN = """
@@ -299,6 +299,20 @@ class TestDoctor:
         monkeypatch.setattr(doctor.os, "access", lambda path, mode: False)  # root may write everywhere
         (found,) = self.findings("cache")
         assert found.state == doctor.PROBLEM and "may not be written" in found.text
+
+    def test_what_is_prebuilt_is_named(self, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(prebuilt, "FOLDER", tmp_path)
+        monkeypatch.setenv("CXX", "no-such-compiler")
+        level = toolchain.cpu_level()
+        for what, of in (("operators", level), ("operators", "other"), ("kernels", level)):
+            prebuilt.library("cpu", of, what).write_bytes(bytes(100_000))
+        (found,) = self.findings("prebuilt")
+        levels = " and ".join(sorted((level, "other")))
+        assert found.text == f"CPU kernels for {level}, CPU operators for {levels}; 0.3 MB"
+        code, out, _ = run("doctor", "--json")
+        routes = json.loads(out)["routes"]
+        assert code == 0 and routes["CPU: catalogue, quadratic_form"] == "native kernels, prebuilt"
+        assert routes["CPU: declared ops"] == "the plain PyTorch definition"
 
     def test_a_setting_with_a_slip_is_noted(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TORCHAD_EXT_CACHEDIR", "somewhere")

@@ -54,7 +54,8 @@ def trainer(seed: int = 0) -> Callable[[], float]:
 
     def u(x: torch.Tensor) -> torch.Tensor:
         y = ad.layer_norm(ad.siren(layers[0](x), omega=2.0), None, weight)
-        return layers[2](ad.gelu(layers[1](y))).squeeze(-1) + 0.1 * ad.quadratic_form(x, form)
+        value: torch.Tensor = layers[2](ad.gelu(layers[1](y))).squeeze(-1) + 0.1 * ad.quadratic_form(x, form)
+        return value
 
     def step() -> float:
         x = torch.rand(32, 3, generator=generator).requires_grad_()

@@ -14,7 +14,7 @@ from torch import Tensor
 from .._autograd.undefined import sum_defined
 from .._symbolic.jet_algebra import Functional, Index, JetAlgebra, derivative, jet_algebra, total
 from .._torch_state import transforms_active
-from .fallback import Unseen, along_by_reverse_mode, along_by_transforms, checked, fall_back
+from .fallback import Unseen, along_by_reverse_mode, along_by_transforms, check_dense, checked, fall_back
 from .jets import JetSweep, rules_of
 
 Function = Callable[[Tensor], Tensor]
@@ -123,12 +123,13 @@ def partials(
         raise TypeError(
             f"torchad_ext.partials takes floating-point x, got {x.dtype}; convert it, x.to(torch.get_default_dtype())"
         )
+    check_dense("partials", "x", x)
     if x.dim() == 0:
         raise ValueError(
             "torchad_ext.partials takes x [..., d], got a number; write x.unsqueeze(-1) for points on a line"
         )
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"torchad_ext.partials takes a chunk_size of 1 or more, got {chunk_size}")
+    if chunk_size is not None and not (isinstance(chunk_size, int) and chunk_size >= 1):
+        raise ValueError(f"torchad_ext.partials takes a chunk_size of 1 or more, got {chunk_size!r}")
     d = x.shape[-1]
     if names is not None and (not isinstance(names, str) or len(set(names)) != len(names) or len(names) != d):
         raise ValueError(
@@ -178,6 +179,7 @@ def taylor(f: Function, x: Tensor, direction: Tensor, order: int) -> tuple[Tenso
         if not isinstance(given, Tensor) or not given.is_floating_point():
             kind = given.dtype if isinstance(given, Tensor) else type(given).__name__
             raise TypeError(f"torchad_ext.taylor takes a floating-point tensor for {what}, got {kind}")
+        check_dense("taylor", what, given)
     if isinstance(order, bool) or not isinstance(order, int) or not 0 <= order <= _HIGHEST:
         raise ValueError(f"torchad_ext.taylor takes an order from 0 to {_HIGHEST}, got {order!r}")
     if direction.dtype != x.dtype or direction.device != x.device:

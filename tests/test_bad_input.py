@@ -216,6 +216,13 @@ class TestFound:
         y = ad.gelu(X.as_subclass(Counted), approximate="tanh")
         torch.testing.assert_close(y.as_subclass(torch.Tensor), torch.nn.functional.gelu(X, approximate="tanh"))
 
+    def test_many_arguments_with_long_names(self) -> None:
+        """The kernel of some of their gradients is named after them."""
+        names = [f"x{i}_{'long' * 10}" for i in range(8)]
+        op = ad.pointwise(eval(f"lambda {', '.join(names)}: {' + '.join(names)} * {names[0]}"))
+        xs = [torch.ones(2, requires_grad=i != 1) for i in range(8)]
+        assert torch.autograd.grad(op(*xs).sum(), xs[7])[0].tolist() == [1, 1]
+
     @pytest.mark.parametrize("closed", [False, True])
     def test_a_process_without_a_console(self, closed: bool, tmp_path: Path) -> None:
         """As a daemon, or under pythonw, which have no stderr to say that a kernel is being compiled."""
@@ -275,4 +282,4 @@ class TestHostileText:
         f.__name__ = f.__qualname__ = name
         torch.testing.assert_close(ad.pointwise(f)(X), f(X))
         assert [file.name for file in tmp_path.iterdir()] == ["cache"]
-        assert all(re.fullmatch(r"[\w.-]+", file.name) for file in (tmp_path / "cache").iterdir())
+        assert all(re.fullmatch(r"[\w.+-]+", file.name) for file in (tmp_path / "cache").iterdir())

@@ -311,8 +311,8 @@ class Declared:
         """What ``__torch_function__`` of an argument makes of the call."""
         positional = len(args) - len(self._keywords)
         named = dict(zip(self._keywords, args[positional:], strict=True))
-        op: Any = self
-        return handle_torch_function(op, args, *args[:positional], **named)
+        function: Any = self
+        return handle_torch_function(function, args, *args[:positional], **named)
 
     def _wrong(self, name: str, given: str) -> str:
         function = f"{self.__module__}.{self.__name__}"

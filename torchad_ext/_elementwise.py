@@ -29,6 +29,7 @@ Tensors = Sequence[torch.Tensor]
 Scalars = tuple[float, ...]
 
 
+_LONGEST_NAME = 100  # of a kernel; files have it, beside a digest
 _ORDERS = ("", "_backward", "_double_backward", "_triple_backward")
 
 
@@ -73,7 +74,7 @@ class Elementwise:
     ) -> None:
         self.program = program
         self.definition = definition
-        self.name = name + self._suffix(order) + chosen
+        self.name = (name + self._suffix(order) + chosen)[:_LONGEST_NAME]
         self._stem, self._order = name, order
         self.written = written
         self._single = len(program.outputs) == 1

@@ -176,6 +176,13 @@ def _twice_by_transforms(f: Callable[..., Tensors], xs: Tensors, us: Tensors) ->
     return of[2], of[1](us)[0]
 
 
+def check_dense(name: str, what: str, x: Tensor) -> None:
+    """Refuses what a sweep cannot carry tangents of."""
+    if x.layout is not torch.strided or x.is_nested:
+        layout = "a nested tensor" if x.is_nested else f"one of {x.layout}"
+        raise TypeError(f"torchad_ext.{name} takes dense tensors for {what}, got {layout}; see x.to_dense()")
+
+
 def checked(y: Any, x: Tensor, name: str) -> Tensor:
     """The result of f, if it is one."""
     if not isinstance(y, Tensor):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._symbolic.jet_algebra import derivative, jet_algebra, total
 from .._torch_state import outside_inference_mode, transforms_active
-from .fallback import Unseen, by_reverse_mode, by_transforms, checked, fall_back
+from .fallback import Unseen, by_reverse_mode, by_transforms, check_dense, checked, fall_back
 from .partials import along_coordinates, in_one_sweep
 from .propagation import Jet, Sweep
 from .rules import rules_of
@@ -147,16 +147,17 @@ def bilaplacian(f: Function, x: Tensor) -> Tensor:
 
 
 def _check(x: Any, C: Any, chunk_size: Any, name: str) -> None:
-    name = f"torchad_ext.{name}"
+    short, name = name, f"torchad_ext.{name}"
     for what, value in (("x", x), ("coefficients", C)):
         if not isinstance(value, Tensor) and not (what == "coefficients" and value is None):
             raise TypeError(f"{name} takes a tensor for {what}, got {type(value).__name__}; write torch.as_tensor(...)")
     if not x.is_floating_point():
         raise TypeError(f"{name} takes floating-point x, got {x.dtype}; convert it, x.to(torch.get_default_dtype())")
+    check_dense(short, "x", x)
     if x.dim() == 0:
         raise ValueError(f"{name} takes x [..., d], got a number; write x.unsqueeze(-1) for points on a line")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"{name} takes a chunk_size of 1 or more, got {chunk_size}; None takes all points at once")
+    if chunk_size is not None and not (isinstance(chunk_size, int) and chunk_size >= 1):
+        raise ValueError(f"{name} takes a chunk_size of 1 or more, got {chunk_size!r}; None takes all points at once")
     if C is None:
         return
     d = x.shape[-1]

@@ -27,6 +27,7 @@ from .fallback import (
     Unseen,
     along_by_reverse_mode,
     along_by_transforms,
+    check_dense,
     checked,
     fall_back,
     random_states,
@@ -147,6 +148,7 @@ def partials(
         raise TypeError(
             f"torchad_ext.partials takes floating-point x, got {x.dtype}; convert it, x.to(torch.get_default_dtype())"
         )
+    check_dense("partials", "x", x)
     if x.dim() == 0:
         raise ValueError(
             "torchad_ext.partials takes x [..., d], got a number; write x.unsqueeze(-1) for points on a line"
@@ -203,6 +205,7 @@ def taylor(f: Function, x: Tensor, direction: Tensor, order: int) -> tuple[Tenso
         if not isinstance(given, Tensor) or not given.is_floating_point():
             kind = given.dtype if isinstance(given, Tensor) else type(given).__name__
             raise TypeError(f"torchad_ext.taylor takes a floating-point tensor for {what}, got {kind}")
+        check_dense("taylor", what, given)
     if not _is_whole(order) or not 0 <= order <= _HIGHEST:
         raise ValueError(f"torchad_ext.taylor takes an order from 0 to {_HIGHEST}, got {order!r}")
     if direction.dtype != x.dtype or direction.device != x.device:

@@ -73,13 +73,36 @@ struct SumsCpu {
     }
   };
 
-  static void add(double* to, V v, int64_t count) {
-    C lane[width];
-    std::memcpy(lane, &v, sizeof v);
-    if (count == width) {
-      for (int i = 0; i < width; ++i) to[i] += double(lane[i]);
+  static constexpr int wide = lanes<double>;
+
+  // The parts of a vector in double: f(part, place of its first lane, lanes that count).
+  template <class F>
+  static void each_wide(V v, int64_t count, F f) {
+    if constexpr (std::is_same_v<C, double>) {
+      f(v, 0, count);
     } else {
-      for (int64_t i = 0; i < count; ++i) to[i] += double(lane[i]);
+      const Doubles parts(v);
+      f(parts.half[0], 0, std::min<int64_t>(wide, count));
+      if (count > wide) f(parts.half[1], wide, count - wide);
+    }
+  }
+
+  static void add(double* to, V v, int64_t count) {
+    each_wide(v, count, [&](Double part, int at, int64_t n) {
+      n == wide ? store(to + at, load(to + at) + part) : store_some(to + at, load_some(to + at, n) + part, n);
+    });
+  }
+
+  static V rounded(const double* from, int64_t count) {
+    const auto part = [&](int64_t n) {
+      return n >= wide ? load(from) : load_some(from, n);
+    };
+    if constexpr (std::is_same_v<C, double>) {
+      return part(count);
+    } else {
+      const Double first = part(count);
+      from += wide;
+      return V(Doubles{first, count > wide ? part(count - wide) : Double{}});
     }
   }
 
@@ -162,18 +185,11 @@ struct SumsCpu {
   static void write(T* to, int64_t stride, const double* from, int64_t n) {
     for (int64_t j = 0; j < n; j += width) {
       const int64_t count = std::min<int64_t>(width, n - j);
-      C lane[width] = {};
-      if (count == width) {
-        for (int i = 0; i < width; ++i) lane[i] = C(from[j + i]);
-      } else {
-        for (int64_t i = 0; i < count; ++i) lane[i] = C(from[j + i]);
-      }
-      V v;
-      std::memcpy(&v, lane, sizeof v);
+      const V v = rounded(from + j, count);
       if (stride == 1) {
         count == width ? store(to + j, v) : store_some(to + j, v, count);
       } else {
-        for (int64_t i = 0; i < count; ++i) store_some(to + (j + i) * stride, V{} + lane[i], 1);
+        for (int64_t i = 0; i < count; ++i) store_some(to + (j + i) * stride, V{} + v[i], 1);
       }
     }
   }

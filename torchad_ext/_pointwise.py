@@ -11,6 +11,7 @@ from typing import Any, overload
 import torch
 from torch.overrides import handle_torch_function, has_torch_function
 
+from ._broadcast import Broadcast
 from ._declared import SCALAR, TENSOR, Declared, Interval
 from ._derivative import Derivative
 from ._elementwise import Elementwise
@@ -71,12 +72,13 @@ class Pointwise(Declared):
                 return self._define(args)  # a tensor without dimensions promotes as such
             if x.is_nested or first.is_nested:
                 return self._define(args)  # such a tensor has no shape
+        whole = None
         if any(x.shape != first.shape for x in xs[1:]):
             if not member.depends_on_all or kernels.device_for(xs) is None:
                 return self._define(args)  # an output has the shape of what it depends on
-            xs = list(torch.broadcast_tensors(*xs))
+            whole = Broadcast.of(member, xs, tuple(torch.broadcast_tensors(*xs)[0].shape))
         numbers = tuple([float(args[i]) for i in scalars])
-        result = member.apply(xs, numbers)
+        result = (whole or member).apply(xs, numbers)
         if member.fast_function:
             self._put_in_front(kinds, member)
         return result

@@ -68,9 +68,13 @@ class Broadcast:
             return self._define(xs, scalars)
         if transforms_active():
             return _ApplyUnderTransforms.apply(self, scalars, *xs)
-        if in_forward_mode() or (torch.is_grad_enabled() and any(x.requires_grad for x in xs)):
-            return _Apply.apply(self, scalars, *xs)
-        return self.run(xs, scalars)
+        if not in_forward_mode():
+            outputs = self.function.apply_in_cpp(device, xs, scalars, self.shape, self.results)
+            if outputs is not NotImplemented:
+                return outputs
+            if not (torch.is_grad_enabled() and any(x.requires_grad for x in xs)):
+                return self.run(xs, scalars)
+        return _Apply.apply(self, scalars, *xs)
 
     def run(self, xs: Tensors, scalars: Scalars) -> Any:
         """The results without derivatives: by the kernel, or by the definition."""

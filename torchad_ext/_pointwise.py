@@ -92,7 +92,7 @@ class Pointwise(Declared):
             return
         bits = [sum(1 << i for i, kind in enumerate(kinds) if kind is of) for of in (TENSOR, SCALAR)]
         front = self.__dict__.setdefault("_front", fast_path.front(tuple(self._parameters.values())))
-        front.add(member.fast_function, *bits, tuple(options))
+        front.add(member.fast_function, *bits, member.depends_on_all, tuple(options))
         self._in_front.add(kinds)
 
     def derivative(self, argument: str | None = None, order: int = 1) -> Pointwise:

@@ -1,8 +1,8 @@
 // Pointwise kernels as PyTorch operators: the glue, the same for every kernel.
 //
 // It allocates outputs as PyTorch would, merges dimensions, and leaves the loop to the kernel that it is given, on the
-// Device: Cpu (pointwise.cpp) or Cuda (cuda/pointwise.cpp). Inputs have one shape; strides are free, 0 included. An `out`
-// of stride 0 along a dimension is given the sum along it.
+// Device: Cpu (pointwise.cpp) or Cuda (cuda/pointwise.cpp). Inputs have one shape; strides are free, 0 included. An
+// `out` of stride 0 along a dimension is given the sum along it.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

@@ -26,7 +26,14 @@ struct Loop {
   }
 
   // Does the operand lie in memory just as the loop runs?
-  bool contiguous(int operand) const { return dims == 0 || (dims == 1 && stride(operand, 0) == 1); }
+  bool contiguous(int operand) const {
+    int64_t expected = 1;
+    for (int d = 0; d < dims; ++d) {
+      if (stride(operand, d) != expected) return false;
+      expected *= sizes[d];
+    }
+    return true;
+  }
 
   // Where an operand has the element of a linear index.
   int64_t offset(int operand, int64_t index) const {

@@ -2,8 +2,8 @@
 //
 // The loop is cut into tiles. The kernel writes the results of a tile into memory that stays in the caches; their sums
 // go to the output where no other tile has a part in them, else to accumulators. How the loop is cut depends on sizes
-// and strides alone: any number of threads gives the same bits. Up to 64 numbers, those of a tile in one lane, are added
-// in the type that is computed in, all others in double.
+// and strides alone: any number of threads gives the same bits. Up to 64 numbers, those of a tile in one lane, are
+// added in the type that is computed in, all others in double.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "kernel.h"
-#include "simd.h"
+#include "lanes.h"
 #include "strided.h"
 
 namespace torchad_ext {
@@ -52,7 +52,8 @@ struct SumsCpu {
     // `first` on, of which those below have so many sums.
     template <class F>
     void each(int first, int64_t below, F f) const {
-      int64_t position[most_dims + 1] = {};
+      int64_t position[most_dims + 1];
+      for (int d = first; d < dims; ++d) position[d] = 0;
       int64_t offset = 0, place = 0;
       while (true) {
         f(offset, place);
@@ -94,9 +95,7 @@ struct SumsCpu {
   }
 
   static V rounded(const double* from, int64_t count) {
-    const auto part = [&](int64_t n) {
-      return n >= wide ? load(from) : load_some(from, n);
-    };
+    const auto part = [&](int64_t n) { return n >= wide ? load(from) : load_some(from, n); };
     if constexpr (std::is_same_v<C, double>) {
       return part(count);
     } else {
@@ -122,12 +121,7 @@ struct SumsCpu {
     for (; i + width <= n; i += width) chain[0] += load(x + i);
     if (i < n) chain[1] += load_some(x + i, n - i);
     const V sum = (chain[0] + chain[1]) + (chain[2] + chain[3]);
-    C lane[width];
-    std::memcpy(lane, &sum, sizeof sum);
-    for (int half = width / 2; half > 0; half /= 2) {
-      for (int l = 0; l < half; ++l) lane[l] += lane[l + half];
-    }
-    return double(lane[0]);
+    return double(Reduce<Reduction::sum>::across<width / 2>(sum)[0]);
   }
 
   // to[j] += the sum of x[r * n + j] over the rows r.
@@ -227,8 +221,8 @@ struct SumsCpu {
   struct Cut {
     int split = 0, outer = 0;
     int64_t box = 1, chunk = 1, tiles = 1;
-    int order[most_dims];        // dimensions of the loop from `split` on, the fastest first
-    int64_t counts[most_dims];   // of the steps of each
+    int order[most_dims];       // dimensions of the loop from `split` on, the fastest first
+    int64_t counts[most_dims];  // of the steps of each
     int64_t of_task = 1, tasks = 1;
 
     Cut(const Loop& loop, const std::vector<Output>& outputs) {
@@ -320,7 +314,7 @@ struct SumsCpu {
     int64_t known = -1;  // the tiles are of so many places
     const int64_t last = std::min(cut.tiles, (task + 1) * cut.of_task);
     for (int64_t index = task * cut.of_task; index < last; ++index) {
-      int64_t position[most_dims] = {};  // in the dimensions of the loop
+      int64_t position[most_dims];  // in the dimensions of the loop, from `split` on
       int64_t rest = index;
       for (int i = 0; i < cut.outer; ++i) {
         position[cut.order[i]] = rest % cut.counts[i];
@@ -338,7 +332,8 @@ struct SumsCpu {
       const int64_t elements = cut.box * count;
       for (size_t k = 0; k < outputs.size(); ++k) {
         if (known != count) {
-          tiles[k] = Tile();
+          tiles[k].dims = 0;
+          tiles[k].sums = 1;
           for (int d = 0; d < cut.split; ++d) tiles[k].add(loop.sizes[d], outputs[k].strides[d]);
           if (cut.split < loop.dims) tiles[k].add(count, outputs[k].strides[cut.split]);
         }

@@ -109,10 +109,15 @@ class Elementwise:
         )
 
     @functools.cached_property
+    def read(self) -> tuple[tuple[int, ...], ...]:
+        """The inputs that each output depends on: it has the shape that they broadcast to."""
+        nodes = (set(topological([output])) for output in self.program.outputs)
+        return tuple([tuple([i for i, x in enumerate(self.program.inputs) if x in of]) for of in nodes])
+
+    @functools.cached_property
     def depends_on_all(self) -> bool:
         """Does every output depend on every input? Then each has the shape that all of them broadcast to."""
-        nodes = (topological([output]) for output in self.program.outputs)
-        return all(x in occurring for occurring in nodes for x in self.program.inputs)
+        return all(len(of) == len(self.program.inputs) for of in self.read)
 
     @staticmethod
     def _suffix(order: int) -> str:

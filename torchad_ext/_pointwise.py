@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import html
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -74,7 +74,7 @@ class Pointwise(Declared):
                 return self._define(args)  # such a tensor has no shape
         whole = None
         if any(x.shape != first.shape for x in xs[1:]):
-            if not member.depends_on_all or kernels.device_for(xs) is None:
+            if kernels.device_for(xs) is None or not _have_one_shape(member, xs):
                 return self._define(args)  # an output has the shape of what it depends on
             whole = Broadcast.of(member, xs, tuple(torch.broadcast_tensors(*xs)[0].shape))
         numbers = tuple([float(args[i]) for i in scalars])
@@ -92,7 +92,7 @@ class Pointwise(Declared):
             return
         bits = [sum(1 << i for i, kind in enumerate(kinds) if kind is of) for of in (TENSOR, SCALAR)]
         front = self.__dict__.setdefault("_front", fast_path.front(tuple(self._parameters.values())))
-        front.add(member.fast_function, *bits, member.depends_on_all, tuple(options))
+        front.add(member.fast_function, *bits, tuple(sum(1 << i for i in of) for of in member.read), tuple(options))
         self._in_front.add(kinds)
 
     def derivative(self, argument: str | None = None, order: int = 1) -> Pointwise:
@@ -153,6 +153,14 @@ class Pointwise(Declared):
             for left, right in self._equations()
         ]
         return f"<table><caption><code>{title}</code></caption>{''.join(rows)}</table>"
+
+
+def _have_one_shape(member: Elementwise, xs: Sequence[torch.Tensor]) -> bool:
+    """Have all results the shape that all tensors broadcast to?"""
+    if member.depends_on_all:
+        return True
+    shape = torch.broadcast_shapes(*(x.shape for x in xs))
+    return all(torch.broadcast_shapes(*(xs[i].shape for i in of)) == shape for of in member.read)
 
 
 @overload

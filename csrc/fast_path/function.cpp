@@ -15,8 +15,8 @@ namespace {
 // One way of calling an op: which arguments are tensors, which numbers, and the values that the others have.
 struct Call {
   py::object function;
-  uint64_t tensors, numbers;  // a bit for each parameter
-  bool broadcasts;            // has each result the shape that the tensors broadcast to?
+  uint64_t tensors, numbers;                           // a bit for each parameter
+  std::shared_ptr<const std::vector<uint64_t>> reads;  // the tensors that each result depends on
   std::vector<std::pair<Py_ssize_t, py::object>> options;
 };
 
@@ -105,25 +105,27 @@ PyObject* front_call(PyObject* self, PyObject* args) {
       if (numbers >> i & 1) scalars.push_back(PyFloat_AsDouble(given[i]));
     }
     if (PyErr_Occurred()) return nullptr;
-    return applied(value_of<FunctionPtr>(call.function.ptr()), xs, scalars, {{}, {}, call.broadcasts});
+    return applied(value_of<FunctionPtr>(call.function.ptr()), xs, scalars, {{}, {}, call.reads});
   }
   Py_RETURN_NOTIMPLEMENTED;
   END_HANDLE_TH_ERRORS
 }
 
-// front.add(function, tensors, numbers, broadcasts, options): a bit for each tensor and for each number, and pairs of
-// the place and the value of what is neither.
+// front.add(function, tensors, numbers, reads, options): a bit for each tensor and for each number, the tensors that
+// each result depends on as bits too, and pairs of the place and the value of what is neither.
 PyObject* front_add(PyObject* self, PyObject* args) {
   HANDLE_TH_ERRORS
-  PyObject *function, *options;
+  PyObject *function, *reads, *options;
   unsigned long long tensors, numbers;
-  int broadcasts;
-  if (!PyArg_ParseTuple(args, "O!KKpO!", function_type, &function, &tensors, &numbers, &broadcasts, &PyTuple_Type,
-                        &options)) {
+  if (!PyArg_ParseTuple(args, "O!KKO!O!", function_type, &function, &tensors, &numbers, &PyTuple_Type, &reads,
+                        &PyTuple_Type, &options)) {
     return nullptr;
   }
   Front& front = value_of<Front>(self);
-  Call call{py::reinterpret_borrow<py::object>(function), tensors, numbers, broadcasts != 0, {}};
+  Call call{py::reinterpret_borrow<py::object>(function), tensors, numbers, nullptr, {}};
+  std::vector<uint64_t> of_results;
+  for (const py::handle read : py::reinterpret_borrow<py::tuple>(reads)) of_results.push_back(read.cast<uint64_t>());
+  call.reads = std::make_shared<const std::vector<uint64_t>>(std::move(of_results));
   for (const py::handle option : py::reinterpret_borrow<py::tuple>(options)) {
     Py_ssize_t place;
     PyObject* value;
@@ -276,7 +278,7 @@ PyType_Slot function_slots[] = {{Py_tp_new, reinterpret_cast<void*>(function_new
                                 {}};
 PyMethodDef front_methods[] = {
     {"call", front_call, METH_VARARGS, "call(arguments, keywords): the results, or NotImplemented"},
-    {"add", front_add, METH_VARARGS, "add(function, tensors, numbers, broadcasts, options)"},
+    {"add", front_add, METH_VARARGS, "add(function, tensors, numbers, reads, options)"},
     {}};
 PyType_Slot front_slots[] = {{Py_tp_new, reinterpret_cast<void*>(front_new)},
                              {Py_tp_dealloc, reinterpret_cast<void*>(dealloc<Front>)},

@@ -30,6 +30,8 @@ using Numbers = c10::SmallVector<double, 4>;
 constexpr int devices = 2;  // CPU, CUDA
 std::array<std::atomic<RunKernel>, devices> run_kernel;
 
+constexpr uint64_t all_bits(size_t count) { return count < 64 ? (uint64_t(1) << count) - 1 : ~uint64_t(0); }
+
 // What _elementwise.py calls a Derivative: a function of some of its arguments, and which of the wanted results it
 // gives; the others are zero.
 struct Derivative {
@@ -48,15 +50,17 @@ using Shapes = c10::SmallVector<Shape, 4>;
 struct Broadcast {
   Shape shape;
   Shapes results;
-  bool is_found = false;  // from the tensors, where they differ: each result is to have the shape that they broadcast to
+  // The tensors that each result depends on, where the shapes are to be found.
+  std::shared_ptr<const std::vector<uint64_t>> reads;
 
   bool is_trivial() const { return results.empty(); }
 };
 
-// The shape that the tensors broadcast to; false if they do not.
-bool broadcast_shape(const Tensors& xs, Shape& shape) {
-  for (const at::Tensor& x : xs) {
-    const auto sizes = x.sizes();
+// The shape that some of the tensors broadcast to, those whose bits are set; false if they do not.
+bool broadcast_shape(const Tensors& xs, uint64_t chosen, Shape& shape) {
+  for (size_t i = 0; i < xs.size(); ++i) {
+    if (!(chosen >> i & 1)) continue;
+    const auto sizes = xs[i].sizes();
     if (sizes.size() > shape.size()) shape.insert(shape.begin(), sizes.size() - shape.size(), 1);
     const size_t missing = shape.size() - sizes.size();
     for (size_t d = 0; d < sizes.size(); ++d) {
@@ -79,8 +83,6 @@ void expanded_strides(const at::Tensor& x, const Shape& shape, int64_t* strides)
 
 // The wanted gradients and the given cotangents, a bit each. Python keeps functions of more than 64 tensors to itself.
 using Masks = std::pair<uint64_t, uint64_t>;
-
-constexpr uint64_t all_bits(size_t count) { return count < 64 ? (uint64_t(1) << count) - 1 : ~uint64_t(0); }
 
 struct Function : std::enable_shared_from_this<Function> {
   Function(PyObject* elementwise, size_t scalars, size_t outputs, std::string name, std::string node_name)
@@ -161,7 +163,12 @@ const Kernel* Function::plain_kernel(const Tensors& xs, Broadcast& broadcast) co
   if (!are_plain(xs)) return nullptr;
   const auto is_alike = [&](const at::Tensor& x) { return x.sizes().equals(xs[0].sizes()); };
   if (broadcast.is_trivial() && !std::all_of(xs.begin(), xs.end(), is_alike)) {
-    if (!broadcast.is_found || !broadcast_shape(xs, broadcast.shape)) return nullptr;
+    if (!broadcast.reads || !broadcast_shape(xs, all_bits(xs.size()), broadcast.shape)) return nullptr;
+    for (const uint64_t read : *broadcast.reads) {
+      Shape shape;
+      broadcast_shape(xs, read, shape);
+      if (shape != broadcast.shape) return nullptr;  // such a result has a shape of its own
+    }
     broadcast.results.assign(outputs, broadcast.shape);
   }
   if (!broadcast.is_trivial() && (broadcast.shape.size() > size_t(most_dims) || xs[0].is_cuda())) return nullptr;
@@ -296,9 +303,8 @@ struct Pullback : torch::autograd::Node {
     return mask;
   }
 
-  static variable_list gradients(Function& function, const Numbers& scalars, const Shape& shape,
-                                 const Shapes& operands, Tensors arguments, const variable_list& grads,
-                                 uint64_t wanted, size_t count) {
+  static variable_list gradients(Function& function, const Numbers& scalars, const Shape& shape, const Shapes& operands,
+                                 Tensors arguments, const variable_list& grads, uint64_t wanted, size_t count) {
     variable_list results(count);
     uint64_t given = 0;
     for (size_t k = 0; k < grads.size(); ++k) {
@@ -309,7 +315,7 @@ struct Pullback : torch::autograd::Node {
     if (!wanted || !given) return results;
     const Masks masks{wanted, given};
     const Derivative& derivative = function.vjp(masks);
-    Broadcast broadcast{shape, {}, false};
+    Broadcast broadcast{shape, {}};
     for (size_t i = 0; i < operands.size(); ++i) {
       if (wanted >> i & 1) broadcast.results.push_back(operands[i]);
     }
@@ -368,8 +374,8 @@ struct Pullback : torch::autograd::Node {
 
   const std::shared_ptr<Function> function;
   const Numbers scalars;
-  const Shape shape;      // that the tensors broadcast to,
-  Shapes operands;  // and their own; none if they have one shape
+  const Shape shape;  // that the tensors broadcast to,
+  Shapes operands;    // and their own; none if they have one shape
   std::vector<torch::autograd::SavedVariable> saved;
 };
 
@@ -414,8 +420,7 @@ std::optional<Tensors> Function::apply(const Tensors& xs, const Numbers& numbers
   if (!kernel) return std::nullopt;
   TORCH_CHECK(xs.size() == size_t(kernel->inputs) && numbers.size() == scalars, name, " takes ", kernel->inputs,
               " tensors and ", scalars, " numbers, got ", xs.size(), " and ", numbers.size());
-  Tensors outputs =
-      broadcast.is_trivial() ? compute(*kernel, xs, numbers) : compute(*kernel, xs, numbers, broadcast);
+  Tensors outputs = broadcast.is_trivial() ? compute(*kernel, xs, numbers) : compute(*kernel, xs, numbers, broadcast);
   if (!is_recorded(xs)) return outputs;
   torch::autograd::edge_list edges;
   for (const at::Tensor& x : xs) edges.push_back(torch::autograd::impl::gradient_edge(x));

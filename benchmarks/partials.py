@@ -353,10 +353,10 @@ def main() -> None:
             rows = measure(equation, points or equation.points, seconds, rounds, python, not options.without_compile)
             record["rows"] += rows
             cells += lines(rows)
-            table = Table(*HEADER)
+            shown = Table(*HEADER)
             for row in lines(rows):
-                table.add_row(*row)
-            Console(width=120).print(table)
+                shown.add_row(*row)
+            Console(width=120).print(shown)
     print(f"torch {torch.__version__}, 2 threads, load {os.getloadavg()[0]:.1f}")
     if not (points or options.equations or options.without_jax or options.without_compile):
         save(record, cells)

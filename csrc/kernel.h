@@ -25,7 +25,8 @@ struct CpuKernel : Kernel {
 };
 
 // Runs a kernel over operands of one shape, fresh dense outputs first, on the tensors' device and its current stream:
-// the library of a device exports it as torchad_ext_run_cpu or torchad_ext_run_cuda. Raises as PyTorch does.
+// the library of a device exports it as torchad_ext_run_cpu or torchad_ext_run_cuda. An output of stride 0 along a
+// dimension is the sum along it. Raises as PyTorch does.
 using RunKernel = void (*)(const Kernel& kernel, int dims, const int64_t* sizes, const int64_t* const* strides,
                            void* const* data, const double* scalars, int device);
 

@@ -1,7 +1,8 @@
 // Pointwise kernels as PyTorch operators: the glue, the same for every kernel.
 //
 // It allocates outputs as PyTorch would, merges dimensions, and leaves the loop to the kernel that it is given, on the
-// Device: Cpu (pointwise.cpp) or Cuda (cuda/pointwise.cpp). Inputs have one shape; strides are free, 0 included.
+// Device: Cpu (pointwise.cpp) or Cuda (cuda/pointwise.cpp). Inputs have one shape; strides are free, 0 included. An
+// `out` of stride 0 along a dimension is given the sum along it.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -27,13 +28,34 @@ template <class Device>
 void run_kernel(const Kernel& kernel, int dims, const int64_t* sizes, const int64_t* const* strides, void* const* data,
                 const double* scalars, int device) {
   const int operands = kernel.outputs + kernel.inputs;
+  // Sums have no place for each element: the loop is led by an output that has, or by one that is not there.
+  const int64_t* leading = nullptr;
+  bool summed = false;
+  for (int k = kernel.outputs - 1; k >= 0; --k) {
+    if (is_summed(dims, sizes, strides[k])) {
+      summed = true;
+    } else {
+      leading = strides[k];
+    }
+  }
+  int64_t absent[most_dims];
+  std::vector<const int64_t*> all(strides, strides + operands);
+  if (summed) {
+    if (leading == nullptr) {
+      result_strides(kernel.inputs, dims, sizes, strides + kernel.outputs, absent);
+      leading = absent;
+    }
+    all.insert(all.begin(), leading);
+  }
   int64_t loop_sizes[most_dims];
-  const std::unique_ptr<int64_t[]> loop_strides(new int64_t[operands * most_dims]);
-  const int loop_dims = coalesce(operands, dims, sizes, strides, loop_sizes, loop_strides.get());
+  const std::unique_ptr<int64_t[]> loop_strides(new int64_t[all.size() * most_dims]);
+  const int loop_dims = coalesce(int(all.size()), dims, sizes, all.data(), loop_sizes, loop_strides.get());
   STD_TORCH_CHECK(loop_dims <= Device::max_dims, "torchad_ext: more than ", Device::max_dims,
                   " dimensions that do not merge; call contiguous() on the inputs");
-  const Loop loop{loop_dims, loop_sizes, loop_strides.get(), data};
-  if (const int64_t n = loop.elements(); n > 0) Device::run(kernel, loop, scalars, n, device);
+  const Loop loop{loop_dims, loop_sizes, loop_strides.get() + (summed ? most_dims : 0), data};
+  if (const int64_t n = loop.elements(); n > 0) {
+    summed ? Device::run_summed(kernel, loop, scalars, n, device) : Device::run(kernel, loop, scalars, n, device);
+  }
 }
 
 template <class Device>
@@ -104,8 +126,8 @@ struct Pointwise {
     STD_TORCH_CHECK(int64_t(tensors.size()) == kernel.outputs, "torchad_ext: a kernel of ", kernel.outputs,
                     " outputs was given ", tensors.size(), " tensors as out");
     for (const Tensor& out : tensors) {
-      STD_TORCH_CHECK(is_dense(int(out.dim()), out.sizes().data(), out.strides().data()),
-                      "torchad_ext: out must be dense, without gaps or repeated elements");
+      STD_TORCH_CHECK(is_dense_or_summed(int(out.dim()), out.sizes().data(), out.strides().data()),
+                      "torchad_ext: out must be dense, without gaps, or expanded from such a tensor");
     }
     tensors.insert(tensors.end(), inputs.begin(), inputs.end());
     run(kernel, tensors, scalars);

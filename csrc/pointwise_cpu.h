@@ -103,7 +103,13 @@ struct Cpu {
     }
     while (true) {
       const int64_t run = std::min(n, loop.sizes[0] - position[0]);
-      for (int64_t i = 0; i < run; ++i) to[i] = data[i * step];
+      if (step == 0) {
+        std::fill_n(to, run, *data);
+      } else if (step == 1) {
+        std::memcpy(to, data, run * sizeof(T));
+      } else {
+        for (int64_t i = 0; i < run; ++i) to[i] = data[i * step];
+      }
       to += run;
       n -= run;
       if (n == 0) return;
@@ -141,7 +147,7 @@ struct Cpu {
     for (int k = 0; k < inputs; ++k) {
       const int64_t step = loop.dims > 0 ? loop.stride(outputs + k, 0) : 0;
       const bool repeated = loop.repeated(outputs + k) || (by_rows && step == 0);
-      const bool direct = by_rows && step == 1;
+      const bool direct = (by_rows && step == 1) || loop.contiguous(outputs + k);
       plan.access[k] = repeated ? Access::repeated : direct ? Access::direct : Access::gathered;
       if (plan.access[k] == Access::gathered) plan.longest_run = block;
       streams += !repeated;

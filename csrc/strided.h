@@ -26,7 +26,14 @@ struct Loop {
   }
 
   // Does the operand lie in memory just as the loop runs?
-  bool contiguous(int operand) const { return dims == 0 || (dims == 1 && stride(operand, 0) == 1); }
+  bool contiguous(int operand) const {
+    int64_t expected = 1;
+    for (int d = 0; d < dims; ++d) {
+      if (stride(operand, d) != expected) return false;
+      expected *= sizes[d];
+    }
+    return true;
+  }
 
   // Where an operand has the element of a linear index.
   int64_t offset(int operand, int64_t index) const {
@@ -109,6 +116,21 @@ inline void write_strided(const Loop& loop, int operands, int64_t* to) {
   }
 }
 
+// Is an output with these strides a sum along some dimension? Its stride there is 0.
+inline bool is_summed(int dims, const int64_t* sizes, const int64_t* strides) {
+  for (int d = 0; d < dims; ++d) {
+    if (sizes[d] != 1 && strides[d] == 0) return true;
+  }
+  return false;
+}
+
+// How many sums that are.
+inline int64_t count_sums(int dims, const int64_t* sizes, const int64_t* strides) {
+  int64_t count = 1;
+  for (int d = 0; d < dims; ++d) count *= strides[d] == 0 ? 1 : sizes[d];
+  return count;
+}
+
 // Do the strides visit dense memory once, in whatever order of dimensions?
 inline bool is_dense(int dims, const int64_t* sizes, const int64_t* strides) {
   bool seen[most_dims] = {};
@@ -123,6 +145,13 @@ inline bool is_dense(int dims, const int64_t* sizes, const int64_t* strides) {
     expected *= sizes[next];
   }
   return true;
+}
+
+// The same for memory that may be repeated along dimensions.
+inline bool is_dense_or_summed(int dims, const int64_t* sizes, const int64_t* strides) {
+  int64_t kept[most_dims];
+  for (int d = 0; d < dims; ++d) kept[d] = strides[d] == 0 ? 1 : sizes[d];
+  return is_dense(dims, kept, strides);
 }
 
 // The strides of dense memory in an order of dimensions, innermost first; false if the given ones differ in more than

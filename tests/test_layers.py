@@ -28,7 +28,7 @@ _rowwise
 _row_function
 _pointwise _quadratic_form
 _declared
-_derivative _elementwise
+_derivative _elementwise _broadcast
 _native
 _symbolic
 _autograd _linearity

@@ -110,15 +110,15 @@ class Elementwise:
         )
 
     @functools.cached_property
-    def depends_on_all(self) -> bool:
-        """Does every output depend on every input? Then each has the shape that all of them broadcast to."""
-        return all(len(read) == len(self.program.inputs) for read in self.read_by_outputs)
+    def read(self) -> tuple[tuple[int, ...], ...]:
+        """The inputs that each output depends on: it has the shape that they broadcast to."""
+        nodes = (set(topological([output])) for output in self.program.outputs)
+        return tuple([tuple([i for i, x in enumerate(self.program.inputs) if x in of]) for of in nodes])
 
     @functools.cached_property
-    def read_by_outputs(self) -> list[tuple[int, ...]]:
-        """For each output the inputs that it depends on."""
-        nodes = [frozenset(topological([output])) for output in self.program.outputs]
-        return [tuple(i for i, x in enumerate(self.program.inputs) if x in occurring) for occurring in nodes]
+    def depends_on_all(self) -> bool:
+        """Does every output depend on every input? Then each has the shape that all of them broadcast to."""
+        return all(len(of) == len(self.program.inputs) for of in self.read)
 
     @staticmethod
     def _suffix(order: int) -> str:
@@ -182,7 +182,7 @@ class Elementwise:
         if transforms_active():
             return _ApplyUnderTransforms.apply(self, scalars, *xs)
         if not in_forward_mode():
-            outputs = self._apply_in_cpp(device, xs, scalars)
+            outputs = self.apply_in_cpp(device, xs, scalars)
             if outputs is not NotImplemented:
                 return outputs
             if not (torch.is_grad_enabled() and any(x.requires_grad for x in xs)):
@@ -208,15 +208,23 @@ class Elementwise:
         outputs = self.apply([x.expand(shape) for x in batches], scalars)
         return with_hidden_batch(outputs) if self._single else tuple(map(with_hidden_batch, outputs))
 
-    def _apply_in_cpp(self, device: str, xs: Tensors, scalars: Scalars) -> Any:
+    def apply_in_cpp(self, device: str, xs: Tensors, scalars: Scalars, *broadcast: Any) -> Any:
+        """The results of ``csrc/fast_path``, NotImplemented where it does not take such tensors.
+
+        Args:
+            device: of the tensors.
+            xs: the tensors.
+            scalars: the numbers.
+            broadcast: of tensors that broadcast, their shape and those of the results.
+        """
         if self.fast_function is None:  # as long as its compiler runs, and for more tensors than it has bits for
             return NotImplemented
-        outputs = self._fast_function.apply(xs, scalars)
+        outputs = self._fast_function.apply(xs, scalars, *broadcast)
         if outputs is NotImplemented:  # it may not know the kernel yet
             kernel = self._kernels[device, xs[0].dtype]
             assert kernel
             self._fast_function.set_kernel(fast_path.device_number(device), kernels.DTYPES[xs[0].dtype], kernel.address)
-            outputs = self._fast_function.apply(xs, scalars)
+            outputs = self._fast_function.apply(xs, scalars, *broadcast)
         return outputs
 
     @functools.cached_property
@@ -241,9 +249,33 @@ class Elementwise:
         derivative = self.vjp(*self._masks(wanted, given))
         return derivative.function.fast_function, derivative.arguments, derivative.scalars, derivative.results
 
-    def pullback(self, arguments: Tensors, scalars: Scalars, wanted: int, given: int) -> Tensors:
-        """The wanted gradients from the inputs and the given cotangents, by whatever route; for C++ to ask for."""
-        return self.vjp(*self._masks(wanted, given)).apply(arguments, scalars, wanted.bit_count())
+    def pullback(
+        self,
+        arguments: Tensors,
+        scalars: Scalars,
+        wanted: int,
+        given: int,
+        shape: tuple[int, ...],
+        operands: tuple[tuple[int, ...], ...],
+    ) -> Tensors:
+        """The wanted gradients from the inputs and the given cotangents, by whatever route; for C++ to ask for.
+
+        Args:
+            arguments: the inputs, None where no derivative reads one, and the cotangents.
+            scalars: the numbers.
+            wanted: a bit for each input.
+            given: a bit for each output.
+            shape: that the inputs broadcast to.
+            operands: the shapes of the inputs; empty if they have one shape.
+        """
+        from ._broadcast import Broadcast  # which imports this module
+
+        masks = self._masks(wanted, given)
+        if not operands:
+            return self.vjp(*masks).apply(arguments, scalars, wanted.bit_count())
+        cotangents = iter([tuple(g.shape) for g in arguments[len(operands) :]])
+        results = tuple([next(cotangents) if is_given else shape for is_given in masks[1]])
+        return Broadcast(self, shape, operands, results).vjp(*masks).apply(arguments, scalars, wanted.bit_count())
 
     def _masks(self, wanted: int, given: int) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
         inputs, outputs = range(len(self.program.inputs)), range(len(self.program.outputs))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import html
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
 import torch
 from torch.overrides import has_torch_function
 
+from ._broadcast import Broadcast
 from ._declared import SCALAR, TENSOR, Declared, Interval
 from ._derivative import Derivative
 from ._elementwise import Elementwise
@@ -75,12 +76,13 @@ class Pointwise(Declared):
                 return self._define(args)  # a tensor without dimensions promotes as such
             if x.is_nested or first.is_nested:
                 return self._define(args)  # such a tensor has no shape
+        whole = None
         if any(x.shape != first.shape for x in xs[1:]):
-            if not member.depends_on_all or kernels.device_for(xs) is None:
+            if kernels.device_for(xs) is None or not _have_one_shape(member, xs):
                 return self._define(args)  # an output has the shape of what it depends on
-            xs = list(torch.broadcast_tensors(*xs))
+            whole = Broadcast.of(member, xs, tuple(torch.broadcast_tensors(*xs)[0].shape))
         numbers = tuple([float(args[i]) for i in scalars])
-        result = member.apply(xs, numbers)
+        result = (whole or member).apply(xs, numbers)
         if member.fast_function:
             self._put_in_front(kinds, member)
         return result
@@ -94,7 +96,7 @@ class Pointwise(Declared):
             return
         bits = [sum(1 << i for i, kind in enumerate(kinds) if kind is of) for of in (TENSOR, SCALAR)]
         front = self.__dict__.setdefault("_front", fast_path.front(tuple(self._parameters.values())))
-        front.add(member.fast_function, *bits, tuple(options))
+        front.add(member.fast_function, *bits, tuple(sum(1 << i for i in of) for of in member.read), tuple(options))
         self._in_front.add(kinds)
 
     def derivative(self, argument: str | None = None, order: int = 1) -> Pointwise:
@@ -155,6 +157,14 @@ class Pointwise(Declared):
             for left, right in self._equations()
         ]
         return f"<table><caption><code>{title}</code></caption>{''.join(rows)}</table>"
+
+
+def _have_one_shape(member: Elementwise, xs: Sequence[torch.Tensor]) -> bool:
+    """Have all results the shape that all tensors broadcast to?"""
+    if member.depends_on_all:
+        return True
+    shape = torch.broadcast_shapes(*(x.shape for x in xs))
+    return all(torch.broadcast_shapes(*(xs[i].shape for i in of)) == shape for of in member.read)
 
 
 @overload

@@ -77,9 +77,7 @@ class Rowwise(Declared):
         device = kernels.device_for(tensors)
         if device is None or not member.keeps(tensors[0].dtype):
             return self._define(args)
-        if not member.depends_on_all and any(
-            _shape([tensors[i] for i in read]) != shape for read in member.read_by_outputs
-        ):
+        if not member.depends_on_all and any(_shape([tensors[i] for i in read]) != shape for read in member.read):
             return self._define(args)  # an output has the shape of what it depends on
         xs = []
         for x, kind in zip(args, kinds, strict=True):

@@ -146,8 +146,11 @@ def _call(new: Graph, op: Pointwise, clusters: Clusters, members: Sequence[Node]
     inputs, results = _arguments(clusters, members), clusters.outputs(members)
     arguments = [values[x] for x in inputs]
     tensors = [i for i, x in enumerate(inputs) if not is_number(value_of(x))]
-    shape = value_of(members[0]).shape
-    if any(str(value_of(inputs[i]).shape) != str(shape) for i in tensors):
+    shape = str(value_of(members[0]).shape)
+    whole = [str(value_of(inputs[i]).shape) == shape for i in tensors]
+    # An op sums the gradients of what it broadcasts, but gives a result the shape of what that depends on.
+    member = op._usual
+    if not member.depends_on_all and not all(any(whole[i] for i in read) for read in member.read):
         expanded = new.call_function(torch.broadcast_tensors, tuple(arguments[i] for i in tensors))
         for i in tensors:
             arguments[i] = new.call_function(operator.getitem, (expanded, i))

@@ -28,6 +28,10 @@ struct Cuda {
 
   static void prepare(const Tensor&) {}
 
+  static void run_summed(const Kernel&, const Loop&, const double*, int64_t, int) {
+    STD_TORCH_CHECK(false, "torchad_ext: CUDA kernels give no sums");
+  }
+
   static void run(const Kernel& kernel, const Loop& loop, const double* scalars, int64_t n, int device) {
     const auto& entries = static_cast<const CudaKernel&>(kernel);
     const double no_scalars = 0;

@@ -15,7 +15,8 @@ namespace {
 // One way of calling an op: which arguments are tensors, which numbers, and the values that the others have.
 struct Call {
   py::object function;
-  uint64_t tensors, numbers;  // a bit for each parameter
+  uint64_t tensors, numbers;                           // a bit for each parameter
+  std::shared_ptr<const std::vector<uint64_t>> reads;  // the tensors that each result depends on
   std::vector<std::pair<Py_ssize_t, py::object>> options;
 };
 
@@ -40,11 +41,11 @@ PyObject* wrap(std::optional<Tensors> outputs) {
 }
 
 // Holds the function meanwhile: without the GIL its Python object may go.
-PyObject* applied(const FunctionPtr function, const Tensors& xs, const Numbers& numbers) {
+PyObject* applied(const FunctionPtr function, const Tensors& xs, const Numbers& numbers, Broadcast broadcast) {
   std::optional<Tensors> outputs;
   {
     const py::gil_scoped_release no_gil;
-    outputs = function->apply(xs, numbers);
+    outputs = function->apply(xs, numbers, std::move(broadcast));
   }
   return wrap(std::move(outputs));
 }
@@ -104,23 +105,27 @@ PyObject* front_call(PyObject* self, PyObject* args) {
       if (numbers >> i & 1) scalars.push_back(PyFloat_AsDouble(given[i]));
     }
     if (PyErr_Occurred()) return nullptr;
-    return applied(value_of<FunctionPtr>(call.function.ptr()), xs, scalars);
+    return applied(value_of<FunctionPtr>(call.function.ptr()), xs, scalars, {{}, {}, call.reads});
   }
   Py_RETURN_NOTIMPLEMENTED;
   END_HANDLE_TH_ERRORS
 }
 
-// front.add(function, tensors, numbers, options): a bit for each tensor and for each number, and pairs of the place and
-// the value of what is neither.
+// front.add(function, tensors, numbers, reads, options): a bit for each tensor and for each number, the tensors that
+// each result depends on as bits too, and pairs of the place and the value of what is neither.
 PyObject* front_add(PyObject* self, PyObject* args) {
   HANDLE_TH_ERRORS
-  PyObject *function, *options;
+  PyObject *function, *reads, *options;
   unsigned long long tensors, numbers;
-  if (!PyArg_ParseTuple(args, "O!KKO!", function_type, &function, &tensors, &numbers, &PyTuple_Type, &options)) {
+  if (!PyArg_ParseTuple(args, "O!KKO!O!", function_type, &function, &tensors, &numbers, &PyTuple_Type, &reads,
+                        &PyTuple_Type, &options)) {
     return nullptr;
   }
   Front& front = value_of<Front>(self);
-  Call call{py::reinterpret_borrow<py::object>(function), tensors, numbers, {}};
+  Call call{py::reinterpret_borrow<py::object>(function), tensors, numbers, nullptr, {}};
+  std::vector<uint64_t> of_results;
+  for (const py::handle read : py::reinterpret_borrow<py::tuple>(reads)) of_results.push_back(read.cast<uint64_t>());
+  call.reads = std::make_shared<const std::vector<uint64_t>>(std::move(of_results));
   for (const py::handle option : py::reinterpret_borrow<py::tuple>(options)) {
     Py_ssize_t place;
     PyObject* value;
@@ -174,11 +179,21 @@ PyObject* function_new(PyTypeObject* type, PyObject* args, PyObject*) {
   END_HANDLE_TH_ERRORS
 }
 
-// function.apply(tensors, numbers): the results, or NotImplemented.
+Shape shape_of(py::handle sizes) {
+  Shape shape;
+  for (const py::handle size : py::reinterpret_borrow<py::sequence>(sizes)) shape.push_back(size.cast<int64_t>());
+  return shape;
+}
+
+// function.apply(tensors, numbers, shape, results): the results, or NotImplemented; for tensors that broadcast also
+// their shape and those of the results.
 PyObject* function_apply(PyObject* self, PyObject* args) {
   HANDLE_TH_ERRORS
-  PyObject *tensors, *numbers;
-  if (!PyArg_ParseTuple(args, "OO!", &tensors, &PyTuple_Type, &numbers)) return nullptr;
+  PyObject *tensors, *numbers, *shape = nullptr, *results = nullptr;
+  if (!PyArg_ParseTuple(args, "OO!|O!O!", &tensors, &PyTuple_Type, &numbers, &PyTuple_Type, &shape, &PyTuple_Type,
+                        &results)) {
+    return nullptr;
+  }
   Tensors xs;
   for (const py::handle x : py::reinterpret_borrow<py::sequence>(tensors)) {
     TORCH_CHECK_TYPE(THPVariable_Check(x.ptr()), "apply takes tensors");
@@ -190,7 +205,14 @@ PyObject* function_apply(PyObject* self, PyObject* args) {
   }
   if (PyErr_Occurred()) return nullptr;
   TORCH_CHECK_VALUE(!xs.empty(), "apply takes a tensor at the least");
-  return applied(value_of<FunctionPtr>(self), xs, scalars);
+  Broadcast broadcast;
+  if (results != nullptr) {
+    broadcast.shape = shape_of(shape);
+    for (const py::handle result : py::reinterpret_borrow<py::tuple>(results)) {
+      broadcast.results.push_back(shape_of(result));
+    }
+  }
+  return applied(value_of<FunctionPtr>(self), xs, scalars, std::move(broadcast));
   END_HANDLE_TH_ERRORS
 }
 
@@ -245,7 +267,7 @@ PyObject* is_wanted(PyObject*, PyObject* tensor) {
 }
 
 PyMethodDef function_methods[] = {
-    {"apply", function_apply, METH_VARARGS, "apply(tensors, numbers): the results, or NotImplemented"},
+    {"apply", function_apply, METH_VARARGS, "apply(tensors, numbers, shape, results): the results, or NotImplemented"},
     {"set_kernel", function_set_kernel, METH_VARARGS, "set_kernel(device, dtype, address)"},
     {}};
 PyType_Slot function_slots[] = {{Py_tp_new, reinterpret_cast<void*>(function_new)},
@@ -256,7 +278,7 @@ PyType_Slot function_slots[] = {{Py_tp_new, reinterpret_cast<void*>(function_new
                                 {}};
 PyMethodDef front_methods[] = {
     {"call", front_call, METH_VARARGS, "call(arguments, keywords): the results, or NotImplemented"},
-    {"add", front_add, METH_VARARGS, "add(function, tensors, numbers, options)"},
+    {"add", front_add, METH_VARARGS, "add(function, tensors, numbers, reads, options)"},
     {}};
 PyType_Slot front_slots[] = {{Py_tp_new, reinterpret_cast<void*>(front_new)},
                              {Py_tp_dealloc, reinterpret_cast<void*>(dealloc<Front>)},

@@ -30,6 +30,8 @@ using Numbers = c10::SmallVector<double, 4>;
 constexpr int devices = 2;  // CPU, CUDA
 std::array<std::atomic<RunKernel>, devices> run_kernel;
 
+constexpr uint64_t all_bits(size_t count) { return count < 64 ? (uint64_t(1) << count) - 1 : ~uint64_t(0); }
+
 // What _elementwise.py calls a Derivative: a function of some of its arguments, and which of the wanted results it
 // gives; the others are zero.
 struct Derivative {
@@ -37,13 +39,50 @@ struct Derivative {
   std::vector<int64_t> arguments, scalars, results;
   size_t wanted;
 
-  bool compute(const Tensors& arguments, const Numbers& scalars, Tensors& gradients) const;
+  bool compute(const Tensors& arguments, const Numbers& scalars, const struct Broadcast& broadcast,
+               Tensors& gradients) const;
 };
+
+using Shape = c10::DimVector;
+using Shapes = c10::SmallVector<Shape, 4>;
+
+// The shape that tensors broadcast to, and those that the results are summed to. No shapes: all tensors have one shape.
+struct Broadcast {
+  Shape shape;
+  Shapes results;
+  // The tensors that each result depends on, where the shapes are to be found.
+  std::shared_ptr<const std::vector<uint64_t>> reads;
+
+  bool is_trivial() const { return results.empty(); }
+};
+
+// The shape that some of the tensors broadcast to, those whose bits are set; false if they do not.
+bool broadcast_shape(const Tensors& xs, uint64_t chosen, Shape& shape) {
+  for (size_t i = 0; i < xs.size(); ++i) {
+    if (!(chosen >> i & 1)) continue;
+    const auto sizes = xs[i].sizes();
+    if (sizes.size() > shape.size()) shape.insert(shape.begin(), sizes.size() - shape.size(), 1);
+    const size_t missing = shape.size() - sizes.size();
+    for (size_t d = 0; d < sizes.size(); ++d) {
+      int64_t& size = shape[missing + d];
+      if (size == 1) size = sizes[d];
+      if (sizes[d] != size && sizes[d] != 1) return false;
+    }
+  }
+  return true;
+}
+
+// The strides of a tensor that is expanded to a shape.
+void expanded_strides(const at::Tensor& x, const Shape& shape, int64_t* strides) {
+  const size_t missing = shape.size() - x.dim();
+  for (size_t d = 0; d < shape.size(); ++d) {
+    const bool repeats = d < missing || (x.sizes()[d - missing] == 1 && shape[d] != 1);
+    strides[d] = repeats ? 0 : x.strides()[d - missing];
+  }
+}
 
 // The wanted gradients and the given cotangents, a bit each. Python keeps functions of more than 64 tensors to itself.
 using Masks = std::pair<uint64_t, uint64_t>;
-
-constexpr uint64_t all_bits(size_t count) { return count < 64 ? (uint64_t(1) << count) - 1 : ~uint64_t(0); }
 
 struct Function : std::enable_shared_from_this<Function> {
   Function(PyObject* elementwise, size_t scalars, size_t outputs, std::string name, std::string node_name)
@@ -79,9 +118,10 @@ struct Function : std::enable_shared_from_this<Function> {
     }
   }
 
-  const Kernel* plain_kernel(const Tensors& xs) const;
+  const Kernel* plain_kernel(const Tensors& xs, Broadcast& broadcast) const;
   Tensors compute(const Kernel& kernel, const Tensors& xs, const Numbers& scalars) const;
-  std::optional<Tensors> apply(const Tensors& xs, const Numbers& scalars);
+  Tensors compute(const Kernel& kernel, const Tensors& xs, const Numbers& scalars, const Broadcast& broadcast) const;
+  std::optional<Tensors> apply(const Tensors& xs, const Numbers& scalars, Broadcast broadcast = {});
   std::optional<Tensors> apply_to_batch(const Tensors& xs, const Numbers& scalars) const;
   const Derivative& vjp(Masks masks);
 
@@ -118,12 +158,20 @@ bool are_plain(const Tensors& xs) {
   return true;
 }
 
-// The kernel for plain tensors of one shape, else null.
-const Kernel* Function::plain_kernel(const Tensors& xs) const {
+// The kernel for plain tensors, of one shape or of those that broadcast, else null.
+const Kernel* Function::plain_kernel(const Tensors& xs, Broadcast& broadcast) const {
   if (!are_plain(xs)) return nullptr;
-  for (const at::Tensor& x : xs) {
-    if (!x.sizes().equals(xs[0].sizes())) return nullptr;
+  const auto is_alike = [&](const at::Tensor& x) { return x.sizes().equals(xs[0].sizes()); };
+  if (broadcast.is_trivial() && !std::all_of(xs.begin(), xs.end(), is_alike)) {
+    if (!broadcast.reads || !broadcast_shape(xs, all_bits(xs.size()), broadcast.shape)) return nullptr;
+    for (const uint64_t read : *broadcast.reads) {
+      Shape shape;
+      broadcast_shape(xs, read, shape);
+      if (shape != broadcast.shape) return nullptr;  // such a result has a shape of its own
+    }
+    broadcast.results.assign(outputs, broadcast.shape);
   }
+  if (!broadcast.is_trivial() && (broadcast.shape.size() > size_t(most_dims) || xs[0].is_cuda())) return nullptr;
   return kernels[xs[0].is_cuda()][place(xs[0].scalar_type())].load(std::memory_order_acquire);
 }
 
@@ -159,6 +207,45 @@ Tensors Function::compute(const Kernel& kernel, const Tensors& xs, const Numbers
   return outputs;
 }
 
+// The same of tensors that broadcast, with results summed to their shapes.
+Tensors Function::compute(const Kernel& kernel, const Tensors& xs, const Numbers& scalars,
+                          const Broadcast& broadcast) const {
+  RECORD_FUNCTION(name, std::vector<c10::IValue>());
+  const Shape& shape = broadcast.shape;
+  const int dims = int(shape.size()), operands = kernel.outputs + kernel.inputs;
+  c10::SmallVector<int64_t, 64> all(size_t(operands) * dims);
+  c10::SmallVector<const int64_t*, 8> strides;
+  c10::SmallVector<void*, 8> data(operands);
+  for (int k = 0; k < operands; ++k) strides.push_back(all.data() + size_t(k) * dims);
+  for (int k = 0; k < kernel.inputs; ++k) {
+    expanded_strides(xs[k], shape, all.data() + size_t(kernel.outputs + k) * dims);
+    data[kernel.outputs + k] = const_cast<void*>(xs[k].const_data_ptr());
+    TORCH_CHECK(data[kernel.outputs + k] || xs[k].numel() == 0, "torchad_ext: a tensor of ", xs[k].numel(),
+                " elements has no memory; was its storage resized?");
+  }
+  int64_t whole[most_dims];
+  result_strides(kernel.inputs, dims, shape.data(), strides.data() + kernel.outputs, whole);
+  Tensors outputs;
+  for (int k = 0; k < kernel.outputs; ++k) {
+    const Shape& own = broadcast.results[k];
+    if (own == shape) {
+      outputs.emplace_back(at::detail::empty_strided_cpu(shape, at::IntArrayRef(whole, dims), xs[0].scalar_type()));
+    } else {
+      outputs.emplace_back(at::detail::empty_cpu(own, xs[0].scalar_type()));
+    }
+    advise_huge_pages(outputs[k].data_ptr(), outputs[k].nbytes());
+    expanded_strides(outputs[k], shape, all.data() + size_t(k) * dims);
+    data[k] = outputs[k].data_ptr();
+  }
+  if (std::find(shape.begin(), shape.end(), 0) != shape.end()) {
+    for (at::Tensor& y : outputs) y.zero_();
+    return outputs;
+  }
+  const auto run = run_kernel[0].load(std::memory_order_acquire);
+  run(kernel, dims, shape.data(), strides.data(), data.data(), scalars.data(), xs[0].get_device());
+  return outputs;
+}
+
 const Derivative& Function::vjp(Masks masks) {
   {
     const std::lock_guard<std::mutex> lock(mutex);
@@ -179,8 +266,11 @@ const Derivative& Function::vjp(Masks masks) {
 
 struct Pullback : torch::autograd::Node {
   // Saves the inputs that the gradients of those which require one depend on.
-  Pullback(std::shared_ptr<Function> owner, const Tensors& xs, const Numbers& scalars)
-      : function(std::move(owner)), scalars(scalars) {
+  Pullback(std::shared_ptr<Function> owner, const Tensors& xs, const Numbers& scalars, const Broadcast& broadcast)
+      : function(std::move(owner)), scalars(scalars), shape(broadcast.shape) {
+    if (!broadcast.is_trivial()) {
+      for (const at::Tensor& x : xs) operands.emplace_back(x.sizes().begin(), x.sizes().end());
+    }
     uint64_t wanted = 0;
     for (size_t i = 0; i < xs.size(); ++i) wanted |= uint64_t(xs[i].requires_grad()) << i;
     saved.resize(xs.size());
@@ -197,7 +287,7 @@ struct Pullback : torch::autograd::Node {
   }
 
   variable_list apply(variable_list&& grads) override {
-    return gradients(*function, scalars, unpacked(), grads, wanted(), num_outputs());
+    return gradients(*function, scalars, shape, operands, unpacked(), grads, wanted(), num_outputs());
   }
 
   Tensors unpacked() {
@@ -213,8 +303,8 @@ struct Pullback : torch::autograd::Node {
     return mask;
   }
 
-  static variable_list gradients(Function& function, const Numbers& scalars, Tensors arguments,
-                                 const variable_list& grads, uint64_t wanted, size_t count) {
+  static variable_list gradients(Function& function, const Numbers& scalars, const Shape& shape, const Shapes& operands,
+                                 Tensors arguments, const variable_list& grads, uint64_t wanted, size_t count) {
     variable_list results(count);
     uint64_t given = 0;
     for (size_t k = 0; k < grads.size(); ++k) {
@@ -225,9 +315,13 @@ struct Pullback : torch::autograd::Node {
     if (!wanted || !given) return results;
     const Masks masks{wanted, given};
     const Derivative& derivative = function.vjp(masks);
+    Broadcast broadcast{shape, {}};
+    for (size_t i = 0; i < operands.size(); ++i) {
+      if (wanted >> i & 1) broadcast.results.push_back(operands[i]);
+    }
     Tensors gradients;
-    if (!derivative.compute(arguments, scalars, gradients)) {
-      gradients = ask_python([&] { return pullback(function, scalars, arguments, masks); });
+    if (!derivative.compute(arguments, scalars, broadcast, gradients)) {
+      gradients = ask_python([&] { return pullback(function, scalars, shape, operands, arguments, masks); });
     }
     size_t next = 0;
     for (size_t i = 0; i < count; ++i) {
@@ -236,14 +330,18 @@ struct Pullback : torch::autograd::Node {
     return results;
   }
 
-  static Tensors pullback(const Function& function, const Numbers& scalars, const Tensors& arguments, Masks masks) {
+  static Tensors pullback(const Function& function, const Numbers& scalars, const Shape& shape, const Shapes& operands,
+                          const Tensors& arguments, Masks masks) {
     py::tuple xs(arguments.size()), numbers(scalars.size());
     for (size_t i = 0; i < arguments.size(); ++i) {
       xs[i] = py::reinterpret_steal<py::object>(THPVariable_Wrap(arguments[i]));
     }
     for (size_t i = 0; i < scalars.size(); ++i) numbers[i] = scalars[i];
     const py::handle elementwise = function.elementwise;
-    const py::object results = elementwise.attr("pullback")(xs, numbers, masks.first, masks.second);
+    py::tuple shapes(operands.size());
+    for (size_t i = 0; i < operands.size(); ++i) shapes[i] = tuple_of(operands[i]);
+    const py::object results =
+        elementwise.attr("pullback")(xs, numbers, masks.first, masks.second, tuple_of(shape), shapes);
     Tensors gradients;
     for (const py::handle gradient : results) {
       TORCH_CHECK_TYPE(THPVariable_Check(gradient.ptr()), "pullback gives tensors");
@@ -257,15 +355,17 @@ struct Pullback : torch::autograd::Node {
   void compiled_args(dynamo::CompiledNodeArgs& args) const override {
     args.collect(uint64_t(reinterpret_cast<uintptr_t>(function.get())));
     for (const double number : scalars) args.collect(number);
+    args.collect(at::IntArrayRef(shape));
+    for (const Shape& operand : operands) args.collect(at::IntArrayRef(operand));
     args.collect(saved, /*is_output=*/false);
   }
 
   variable_list apply_with_saved(const variable_list& grads, dynamo::SwapSavedVariables& swap) override {
     swap.before(saved);
     const Tensors xs = unpacked();
-    const auto call = [function = function, scalars = scalars, wanted = wanted(), count = num_outputs()](
-                          const variable_list& grads, const variable_list& xs) {
-      return gradients(*function, scalars, Tensors(xs.begin(), xs.end()), grads, wanted, count);
+    const auto call = [function = function, scalars = scalars, shape = shape, operands = operands, wanted = wanted(),
+                       count = num_outputs()](const variable_list& grads, const variable_list& xs) {
+      return gradients(*function, scalars, shape, operands, Tensors(xs.begin(), xs.end()), grads, wanted, count);
     };
     auto results = call_functional(*this, swap, grads, xs, call);
     swap.after(saved);
@@ -274,6 +374,8 @@ struct Pullback : torch::autograd::Node {
 
   const std::shared_ptr<Function> function;
   const Numbers scalars;
+  const Shape shape;  // that the tensors broadcast to,
+  Shapes operands;    // and their own; none if they have one shape
   std::vector<torch::autograd::SavedVariable> saved;
 };
 
@@ -301,7 +403,8 @@ std::optional<Tensors> Function::apply_to_batch(const Tensors& xs, const Numbers
     if (hides_batch(x)) sizes = whole.back().sizes();
   }
   for (at::Tensor& x : whole) x = x.expand(sizes);
-  const Kernel* kernel = plain_kernel(whole);
+  Broadcast of_one_shape;
+  const Kernel* kernel = plain_kernel(whole, of_one_shape);
   if (!kernel) return std::nullopt;
   Tensors outputs = compute(*kernel, whole, numbers);
   for (at::Tensor& y : outputs) y = at::_add_batch_dim(y, 0, level);
@@ -309,24 +412,27 @@ std::optional<Tensors> Function::apply_to_batch(const Tensors& xs, const Numbers
 }
 
 // The results on plain tensors, differentiable; none if the tensors are not plain or there is no kernel yet.
-std::optional<Tensors> Function::apply(const Tensors& xs, const Numbers& numbers) {
-  if (std::any_of(xs.begin(), xs.end(), hides_batch)) return apply_to_batch(xs, numbers);
-  const Kernel* kernel = plain_kernel(xs);
+std::optional<Tensors> Function::apply(const Tensors& xs, const Numbers& numbers, Broadcast broadcast) {
+  if (std::any_of(xs.begin(), xs.end(), hides_batch)) {
+    return broadcast.is_trivial() ? apply_to_batch(xs, numbers) : std::nullopt;
+  }
+  const Kernel* kernel = plain_kernel(xs, broadcast);
   if (!kernel) return std::nullopt;
   TORCH_CHECK(xs.size() == size_t(kernel->inputs) && numbers.size() == scalars, name, " takes ", kernel->inputs,
               " tensors and ", scalars, " numbers, got ", xs.size(), " and ", numbers.size());
-  Tensors outputs = compute(*kernel, xs, numbers);
+  Tensors outputs = broadcast.is_trivial() ? compute(*kernel, xs, numbers) : compute(*kernel, xs, numbers, broadcast);
   if (!is_recorded(xs)) return outputs;
   torch::autograd::edge_list edges;
   for (const at::Tensor& x : xs) edges.push_back(torch::autograd::impl::gradient_edge(x));
-  const NodePtr node = make_node<Pullback>(shared_from_this(), xs, numbers);
+  const NodePtr node = make_node<Pullback>(shared_from_this(), xs, numbers, broadcast);
   node->set_next_edges(std::move(edges));
   for (const at::Tensor& y : outputs) torch::autograd::set_history(y, node);
   return outputs;
 }
 
 // The wanted gradients of all arguments; false if the way through Python has to be taken.
-bool Derivative::compute(const Tensors& all, const Numbers& all_scalars, Tensors& gradients) const {
+bool Derivative::compute(const Tensors& all, const Numbers& all_scalars, const Broadcast& broadcast,
+                         Tensors& gradients) const {
   if (!function) return false;
   Tensors xs;
   Numbers numbers;
@@ -335,11 +441,23 @@ bool Derivative::compute(const Tensors& all, const Numbers& all_scalars, Tensors
     xs.push_back(all[i]);
   }
   for (const auto i : scalars) numbers.push_back(all_scalars[i]);
-  std::optional<Tensors> outputs = results.empty() ? Tensors() : function->apply(xs, numbers);
+  Broadcast of_results;
+  if (!broadcast.is_trivial()) {
+    for (const auto i : results) of_results.results.push_back(broadcast.results[i]);
+    const auto is_whole = [&](at::IntArrayRef sizes) { return sizes.equals(broadcast.shape); };
+    if (std::all_of(xs.begin(), xs.end(), [&](const at::Tensor& x) { return is_whole(x.sizes()); }) &&
+        std::all_of(of_results.results.begin(), of_results.results.end(), is_whole)) {
+      of_results.results.clear();
+    } else {
+      of_results.shape = broadcast.shape;
+    }
+  }
+  std::optional<Tensors> outputs = results.empty() ? Tensors() : function->apply(xs, numbers, of_results);
   if (!outputs) return false;
   gradients.resize(wanted);
-  if (results.size() < wanted) {
-    std::fill(gradients.begin(), gradients.end(), all.back().new_zeros({}).expand_as(all.back()));
+  for (size_t i = 0; i < wanted && results.size() < wanted; ++i) {
+    const at::IntArrayRef sizes = broadcast.is_trivial() ? all.back().sizes() : at::IntArrayRef(broadcast.results[i]);
+    gradients[i] = all.back().new_zeros({}).expand(sizes);
   }
   for (size_t k = 0; k < results.size(); ++k) gradients[results[k]] = std::move((*outputs)[k]);
   return true;

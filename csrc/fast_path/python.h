@@ -23,6 +23,13 @@ auto ask_python(F f) {
   }
 }
 
+template <class Numbers>
+py::tuple tuple_of(const Numbers& numbers) {
+  py::tuple result(numbers.size());
+  for (size_t i = 0; i < numbers.size(); ++i) result[i] = py::int_(numbers[i]);
+  return result;
+}
+
 // A Python object that holds a value of C++.
 template <class T>
 struct Object {

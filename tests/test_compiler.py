@@ -33,7 +33,8 @@ compiled: Function = functools.partial(torch.compile, backend="torchad_ext")
 
 
 @pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(_clusters, "SMALLEST", 0)
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()

@@ -67,6 +67,16 @@ def register_backend(name: str, backend: Any) -> None:
         torch._dynamo.register_backend(backend, name)
 
 
+def usual_size(size: Any) -> int:
+    """A size; of a symbolic one the number that it had when it was traced, which adds no guard."""
+    if isinstance(size, int):
+        return size
+    from torch.fx.experimental import symbolic_shapes  # PyTorch 2.13 has another name for it than those before
+
+    hint = getattr(symbolic_shapes, "optimization_hint", None) or symbolic_shapes.hint_int
+    return int(hint(size, 0))
+
+
 def in_forward_mode() -> bool:
     """Is there a level of forward mode, at which a tensor may have a tangent?"""
     return forward_ad._current_level >= 0

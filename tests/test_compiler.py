@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import io
 import os
 import pickle
@@ -11,7 +10,7 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from random_modules import check, interpret, orders
+from compiled_models import Function, compiled, hold, sizes, x_like
+from random_modules import check, interpret
 from torch import Tensor, nn
 from torch.func import grad, hessian, jacfwd, vmap
 from torch.fx import Graph
@@ -27,9 +27,6 @@ from torch.testing import assert_close
 
 import torchad_ext as ad
 from torchad_ext import _clusters, compiler
-
-Function = Callable[..., Any]
-compiled: Function = functools.partial(torch.compile, backend="torchad_ext")
 
 
 @pytest.fixture(autouse=True)
@@ -45,26 +42,6 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     interpret(monkeypatch.setattr)
     monkeypatch.setattr(_clusters, "SMALLEST", 0)
     monkeypatch.setattr(compiler, "_ops", {})
-
-
-def x_like(*shape: int) -> Tensor:
-    return torch.linspace(-1.3, 1.2, torch.Size(shape).numel(), dtype=torch.float64).reshape(shape)
-
-
-def sizes(f: Function, *inputs: Any) -> list[int]:
-    return [cluster.operations for cluster in ad.explain(f, *inputs).clusters]
-
-
-def hold(f: Function, x: Tensor, parameters: list[Tensor] | None = None, highest: int = 3) -> None:
-    """Compares f with its compiled form at orders 0 to 3."""
-
-    def results(f: Function) -> Function:
-        return lambda x: y if isinstance(y := f(x), tuple) else (y,)
-
-    expected = list(orders(results(f), parameters or [], x, highest))
-    torch._dynamo.reset()
-    for ours, native in zip(orders(results(compiled(f)), parameters or [], x, highest), expected, strict=True):
-        assert_close(ours, native, rtol=1e-10, atol=1e-10)
 
 
 def gate(x: Tensor) -> Tensor:

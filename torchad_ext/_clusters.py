@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import heapq
 import inspect
+import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -29,13 +30,15 @@ from ._torch_state import usual_size
 
 LONGEST = 100  # calls of a cluster: a kernel's double backward has several times as many operations
 WIDEST = 16  # tensors that a cluster reads
-SMALLEST = 16_384  # elements of rows: of fewer a call of a row op takes longer than what it saves
+SMALLEST = 65_536  # elements of long rows: of fewer the call of a row op takes longer than what it saves
+SHORT = 16  # elements of rows that a kernel computes side by side: an eighth of them will do
 
 # Calls that only compute: they write nothing, draw nothing and switch no mode, so that others may move across them.
 _PURE = frozenset(
-    "linalg_norm linalg_vector_norm linalg_vecdot linear matmul mm bmm mv dot addmm addmv baddbmm einsum tensordot outer inner cross bilinear kron embedding "
+    "linear matmul mm bmm mv dot addmm addmv baddbmm einsum tensordot outer inner cross bilinear kron embedding "
     "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d unfold fold sum mean prod amax amin "
-    "argmax argmin std var std_mean var_mean norm vector_norm matrix_norm normalize softmax log_softmax logsumexp "
+    "argmax argmin std var std_mean var_mean norm linalg_norm linalg_vector_norm linalg_vecdot "
+    "vector_norm matrix_norm normalize softmax log_softmax logsumexp "
     "layer_norm group_norm rms_norm cosine_similarity pairwise_distance cdist cumsum cumprod median sort topk any all "
     "mse_loss l1_loss getitem getattr index_select gather take take_along_dim narrow select split chunk unbind view "
     "reshape flatten unflatten ravel transpose permute swapaxes movedim t T mT H mH adjoint unsqueeze squeeze expand "
@@ -172,9 +175,16 @@ def _reason_no_rows(call: RowCall, tensors: Sequence[torch.Tensor]) -> str | Non
     rows = value_of(call.args[0])
     if rows.device.type != "cpu":
         return "there are row kernels for the CPU alone"
-    if usual_size(rows.numel()) < SMALLEST:
-        return f"of fewer than {SMALLEST:,} elements it is as fast as it is"
+    if gain_of_rows(call) < 1:
+        return f"of {usual_size(rows.numel()):,} elements it is as fast as it is"
     return None
+
+
+def gain_of_rows(call: RowCall) -> float:
+    """The elements of the rows of a call, in multiples of those from which on an op pays."""
+    rows = value_of(call.args[0])
+    smallest = SMALLEST / 8 if usual_size(rows.shape[-1]) <= SHORT else SMALLEST
+    return usual_size(rows.numel()) / smallest if smallest else math.inf
 
 
 def _is_fake(x: torch.Tensor) -> bool:
@@ -433,7 +443,8 @@ class Clusters:
         self._alive = None
         del self._members[self._group[members[0]]]
         for node in members:
-            del self.inner[node], self._read[node]
+            del self.inner[node]
+            self._read.pop(node, None)
             self.left[node] = reason
             number = self._group[node] = self._index[node]
             self._members[number] = [node]

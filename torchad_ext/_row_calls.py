@@ -18,7 +18,7 @@ from .rows import ROW_CATALOGUE
 
 @dataclass(frozen=True)
 class RowCall:
-    """A call along the last dimension: ``function(*args, **kwargs)``, whose first ``rows`` arguments are ``[..., n]``."""
+    """A call along the last dimension, ``function(*args, **kwargs)``; the first ``rows`` arguments are ``[..., n]``."""
 
     function: Callable[..., Any]
     args: tuple[Any, ...]

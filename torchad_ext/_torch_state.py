@@ -73,8 +73,8 @@ def usual_size(size: Any) -> int:
         return size
     from torch.fx.experimental import symbolic_shapes  # PyTorch 2.13 has another name for it than those before
 
-    hint = getattr(symbolic_shapes, "optimization_hint", None) or symbolic_shapes.hint_int
-    return int(hint(size, 0))
+    name = "optimization_hint" if hasattr(symbolic_shapes, "optimization_hint") else "hint_int"
+    return int(getattr(symbolic_shapes, name)(size, 0))
 
 
 def in_forward_mode() -> bool:

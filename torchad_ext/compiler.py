@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from ._clusters import Clusters, is_number, spoken, value_of, written_tensors
+from ._clusters import Clusters, gain_of_rows, is_number, spoken, value_of, written_tensors
 from ._declared import TENSOR, Declared
 from ._pointwise import Pointwise
 from ._row_calls import written_view
@@ -28,6 +28,7 @@ from ._symbolic.refusals import TraceError
 from ._torch_state import elementwise_strides, register_backend, share_memory
 
 _CHEAP = frozenset("add sub mul neg rsub pos sum mean amax amin".split())  # alone, each is as fast natively
+_ALONE = 4  # times the rows that a cluster has, in a call along rows by itself: there PyTorch's own is one kernel too
 _ops: dict[Any, Declared | str] = {}  # of the structure of a cluster, so that equal layers share kernels
 
 
@@ -144,12 +145,20 @@ def _clustered(nodes: Sequence[Node]) -> tuple[Clusters, dict[Node, Declared]]:
             op = _op(clusters, members, written)
             if not isinstance(op, str):
                 ops[members[0]] = op
-            elif len(members) > 1 and (rows := [n for n in members if n in clusters.rows]):
-                apart.update(dict.fromkeys(rows, op))  # and the rest once more
+            elif outside := _outside(clusters, members):
+                apart.update(dict.fromkeys(outside, op))  # and the rest once more
             else:
                 clusters.dissolve(members, op)
         if len(apart) == known:
             return clusters, ops
+
+
+def _outside(clusters: Clusters, members: Sequence[Node]) -> list[Node]:
+    """The calls of a cluster of rows without which it may be an op, or several; none if there are no such."""
+    rows = [n for n in members if n in clusters.rows]
+    turned = [y for y in clusters.outputs(members) if rows and not value_of(y).is_contiguous()]
+    found = turned or rows
+    return found if len(found) < len(members) else []
 
 
 def _arguments(clusters: Clusters, members: Sequence[Node]) -> list[Node]:
@@ -175,9 +184,13 @@ def _op(clusters: Clusters, members: Sequence[Node], written: Sequence[tuple[int
     """The op of a cluster, or why there is none."""
     first = members[0]
     if len(members) == 1 and not clusters.inner[first]:
-        if spoken(first) in _CHEAP or (first in clusters.rows and not value_of(first).requires_grad):
+        row = clusters.rows.get(first)
+        is_fast = row is not None and not (value_of(first).requires_grad and gain_of_rows(row) >= _ALONE)
+        if spoken(first) in _CHEAP or is_fast:
             return "by itself it is as fast as it is"
     inputs, outputs = _arguments(clusters, members), clusters.outputs(members)
+    if not outputs:
+        return "its result is not used"
     tensors = [value_of(x) for x in inputs if not is_number(value_of(x))]
     for region, x in written:
         if region > clusters.region[members[0]] and any(share_memory(x, y) for y in tensors):
@@ -192,7 +205,9 @@ def _op(clusters: Clusters, members: Sequence[Node], written: Sequence[tuple[int
     if not as_native:
         return "it mixes memory layouts, so that the result would have other strides"
     calls = [n for n in clusters.nodes if n in {*members, *(x for m in members for x in clusters.inner[m])}]
-    kinds = tuple(1.0 if is_number(x) else TENSOR if whole is None else kind_in_rows(x, len(whole)) for x in map(value_of, inputs))
+    kinds = tuple(
+        1.0 if is_number(x) else TENSOR if whole is None else kind_in_rows(x, len(whole)) for x in map(value_of, inputs)
+    )
     graph = _graph(clusters, inputs, calls, outputs)
     key = _structure(graph, kinds)
     if key not in _ops:
@@ -267,7 +282,9 @@ def _source(node: Node) -> str:
     return "{}:{}".format(*places[-1]) if places else "?"
 
 
-def _formula(op: Pointwise) -> str:
+def _formula(op: Declared) -> str:
+    if not isinstance(op, Pointwise):
+        return "of rows"
     text = op.latex().partition(" = ")[2]
     return text if len(text) <= 200 else f"{text[:200]} …"
 

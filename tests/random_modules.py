@@ -25,8 +25,7 @@ from torchad_ext._symbolic.evaluate import evaluate, evaluate_rows
 from torchad_ext._torch_state import elementwise_strides
 
 FULL, COLUMN, ROW = (4, 3), (4, 1), (3,)
-# a is of any shape, f and g of the full one, r of a row; each line makes or changes the full tensor y, but where it says
-# so.
+# a is of any shape, f and g of the full one, r of a row. Each line makes or changes y, full where no shape is given.
 LINES = {
     "y = torch.sin({a}) * {f}": FULL,
     "y = F.silu({f}) + {a}": FULL,

@@ -8,6 +8,7 @@ eager autograd. A graph break costs speed only.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import operator
 import re
@@ -25,7 +26,7 @@ from ._pointwise import Pointwise
 from ._row_calls import written_view
 from ._rowwise import Rowwise, kind_in_rows
 from ._symbolic.refusals import TraceError
-from ._torch_state import elementwise_strides, register_backend, share_memory
+from ._torch_state import elementwise_strides, is_autocast_enabled, register_backend, share_memory
 
 _CHEAP = frozenset("add sub mul neg rsub pos sum mean amax amin".split())  # alone, each is as fast natively
 _ALONE = 4  # times the rows that a cluster has, in a call along rows by itself: there PyTorch's own is one kernel too
@@ -115,12 +116,14 @@ def backend(graph: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., 
 
 
 def _fused(graph: GraphModule, explanation: Explanation) -> GraphModule:
-    clusters, ops = _clustered(list(graph.graph.nodes))
+    nodes = list(graph.graph.nodes)
+    clusters, ops = _clustered(nodes)
+    in_autocast = is_autocast_enabled() or any(spoken(node) == "enter_autocast" for node in nodes)
     new, values = Graph(), dict[Node, Node]()
     for members in clusters.in_order():
         if fused := ops.get(members[0]):
             explanation.clusters.append(Cluster(_source(members[0]), len(members), fused))
-            results = _call(new, fused, clusters, members, values)
+            results = _call(new, fused, clusters, members, values, in_autocast)
             values.update(zip(clusters.outputs(members), results, strict=True))
         else:
             values[members[0]] = new.node_copy(members[0], values.__getitem__)
@@ -153,6 +156,18 @@ def _clustered(nodes: Sequence[Node]) -> tuple[Clusters, dict[Node, Declared]]:
             return clusters, ops
 
 
+def _without_autocast(op: Any) -> Callable[..., Any]:
+    """An op whose kernels run under autocast too: a cluster computes in the dtype that autocast gave its tensors."""
+
+    @functools.wraps(op, updated=())
+    def call(*arguments: Any) -> Any:
+        first = next(x for x in arguments if isinstance(x, torch.Tensor))
+        with torch.autocast(first.device.type, enabled=False):
+            return op(*arguments)
+
+    return call
+
+
 def _outside(clusters: Clusters, members: Sequence[Node]) -> list[Node]:
     """The calls of a cluster of rows without which it may be an op, or several; none if there are no such."""
     rows = [n for n in members if n in clusters.rows]
@@ -166,7 +181,9 @@ def _arguments(clusters: Clusters, members: Sequence[Node]) -> list[Node]:
     return sorted(clusters.reads(members), key=lambda x: is_number(value_of(x)))
 
 
-def _call(new: Graph, op: Declared, clusters: Clusters, members: Sequence[Node], values: dict[Node, Node]) -> Any:
+def _call(
+    new: Graph, op: Declared, clusters: Clusters, members: Sequence[Node], values: dict[Node, Node], in_autocast: bool
+) -> Any:
     """The results of a cluster's op as nodes of the new graph."""
     inputs, results = _arguments(clusters, members), clusters.outputs(members)
     arguments = [values[x] for x in inputs]
@@ -176,7 +193,8 @@ def _call(new: Graph, op: Declared, clusters: Clusters, members: Sequence[Node],
         expanded = new.call_function(torch.broadcast_tensors, tuple(arguments[i] for i in tensors))
         for i in tensors:
             arguments[i] = new.call_function(operator.getitem, (expanded, i))
-    y = new.call_function(op, tuple(arguments))
+    function: Any = _without_autocast(op) if in_autocast else op
+    y = new.call_function(function, tuple(arguments))
     return [y] if len(results) == 1 else [new.call_function(operator.getitem, (y, k)) for k in range(len(results))]
 
 
@@ -283,8 +301,6 @@ def _source(node: Node) -> str:
 
 
 def _formula(op: Declared) -> str:
-    if not isinstance(op, Pointwise):
-        return "of rows"
     text = op.latex().partition(" = ")[2]
     return text if len(text) <= 200 else f"{text[:200]} …"
 

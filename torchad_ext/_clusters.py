@@ -265,7 +265,7 @@ def _map(x: Any, of: Callable[[_Place], Any]) -> Any:
 
 
 class Clusters:
-    """Partition of a graph's nodes: clusters of elementwise calls, and every other node by itself.
+    """Partition of a graph's nodes: clusters of calls of elements and of rows, and every other node by itself.
 
     Args:
         nodes: of the graph, in its order.
@@ -290,6 +290,7 @@ class Clusters:
         for node in nodes:
             if node not in self.left and node not in self._neutral:
                 self._take_neutral_inputs(node)
+        self._handed = {n for n in nodes if _requires_grad(n) and any(map(_hands_over, n.users))}
         self._read: dict[Node, list[Node]] = {}
         self._alive: set[Node] | None = None
         self._group: dict[Node, int] = {}
@@ -416,6 +417,9 @@ class Clusters:
         if a == b or self._below[a] & self._above[b] or self._below[b] & self._above[a]:
             return
         members = sorted(self._members[a] + self._members[b], key=self._index.__getitem__)
+        handed = self._handed.intersection(members)
+        if handed and any(x in handed for n in members for y in (n, *self.inner[n]) for x in y.all_input_nodes):
+            return  # its caller may ask for a derivative in it, or hook it, so that it has to lie between two ops
         if len(members) > LONGEST or len(self.reads(members)) > WIDEST or self.spans(members) is None:
             return
         del self._members[b]
@@ -498,6 +502,11 @@ class Clusters:
     def _rank(self, group: int) -> tuple[int, int, int]:
         first = self._members[group][0]
         return self.region[first], self._index[first], group
+
+
+def _hands_over(node: Node) -> bool:
+    """Does a call give its arguments to Python, or to a function that is not known?"""
+    return node.op == "output" or (is_barrier(node) and not _is_write(node) and spoken(node) not in _DRAWS)
 
 
 def _span(x: torch.Tensor) -> str:

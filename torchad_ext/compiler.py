@@ -22,6 +22,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from ._clusters import Clusters, gain_of_rows, is_number, spoken, value_of, written_tensors
 from ._declared import TENSOR, Declared
+from ._elementwise import _ApplyUnderTransforms
 from ._pointwise import Pointwise
 from ._row_calls import written_view
 from ._rowwise import Rowwise, kind_in_rows
@@ -305,4 +306,12 @@ def _formula(op: Declared) -> str:
     return text if len(text) <= 200 else f"{text[:200]} …"
 
 
+def _leave_derivatives_to_autograd() -> None:
+    """Keeps Dynamo from compiling derivatives of ops: it would where a gradient is asked for after a graph break."""
+    for name in ("backward", "jvp"):
+        method = getattr(_ApplyUnderTransforms, name)
+        setattr(_ApplyUnderTransforms, name, staticmethod(torch.compiler.disable(method)))
+
+
 register_backend("torchad_ext", backend)
+_leave_derivatives_to_autograd()

@@ -17,14 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchad_ext import compiler
+from torchad_ext import _clusters, compiler
 from torchad_ext._elementwise import Elementwise
 from torchad_ext._native import fast_path
-from torchad_ext._symbolic.evaluate import evaluate
+from torchad_ext._row_function import RowFunction
+from torchad_ext._symbolic.evaluate import evaluate, evaluate_rows
 from torchad_ext._torch_state import elementwise_strides
 
 FULL, COLUMN, ROW = (4, 3), (4, 1), (3,)
-# a and b are of any shape, f and g of the full one; each line makes or changes the full tensor y, but where it says so.
+# a is of any shape, f and g of the full one, r of a row. Each line makes or changes y, full where no shape is given.
 LINES = {
     "y = torch.sin({a}) * {f}": FULL,
     "y = F.silu({f}) + {a}": FULL,
@@ -58,6 +59,23 @@ LINES = {
     "y = {f}.mean(-1, keepdim=True)": COLUMN,
     "y = ({f} * {g}).sum(-1, keepdim=True).tanh()": COLUMN,
     "y = {f}[:, :1].sin()": COLUMN,
+    "y = F.layer_norm({f}, (3,), self.weight, {r}) * {g}": FULL,
+    "y = F.rms_norm({f} + {a}, (3,))": FULL,
+    "y = F.log_softmax({f} * {g}.sin(), 1) - {a}": FULL,
+    "y = torch.exp({f}.sin()).softmax(dim=-1)": FULL,
+    "y = F.normalize({f} + 0.3, dim=1) + {a}": FULL,
+    "y = {f} - {f}.mean(-1)[:, None]": FULL,
+    "y = {f} / (({g} + 0.3).norm(dim=-1).unsqueeze(-1) + 1)": FULL,
+    "y = {f} - torch.logsumexp({f} + {g}, 1)[..., None]": FULL,
+    "d = ({f} * {g}).sum(-1); y = {f} * (d.cos() * d.sin()).unsqueeze(1)": FULL,
+    "y = torch.where({f} > {f}.mean(-1, keepdim=True), ({f} + self.weight).std(-1, keepdim=True), {g})": FULL,
+    "y = {f}.amax(-1, keepdim=True) - {f}": FULL,
+    "s = {f}.softmax(-1); y = s.log() + {a}; s.mul_(2); y = y * s": FULL,
+    "s = {f}.softmax(-1) * {g}; d = s.sum(-1); d += 1; y = s * d[:, None]": FULL,
+    "d = torch.linalg.vector_norm({f} + 0.3, dim=1); e = d.unsqueeze(1); e.mul_(0.5); y = {g} * e + d[:, None]": FULL,
+    "y = ({f} * {r}).var(-1, unbiased=False, keepdim=True)": COLUMN,
+    "y = F.cosine_similarity({f} + 0.3, {g} + 0.2, dim=-1).unsqueeze(-1)": COLUMN,
+    "y = (torch.linalg.vecdot({f}, {f}) + 0.1).sqrt()[:, None]": COLUMN,
     "y = {f}.sum(0)": ROW,
     "y = self.weight.exp() * 0.2": ROW,
 }
@@ -72,6 +90,7 @@ def source(seed: int) -> str:
         line, shape = draw.choice(list(LINES.items()))
         full = [name for name, of in names.items() if of == FULL]
         chosen = {"f": draw.choice(full[-3:]), "g": draw.choice(full), "a": draw.choice(list(names))}
+        chosen["r"] = draw.choice([name for name, of in names.items() if of == ROW] or ["self.weight"])
         body.append(line.format(**chosen))
         body.append(f"v{i} = y")
         names[f"v{i}"] = shape
@@ -89,11 +108,20 @@ class Module(nn.Module):
 """
 
 
-def module(seed: int) -> nn.Module:
+def layer_norm(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Its formula: the third derivative of F.layer_norm is wrong."""
+    centred = x - x.mean(-1, keepdim=True)
+    y = centred / torch.sqrt((centred * centred).mean(-1, keepdim=True) + 1e-5)
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+def module(seed: int, reference: bool = False) -> nn.Module:
     text = source(seed)
+    text = text.replace("F.layer_norm", "layer_norm") if reference else text
     name = f"<random module {seed}>"
     linecache.cache[name] = len(text), None, text.splitlines(True), name
-    scope: dict[str, Any] = {"torch": torch, "nn": nn, "F": F, "__name__": __name__}
+    scope: dict[str, Any] = {"torch": torch, "nn": nn, "F": F, "layer_norm": layer_norm, "__name__": __name__}
     exec(compile(text, name, "exec"), scope)
     torch.manual_seed(seed)
     made: nn.Module = scope["Module"]().double()
@@ -125,8 +153,9 @@ def check(seed: int) -> int | None:
     model = module(seed)
     x = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     parameters = list(model.parameters())
+    reference = module(seed, reference=True)
     try:
-        expected = list(orders(model, parameters, x))
+        expected = list(orders(reference, list(reference.parameters()), x))
     except RuntimeError as error:
         if "modified by an inplace operation" not in str(error):
             raise
@@ -135,7 +164,10 @@ def check(seed: int) -> int | None:
     explanation = compiler.Explanation()
     fused = functools.partial(compiler._fused, explanation=explanation)
     compiled = torch.compile(model, backend=lambda graph, _: fused(graph))
-    for ours, native in zip(orders(compiled, parameters, x), expected, strict=True):
+    results = list(orders(compiled, parameters, x))
+    if "layer_norm" in {name for _, name, _ in explanation.left}:  # its own third derivative is wrong
+        results, expected = results[: -1 - len(parameters)], expected[: -1 - len(parameters)]
+    for ours, native in zip(results, expected, strict=True):
         torch.testing.assert_close(ours, native, rtol=1e-9, atol=1e-9)
     assert [y.requires_grad for y in compiled(x)] == [y.requires_grad for y in model(x)]
     assert [y.stride() for y in compiled(x)] == [y.stride() for y in model(x)]
@@ -143,22 +175,27 @@ def check(seed: int) -> int | None:
 
 
 class Interpreted:
-    """The program of an Elementwise in the place of its kernel."""
+    """The program of an Elementwise or a RowFunction in the place of its kernel."""
 
     def __init__(self, function: Elementwise) -> None:
         self.program = function.program
 
-    def __call__(self, xs: Any, scalars: Any) -> list[Tensor]:
+    def __call__(self, xs: Any, scalars: Any, *shape: Any) -> list[Tensor]:
         with torch.no_grad():
-            results = evaluate(self.program, *xs, *scalars)
-        strides = elementwise_strides(*xs)
+            results = (
+                evaluate_rows(self.program, *shape, *xs, *scalars) if shape else evaluate(self.program, *xs, *scalars)
+            )
         results = [results] if isinstance(results, Tensor) else results
+        if shape:
+            return [y.clone(memory_format=torch.contiguous_format) for y in results]
+        strides = elementwise_strides(*xs)
         return [torch.empty_strided(y.shape, strides, dtype=y.dtype).copy_(y) for y in results]
 
 
 def interpret(set_attribute: Callable[[Any, str, Any], object]) -> None:
     """Runs derivatives as programs of PyTorch's calls: a kernel takes a third of a second of a compiler each."""
-    set_attribute(Elementwise, "_compile", lambda self, device, dtype: Interpreted(self))
+    for function in (Elementwise, RowFunction):
+        set_attribute(function, "_compile", lambda self, device, dtype: Interpreted(self))
     set_attribute(fast_path, "module", lambda: None)
 
 
@@ -168,6 +205,7 @@ if __name__ == "__main__":
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--kernels", action="store_true")
     given = parser.parse_args()
+    _clusters.SMALLEST = 0
     if not given.kernels:
         interpret(setattr)
     compared = clusters = 0

@@ -19,7 +19,9 @@ demo
 __init__
 _formula
 _wheel compiler nn
-_clusters ops rows plot doctor
+_clusters
+_row_calls
+ops rows plot doctor
 _verify _cost _dependency_graph
 _comparison
 _hessian

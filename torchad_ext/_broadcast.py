@@ -136,7 +136,7 @@ class Broadcast:
         return self._results([y.reshape(size, *shape) for y, shape in zip(outputs, self.results, strict=True)])
 
     def vjp(self, wanted: tuple[bool, ...], given: tuple[bool, ...]) -> BroadcastDerivative:
-        """The vector-Jacobian product: of (operands, a cotangent for each given result), the gradients of the wanted."""
+        """The vjp: of operands and a cotangent for each given result, the gradients of the wanted."""
         cotangents = [shape for shape, g in zip(self.results, given, strict=True) if g]
         results = [shape for shape, w in zip(self.operands, wanted, strict=True) if w]
         return BroadcastDerivative(

@@ -1,8 +1,9 @@
-"""Clusters of elementwise calls in a graph of PyTorch calls: which calls one op may compute, and in which order.
+"""Clusters of elementwise calls and of calls along rows in a graph: which calls one op may compute, and in which order.
 
 A graph is cut into regions by barriers, calls that may write or switch a mode; nothing moves across one. Within a
 region a cluster grows along the data. It has to be convex, no path may leave it and come back, or there would be no
-order in which to run the graph once the cluster is one call.
+order in which to run the graph once the cluster is one call. A cluster with a call along rows ``[..., n]`` has one
+shape of its rows: its results have a value an element, a row ``[..., 1]``, or a row without that dimension.
 """
 
 from __future__ import annotations
@@ -10,28 +11,34 @@ from __future__ import annotations
 import functools
 import heapq
 import inspect
+import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.fx import Node
 
 from ._native.kernels import DTYPES
+from ._row_calls import RowCall, row_call, view_of_rows
 from ._symbolic.expr import scalar, tensor
 from ._symbolic.refusals import TraceError
 from ._symbolic.torch_functions import FUNCTIONS
 from ._symbolic.torch_names import is_of_torch, name_of, written_by
 from ._symbolic.tracing import ValueNeeded, trace
+from ._torch_state import usual_size
 
 LONGEST = 100  # calls of a cluster: a kernel's double backward has several times as many operations
 WIDEST = 16  # tensors that a cluster reads
+SMALLEST = 65_536  # elements of long rows: of fewer the call of a row op takes longer than what it saves
+SHORT = 16  # elements of rows that a kernel computes side by side: an eighth of them will do
 
 # Calls that only compute: they write nothing, draw nothing and switch no mode, so that others may move across them.
 _PURE = frozenset(
     "linear matmul mm bmm mv dot addmm addmv baddbmm einsum tensordot outer inner cross bilinear kron embedding "
     "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d unfold fold sum mean prod amax amin "
-    "argmax argmin std var std_mean var_mean norm vector_norm matrix_norm normalize softmax log_softmax logsumexp "
+    "argmax argmin std var std_mean var_mean norm linalg_norm linalg_vector_norm linalg_vecdot "
+    "vector_norm matrix_norm normalize softmax log_softmax logsumexp "
     "layer_norm group_norm rms_norm cosine_similarity pairwise_distance cdist cumsum cumprod median sort topk any all "
     "mse_loss l1_loss getitem getattr index_select gather take take_along_dim narrow select split chunk unbind view "
     "reshape flatten unflatten ravel transpose permute swapaxes movedim t T mT H mH adjoint unsqueeze squeeze expand "
@@ -132,14 +139,15 @@ def is_neutral(node: Node) -> bool:
 def reason_to_leave(node: Node) -> str | None:
     """Why no op computes a call, None if one may; ``""`` of a call that is not elementwise at all."""
     name = spoken(node)
-    if node.op not in ("call_function", "call_method") or name not in FUNCTIONS or name in _LEFT:
+    row = _row_call(node)
+    if row is None and (node.op not in _CALLS or name not in FUNCTIONS or name in _LEFT):
         return ""
     result, inputs = value_of(node), [value_of(x) for x in node.all_input_nodes]
     if not isinstance(result, torch.Tensor):
         return ""
     if is_barrier(node):
         return "writes in place"
-    if result.dtype != torch.bool and result.dtype not in DTYPES:
+    if result.dtype not in DTYPES and (result.dtype != torch.bool or row):
         return f"has the dtype {result.dtype}"
     if type(result) is not torch.Tensor and not _is_fake(result):
         return f"is a {type(result).__name__}"
@@ -151,7 +159,32 @@ def reason_to_leave(node: Node) -> str | None:
     dtypes = {x.dtype for x in tensors} - {torch.bool}
     if result.dtype != torch.bool and not dtypes <= {result.dtype}:
         return f"takes {', '.join(sorted(map(str, dtypes)))} and gives {result.dtype}"
+    if row is not None:
+        return _reason_no_rows(row, tensors)
     return _reason_not_traced(node.target, *_pattern(node))
+
+
+_CALLS = ("call_function", "call_method")
+
+
+def _row_call(node: Node) -> RowCall | None:
+    return row_call(spoken(node), node) if node.op in _CALLS and not is_barrier(node) else None
+
+
+def _reason_no_rows(call: RowCall, tensors: Sequence[torch.Tensor]) -> str | None:
+    rows = value_of(call.args[0])
+    if rows.device.type != "cpu":
+        return "there are row kernels for the CPU alone"
+    if gain_of_rows(call) < 1:
+        return f"of {usual_size(rows.numel()):,} elements it is as fast as it is"
+    return None
+
+
+def gain_of_rows(call: RowCall) -> float:
+    """The elements of the rows of a call, in multiples of those from which on an op pays."""
+    rows = value_of(call.args[0])
+    smallest = SMALLEST / 8 if usual_size(rows.shape[-1]) <= SHORT else SMALLEST
+    return usual_size(rows.numel()) / smallest if smallest else math.inf
 
 
 def _is_fake(x: torch.Tensor) -> bool:
@@ -232,33 +265,43 @@ def _map(x: Any, of: Callable[[_Place], Any]) -> Any:
 
 
 class Clusters:
-    """Partition of a graph's nodes: clusters of elementwise calls, and every other node by itself.
+    """Partition of a graph's nodes: clusters of calls of elements and of rows, and every other node by itself.
 
     Args:
         nodes: of the graph, in its order.
+        apart: calls that belong to no cluster, and why.
 
     Attributes:
         region: of each node.
         left: why an elementwise call was left as it is.
-        inner: for each call of a cluster the truth values and constants that it computes by itself.
+        inner: for each call of a cluster the truth values, constants and views of rows that it computes by itself.
+        rows: the calls along rows that may belong to a cluster.
+        views: of tensors that add or drop a last dimension of size 1, and of which tensors they are.
     """
 
-    def __init__(self, nodes: Sequence[Node]) -> None:
+    def __init__(self, nodes: Sequence[Node], apart: Mapping[Node, str] | None = None) -> None:
         self.nodes = nodes
         self.region = regions(nodes)
         self._index = {node: i for i, node in enumerate(nodes)}
-        self.left = {n: reason for n in nodes if (reason := reason_to_leave(n)) is not None}
+        self.left = {n: reason for n in nodes if (reason := reason_to_leave(n)) is not None} | dict(apart or {})
+        self.rows = {n: call for n in nodes if n not in self.left and (call := _row_call(n))}
         self.inner: dict[Node, list[Node]] = {}
         self._neutral = {n for n in nodes if n not in self.left and is_neutral(n)}
         for node in nodes:
             if node not in self.left and node not in self._neutral:
                 self._take_neutral_inputs(node)
+        self._handed = {n for n in nodes if _requires_grad(n) and any(map(_hands_over, n.users))}
         self._read: dict[Node, list[Node]] = {}
         self._alive: set[Node] | None = None
         self._group: dict[Node, int] = {}
         self._members: dict[int, list[Node]] = {}
         self._above: dict[int, int] = {}  # bits of the groups that a group depends on, and of those that depend on it
         self._below: dict[int, int] = {}
+        self.views: dict[Node, Node] = {}
+        for node in nodes:
+            x = view_of_rows(spoken(node), node) if node.op in _CALLS and self.rows else None
+            if x is not None and self.region[x] == self.region[node]:
+                self.views[node] = x
         for node in nodes:
             self._add(node)
 
@@ -284,7 +327,44 @@ class Clusters:
 
     def _key(self, node: Node) -> Any:
         own = value_of(node)
-        return str(tuple(own.shape)), own.dtype, own.device, own.requires_grad, self.region[node]
+        return own.dtype, own.device, own.requires_grad, self.region[node]
+
+    def whole(self, members: Sequence[Node]) -> tuple[Any, ...] | None:
+        """The shape ``[..., n]`` of the rows that the calls of a group work on; None if there is no call along rows."""
+        rows = (self.rows[n] for n in members if n in self.rows)
+        return next((tuple(value_of(row.args[0]).shape) for row in rows), None)
+
+    def spans(self, members: Sequence[Node]) -> dict[Node, str] | None:
+        """What each call of a group has a value for: an ``"element"``, a ``"row"``, or a row without its dimension,
+        ``"dropped"``. None where their shapes do not fit together."""
+        whole = self.whole(members)
+        if whole is None:
+            of_one_shape = len({str(tuple(value_of(n).shape)) for n in members}) == 1
+            views = any(x in self.views for n in members for x in self.inner.get(n, ()))
+            return dict.fromkeys(members, "element") if of_one_shape and not views else None
+        shapes = {"element": str(whole), "row": str((*whole[:-1], 1)), "dropped": str(whole[:-1])}
+        spans: dict[Node, str] = {}
+        inner = {x for n in members for x in self.inner.get(n, ())}
+        for node in sorted({*members, *inner}, key=self._index.__getitem__):
+            tensors = [x for x in node.all_input_nodes if isinstance(value_of(x), torch.Tensor)]
+            given = {x: spans.get(x) or _span(value_of(x)) for x in tensors}
+            shape = str(tuple(value_of(node).shape))
+            if call := self.rows.get(node):
+                reduced = call.args[: call.rows]
+                fit = all(given[x] == "element" and str(tuple(value_of(x).shape)) == str(whole) for x in reduced)
+                if not fit or "dropped" in given.values():
+                    return None
+                span = next((name for name, of in shapes.items() if shape == of), "")
+            elif node in self.views:
+                span = {"dropped": "row", "row": "dropped"}.get(given[tensors[0]], "")
+            elif "dropped" in given.values():
+                span = "dropped" if set(given.values()) == {"dropped"} else ""
+            else:
+                span = "element" if "element" in given.values() else "row"
+            if shape != shapes.get(span):
+                return None
+            spans[node] = span
+        return spans
 
     def _reads_of(self, node: Node) -> list[Node]:
         if node not in self._read:
@@ -301,6 +381,7 @@ class Clusters:
         number = self._index[node]
         self._group[node], self._members[number] = number, [node]
         self._above[number] = self._below[number] = 0
+        taken = self._take_views(node) if node in self.inner else []
         for x in self._reads_of(node):
             self._put_above(self._group[x], number)
         if node in self.inner:
@@ -308,6 +389,21 @@ class Clusters:
             for x in self._reads_of(node):
                 if x in self.inner and self._key(x) == key:
                     self._merge(self._group[x], self._group[node])
+        for view in taken:
+            if self._group[self.views[view]] != self._group[node]:
+                self.inner[node].remove(view)
+                del self._read[node]
+                self._put_above(self._group[view], self._group[node])
+            else:
+                self._neutral.add(view)
+
+    def _take_views(self, node: Node) -> list[Node]:
+        """Lets a call compute views of rows of a cluster by itself, in the hope that it becomes part of it."""
+        taken = [x for x in self._reads_of(node) if x in self.views and self.views[x] in self.inner]
+        if taken:
+            self.inner[node] = sorted([*self.inner[node], *taken], key=self._index.__getitem__)
+            del self._read[node]
+        return taken
 
     def _put_above(self, upper: int, lower: int) -> None:
         above, below = self._above[upper] | 1 << upper, self._below[lower] | 1 << lower
@@ -321,7 +417,10 @@ class Clusters:
         if a == b or self._below[a] & self._above[b] or self._below[b] & self._above[a]:
             return
         members = sorted(self._members[a] + self._members[b], key=self._index.__getitem__)
-        if len(members) > LONGEST or len(self.reads(members)) > WIDEST:
+        handed = self._handed.intersection(members)
+        if handed and any(x in handed for n in members for y in (n, *self.inner[n]) for x in y.all_input_nodes):
+            return  # its caller may ask for a derivative in it, or hook it, so that it has to lie between two ops
+        if len(members) > LONGEST or len(self.reads(members)) > WIDEST or self.spans(members) is None:
             return
         del self._members[b]
         self._members[a] = members
@@ -348,7 +447,8 @@ class Clusters:
         self._alive = None
         del self._members[self._group[members[0]]]
         for node in members:
-            del self.inner[node], self._read[node]
+            del self.inner[node]
+            self._read.pop(node, None)
             self.left[node] = reason
             number = self._group[node] = self._index[node]
             self._members[number] = [node]
@@ -364,7 +464,7 @@ class Clusters:
         """Readers of a node, direct ones and those behind truth values and constants that are computed again."""
         for user in node.users:
             yield user
-            if user in self._neutral:
+            if user in self._neutral or user in self.views:
                 yield from self._readers(user)
 
     def _live(self) -> set[Node]:
@@ -402,6 +502,16 @@ class Clusters:
     def _rank(self, group: int) -> tuple[int, int, int]:
         first = self._members[group][0]
         return self.region[first], self._index[first], group
+
+
+def _hands_over(node: Node) -> bool:
+    """Does a call give its arguments to Python, or to a function that is not known?"""
+    return node.op == "output" or (is_barrier(node) and not _is_write(node) and spoken(node) not in _DRAWS)
+
+
+def _span(x: torch.Tensor) -> str:
+    """What a tensor from outside has a value for."""
+    return "row" if not x.dim() or str(x.shape[-1]) == "1" else "element"
 
 
 def _bits(mask: int) -> Iterable[int]:

@@ -104,7 +104,7 @@ class Rowwise(Declared):
         kinds = super()._kinds(args)
         if length == 1:
             return kinds
-        return tuple([_kind(x, dims) if kind is TENSOR else kind for x, kind in zip(args, kinds, strict=True)])
+        return tuple([kind_in_rows(x, dims) if kind is TENSOR else kind for x, kind in zip(args, kinds, strict=True)])
 
     def _member(self, program: Program, definition: Callable[..., Any]) -> RowFunction:
         dropped = tuple([kind == "dropped" for kind in program.kinds])
@@ -123,7 +123,7 @@ class Rowwise(Declared):
 _NAMES = {TENSOR: "tensor", ROW: "row", COLUMN: "column"}
 
 
-def _kind(x: Any, dims: int) -> Any:
+def kind_in_rows(x: Any, dims: int) -> Any:
     """The kind of a tensor beside others of so many dimensions, in rows of more than one element."""
     if not isinstance(x, torch.Tensor):
         return TENSOR

@@ -131,6 +131,16 @@ def is_captured(x: Any) -> bool:
     return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
+def usual_size(size: Any) -> int:
+    """A size; of a symbolic one the number that it had when it was traced, which adds no guard."""
+    if isinstance(size, int):
+        return size
+    from torch.fx.experimental import symbolic_shapes  # PyTorch 2.13 has another name for it than those before
+
+    name = "optimization_hint" if hasattr(symbolic_shapes, "optimization_hint") else "hint_int"
+    return int(getattr(symbolic_shapes, name)(size, 0))
+
+
 def in_forward_mode() -> bool:
     """Is there a level of forward mode, at which a tensor may have a tangent?"""
     return forward_ad._current_level >= 0

@@ -1,12 +1,14 @@
-"""A backend of ``torch.compile`` that fuses elementwise calls and leaves autograd as it is.
+"""A backend of ``torch.compile`` that fuses calls of elements and of rows, and leaves autograd as it is.
 
 ``torch.compile(model, backend="torchad_ext")`` gives a model that can be differentiated any number of times. Dynamo
 hands over a graph of PyTorch's calls before autograd; clusters of elementwise calls become ops, as :func:`pointwise`
-declares them, and everything else runs as it was written, under eager autograd. A graph break costs speed only.
+declares them, those with calls along rows as :func:`rowwise` does, and everything else runs as it was written, under
+eager autograd. A graph break costs speed only.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import operator
 import re
@@ -18,18 +20,23 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from ._clusters import Clusters, is_number, spoken, value_of, written_tensors
+from ._clusters import Clusters, gain_of_rows, is_number, spoken, value_of, written_tensors
+from ._declared import TENSOR, Declared
+from ._elementwise import _ApplyUnderTransforms
 from ._pointwise import Pointwise
+from ._row_calls import written_view
+from ._rowwise import Rowwise, kind_in_rows
 from ._symbolic.refusals import TraceError
-from ._torch_state import elementwise_strides, register_backend, share_memory
+from ._torch_state import elementwise_strides, is_autocast_enabled, register_backend, share_memory
 
-_CHEAP = frozenset("add sub mul neg rsub pos".split())  # alone, each is as fast natively
-_ops: dict[Any, Pointwise | str] = {}  # of the structure of a cluster, so that equal layers share kernels
+_CHEAP = frozenset("add sub mul neg rsub pos sum mean amax amin".split())  # alone, each is as fast natively
+_ALONE = 4  # times the rows that a cluster has, in a call along rows by itself: there PyTorch's own is one kernel too
+_ops: dict[Any, Declared | str] = {}  # of the structure of a cluster, so that equal layers share kernels
 
 
 @dataclass
 class Cluster:
-    """Elementwise calls that became one op.
+    """Calls of elements and of rows that became one op.
 
     Attributes:
         source: file and line of the first call.
@@ -39,7 +46,7 @@ class Cluster:
 
     source: str
     operations: int
-    op: Pointwise
+    op: Declared
 
 
 @dataclass
@@ -48,8 +55,8 @@ class Explanation:
 
     Attributes:
         clusters: that became ops, in the order of the graphs.
-        left: each elementwise call that stayed as it was, as (source, function, why).
-        others: how often each function occurs that is not elementwise.
+        left: each call of elements or of rows that stayed as it was, as (source, function, why).
+        others: how often each other function occurs.
         graphs: how many graphs the model consists of; between two of them Python runs.
     """
 
@@ -65,7 +72,7 @@ class Explanation:
         lines = [f"{source:{widths[0]}}  {what:{widths[1]}}  {how}".rstrip() for source, what, how in rows]
         others = ", ".join(f"{count} {name}" for name, count in sorted(self.others.items()))
         graphs = f"{self.graphs} graph{'s' * (self.graphs != 1)}"
-        return "\n".join([*lines, f"{graphs}; not elementwise: {others or 'nothing'}"])
+        return "\n".join([*lines, f"{graphs}; other calls: {others or 'nothing'}"])
 
 
 def explain(model: Callable[..., Any], *inputs: Any, **options: Any) -> Explanation:
@@ -87,7 +94,7 @@ def explain(model: Callable[..., Any], *inputs: Any, **options: Any) -> Explanat
         ...     return (torch.sigmoid(x @ w) * x + x).sum(-1)
         >>> explanation = explain(gate, torch.ones(2, 2), torch.ones(2, 2))
         >>> [cluster.operations for cluster in explanation.clusters], explanation.others
-        ([3], Counter({'matmul': 1, 'sum': 1}))
+        ([3], Counter({'matmul': 1}))
     """
     if not callable(model):
         raise TypeError(f"torchad_ext.explain takes a model and its inputs, got {type(model).__name__}")
@@ -97,7 +104,7 @@ def explain(model: Callable[..., Any], *inputs: Any, **options: Any) -> Explanat
 
 
 def backend(graph: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-    """The backend: a graph with its clusters of elementwise calls as ops.
+    """The backend: a graph with its clusters as ops.
 
     Args:
         graph: of PyTorch's calls, before autograd, with ``example_value`` of each node, as Dynamo makes it.
@@ -110,20 +117,14 @@ def backend(graph: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., 
 
 
 def _fused(graph: GraphModule, explanation: Explanation) -> GraphModule:
-    clusters = Clusters(list(graph.graph.nodes))
-    written = [(clusters.region[node], x) for node, x in written_tensors(clusters.nodes)]
-    ops: dict[Node, Pointwise] = {}  # of the first call of each cluster
-    for members in clusters.clusters():
-        op = _op(clusters, members, written)
-        if isinstance(op, str):
-            clusters.dissolve(members, op)
-        else:
-            ops[members[0]] = op
+    nodes = list(graph.graph.nodes)
+    clusters, ops = _clustered(nodes)
+    in_autocast = is_autocast_enabled() or any(spoken(node) == "enter_autocast" for node in nodes)
     new, values = Graph(), dict[Node, Node]()
     for members in clusters.in_order():
         if fused := ops.get(members[0]):
             explanation.clusters.append(Cluster(_source(members[0]), len(members), fused))
-            results = _call(new, fused, clusters, members, values)
+            results = _call(new, fused, clusters, members, values, in_autocast)
             values.update(zip(clusters.outputs(members), results, strict=True))
         else:
             values[members[0]] = new.node_copy(members[0], values.__getitem__)
@@ -136,12 +137,54 @@ def _fused(graph: GraphModule, explanation: Explanation) -> GraphModule:
     return GraphModule(graph, new)
 
 
+def _clustered(nodes: Sequence[Node]) -> tuple[Clusters, dict[Node, Declared]]:
+    """The clusters of a graph, and the op of each by its first call."""
+    apart: dict[Node, str] = {}
+    while True:
+        clusters = Clusters(nodes, apart)
+        written = [(clusters.region[node], x) for node, x in written_tensors(nodes)]
+        ops: dict[Node, Declared] = {}
+        known = len(apart)
+        for members in clusters.clusters():
+            op = _op(clusters, members, written)
+            if not isinstance(op, str):
+                ops[members[0]] = op
+            elif outside := _outside(clusters, members):
+                apart.update(dict.fromkeys(outside, op))  # and the rest once more
+            else:
+                clusters.dissolve(members, op)
+        if len(apart) == known:
+            return clusters, ops
+
+
+def _without_autocast(op: Any) -> Callable[..., Any]:
+    """An op whose kernels run under autocast too: a cluster computes in the dtype that autocast gave its tensors."""
+
+    @functools.wraps(op, updated=())
+    def call(*arguments: Any) -> Any:
+        first = next(x for x in arguments if isinstance(x, torch.Tensor))
+        with torch.autocast(first.device.type, enabled=False):
+            return op(*arguments)
+
+    return call
+
+
+def _outside(clusters: Clusters, members: Sequence[Node]) -> list[Node]:
+    """The calls of a cluster of rows without which it may be an op, or several; none if there are no such."""
+    rows = [n for n in members if n in clusters.rows]
+    turned = [y for y in clusters.outputs(members) if rows and not value_of(y).is_contiguous()]
+    found = turned or rows
+    return found if len(found) < len(members) else []
+
+
 def _arguments(clusters: Clusters, members: Sequence[Node]) -> list[Node]:
     """The inputs of a cluster: its tensors, then its numbers."""
     return sorted(clusters.reads(members), key=lambda x: is_number(value_of(x)))
 
 
-def _call(new: Graph, op: Pointwise, clusters: Clusters, members: Sequence[Node], values: dict[Node, Node]) -> Any:
+def _call(
+    new: Graph, op: Declared, clusters: Clusters, members: Sequence[Node], values: dict[Node, Node], in_autocast: bool
+) -> Any:
     """The results of a cluster's op as nodes of the new graph."""
     inputs, results = _arguments(clusters, members), clusters.outputs(members)
     arguments = [values[x] for x in inputs]
@@ -150,69 +193,106 @@ def _call(new: Graph, op: Pointwise, clusters: Clusters, members: Sequence[Node]
     whole = [str(value_of(inputs[i]).shape) == shape for i in tensors]
     # An op sums the gradients of what it broadcasts, but gives a result the shape of what that depends on.
     member = op._usual
-    if not member.depends_on_all and not all(any(whole[i] for i in read) for read in member.read):
+    is_pointwise = isinstance(op, Pointwise)
+    if is_pointwise and not member.depends_on_all and not all(any(whole[i] for i in read) for read in member.read):
         expanded = new.call_function(torch.broadcast_tensors, tuple(arguments[i] for i in tensors))
         for i in tensors:
             arguments[i] = new.call_function(operator.getitem, (expanded, i))
-    y = new.call_function(op, tuple(arguments))
+    function: Any = _without_autocast(op) if in_autocast else op
+    y = new.call_function(function, tuple(arguments))
     return [y] if len(results) == 1 else [new.call_function(operator.getitem, (y, k)) for k in range(len(results))]
 
 
-def _op(clusters: Clusters, members: Sequence[Node], written: Sequence[tuple[int, torch.Tensor]]) -> Pointwise | str:
+def _op(clusters: Clusters, members: Sequence[Node], written: Sequence[tuple[int, torch.Tensor]]) -> Declared | str:
     """The op of a cluster, or why there is none."""
-    if len(members) == 1 and not clusters.inner[members[0]] and spoken(members[0]) in _CHEAP:
-        return "by itself it is as fast as it is"
+    first = members[0]
+    if len(members) == 1 and not clusters.inner[first]:
+        row = clusters.rows.get(first)
+        is_fast = row is not None and not (value_of(first).requires_grad and gain_of_rows(row) >= _ALONE)
+        if spoken(first) in _CHEAP or is_fast:
+            return "by itself it is as fast as it is"
     inputs, outputs = _arguments(clusters, members), clusters.outputs(members)
+    if not outputs:
+        return "its result is not used"
     tensors = [value_of(x) for x in inputs if not is_number(value_of(x))]
     for region, x in written:
         if region > clusters.region[members[0]] and any(share_memory(x, y) for y in tensors):
             return "what it reads is written in place later, and an op keeps its inputs for the derivatives"
-    shape = value_of(members[0]).shape
-    strides = elementwise_strides(*[x.expand(shape) for x in tensors])
-    if any(tuple(value_of(y).stride()) != tuple(strides) for y in outputs):
+    whole = clusters.whole(members)
+    if whole is None:
+        shape = value_of(first).shape
+        strides = tuple(elementwise_strides(*[x.expand(shape) for x in tensors]))
+        as_native = all(tuple(value_of(y).stride()) == strides for y in outputs)
+    else:
+        as_native = all(value_of(y).is_contiguous() for y in outputs)
+    if not as_native:
         return "it mixes memory layouts, so that the result would have other strides"
     calls = [n for n in clusters.nodes if n in {*members, *(x for m in members for x in clusters.inner[m])}]
-    key = _structure(inputs, calls, outputs)
+    kinds = tuple(
+        1.0 if is_number(x) else TENSOR if whole is None else kind_in_rows(x, len(whole)) for x in map(value_of, inputs)
+    )
+    graph = _graph(clusters, inputs, calls, outputs)
+    key = _structure(graph, kinds)
     if key not in _ops:
         try:
-            _ops[key] = _declared(inputs, calls, outputs)
+            _ops[key] = _declared(graph, kinds, whole is not None, "_".join(dict.fromkeys(map(spoken, calls)))[:40])
         except TraceError as error:
             _ops[key] = str(error).splitlines()[-1].strip()
-    return _ops[key]
+    op = _ops[key]
+    if whole is not None and not isinstance(op, str) and not op._usual.depends_on_all:
+        shapes = {str(tuple(shape)) for shape in (whole, (*whole[:-1], 1), whole[-1:])}
+        if any(str(tuple(x.shape)) not in shapes for x in tensors):
+            return "its results do not depend on all that it reads, which broadcasts"
+    return op
 
 
-def _structure(inputs: Sequence[Node], calls: Sequence[Node], outputs: Sequence[Node]) -> Any:
-    """Equal for clusters that compute the same."""
-    places = {node: f"%{i}" for i, node in enumerate((*inputs, *calls))}
-    of = [(n.target, *(repr(torch.fx.map_arg(x, places.__getitem__)) for x in (n.args, n.kwargs))) for n in calls]
-    numbers = sum(is_number(value_of(x)) for x in inputs)
-    return len(inputs), numbers, tuple(of), tuple(places[y] for y in outputs)
-
-
-def _declared(inputs: Sequence[Node], calls: Sequence[Node], outputs: Sequence[Node]) -> Pointwise:
+def _graph(clusters: Clusters, inputs: Sequence[Node], calls: Sequence[Node], outputs: Sequence[Node]) -> Graph:
+    """The calls of a cluster as a graph of their own, those along rows in one spelling."""
     graph, values = Graph(), dict[Node, Node]()
     for i, x in enumerate(inputs):
         values[x] = graph.placeholder(f"x{i}")
     for node in calls:
-        values[node] = graph.node_copy(node, values.__getitem__)
+        if row := clusters.rows.get(node):
+            arguments = torch.fx.map_arg((row.args, row.kwargs), values.__getitem__)
+            values[node] = graph.call_function(row.function, *arguments)
+        elif view := clusters.views.get(node):
+            values[node] = graph.call_function(written_view(node), (values[view],))
+        else:
+            values[node] = graph.node_copy(node, values.__getitem__)
     results = tuple(values[y] for y in outputs)
     graph.output(results[0] if len(results) == 1 else results)
+    return graph
+
+
+def _structure(graph: Graph, kinds: tuple[Any, ...]) -> Any:
+    """Equal for graphs that compute the same."""
+    places = {node: f"%{i}" for i, node in enumerate(graph.nodes)}
+    calls = [
+        (n.op, n.target, *(repr(torch.fx.map_arg(x, places.__getitem__)) for x in (n.args, n.kwargs)))
+        for n in graph.nodes
+        if n.op != "placeholder"
+    ]
+    return kinds, tuple(calls)
+
+
+def _declared(graph: Graph, kinds: tuple[Any, ...], of_rows: bool, name: str) -> Declared:
+    """The op of a graph whose inputs are of these kinds."""
     forward = type(GraphModule(torch.nn.Module(), graph)).forward
 
     def definition(*xs: Any) -> Any:
         return forward(None, *xs)
 
-    definition.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(
-                f"x{i}",
-                inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                default=1.0 if is_number(value_of(x)) else inspect.Parameter.empty,
-            )
-            for i, x in enumerate(inputs)
-        ]
-    )
-    op = Pointwise(definition, name="_".join(dict.fromkeys(map(spoken, calls)))[:40], module="torchad_ext.compiled")
+    parameters = [
+        inspect.Parameter(
+            f"x{i}",
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=kind if is_number(kind) else inspect.Parameter.empty,
+        )
+        for i, kind in enumerate(kinds)
+    ]
+    definition.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    op = (Rowwise if of_rows else Pointwise)(definition, name=name, module="torchad_ext.compiled")
+    op._usually = {p.name: kind for p, kind in zip(parameters, kinds, strict=True) if not is_number(kind)}
     op._usual  # noqa: B018, traces the function
     if op._fixed:
         raise TraceError("asks for the value of a number")
@@ -225,9 +305,17 @@ def _source(node: Node) -> str:
     return "{}:{}".format(*places[-1]) if places else "?"
 
 
-def _formula(op: Pointwise) -> str:
+def _formula(op: Declared) -> str:
     text = op.latex().partition(" = ")[2]
     return text if len(text) <= 200 else f"{text[:200]} …"
 
 
+def _leave_derivatives_to_autograd() -> None:
+    """Keeps Dynamo from compiling derivatives of ops: it would where a gradient is asked for after a graph break."""
+    for name in ("backward", "jvp"):
+        method = getattr(_ApplyUnderTransforms, name)
+        setattr(_ApplyUnderTransforms, name, staticmethod(torch.compiler.disable(method)))
+
+
 register_backend("torchad_ext", backend)
+_leave_derivatives_to_autograd()

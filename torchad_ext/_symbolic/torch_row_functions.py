@@ -46,6 +46,12 @@ def _var(input: Expr, unbiased: bool = True, correction: float | None = None) ->
     return op.row_sum(centred * centred) / (length() - correction if correction else length())
 
 
+def _root(square: Expr) -> Expr:
+    """The square root, with no slope at 0."""
+    is_zero = op.eq(square, 0)
+    return op.where(is_zero, 0, op.sqrt(op.where(is_zero, 1, square)))
+
+
 def _vector_norm(x: Expr, ord: Any = 2) -> Expr:
     """The norm of order 2, with no slope at 0, or of order 1 or infinity."""
     if ord == 1:
@@ -54,9 +60,7 @@ def _vector_norm(x: Expr, ord: Any = 2) -> Expr:
         return op.row_amax(op.abs_(x))
     if ord != 2:
         raise Problem(f"has the order {ord!r} in a row op; those of order 1, 2 and inf are there")
-    square = op.row_sum(x * x)
-    is_zero = op.eq(square, 0)
-    return op.where(is_zero, 0, op.sqrt(op.where(is_zero, 1, square)))
+    return _root(op.row_sum(x * x))
 
 
 # By the name in PyTorch: the function of the row, and what it gives: a value a row, or an element.
@@ -67,7 +71,7 @@ ROW_FUNCTIONS: dict[str, tuple[Callable[..., Expr], str]] = {
     "amin": (lambda input: op.row_amin(number(input)), "row"),
     "logsumexp": (_logsumexp, "row"),
     "var": (_var, "row"),
-    "std": (lambda input, unbiased=True, correction=None: op.sqrt(_var(input, unbiased, correction)), "row"),
+    "std": (lambda input, unbiased=True, correction=None: _root(_var(input, unbiased, correction)), "row"),
     "linalg_vector_norm": (_vector_norm, "row"),
     "linalg_vecdot": (lambda x, y: op.row_sum(x * y), "row"),
     "softmax": (_softmax, "element"),

@@ -1,0 +1,405 @@
+"""Programs around a compiled model: what they do to it, and it to them, is what they do in eager mode."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from compiled_models import Function, compiled, hold, x_like
+from random_modules import interpret
+from torch import Tensor, nn
+from torch.func import functional_call, hessian, jvp, vmap
+from torch.testing import assert_close
+
+import torchad_ext as ad
+from torchad_ext import _clusters, compiler
+
+
+@pytest.fixture(autouse=True)
+def _without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(_clusters, "SMALLEST", 0)
+    interpret(monkeypatch.setattr)
+    monkeypatch.setattr(compiler, "_ops", {})
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+class Network(nn.Module):
+    """A residual layer with a normalisation, and a layer that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.layer, self.slope = nn.LayerNorm(3), nn.Linear(3, 3), nn.Parameter(torch.tensor(1.5))
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(2):
+            y = self.layer(torch.sin(self.norm(x)) * x)
+            x = x + y * torch.sigmoid(self.slope * y)
+        return torch.softmax(x * self.slope, -1) * x
+
+
+def gradients(f: Function, x: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
+    """A double backward in the parameters."""
+    x = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(f(x).square().sum(), x, create_graph=True)
+    return list(torch.autograd.grad(slope.square().sum(), parameters))
+
+
+def both() -> tuple[Network, Network, Function]:
+    """A network, its copy, and the compiled copy."""
+    torch.manual_seed(0)
+    model = Network()
+    other = copy.deepcopy(model)
+    return model, other, compiled(other)
+
+
+def alike(f: Function, model: nn.Module, other: nn.Module) -> None:
+    for ours, native in zip(
+        gradients(f, x_like(4, 3), list(other.parameters())),
+        gradients(model, x_like(4, 3), list(model.parameters())),
+        strict=True,
+    ):
+        assert_close(ours, native)
+
+
+class TestParameters:
+    def test_a_layer_that_is_called_twice(self) -> None:
+        model, other, f = both()
+        alike(f, model, other)
+
+    def test_they_change_in_place_between_calls(self) -> None:
+        model, other, f = both()
+        for _ in range(3):
+            alike(f, model, other)
+            for each in (model, other):
+                with torch.no_grad():
+                    for p in each.parameters():
+                        p.mul_(0.9).add_(0.01)
+
+    def test_they_are_replaced_between_calls(self) -> None:
+        model, other, f = both()
+        f(x_like(4, 3))
+        for each in (model, other):
+            each.slope = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+            each.norm.weight.data = torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64)
+        alike(f, model, other)
+
+    def test_gradients_add_up(self) -> None:
+        model, other, f = both()
+        for _ in range(2):
+            f(x_like(4, 3)).square().sum().backward()
+            model(x_like(4, 3)).square().sum().backward()
+        for ours, native in zip(other.parameters(), model.parameters(), strict=True):
+            assert_close(ours.grad, native.grad)
+
+    def test_they_stop_and_start_requiring_gradients(self) -> None:
+        model, other, f = both()
+        for wanted in (False, True, False):
+            for each in (model, other):
+                each.norm.requires_grad_(wanted)
+                each.slope.requires_grad_(wanted)
+                each.zero_grad(set_to_none=True)
+            f(x_like(4, 3)).square().sum().backward()
+            model(x_like(4, 3)).square().sum().backward()
+            for ours, native in zip(other.parameters(), model.parameters(), strict=True):
+                assert (ours.grad is None) == (native.grad is None) == (not ours.requires_grad)
+                assert ours.grad is None or torch.allclose(ours.grad, native.grad)
+
+    def test_the_input_starts_and_stops_requiring_a_gradient(self) -> None:
+        model, other, f = both()
+        for p in (*model.parameters(), *other.parameters()):
+            p.requires_grad_(False)
+        for wanted in (False, True, False):
+            x = x_like(4, 3).requires_grad_(wanted)
+            y = f(x)
+            assert y.requires_grad is wanted
+            assert_close(y, model(x))
+
+    def test_parameters_given_from_outside(self) -> None:
+        model, other, _ = both()
+        values = {name: p.detach() * 0.5 for name, p in model.named_parameters()}
+        f = compiled(lambda values, x: functional_call(other, values, (x,)))
+        assert_close(f(values, x_like(4, 3)), functional_call(model, values, (x_like(4, 3),)))
+
+
+class TestInputs:
+    def test_one_tensor_in_two_places_and_views_of_it(self) -> None:
+        def f(x: Tensor, y: Tensor) -> Tensor:
+            return torch.softmax(x.sin() * y, -1) * y
+
+        f_compiled = compiled(f)
+        x = x_like(4, 3).requires_grad_()
+        for pair in ((x, x), (x, x[1:2]), (x, x.detach()), (x, x.t().contiguous().t())):
+            assert_close(f_compiled(*pair), f(*pair))
+            assert_close(*(torch.autograd.grad(each(*pair).sin().sum(), x)[0] for each in (f_compiled, f)))
+
+    def test_an_input_that_is_written_beside_a_view_of_it(self) -> None:
+        def f(x: Tensor, y: Tensor) -> Tensor:
+            z = (x.sin() * y).sum(-1)
+            y.mul_(2)
+            return z + (x * y.cos()).sum(-1)
+
+        ours, native = x_like(4, 3), x_like(4, 3)
+        assert_close(compiled(f)(ours, ours[:, :]), f(native, native[:, :]))
+        assert_close(ours, native)
+
+    @pytest.mark.parametrize("view", ["transposed", "stepped", "expanded", "flipped", "channels last"])
+    def test_of_any_strides(self, view: str) -> None:
+        x = {
+            "transposed": x_like(3, 4).t(),
+            "stepped": x_like(4, 6)[:, ::2],
+            "expanded": x_like(1, 3).expand(4, 3),
+            "flipped": x_like(4, 3).flip(0),
+            "channels last": x_like(2, 3, 4, 3).to(memory_format=torch.channels_last),
+        }[view]
+
+        def f(x: Tensor) -> Tensor:
+            return torch.sigmoid(x) * x.sin() - F.layer_norm(x * 2, x.shape[-1:]).exp()
+
+        assert_close(compiled(f)(x), f(x))
+        assert compiled(f)(x).stride() == f(x).stride()
+        hold(f, x, highest=2)
+
+    def test_sizes_that_are_marked_as_dynamic(self) -> None:
+        def f(x: Tensor) -> Tensor:
+            return torch.softmax(x.sin() / x.shape[0], -1) * x
+
+        f_compiled = compiled(f)
+        for n in (4, 9, 2):
+            x = x_like(n, 3).requires_grad_()
+            torch._dynamo.mark_dynamic(x, 0)
+            assert_close(f_compiled(x), f(x))
+            assert_close(*(torch.autograd.grad(each(x).sin().sum(), x)[0] for each in (f_compiled, f)))
+
+    def test_numbers_that_change(self) -> None:
+        def f(x: Tensor, a: float, n: int) -> Tensor:
+            return torch.softmax(x * a, -1) * n + x.norm(dim=-1, keepdim=True) * a
+
+        f_compiled = compiled(f)
+        for a, n in ((0.5, 1), (1.5, 2), (2.5, 3), (-1.0, 0)):
+            assert_close(f_compiled(x_like(4, 3), a, n), f(x_like(4, 3), a, n))
+
+    def test_a_subclass_of_tensor(self) -> None:
+        class Named(torch.Tensor):
+            pass
+
+        x = x_like(4, 3).as_subclass(Named)
+        y = compiled(lambda x: torch.sigmoid(x) * x.sin())(x)
+        assert_close(y.as_subclass(Tensor), torch.sigmoid(x_like(4, 3)) * x_like(4, 3).sin())
+
+
+class TestModes:
+    def test_autocast_around_and_inside(self) -> None:
+        model = nn.Sequential(nn.Linear(3, 8), nn.SiLU(), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 3))
+
+        def inside(x: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                y = torch.sigmoid(model(x)) * model(x)
+            return y.float() * torch.exp(y.float())
+
+        def around(f: Function) -> Function:
+            def call(x: Tensor) -> Tensor:
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    return f(x)
+
+            return call
+
+        x = x_like(4, 3).float().requires_grad_()
+        for ours, native in ((compiled(inside), inside), (around(compiled(model)), around(model))):
+            y, expected = ours(x), native(x)
+            assert y.dtype == expected.dtype
+            assert_close(y.float(), expected.float(), rtol=0.02, atol=0.02)
+            slopes = [torch.autograd.grad(each.float().sum(), x)[0] for each in (y, expected)]
+            assert_close(*slopes, rtol=0.02, atol=0.02)
+
+    def test_kernels_run_under_autocast(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        ran: list[Any] = []
+        interpreted = compiler.Declared.__subclasses__()
+        for cls in interpreted:
+            call = cls.__call__
+            monkeypatch.setattr(
+                cls,
+                "__call__",
+                lambda op, *xs, call=call: (ran.append(torch.is_autocast_enabled("cpu")), call(op, *xs))[1],
+            )
+        f = compiled(lambda x: torch.sigmoid(x) * x.sin())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            f(x_like(4, 3).bfloat16())
+        assert ran == [False]
+
+    def test_gradients_switched_off_and_inference(self) -> None:
+        model, _, f = both()
+        x = x_like(4, 3).requires_grad_()
+        assert f(x).requires_grad
+        with torch.no_grad():
+            assert not f(x).requires_grad
+        with torch.inference_mode():
+            y = f(x_like(4, 3))
+            assert y.is_inference()
+        assert_close(y.clone(), model(x_like(4, 3)))
+        assert f(x).requires_grad
+
+    def test_training_and_evaluation(self) -> None:
+        model = nn.Sequential(
+            nn.Linear(3, 3), nn.BatchNorm1d(3), nn.SiLU(), nn.Dropout(0.5), nn.LayerNorm(3), nn.Tanh()
+        )
+        model.double()
+        other = copy.deepcopy(model)
+        f = compiled(other)
+        for training in (True, False, True, False):
+            for each in (model, other):
+                each.train(training)
+            results = []
+            for each in (f, model):
+                torch.manual_seed(1)
+                results.append(each(x_like(4, 3)))
+            assert_close(*results)
+
+    def test_anomaly_detection_and_hooks_of_saved_tensors(self) -> None:
+        model, other, f = both()
+        with torch.autograd.detect_anomaly(check_nan=False):
+            alike(f, model, other)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: x.clone(), lambda x: x.clone()):
+            alike(f, model, other)
+        with torch.autograd.graph.save_on_cpu():
+            alike(f, model, other)
+
+    def test_threads(self) -> None:
+        model, other, f = both()
+        f(x_like(4, 3))
+        found: list[Any] = []
+
+        def run() -> None:
+            try:
+                alike(f, model, other)
+                found.append(None)
+            except BaseException as error:
+                found.append(error)
+
+        threads = [threading.Thread(target=run) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert found == [None] * 3
+
+
+class TestGraphs:
+    def test_hooks_and_retained_gradients_within(self) -> None:
+        def f(x: Tensor) -> tuple[Tensor, Tensor]:
+            y = x.sin() * x
+            z = torch.softmax(y, -1)
+            return z * y, y
+
+        found = []
+        for each in (compiled(f), f):
+            x = x_like(4, 3).requires_grad_()
+            z, y = each(x)
+            y.register_hook(lambda g: g * 2)
+            y.retain_grad()
+            (z * y).sum().backward()
+            found.append((x.grad, y.grad))
+        assert_close(*found)
+
+    def test_a_derivative_in_an_intermediate_result(self) -> None:
+        def forces(x: Tensor) -> Tensor:
+            r = (x - x.roll(1, 0)) * 2
+            distance = r.norm(dim=-1)
+            energy = (torch.exp(-distance) * distance).sum()
+            (force,) = torch.autograd.grad(energy, r, create_graph=True)
+            return force * r.sin()
+
+        for trace in (False, True):
+            torch._dynamo.reset()
+            with torch._dynamo.config.patch(trace_autograd_ops=trace):
+                x = x_like(4, 3).requires_grad_()
+                ours, native = compiled(forces)(x), forces(x)
+                assert_close(ours, native)
+                assert_close(*(torch.autograd.grad(y.square().sum(), x)[0] for y in (ours, native)))
+
+    def test_one_graph_twice(self) -> None:
+        model, other, f = both()
+        for ours, native in zip(
+            gradients(lambda x: f(f(x)), x_like(4, 3), list(other.parameters())),
+            gradients(lambda x: model(model(x)), x_like(4, 3), list(model.parameters())),
+            strict=True,
+        ):
+            assert_close(ours, native)
+
+    def test_backward_twice(self) -> None:
+        model, other, f = both()
+        for each in (model, other):
+            y = (f if each is other else each)(x_like(4, 3)).square().sum()
+            y.backward(retain_graph=True)
+            y.backward()
+        for ours, native in zip(other.parameters(), model.parameters(), strict=True):
+            assert_close(ours.grad, native.grad)
+
+    def test_checkpoints_around_a_compiled_layer(self) -> None:
+        from torch.utils.checkpoint import checkpoint
+
+        model, _, f = both()
+        for reentrant in (False, True):
+            x = x_like(4, 3).requires_grad_()
+            y, native = checkpoint(f, x, use_reentrant=reentrant), model(x)
+            y.square().sum().backward()
+            (slope,) = torch.autograd.grad(native.square().sum(), x)
+            assert_close(x.grad, slope)
+
+    def test_a_graph_break_between_rows(self) -> None:
+        def f(x: Tensor) -> Tensor:
+            y = torch.softmax(x.sin() * x, -1)
+            torch._dynamo.graph_break()
+            return F.layer_norm(y.exp() * x, (3,))
+
+        hold(f, x_like(4, 3), highest=2)
+
+    def test_functions_that_branch_on_values(self) -> None:
+        def f(x: Tensor) -> Tensor:
+            y = (x.sin() * x).sum(-1)
+            return torch.softmax(x, -1) * x if y.sum() > 0 else F.normalize(x * 2, dim=-1)
+
+        f_compiled = compiled(f)
+        for x in (x_like(4, 3), -x_like(4, 3), x_like(4, 3) + 3):
+            assert_close(f_compiled(x), f(x))
+
+
+class TestDerivatives:
+    def test_transforms_of_a_compiled_model(self) -> None:
+        model, _, f = both()
+        x, v = x_like(2, 3), x_like(2, 3).cos()
+        assert_close(hessian(lambda x: f(x).square().sum())(x), hessian(lambda x: model(x).square().sum())(x))
+        assert_close(vmap(f)(x_like(5, 2, 3)), vmap(model)(x_like(5, 2, 3)))
+        assert_close(jvp(f, (x,), (v,))[1], jvp(model, (x,), (v,))[1])
+
+    def test_batched_gradients(self) -> None:
+        model, _, f = both()
+        x = x_like(4, 3).requires_grad_()
+        basis = torch.eye(12, dtype=torch.float64).reshape(12, 4, 3)
+        ours, native = (torch.autograd.grad(each(x), x, basis, is_grads_batched=True)[0] for each in (f, model))
+        assert_close(ours, native)
+        total = torch.autograd.functional.hessian(lambda x: f(x).square().sum(), x.detach(), vectorize=True)
+        assert_close(total, hessian(lambda x: model(x).square().sum())(x.detach()))
+
+    def test_forward_mode(self) -> None:
+        from torch.autograd import forward_ad
+
+        model, _, f = both()
+        x = x_like(4, 3)
+
+        def tangent(f: Function) -> Tensor:
+            with forward_ad.dual_level():
+                return forward_ad.unpack_dual(f(forward_ad.make_dual(x, x.cos()))).tangent
+
+        assert_close(tangent(f), tangent(model))
+
+    def test_the_laplacian(self) -> None:
+        model, _, f = both()
+        assert_close(ad.laplacian(f, x_like(4, 3)), ad.laplacian(model, x_like(4, 3)))

@@ -17,7 +17,7 @@ from ._native.kernels import DTYPES
 from ._row_function import RowFunction, shape_of
 from ._symbolic.captured import plain
 from ._symbolic.program import Program
-from ._torch_state import is_being_traced, traced_before_autograd
+from ._torch_state import is_autocast_enabled, is_being_traced, traced_before_autograd
 
 
 class Rowwise(Declared):
@@ -59,7 +59,7 @@ class Rowwise(Declared):
         if torch.compiler.is_compiling():
             if self._captures:
                 self._check_captured()
-            return self.definition(*args, **kwargs)
+            return _in_float32(self.definition, args, kwargs)
         if kwargs or len(args) != len(self._parameters):
             args = self._bound(args, kwargs)
         if is_being_traced():
@@ -91,6 +91,11 @@ class Rowwise(Declared):
             return result.squeeze(-1)
         return tuple([y.squeeze(-1) if d else y for y, d in zip(result, dropped, strict=True)])
 
+    def _define(self, arguments: Sequence[Any]) -> Any:
+        if self._captures:
+            self._check_captured()
+        return _in_float32(lambda *args: self.define(args), arguments, {})
+
     def _kinds(self, args: Sequence[Any]) -> tuple[Any, ...]:
         tensors = [x for x in args if isinstance(x, torch.Tensor)]
         if not tensors:
@@ -116,7 +121,21 @@ class Rowwise(Declared):
         return {}
 
 
+HALF = {torch.float16, torch.bfloat16}
 _NAMES = {TENSOR: "tensor", ROW: "row", COLUMN: "column"}
+
+
+def _in_float32(definition: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Calls a definition with half types as kernels compute them: in float32, rounded once."""
+    given = [*args, *kwargs.values()]
+    tensors = [x for x in given if isinstance(x, torch.Tensor)]
+    dtype = tensors[0].dtype if tensors else torch.float32
+    is_chosen = is_autocast_enabled() or any(isinstance(x, torch.dtype) for x in given)
+    if is_chosen or dtype not in HALF or any(x.dtype != dtype for x in tensors):
+        return definition(*args, **kwargs)
+    wide = [x.float() if isinstance(x, torch.Tensor) else x for x in args]
+    result = definition(*wide, **{key: x.float() if isinstance(x, torch.Tensor) else x for key, x in kwargs.items()})
+    return tuple([y.to(dtype) for y in result]) if isinstance(result, (tuple, list)) else result.to(dtype)
 
 
 def _kind(x: Any, dims: int) -> Any:

@@ -43,6 +43,8 @@ class RowFunction(Elementwise):
     numbers: a derivative may have none of them as its operand.
     """
 
+    devices = ("cpu",)  # that there are kernels for
+
     def __init__(
         self,
         program: Program,
@@ -66,7 +68,7 @@ class RowFunction(Elementwise):
         return row_cpp.row_kernel(functor, name, self.program, of)
 
     def _compile(self, device: str, dtype: torch.dtype) -> Any:
-        if device != "cpu" or not self.keeps(dtype):
+        if device not in self.devices or not self.keeps(dtype):
             return None
         return kernels.compile_rowwise(self.name, dtype, device, self.source(device, dtype))
 

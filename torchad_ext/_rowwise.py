@@ -60,18 +60,24 @@ class Rowwise(Declared):
             if self._captures:
                 self._check_captured()
             return _in_float32(self.definition, args, kwargs)
-        if kwargs or len(args) != len(self._parameters):
+        if kwargs or len(args) != len(self._parameters) or self._keywords:
             args = self._bound(args, kwargs)
         if is_being_traced():
             return self._define(args)
         if has_torch_function(args):
             return self._define(args) if traced_before_autograd() else handle_torch_function(self, args, *args)
+        return self.computed(args)
+
+    def computed(self, args: Sequence[Any], sweep: Any = None) -> Any:
+        """The results for an argument for each parameter; of tensors with derivatives, by the sweep that carries them."""
         tensors = [x for x in args if isinstance(x, torch.Tensor)]
         if not _are_alike(tensors) or (shape := _shape(tensors)) is None:
             return self._define(args)
         kinds, member, scalars = self.resolve(args)
-        device = kernels.device_for(tensors)
+        device = kernels.device_for(tensors if sweep is None else list(map(sweep.value, tensors)))
         if device is None or not member.keeps(tensors[0].dtype):
+            return self._define(args)
+        if sweep is not None and device not in member.devices:  # its reductions and elementwise operations have rules
             return self._define(args)
         xs = []
         for x, kind in zip(args, kinds, strict=True):
@@ -83,7 +89,8 @@ class Rowwise(Declared):
                     x = x.reshape(whole) if kind is COLUMN else x.expand(whole)
                 xs.append(x)
         numbers = tuple([float(args[i]) for i in scalars])
-        result = member.apply(xs, (shape, numbers))  # type: ignore[arg-type]
+        call = shape, numbers
+        result = member.apply(xs, call) if sweep is None else sweep.rowwise(member, xs, call)  # type: ignore[arg-type]
         dropped = self._dropped.get(member)
         if dropped is None:
             return result

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.overrides import has_torch_function
 
 from ._declared import COLUMN, Interval
 from ._rowwise import HALF, Rowwise
@@ -58,10 +57,7 @@ class _AlongDim(Rowwise):
 
     drops_dim = False  # without keepdim=True
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or has_torch_function((*args, *kwargs.values())):
-            return super().__call__(*args, **kwargs)
-        args = self._bound(args, kwargs)
+    def computed(self, args: Sequence[Any], sweep: Any = None) -> Any:
         given = dict(zip(self._parameters, args, strict=True))
         tensors = {name: x for name, x in given.items() if isinstance(x, torch.Tensor)}
         dim, dims = given["dim"], max((x.dim() for x in tensors.values()), default=0)
@@ -72,40 +68,35 @@ class _AlongDim(Rowwise):
         if not is_known or given.get("dtype") is not None or order not in (1, 2, math.inf):
             return self._define(args)
         if dim in (-1, dims - 1):
-            return self._along_last(given)
+            return super().computed(list((given | {"dim": -1}).values()), sweep)
         whole = torch.broadcast_tensors(*tensors.values()) if len(tensors) > 1 else tensors.values()
-        moved = self._along_last(given | {name: x.movedim(dim, -1) for name, x in zip(tensors, whole, strict=True)})
+        given |= {name: x.movedim(dim, -1) for name, x in zip(tensors, whole, strict=True)}
+        moved = super().computed(list((given | {"dim": -1}).values()), sweep)
         return moved if self.drops_dim and not given.get("keepdim") else moved.movedim(-1, dim).contiguous()
-
-    def _along_last(self, given: dict[str, Any]) -> Any:
-        given = given | {"dim": -1}
-        positional = [x for name, x in given.items() if name not in self._keywords]
-        return super().__call__(*positional, **{name: given[name] for name in self._keywords})
 
 
 class _OverDims(Rowwise):
     """A normalisation over the last dimensions, which are made one."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or has_torch_function((*args, *kwargs.values())):
-            return super().__call__(*args, **kwargs)
-        given = dict(zip(self._parameters, self._bound(args, kwargs), strict=True))
+    def computed(self, args: Sequence[Any], sweep: Any = None) -> Any:
+        given = dict(zip(self._parameters, args, strict=True))
         x, shape = given["input"], given["normalized_shape"]
         if not isinstance(x, torch.Tensor):
-            return super().__call__(*given.values())
+            return super().computed(args, sweep)
         if given["eps"] is None:
             given["eps"] = _epsilon(x.dtype)
         tensors = {name: y for name, y in given.items() if isinstance(y, torch.Tensor)}
         if any(y.dtype != x.dtype for y in tensors.values()):  # a model in half precision with weights in float32
             dtype = functools.reduce(torch.promote_types, (y.dtype for y in tensors.values()))
-            return self(**given | {name: y.to(dtype) for name, y in tensors.items()}).to(x.dtype)
+            given |= {name: y.to(dtype) for name, y in tensors.items()}
+            return self.computed(list(given.values()), sweep).to(x.dtype)
         if shape is None:
-            return super().__call__(*given.values())
+            return super().computed(list(given.values()), sweep)
         _check_shape(self.__name__, tensors, shape)
         given["normalized_shape"] = None
         if len(shape) > 1:
             given |= {name: y.flatten(-len(shape)) for name, y in tensors.items()}
-        return super().__call__(*given.values()).reshape(x.shape)
+        return super().computed(list(given.values()), sweep).reshape(x.shape)
 
 
 def _check_shape(name: str, tensors: Mapping[str, torch.Tensor], shape: Sequence[int]) -> None:

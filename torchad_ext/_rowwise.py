@@ -69,15 +69,16 @@ class Rowwise(Declared):
         return self.computed(args)
 
     def computed(self, args: Sequence[Any], sweep: Any = None) -> Any:
-        """The results for an argument for each parameter; of tensors with derivatives, by the sweep that carries them."""
+        """The results for an argument for each parameter; by a sweep, those of tensors that carry derivatives in it."""
         tensors = [x for x in args if isinstance(x, torch.Tensor)]
         if not _are_alike(tensors) or (shape := _shape(tensors)) is None:
             return self._define(args)
         kinds, member, scalars = self.resolve(args)
+        assert isinstance(member, RowFunction)
         device = kernels.device_for(tensors if sweep is None else list(map(sweep.value, tensors)))
         if device is None or not member.keeps(tensors[0].dtype):
             return self._define(args)
-        if sweep is not None and device not in member.devices:  # its reductions and elementwise operations have rules
+        if sweep is not None and device not in RowFunction.devices:  # its definition is made of operations with rules
             return self._define(args)
         xs = []
         for x, kind in zip(args, kinds, strict=True):
@@ -90,7 +91,9 @@ class Rowwise(Declared):
                 xs.append(x)
         numbers = tuple([float(args[i]) for i in scalars])
         call = shape, numbers
-        result = member.apply(xs, call) if sweep is None else sweep.rowwise(member, xs, call)  # type: ignore[arg-type]
+        result = member.on_device(device, xs, call) if sweep is None else sweep.rowwise(member, xs, call)
+        if result is NotImplemented:
+            return self._define(args)
         dropped = self._dropped.get(member)
         if dropped is None:
             return result
@@ -104,13 +107,12 @@ class Rowwise(Declared):
         return _in_float32(lambda *args: self.define(args), arguments, {})
 
     def _kinds(self, args: Sequence[Any]) -> tuple[Any, ...]:
-        tensors = [x for x in args if isinstance(x, torch.Tensor)]
-        if not tensors:
-            return super()._kinds(args)
-        dims = max(x.dim() for x in tensors)
-        length = max(x.shape[-1] if x.dim() else 1 for x in tensors)
         kinds = super()._kinds(args)
-        if length == 1:
+        tensors = [x for x in args if isinstance(x, torch.Tensor)]
+        if len(tensors) < 2 and (not tensors or (tensors[0].dim() and tensors[0].shape[-1] > 1)):
+            return kinds
+        dims = max(x.dim() for x in tensors)
+        if max(x.shape[-1] if x.dim() else 1 for x in tensors) == 1:
             return kinds
         return tuple([_kind(x, dims) if kind is TENSOR else kind for x, kind in zip(args, kinds, strict=True)])
 
@@ -168,8 +170,8 @@ def _shape(tensors: Sequence[torch.Tensor]) -> tuple[int, ...] | None:
     """The shape that tensors broadcast to; None where they do not, or there are no elements or no rows."""
     if not tensors:
         return ()
-    shape = tensors[0].shape
-    if any(x.shape != shape for x in tensors[1:]):
+    shape = max(tensors, key=torch.Tensor.dim).shape
+    if any(x.shape != shape and x.shape != shape[len(shape) - x.dim() :] for x in tensors):
         try:
             shape = torch.broadcast_shapes(*(x.shape for x in tensors))
         except RuntimeError:

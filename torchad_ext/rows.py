@@ -57,7 +57,23 @@ class _AlongDim(Rowwise):
 
     drops_dim = False  # without keepdim=True
 
+    @functools.cached_property
+    def _is_usual(self) -> Callable[[Sequence[Any]], bool]:
+        """Are these arguments along the last dimension, with no other option that needs the definition?"""
+        names = list(self._parameters)
+        dim = names.index("dim")
+        order = next((names.index(name) for name in ("ord", "p") if name in names), None)
+        dtype = names.index("dtype") if "dtype" in names else None
+
+        def is_usual(args: Sequence[Any]) -> bool:
+            is_along_last = type(args[dim]) is int and args[dim] == -1 and (dtype is None or args[dtype] is None)
+            return is_along_last and (order is None or args[order] in (1, 2, math.inf))
+
+        return is_usual
+
     def computed(self, args: Sequence[Any], sweep: Any = None) -> Any:
+        if self._is_usual(args):
+            return super().computed(args, sweep)
         given = dict(zip(self._parameters, args, strict=True))
         tensors = {name: x for name, x in given.items() if isinstance(x, torch.Tensor)}
         dim, dims = given["dim"], max((x.dim() for x in tensors.values()), default=0)
@@ -85,7 +101,7 @@ class _OverDims(Rowwise):
             return super().computed(args, sweep)
         if given["eps"] is None:
             given["eps"] = _epsilon(x.dtype)
-        tensors = {name: y for name, y in given.items() if isinstance(y, torch.Tensor)}
+        tensors = {name: y for name in ("input", "weight", "bias") if isinstance(y := given.get(name), torch.Tensor)}
         if any(y.dtype != x.dtype for y in tensors.values()):  # a model in half precision with weights in float32
             dtype = functools.reduce(torch.promote_types, (y.dtype for y in tensors.values()))
             given |= {name: y.to(dtype) for name, y in tensors.items()}
@@ -94,16 +110,17 @@ class _OverDims(Rowwise):
             return super().computed(list(given.values()), sweep)
         _check_shape(self.__name__, tensors, shape)
         given["normalized_shape"] = None
-        if len(shape) > 1:
-            given |= {name: y.flatten(-len(shape)) for name, y in tensors.items()}
+        if len(shape) == 1:
+            return super().computed(list(given.values()), sweep)
+        given |= {name: y.flatten(-len(shape)) for name, y in tensors.items()}
         return super().computed(list(given.values()), sweep).reshape(x.shape)
 
 
 def _check_shape(name: str, tensors: Mapping[str, torch.Tensor], shape: Sequence[int]) -> None:
     for argument, x in tensors.items():
-        expected = f"[{'*, ' * (argument == 'input')}{', '.join(map(str, shape))}]"
         given = x.shape[-len(shape) :] if argument == "input" else x.shape
         if not len(shape) or tuple(given) != tuple(shape):
+            expected = f"[{'*, ' * (argument == 'input')}{', '.join(map(str, shape))}]"
             raise RuntimeError(
                 f"torchad_ext.{name}: given normalized_shape={list(shape)}, expected {argument} with shape {expected}, "
                 f"but got size {list(x.shape)}"

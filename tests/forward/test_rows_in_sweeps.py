@@ -60,20 +60,19 @@ def test_laplacian(name: str) -> None:
     assert_close(ad.laplacian(f, points), expected)
 
 
-@pytest.mark.parametrize("name", ["softmax", "vector_norm"])
-def test_many_directions(name: str) -> None:
-    def f(x: torch.Tensor) -> torch.Tensor:
-        return OPS[name](x.sin())
-
+def test_more_directions_than_a_kernel_takes() -> None:
     points = normal(2, 11)
-    expected = of_each(lambda p: hessian(lambda q: f(q[None])[0])(p).trace(), points)
-    op = {"softmax": lambda y: ad.softmax(y).square().sum(-1)}.get(name, OPS[name])
-    assert_close(ad.laplacian(lambda x: op(x.sin()), points), of_each(
-        lambda p: hessian(lambda q: op(q[None].sin())[0])(p).trace(), points
-    )) if name == "softmax" else assert_close(ad.laplacian(f, points), expected)
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return ad.softmax(x.sin()).square().sum(-1)
+
+    assert_close(ad.laplacian(f, points), of_each(lambda p: hessian(lambda q: f(q[None])[0])(p).trace(), points))
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ("softmax", "layer_norm", "vector_norm") else pytest.param(n, marks=pytest.mark.long) for n in OPS],
+)
 def test_partials(name: str) -> None:
     f, points = function(name), normal(4, 3)
 
@@ -112,6 +111,31 @@ def test_a_wave_operator() -> None:
     signs = torch.diag(torch.tensor([-1.0, 1.0, 1.0], dtype=torch.float64))
     expected = of_each(lambda p: (hessian(lambda q: f(q[None])[0])(p) * signs).sum(), points)
     assert_close(ad.laplacian(f, points, signs), expected)
+
+
+@ad.rowwise
+def attention_weights(scores, mask, scale=1.0):  # type: ignore[no-untyped-def]
+    return torch.softmax(scores * scale + mask, -1)
+
+
+def test_laplacian_of_attention() -> None:
+    mixing = normal(3, 20)
+    causal = torch.full((4, 4), float("-inf"), dtype=torch.float64).triu(1)
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        q = (x @ mixing).sin().reshape(-1, 4, 5)
+        return (attention_weights(q @ q.cos().mT, causal, 5**-0.5) @ q).square().sum((-1, -2))
+
+    points = normal(4, 3)
+    expected = of_each(lambda p: hessian(lambda x: f(x[None])[0])(p).trace(), points)
+    assert_close(ad.laplacian(f, points), expected)
+
+
+def test_a_kernel_that_would_be_too_long_is_composed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchad_ext._forward.jets._LONGEST", 10)
+    f, points = function("vector_norm"), normal(4, 3)
+    (mine,) = ad.partials(f, points, ["xx"], names="xyz")
+    assert_close(mine, of_each(lambda p: hessian(lambda q: f(q[None])[0])(p)[0, 0], points))
 
 
 def test_one_kernel_a_call(monkeypatch: pytest.MonkeyPatch) -> None:

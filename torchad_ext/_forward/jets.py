@@ -14,7 +14,7 @@ computes with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ from .elementwise_rules import by_slopes
 from .fallback import Unseen, has_derivative
 from .propagation import Arguments, Jet, Keywords, Rule, Sweep, applied, jets_in
 
+_LONGEST = 1000  # operations of a kernel of rows, which compiles in some seconds; longer ones are composed
 _OF_LAPLACIANS = {*linalg_rules.RULES, *recurrent.RULES, "prod", "cumprod"}
 
 
@@ -157,6 +158,8 @@ class JetSweep(Sweep):
         given = [self.numbers(x) for x in xs]
         rows = range(1, len(self.algebra))
         derivative = member.partials(tuple(tuple(b in of for b in rows) for of in given), self.algebra)
+        if shape is None and len(derivative.function.program) > _LONGEST:
+            return NotImplemented
         arguments = [of[0] for of in given] + [of[b] for of in given for b in rows if b in of]
         expanded = [
             x if shape is None or x.shape == shape else x.expand(shape)

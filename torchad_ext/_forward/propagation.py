@@ -428,7 +428,7 @@ def applied(member: Elementwise, xs: Sequence[Tensor], numbers: Any) -> Sequence
     """The outputs of a function, by the rule of an outer sweep if there is one; functions of rows are given none."""
     if isinstance(member, RowFunction):
         outputs = member.apply(xs, numbers)
-        return (outputs,) if len(member.program.outputs) == 1 else outputs  # type: ignore[return-value]
+        return (outputs,) if len(member.program.outputs) == 1 else outputs
     if not torch.is_grad_enabled() and xs[0].numel() * len(member.program.outputs) <= _STACKED:
         stack = member.stacked(xs, numbers)
         if stack is not None:

@@ -1,4 +1,4 @@
-"""Times the row ops against PyTorch's own: value, gradient and double backward, and a training step.
+"""Times the row ops against PyTorch's own: value, gradient and double backward, a training step, a Laplacian.
 
     python benchmarks/rows.py                      # all of it
     python benchmarks/rows.py --op softmax --shape 65536,64 --threads 1 --clock cpu
@@ -89,6 +89,21 @@ def training_step(normalize: Callable[..., torch.Tensor]) -> Callable[[], Any]:
     return step
 
 
+def laplacian(normalize: Callable[..., torch.Tensor]) -> Callable[[], Any]:
+    """The Laplacian of a network with normalisation at 2,048 points in space, by one forward sweep."""
+    torch.manual_seed(0)
+    layers = [torch.randn(3, 64), torch.randn(64, 64) / 8, torch.randn(64, 64) / 8]
+    weight, points = torch.randn(64), torch.randn(2048, 3)
+
+    def network(x: torch.Tensor) -> torch.Tensor:
+        h = torch.tanh(x @ layers[0])
+        for layer in layers[1:]:
+            h = torch.tanh(normalize(h, (64,), weight, weight) @ layer)
+        return h.sum(-1)
+
+    return lambda: ad.laplacian(network, points)
+
+
 @ad.rowwise
 def attention_weights(scores, mask, scale=1.0):  # type: ignore[no-untyped-def]
     """Scale, mask and softmax in one pass."""
@@ -138,7 +153,7 @@ def compare(ours: Callable[[], Any], native: Callable[[], Any], seconds: float, 
 def main() -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--op", nargs="*", default=[*OPS, "training step", "attention"])
+    parser.add_argument("--op", nargs="*", default=[*OPS, "training step", "laplacian", "attention"])
     parser.add_argument("--shape", nargs="*", default=list(SHAPES))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=0.5)
@@ -157,6 +172,9 @@ def main() -> None:
     if "training step" in given.op:
         step = measure(training_step(ad.layer_norm), training_step(F.layer_norm))
         table.add_row("training step", "[4096, 128]", "", "", step)
+    if "laplacian" in given.op:
+        step = measure(laplacian(ad.layer_norm), laplacian(F.layer_norm))
+        table.add_row("laplacian", "[2048, 64]", "", "", step)
     if "attention" in given.op:
         step = measure(force_training(attention), force_training(native_attention))
         table.add_row("attention", "[4, 4, 256, 32]", "", "", step)

@@ -161,3 +161,143 @@ def test_documented(name: str) -> None:
     op = ROW_CATALOGUE[name]
     assert op.__doc__ and "Args:" in op.__doc__
     assert getattr(ad, name) is op
+
+
+ALONG_DIM: dict[str, tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor]]] = {
+    **{name: (CALLS.get(name, getattr(ad, name)), native) for name, native in NATIVE.items()},
+    "cosine_similarity": (
+        lambda x, dim: ad.cosine_similarity(x, x.cos(), dim),
+        lambda x, dim: F.cosine_similarity(x, x.cos(), dim),
+    ),
+    "distance": (
+        lambda x, dim: ad.distance(x, x.cos(), dim),
+        lambda x, dim: torch.linalg.vector_norm(x - x.cos(), 2, dim),
+    ),
+}
+
+
+def outcome(f: Callable[..., Any], *args: Any) -> Any:
+    """What a call gives, or that it raises."""
+    try:
+        return f(*args)
+    except (RuntimeError, IndexError, TypeError):
+        return "raises"
+
+
+@pytest.mark.parametrize("name", ALONG_DIM)
+@pytest.mark.parametrize("shape", [(), (3, 0), (0, 3), (0,), (2, 1, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, torch.int64, torch.bool])
+def test_any_shape_and_dtype_is_as_native(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = (3 * normal(*shape)).to(dtype) if dtype is not torch.bool else normal(*shape) > 0
+    op, native = ALONG_DIM[name]
+    for dim in range(-3, 3):
+        mine, expected = outcome(op, x, dim), outcome(native, x, dim)
+        if isinstance(expected, str):
+            assert mine == expected
+        else:
+            assert_close(mine, expected)
+
+
+@pytest.mark.parametrize("name", ALONG_DIM)
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_results_are_contiguous(name: str, dim: int) -> None:
+    assert ALONG_DIM[name][0](normal(2, 3, 4), dim).is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("of", "beside"), [((2, 3, 4), (1, 3, 4)), ((2, 3, 4), (2, 3, 1)), ((3, 4), (4,)), ((1, 4), (3, 1))]
+)
+@pytest.mark.parametrize("name", ["cosine_similarity", "distance"])
+def test_points_broadcast_before_they_are_reduced(name: str, of: tuple[int, ...], beside: tuple[int, ...]) -> None:
+    op = getattr(ad, name)
+    x, y = normal(*of).requires_grad_(), normal(*beside).sin().requires_grad_()
+    whole = torch.broadcast_tensors(x, y)
+    for dim in range(-2, 2):
+        for mine, expected in zip(*(first_and_second(op, pair, (x, y), dim) for pair in ((x, y), whole)), strict=True):
+            assert_close(mine, expected)
+        if name == "cosine_similarity":
+            assert_close(op(x, y, dim), F.cosine_similarity(x, y, dim))
+
+
+def first_and_second(op: Any, xs: Any, leaves: Any, dim: int) -> tuple[torch.Tensor, ...]:
+    """The value, the gradient of its square, and the gradient of that."""
+    y = op(*xs, dim)
+    slopes = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+    return (y, *slopes, *torch.autograd.grad(sum(g.square().sum() for g in slopes), leaves))
+
+
+@pytest.mark.parametrize("name", ["vector_norm", "normalize", "layer_norm", "rms_norm"])
+@pytest.mark.parametrize("scale", [6e-5, 1.0, 1e3])
+@pytest.mark.parametrize("way", ["kernel", "definition", "compiled"])
+def test_float16_is_computed_in_float32(name: str, scale: float, way: str) -> None:
+    """Squares of float16 overflow from 256 on and vanish below 2e-4."""
+    op = {
+        "layer_norm": lambda f, x: f(x, x.shape[-1:], eps=1e-12),
+        "rms_norm": lambda f, x: f(x, x.shape[-1:], eps=1e-12),
+    }.get(name, lambda f, x: f(x, dim=-1))
+    f = ROW_CATALOGUE[name]
+    x = (scale * normal(3, 8)).half()
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        return op(f, x)
+
+    if way == "definition":
+        mine = torch.func.functionalize(call)(x)  # there are no kernels under it
+    else:
+        mine = (torch.compile(call, backend="eager", fullgraph=True) if way == "compiled" else call)(x)
+    assert mine.dtype == torch.float16
+    assert_close(mine.double(), op(f.definition, x.double()), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_beside_float32_weights(name: str, dtype: torch.dtype) -> None:
+    x, weight = normal(3, 8).to(dtype), normal(8).float()
+    f: Callable[..., torch.Tensor] = getattr(ad, name)
+    for result in (f(x, (8,), weight), torch.compile(f, backend="eager", fullgraph=True)(x, (8,), weight)):
+        assert result.dtype == dtype
+    assert_close(f(x, (8,), weight), f(x.float(), (8,), weight).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_usual_eps_of_rms_norm_is_pytorchs(dtype: torch.dtype) -> None:
+    x = torch.full((1, 4), 1e-4, dtype=dtype)
+    assert_close(ad.rms_norm(x, (4,)), F.rms_norm(x, (4,)))
+
+
+@pytest.mark.parametrize("argument", ["weight", "bias"])
+@pytest.mark.parametrize("shape", [(1,), (), (3, 4), (5,)])
+def test_a_weight_of_another_shape_raises(argument: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(RuntimeError, match=f"expected {argument} with shape"):
+        ad.layer_norm(normal(3, 4), (4,), **{argument: torch.ones(shape, dtype=torch.float64)})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("wanted", [torch.float32, torch.float64])
+def test_the_dtype_that_is_asked_for(dtype: torch.dtype, wanted: torch.dtype) -> None:
+    assert ad.softmax(normal(3, 4).to(dtype), -1, dtype=wanted).dtype == wanted
+    assert ad.vector_norm(normal(3, 4).to(dtype), dim=-1, dtype=wanted).dtype == wanted
+
+
+@pytest.mark.parametrize(
+    "name", ["vector_norm", "normalize", "cosine_similarity", "distance", "layer_norm", "rms_norm"]
+)
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+@pytest.mark.parametrize("length", [3, 24])
+def test_second_derivatives_at_any_scale(name: str, scale: float, length: int) -> None:
+    """What these functions compute on the way stays in the range of float32 as long as the squares of x do."""
+    options: dict[str, Any] = {} if name in ("vector_norm", "distance") else {"eps": 0.0}
+    options |= {} if name in ("layer_norm", "rms_norm") else {"dim": -1}
+    op = ROW_CATALOGUE[name]
+
+    def second(x: torch.Tensor) -> torch.Tensor:
+        x = x.requires_grad_()
+        y = op(x, x.flip(-1) * 0.3, **options) if name in ("cosine_similarity", "distance") else op(x, **options)
+        for _ in range(2):
+            cotangent = torch.linspace(-1, 2, y.numel(), dtype=x.dtype).reshape(y.shape)
+            (y,) = torch.autograd.grad(y, x, cotangent, create_graph=True)
+        return y.detach()
+
+    x = (scale * normal(4, length)).float()
+    exact = second(x.double())
+    assert_close(second(x).double() / exact.abs().max(), exact / exact.abs().max(), rtol=0, atol=1e-5)

@@ -241,6 +241,7 @@ SPELLINGS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "a row op in a row op": lambda x: ad.softmax(x) * x.sum(-1, keepdim=True),
     "an elementwise op in a row op": lambda x: ad.silu(x).mean(-1),
     "a sum of a sum": lambda x: x.sum(-1, keepdim=True).sum(-1, keepdim=True) * x,
+    "broadcast_tensors": lambda x: torch.broadcast_tensors(x, x.sum(-1, keepdim=True))[1].cos().sum(-1),
     "constants": lambda x: torch.ones_like(x).sum(-1, keepdim=True) * x,
 }
 

@@ -43,6 +43,8 @@ class RowFunction(Elementwise):
     numbers: a derivative may have none of them as its operand.
     """
 
+    devices = ("cpu",)  # that there are kernels for
+
     def __init__(
         self,
         program: Program,
@@ -66,14 +68,16 @@ class RowFunction(Elementwise):
         return row_cpp.row_kernel(functor, name, self.program, of)
 
     def _compile(self, device: str, dtype: torch.dtype) -> Any:
-        if device != "cpu" or not self.keeps(dtype):
+        if device not in self.devices or not self.keeps(dtype):
             return None
         return kernels.compile_rowwise(self.name, dtype, device, self.source(device, dtype))
 
     def run(self, xs: Tensors, call: Call) -> Any:  # type: ignore[override]
         """The results without derivatives: by the kernel, or by the definition."""
+        return self._run_on(kernels.device_of(xs) if 0 not in call[0] else None, xs, call)
+
+    def _run_on(self, device: str | None, xs: Tensors, call: Call) -> Any:
         shape, scalars = call
-        device = kernels.device_of(xs) if 0 not in shape else None
         kernel: Any = device and self.kernel(device, xs[0].dtype)
         if not kernel:
             return self.definition(shape, *xs, *scalars)
@@ -82,13 +86,16 @@ class RowFunction(Elementwise):
     def apply(self, xs: Tensors, call: Call) -> Any:  # type: ignore[override]
         """The results, by the route that their derivatives need."""
         shape, scalars = call
-        if 0 in shape or kernels.device_for(xs) is None:
-            return self.definition(shape, *xs, *scalars)
+        device = None if 0 in shape else kernels.device_for(xs)
+        return self.definition(shape, *xs, *scalars) if device is None else self.on_device(device, xs, call)
+
+    def on_device(self, device: str, xs: Tensors, call: Call) -> Any:
+        """The results of tensors on a device, where no mode has to see the definition."""
         if transforms_active():
             return _ApplyUnderTransforms.apply(self, call, *xs)
         if in_forward_mode() or (torch.is_grad_enabled() and any(x.requires_grad for x in xs)):
             return _Apply.apply(self, call, *xs)
-        return self.run(xs, call)
+        return self._run_on(device, xs, call)
 
     def apply_batched(self, size: int, dims: Sequence[int | None], xs: Tensors, call: Call) -> Any:  # type: ignore[override]
         """The results of a batch, along their first dimension; ``dims`` says where the tensors have it, if at all."""

@@ -18,7 +18,7 @@ from ._row_function import RowFunction, shape_of
 from ._symbolic.captured import plain
 from ._symbolic.program import Program
 from ._symbolic.refusals import NumberExpected
-from ._torch_state import is_being_traced, traced_before_autograd
+from ._torch_state import is_autocast_enabled, is_being_traced, traced_before_autograd
 
 
 class Rowwise(Declared):
@@ -60,13 +60,17 @@ class Rowwise(Declared):
         if torch.compiler.is_compiling():
             if self._captures:
                 self._check_captured()
-            return self.definition(*args, **kwargs)
-        if kwargs or len(args) != len(self._parameters):
+            return _in_float32(self.definition, args, kwargs)
+        if kwargs or len(args) != len(self._parameters) or self._keywords:
             args = self._bound(args, kwargs)
         if is_being_traced():
             return self._define(args)
         if has_torch_function(args):
             return self._define(args) if traced_before_autograd() else self._handled(args)
+        return self.computed(args)
+
+    def computed(self, args: Sequence[Any], sweep: Any = None) -> Any:
+        """The results for an argument for each parameter; by a sweep, those of tensors that carry derivatives in it."""
         tensors = [x for x in args if isinstance(x, torch.Tensor)]
         if not _are_alike(tensors) or (shape := _shape(tensors)) is None:
             return self._define(args)
@@ -74,8 +78,11 @@ class Rowwise(Declared):
             kinds, member, scalars = self.resolve(args)
         except NumberExpected:  # PyTorch reads that of a tensor without dimensions, or says what is wrong
             return self._define(args)
-        device = kernels.device_for(tensors)
+        assert isinstance(member, RowFunction)
+        device = kernels.device_for(tensors if sweep is None else list(map(sweep.value, tensors)))
         if device is None or not member.keeps(tensors[0].dtype):
+            return self._define(args)
+        if sweep is not None and device not in RowFunction.devices:  # its definition is made of operations with rules
             return self._define(args)
         if not member.depends_on_all and any(_shape([tensors[i] for i in read]) != shape for read in member.read):
             return self._define(args)  # an output has the shape of what it depends on
@@ -87,7 +94,10 @@ class Rowwise(Declared):
                     x = x.reshape(whole) if kind is COLUMN else x.expand(whole)
                 xs.append(x)
         numbers = tuple([float(args[i]) for i in scalars])
-        result = member.apply(xs, (shape, numbers))  # type: ignore[arg-type]
+        call = shape, numbers
+        result = member.on_device(device, xs, call) if sweep is None else sweep.rowwise(member, xs, call)
+        if result is NotImplemented:
+            return self._define(args)
         dropped = self._dropped.get(member)
         if dropped is None:
             return result
@@ -95,14 +105,18 @@ class Rowwise(Declared):
             return result.squeeze(-1)
         return tuple([y.squeeze(-1) if d else y for y, d in zip(result, dropped, strict=True)])
 
+    def _define(self, arguments: Sequence[Any]) -> Any:
+        if self._captures:
+            self._check_captured()
+        return _in_float32(lambda *args: self.define(args), arguments, {})
+
     def _kinds(self, args: Sequence[Any]) -> tuple[Any, ...]:
-        tensors = [x for x in args if isinstance(x, torch.Tensor)]
-        if not tensors:
-            return super()._kinds(args)
-        dims = max(x.dim() for x in tensors)
-        length = max(x.shape[-1] if x.dim() else 1 for x in tensors)
         kinds = super()._kinds(args)
-        if length == 1:
+        tensors = [x for x in args if isinstance(x, torch.Tensor)]
+        if len(tensors) < 2 and (not tensors or (tensors[0].dim() and tensors[0].shape[-1] > 1)):
+            return kinds
+        dims = max(x.dim() for x in tensors)
+        if max(x.shape[-1] if x.dim() else 1 for x in tensors) == 1:
             return kinds
         return tuple([kind_in_rows(x, dims) if kind is TENSOR else kind for x, kind in zip(args, kinds, strict=True)])
 
@@ -120,7 +134,21 @@ class Rowwise(Declared):
         return {}
 
 
+HALF = {torch.float16, torch.bfloat16}
 _NAMES = {TENSOR: "tensor", ROW: "row", COLUMN: "column"}
+
+
+def _in_float32(definition: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Calls a definition with half types as kernels compute them: in float32, rounded once."""
+    given = [*args, *kwargs.values()]
+    tensors = [x for x in given if isinstance(x, torch.Tensor)]
+    dtype = tensors[0].dtype if tensors else torch.float32
+    is_chosen = is_autocast_enabled() or any(isinstance(x, torch.dtype) for x in given)
+    if is_chosen or dtype not in HALF or any(x.dtype != dtype for x in tensors):
+        return definition(*args, **kwargs)
+    wide = [x.float() if isinstance(x, torch.Tensor) else x for x in args]
+    result = definition(*wide, **{key: x.float() if isinstance(x, torch.Tensor) else x for key, x in kwargs.items()})
+    return tuple([y.to(dtype) for y in result]) if isinstance(result, (tuple, list)) else result.to(dtype)
 
 
 def kind_in_rows(x: Any, dims: int) -> Any:
@@ -146,8 +174,8 @@ def _shape(tensors: Sequence[torch.Tensor]) -> tuple[int, ...] | None:
     """The shape that tensors broadcast to; None where they do not, or there are no elements or no rows."""
     if not tensors:
         return ()
-    shape = tensors[0].shape
-    if any(x.shape != shape for x in tensors[1:]):
+    shape = max(tensors, key=torch.Tensor.dim).shape
+    if any(x.shape != shape and x.shape != shape[len(shape) - x.dim() :] for x in tensors):
         try:
             shape = torch.broadcast_shapes(*(x.shape for x in tensors))
         except RuntimeError:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.overrides import has_torch_function
+import torch.nn.functional as F
 
 from ._declared import COLUMN, Interval
-from ._rowwise import Rowwise
+from ._rowwise import HALF, Rowwise
 
 __all__ = [  # noqa: RUF022, in the order of this file
     "softmax", "log_softmax", "logsumexp", "layer_norm", "rms_norm", "vector_norm", "normalize", "cosine_similarity",
@@ -56,13 +57,26 @@ class _AlongDim(Rowwise):
 
     drops_dim = False  # without keepdim=True
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or has_torch_function((*args, *kwargs.values())):
-            return super().__call__(*args, **kwargs)
-        args = self._bound(args, kwargs)
+    @functools.cached_property
+    def _is_usual(self) -> Callable[[Sequence[Any]], bool]:
+        """Are these arguments along the last dimension, with no other option that needs the definition?"""
+        names = list(self._parameters)
+        dim = names.index("dim")
+        order = next((names.index(name) for name in ("ord", "p") if name in names), None)
+        dtype = names.index("dtype") if "dtype" in names else None
+
+        def is_usual(args: Sequence[Any]) -> bool:
+            is_along_last = type(args[dim]) is int and args[dim] == -1 and (dtype is None or args[dtype] is None)
+            return is_along_last and (order is None or args[order] in (1, 2, math.inf))
+
+        return is_usual
+
+    def computed(self, args: Sequence[Any], sweep: Any = None) -> Any:
+        if self._is_usual(args):
+            return super().computed(args, sweep)
         given = dict(zip(self._parameters, args, strict=True))
-        tensors = [x for x in args if isinstance(x, torch.Tensor)]
-        dim, dims = given["dim"], max((x.dim() for x in tensors), default=0)
+        tensors = {name: x for name, x in given.items() if isinstance(x, torch.Tensor)}
+        dim, dims = given["dim"], max((x.dim() for x in tensors.values()), default=0)
         if isinstance(dim, (tuple, list)) and len(dim) == 1:
             dim = dim[0]
         is_known = isinstance(dim, int) and not isinstance(dim, bool) and -dims <= dim < dims
@@ -70,53 +84,52 @@ class _AlongDim(Rowwise):
         if not is_known or given.get("dtype") is not None or order not in (1, 2, math.inf):
             return self._define(args)
         if dim in (-1, dims - 1):
-            return self._along_last(given, {})
-        if any(x.dim() != dims for x in tensors):
-            return self._define(args)
-        moved = self._along_last(given, {id(x): x.movedim(dim, -1) for x in tensors})
-        return moved if self.drops_dim and not given.get("keepdim") else moved.movedim(-1, dim)
-
-    def _along_last(self, given: dict[str, Any], moved: dict[int, torch.Tensor]) -> Any:
-        positional = [moved.get(id(x), x) for name, x in given.items() if name not in ("dim", *self._keywords)]
-        place = list(given).index("dim")
-        named = {name: given[name] for name in self._keywords}
-        return super().__call__(*positional[:place], -1, *positional[place:], **named)
+            return super().computed(list((given | {"dim": -1}).values()), sweep)
+        whole = torch.broadcast_tensors(*tensors.values()) if len(tensors) > 1 else tensors.values()
+        given |= {name: x.movedim(dim, -1) for name, x in zip(tensors, whole, strict=True)}
+        moved = super().computed(list((given | {"dim": -1}).values()), sweep)
+        return moved if self.drops_dim and not given.get("keepdim") else moved.movedim(-1, dim).contiguous()
 
 
 class _OverDims(Rowwise):
     """A normalisation over the last dimensions, which are made one."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or has_torch_function((*args, *kwargs.values())):
-            return super().__call__(*args, **kwargs)
-        given = dict(zip(self._parameters, self._bound(args, kwargs), strict=True))
+    def computed(self, args: Sequence[Any], sweep: Any = None) -> Any:
+        given = dict(zip(self._parameters, args, strict=True))
         x, shape = given["input"], given["normalized_shape"]
         if not isinstance(x, torch.Tensor):
-            return super().__call__(*given.values())
+            return super().computed(args, sweep)
         if given["eps"] is None and self._defaults["eps"] is None:
-            given["eps"] = torch.finfo(x.dtype).eps
+            given["eps"] = _epsilon(x.dtype)
+        tensors = {name: y for name in ("input", "weight", "bias") if isinstance(y := given.get(name), torch.Tensor)}
+        if any(y.dtype != x.dtype for y in tensors.values()):  # a model in half precision with weights in float32
+            dtype = functools.reduce(torch.promote_types, (y.dtype for y in tensors.values()))
+            given |= {name: y.to(dtype) for name, y in tensors.items()}
+            return self.computed(list(given.values()), sweep).to(x.dtype)
         if shape is None:
-            return super().__call__(*given.values())
-        _check_shape(self.__name__, x, shape)
+            return super().computed(list(given.values()), sweep)
+        _check_shape(self.__name__, tensors, shape)
         given["normalized_shape"] = None
-        if len(shape) > 1:
-            for name in ("input", "weight", "bias"):
-                if isinstance(given.get(name), torch.Tensor):
-                    given[name] = given[name].flatten(-len(shape))
-        return super().__call__(*given.values()).reshape(x.shape)
+        if len(shape) == 1:
+            return super().computed(list(given.values()), sweep)
+        given |= {name: y.flatten(-len(shape)) for name, y in tensors.items()}
+        return super().computed(list(given.values()), sweep).reshape(x.shape)
 
 
-def _check_shape(name: str, x: torch.Tensor, shape: Sequence[int]) -> None:
+def _check_shape(name: str, tensors: Mapping[str, torch.Tensor], shape: Sequence[int]) -> None:
     if not isinstance(shape, (tuple, list)):
         raise TypeError(
             f"torchad_ext.{name} takes the last sizes of its input for normalized_shape, as in x.shape[-1:]; "
             f"got {type(shape).__name__}"
         )
-    if not len(shape) or tuple(x.shape[-len(shape) :]) != tuple(shape):
-        raise RuntimeError(
-            f"torchad_ext.{name}: given normalized_shape={list(shape)}, expected input with shape "
-            f"[*, {', '.join(map(str, shape))}], but got input of size {list(x.shape)}"
-        )
+    for argument, x in tensors.items():
+        given = x.shape[-len(shape) :] if argument == "input" else x.shape
+        if not len(shape) or tuple(given) != tuple(shape):
+            expected = f"[{'*, ' * (argument == 'input')}{', '.join(map(str, shape))}]"
+            raise RuntimeError(
+                f"torchad_ext.{name}: given normalized_shape={list(shape)}, expected {argument} with shape {expected}, "
+                f"but got size {list(x.shape)}"
+            )
 
 
 _ARGUMENTS = {
@@ -183,22 +196,15 @@ def _op(
 
 
 def _softmax(input: torch.Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> torch.Tensor:
-    x = input if dtype is None else input.to(dtype)
-    exponential = torch.exp(x - x.amax(dim, keepdim=True).detach())
-    return exponential * exponential.sum(dim, keepdim=True).reciprocal()
+    return torch.softmax(input, dim, dtype=dtype)
 
 
 def _log_softmax(input: torch.Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> torch.Tensor:
-    x = input if dtype is None else input.to(dtype)
-    shifted = x - x.amax(dim, keepdim=True).detach()
-    return shifted - torch.log(torch.exp(shifted).sum(dim, keepdim=True))
+    return torch.log_softmax(input, dim, dtype=dtype)
 
 
 def _logsumexp(input: torch.Tensor, dim: int = -1, keepdim: bool = False) -> torch.Tensor:
-    largest = input.amax(dim, keepdim=True).detach()
-    shift = torch.where(largest.abs() == torch.inf, 0.0, largest)
-    result = torch.log(torch.exp(input - shift).sum(dim, keepdim=True)) + shift
-    return result if keepdim else result.sum(dim)
+    return torch.logsumexp(input, dim, keepdim)
 
 
 def _layer_norm(
@@ -212,7 +218,12 @@ def _layer_norm(
     centred = input - input.mean(dims, keepdim=True)
     result = centred * torch.rsqrt(centred.square().mean(dims, keepdim=True) + eps)
     result = result if weight is None else result * weight
-    return result if bias is None else result + bias
+    return (result if bias is None else result + bias).to(input)  # beside a weight of another dtype
+
+
+def _epsilon(dtype: torch.dtype) -> float:
+    """The precision of the numbers that a dtype is computed in, as in PyTorch."""
+    return torch.finfo(torch.float32 if dtype in HALF else dtype).eps
 
 
 def _rms_norm(
@@ -222,9 +233,9 @@ def _rms_norm(
     eps: float | None = None,
 ) -> torch.Tensor:
     dims = tuple(range(-len(normalized_shape), 0)) if normalized_shape is not None else (-1,)
-    small = torch.finfo(input.dtype).eps if eps is None else eps
+    small = _epsilon(input.dtype) if eps is None else eps
     result = input * torch.rsqrt(input.square().mean(dims, keepdim=True) + small)
-    return result if weight is None else result * weight
+    return (result if weight is None else result * weight).to(input)
 
 
 def _euclidean(x: torch.Tensor, dim: int) -> torch.Tensor:
@@ -237,7 +248,7 @@ def _euclidean(x: torch.Tensor, dim: int) -> torch.Tensor:
 def _vector_norm(
     x: torch.Tensor, ord: float = 2, dim: int | None = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
-    if ord != 2 or not isinstance(dim, int):
+    if ord != 2 or not isinstance(dim, int) or not x.is_floating_point():
         of_order: torch.Tensor = torch.linalg.vector_norm(x, ord, dim, keepdim, dtype=dtype)
         return of_order
     norm = _euclidean(x if dtype is None else x.to(dtype), dim)
@@ -245,17 +256,24 @@ def _vector_norm(
 
 
 def _normalize(input: torch.Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> torch.Tensor:
+    if not input.is_floating_point():
+        return F.normalize(input, p, dim, eps)
     norm: torch.Tensor = _euclidean(input, dim) if p == 2 else torch.linalg.vector_norm(input, p, dim, keepdim=True)
     return input * norm.clamp_min(eps).reciprocal()
 
 
 def _cosine_similarity(x1: torch.Tensor, x2: torch.Tensor, dim: int = 1, eps: float = 1e-8) -> torch.Tensor:
-    product = (x1 * x2).sum(dim, keepdim=True)
-    similarity = product / (_euclidean(x1, dim).clamp_min(eps) * _euclidean(x2, dim).clamp_min(eps))
-    return similarity.sum(dim)
+    if not (x1.is_floating_point() and x2.is_floating_point()):
+        return F.cosine_similarity(x1, x2, dim, eps)
+    x1, x2 = torch.broadcast_tensors(x1, x2)
+    # Each by its own norm: the product of two norms leaves the range of float32 at 1e19, its derivatives far earlier.
+    directions = [x * _euclidean(x, dim).clamp_min(eps).reciprocal() for x in (x1, x2)]
+    return (directions[0] * directions[1]).sum(dim)
 
 
 def _distance(x: torch.Tensor, y: torch.Tensor, dim: int = -1, keepdim: bool = False) -> torch.Tensor:
+    if not (x.is_floating_point() and y.is_floating_point()):
+        return torch.linalg.vector_norm(x - y, 2, dim, keepdim)  # type: ignore[no-any-return]
     norm = _euclidean(x - y, dim)
     return norm if keepdim else norm.sum(dim)
 

@@ -30,8 +30,9 @@ from . import linalg_rules, recurrent, rules
 from .correction_mode import with_corrections
 from .elementwise_rules import by_slopes
 from .fallback import Unseen, has_derivative
-from .propagation import Arguments, Jet, Keywords, Rule, Sweep, jets_in
+from .propagation import Arguments, Jet, Keywords, Rule, Sweep, applied, jets_in
 
+_LONGEST = 1000  # operations of a kernel of rows, which compiles in some seconds; longer ones are composed
 _OF_LAPLACIANS = {*linalg_rules.RULES, *recurrent.RULES, "prod", "cumprod"}
 
 
@@ -156,24 +157,33 @@ class JetSweep(Sweep):
             for further, places in self._terms(c, factors - 1):
                 yield weight * further, (b, *places)
 
-    def elementwise(self, member: Elementwise, xs: Sequence[Tensor], numbers: tuple[float, ...]) -> Any:
+    def by_kernel(
+        self,
+        member: Elementwise,
+        xs: Sequence[Tensor],
+        shape: Sequence[int] | None,
+        call: Callable[[tuple[float, ...]], Any],
+        numbers: tuple[float, ...],
+        at_once: int,
+    ) -> Any:
         given = [self.numbers(x) for x in xs]
-        shape = torch.broadcast_shapes(*(of[0].shape for of in given))
         rows = range(1, len(self.algebra))
         derivative = member.partials(tuple(tuple(b in of for b in rows) for of in given), self.algebra)
+        if shape is None and len(derivative.function.program) > _LONGEST:
+            return NotImplemented
         arguments = [of[0] for of in given] + [of[b] for of in given for b in rows if b in of]
         expanded = [
-            x if x.shape == shape else x.expand(shape) for x in map(arguments.__getitem__, derivative.arguments)
+            x if shape is None or x.shape == shape else x.expand(shape)
+            for x in map(arguments.__getitem__, derivative.arguments)
         ]
         count, outputs = len(self.algebra), len(member.program.outputs)
         if not expanded:  # x**0
-            constants: Any = member.apply([of[0].expand(shape) for of in given], numbers)
+            constants: Any = member.apply(
+                [of[0] if shape is None else of[0].expand(shape) for of in given], call(numbers)
+            )
             return constants
         made = derivative.function
-        outer = max((x.sweep for x in jets_in(expanded)), key=lambda sweep: sweep.number, default=None)
-        scalars = tuple([numbers[i] for i in derivative.scalars])
-        results = outer.elementwise(made, expanded, scalars) if outer else made.apply(expanded, scalars)
-        results = (results,) if len(derivative.results) == 1 else results
+        results = applied(made, expanded, call(tuple([numbers[i] for i in derivative.scalars])))
         known = dict(zip(derivative.results, results, strict=True))
         jets = tuple(
             self.joined({a: known[start + a] for a in range(count) if start + a in known})

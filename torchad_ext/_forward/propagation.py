@@ -29,6 +29,7 @@ from .._elementwise import Elementwise
 from .._linearity import CONSTANT
 from .._pointwise import Pointwise
 from .._quadratic_form import quadratic_form
+from .._row_function import Call, RowFunction
 from .._rowwise import Rowwise
 from .._symbolic.torch_names import is_of_torch, name_of
 from .._torch_state import is_autocast_enabled, without_compilation, wrapper_subclass
@@ -43,6 +44,7 @@ Keywords = dict[str, Any]
 Rule = Callable[["Sweep", Any, Arguments, Keywords], Any]  # NotImplemented where it does not fit
 
 _AT_ONCE = 10  # the most directions of one kernel
+_ROWS_AT_ONCE = 4  # of one kernel of rows, in which each has sums of its own
 _STACKED = 2**21  # the most elements of results that are written one behind the other
 _numbers = itertools.count()
 
@@ -224,8 +226,8 @@ class Sweep:
 
     def apply(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
         """An operation on tensors of this sweep."""
-        if isinstance(func, Rowwise):  # its reductions and its elementwise operations have rules
-            return func.define(args)
+        if isinstance(func, Rowwise):
+            return func.computed(args, self)
         spoken = known_name(func)
         name = spoken.strip("_") if spoken.startswith("__") else spoken
         known = _is_ours(func) or is_of_torch(func)
@@ -320,11 +322,29 @@ class Sweep:
 
     def elementwise(self, member: Elementwise, xs: Sequence[Tensor], numbers: tuple[float, ...]) -> Any:
         """y = f(x), by a fused kernel for some directions at a time."""
+        shapes = [self.value(x).shape for x in xs]
+        shape = shapes[0] if len(xs) == 1 else torch.broadcast_shapes(*shapes)
+        return self.by_kernel(member, xs, shape, lambda scalars: scalars, numbers, _AT_ONCE)
+
+    def rowwise(self, member: RowFunction, xs: Sequence[Tensor], call: Call) -> Any:
+        """y = f(x) for functions of rows, by a fused kernel for some directions at a time."""
+        shape, numbers = call
+        return self.by_kernel(member, xs, None, lambda scalars: (shape, scalars), numbers, _ROWS_AT_ONCE)
+
+    def by_kernel(
+        self,
+        member: Elementwise,
+        xs: Sequence[Tensor],
+        shape: Sequence[int] | None,
+        call: Callable[[tuple[float, ...]], Any],
+        numbers: tuple[float, ...],
+        at_once: int,
+    ) -> Any:
+        """The outputs of a function; ``shape`` is that of all its operands, if they have one."""
         values = [self.value(x) for x in xs]
-        shape = values[0].shape if len(xs) == 1 else torch.broadcast_shapes(*(value.shape for value in values))
         made: list[_Parts] = []
-        for start in range(0, len(self.signs), _AT_ONCE):
-            chunk = slice(start, start + _AT_ONCE)
+        for start in range(0, len(self.signs), at_once):
+            chunk = slice(start, start + at_once)
             signs = self.signs[chunk]
             arguments, carried = list(values), []
             for x in xs:
@@ -335,13 +355,15 @@ class Sweep:
                     arguments += [x.laplacian] if curved else []
             derivative = member.laplacian(tuple(carried), signs)
             if not derivative.arguments:  # x**0
-                constants = tuple(_applied(member, [value.expand(shape) for value in values], numbers))
+                wholes = values if shape is None else [value.expand(shape) for value in values]
+                constants = tuple(applied(member, wholes, call(numbers)))
                 return constants[0] if len(constants) == 1 else constants
             given = [
-                x if x.shape == shape else x.expand(shape) for x in map(arguments.__getitem__, derivative.arguments)
+                x if shape is None or x.shape == shape else x.expand(shape)
+                for x in map(arguments.__getitem__, derivative.arguments)
             ]
-            scalars = tuple([numbers[i] for i in derivative.scalars])
-            results = dict(zip(derivative.results, _applied(derivative.function, given, scalars), strict=True))
+            scalars = call(tuple([numbers[i] for i in derivative.scalars]))
+            results = dict(zip(derivative.results, applied(derivative.function, given, scalars), strict=True))
             numbered = map(results.get, itertools.count())
             parts = [
                 _Parts(next(numbered), [next(numbered) for _ in signs], next(numbered)) for _ in member.program.outputs
@@ -403,8 +425,11 @@ def _is_ours(func: Any) -> bool:
     return isinstance(func, Pointwise) or func is quadratic_form
 
 
-def _applied(member: Elementwise, xs: Sequence[Tensor], numbers: tuple[float, ...]) -> Sequence[Any]:
-    """The outputs of an elementwise function, by the rule of an outer sweep if there is one."""
+def applied(member: Elementwise, xs: Sequence[Tensor], numbers: Any) -> Sequence[Any]:
+    """The outputs of a function, by the rule of an outer sweep if there is one; functions of rows are given none."""
+    if isinstance(member, RowFunction):
+        outputs = member.apply(xs, numbers)
+        return (outputs,) if len(member.program.outputs) == 1 else outputs
     if not torch.is_grad_enabled() and xs[0].numel() * len(member.program.outputs) <= _STACKED:
         stack = member.stacked(xs, numbers)
         if stack is not None:

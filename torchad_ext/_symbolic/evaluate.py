@@ -49,8 +49,12 @@ def evaluate_rows(program: Program, shape: Sequence[int], *values: Any) -> Any:
     Args:
         program: the expressions.
         shape: of the tensors with a value an element, the length of a row last.
-        values: tensors ``[..., n]`` for an element, ``[..., 1]`` for a row, ``[n]`` for a column, and then numbers.
+        values: tensors ``[..., n]`` for an element, ``[..., 1]`` for a row, ``[n]`` for a column, and then numbers;
+            half types are computed in float32.
     """
+    dtype = values[0].dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        values = tuple(x.float() if isinstance(x, torch.Tensor) else x for x in values)
     known = evaluate_nodes(program, *values, length=shape[-1])
     outputs = []
     kinds = program.kinds or ("tensor",) * len(program.outputs)
@@ -59,5 +63,6 @@ def evaluate_rows(program: Program, shape: Sequence[int], *values: Any) -> Any:
         result = y if isinstance(y, torch.Tensor) else values[0].new_full((), y)
         whole = (*shape[:-1], 1 if kind == "row" else shape[-1])
         result = result if result.shape == whole else result.expand(whole).contiguous()
-        outputs.append(result.sum(tuple(range(len(shape) - 1))) if kind == "column" and len(shape) > 1 else result)
+        result = result.sum(tuple(range(len(shape) - 1))) if kind == "column" and len(shape) > 1 else result
+        outputs.append(result.to(dtype))
     return outputs[0] if len(outputs) == 1 else tuple(outputs)

@@ -8,9 +8,10 @@ import itertools
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from .expr import OPERATIONS, Expr, column, constant, make, row, tensor, topological
-from .jet_algebra import JetAlgebra
+from .jet_algebra import JetAlgebra, jet_algebra
 
 _SYMBOL = {"tensor": tensor, "row": row, "column": column}
 
@@ -109,6 +110,41 @@ def _taylor_terms(
         level = higher
 
 
+def _of_operation(node: Expr, deltas: Mapping[Expr, Mapping[int, Expr]], algebra: JetAlgebra) -> dict[int, Expr]:
+    """The numbers after the value of one operation, from those of its operands."""
+    numbers: dict[int, Expr] = {}
+    if OPERATIONS[node.op].reduction:  # linear
+        for b, x in deltas[node.args[0]].items():
+            if (of_row := pushforward([node], {node.args[0]: x})[0]) is not None:
+                numbers[b] = of_row
+        return numbers
+    symbols = {arg: (row if arg.is_row else tensor)(f"operand {i}") for i, arg in enumerate(deltas)}
+    operand = {symbol: arg for arg, symbol in symbols.items()}
+    alone = make(node.op, *(symbols.get(arg, arg) for arg in node.args))
+    for slope, power in _taylor_terms(alone, {symbols[arg]: of for arg, of in deltas.items()}, algebra):
+        known: dict[Expr, Expr] = {}
+        for part in topological([slope]):
+            known[part] = make(part.op, *(known[x] for x in part.args)) if part.args else operand.get(part, part)
+        for b, number in power.items():
+            term = known[slope] * number
+            numbers[b] = numbers[b] + term if b in numbers else term
+    return numbers
+
+
+def propagated(
+    outputs: Sequence[Expr], deltas: Mapping[Expr, Mapping[int, Expr]], algebra: JetAlgebra
+) -> list[Mapping[int, Expr]]:
+    """The numbers after the value of each output, operation by operation, from those of the inputs that have some."""
+    known = dict(deltas)
+    for node in topological(outputs):
+        if node in known or not node.args or OPERATIONS[node.op].derivative is None:
+            continue
+        given = {arg: known[arg] for arg in node.args if known.get(arg)}
+        if given:
+            known[node] = _of_operation(node, given, algebra)
+    return [known.get(y, {}) for y in outputs]
+
+
 @dataclass(frozen=True)
 class Program:
     """Several expressions in the same symbols: what a kernel computes.
@@ -171,6 +207,8 @@ class Program:
             carried: of each input, 0 for a constant, 1 if its tangents are given, 2 if its Laplacian is as well.
             signs: of the squares of the directions, 1 or -1.
         """
+        if self._is_of_rows:
+            return self._laplacian_of_rows(carried, signs)
         count = len(signs)
         prefixes = [*(f"tangent{k}_" for k in range(count)), "laplacian_"]
         keys = [(x, prefix) for x in self.inputs for prefix in prefixes]
@@ -207,11 +245,13 @@ class Program:
         """
         rows = range(1, len(algebra))
         keys = [(x, b) for x, given in zip(self.inputs, carried, strict=True) for b in rows if given[b - 1]]
-        seeds = self._symbols("", [f"d{b}_{x.value}" for x, b in keys])
+        seeds = self._symbols("", [f"d{b}_{x.value}" for x, b in keys], [x.op for x, _ in keys])
         deltas: dict[Expr, dict[int, Expr]] = {}
         for (x, b), seed in zip(keys, seeds, strict=True):
             deltas.setdefault(x, {})[b] = seed
         results: dict[str, Expr | None] = {}
+        if self._is_of_rows:
+            return self._propagated(seeds, deltas, algebra, [f"d{b}" for b in rows])
         for name, y in zip(self.names, self.outputs, strict=True):
             terms: dict[int, Expr] = {}
             for slope, power in _taylor_terms(y, deltas, algebra):
@@ -220,6 +260,44 @@ class Program:
             results[f"value_{name}"] = y
             results |= {f"d{b}_{name}": terms.get(b) for b in rows}
         return self._derivative(seeds, results)
+
+    @property
+    def _is_of_rows(self) -> bool:
+        """Are its functions of rows, and of no elements alone?"""
+        nodes = (*self.inputs, *topological(self.outputs))
+        return any(node.is_row or node.op == "column" for node in nodes)
+
+    def _propagated(
+        self,
+        seeds: Sequence[Expr],
+        deltas: Mapping[Expr, Mapping[int, Expr]],
+        algebra: JetAlgebra,
+        names: Sequence[str],
+        scales: Sequence[float] = (),
+    ) -> ProgramDerivative:
+        """The outputs and their numbers, each times a scale."""
+        results: dict[str, Expr | None] = {}
+        for name, y, numbers in zip(self.names, self.outputs, propagated(self.outputs, deltas, algebra), strict=True):
+            results[f"value_{name}"] = y
+            for b, prefix in enumerate(names, 1):
+                number = numbers.get(b)
+                scale = scales[b - 1] if scales else 1.0
+                results[f"{prefix}_{name}"] = number if number is None or scale == 1 else scale * number
+        kinds = self.kinds or ("tensor",) * len(self.outputs)
+        return self._derivative(seeds, results, [kind for kind in kinds for _ in range(len(algebra))])
+
+    def _laplacian_of_rows(self, carried: Sequence[int], signs: Sequence[int]) -> ProgramDerivative:
+        """The Laplacian as one number of a jet beside the tangents: Σ ±D_2 of the directions, half of it."""
+        count = len(signs)
+        twice = [tuple(2 * (i == k) for i in range(count)) for k in range(count)]
+        algebra = jet_algebra([dict(zip(twice, map(Fraction, signs), strict=True))], count)
+        names = [*(f"tangent{k}" for k in range(count)), "laplacian"]
+        keys = [(x, b) for x, order in zip(self.inputs, carried, strict=True) for b in range(1, count + order) if order]
+        seeds = self._symbols("", [f"{names[b - 1]}_{x.value}" for x, b in keys], [x.op for x, _ in keys])
+        deltas: dict[Expr, dict[int, Expr]] = {}
+        for (x, b), seed in zip(keys, seeds, strict=True):
+            deltas.setdefault(x, {})[b] = seed if b <= count else 0.5 * signs[0] * seed
+        return self._propagated(seeds, deltas, algebra, names, [1.0] * count + [2.0 * signs[0]])
 
     def _symbols(self, prefix: str, names: Sequence[str], kinds: Sequence[str] = ()) -> list[Expr]:
         taken = [str(x.value) for x in (*self.inputs, *self.scalars)]

@@ -115,7 +115,7 @@ def trace(function: Callable[[list[Any]], Any], arguments: Sequence[Any], name: 
             else as it is.
         name: of the function, for messages.
         rows: is it a function of rows? Its outputs are of kind ``"tensor"``, ``"row"``, or ``"dropped"`` where the
-            last dimension is gone.
+            last dimension is gone. It is computed in float32 for half types, what it compares too.
 
     Raises:
         TraceError: the function is not elementwise in its tensors.
@@ -129,7 +129,7 @@ def trace(function: Callable[[list[Any]], Any], arguments: Sequence[Any], name: 
                 f"{name} computes something else in {dtype} than in other dtypes, because it asks for the dtype of a "
                 "tensor; pass what depends on it as an argument, as in f(x, eps=1e-6)"
             )
-    return program
+    return _without_dtypes(program, frozenset(("rounded",))) if rows else program
 
 
 def inlined(program: Program, values: Mapping[Expr, Any]) -> Any:
@@ -142,13 +142,12 @@ def inlined(program: Program, values: Mapping[Expr, Any]) -> Any:
     return outputs[0] if len(outputs) == 1 else outputs
 
 
-def _without_dtypes(program: Program) -> Program:
+def _without_dtypes(program: Program, roundings: frozenset[str] = frozenset((*FLOATS, "rounded"))) -> Program:
     """The program without roundings to a dtype."""
     plain: dict[Expr, Expr] = {}
     for node in topological(program.outputs):
         args = tuple(plain[arg] for arg in node.args)
-        rounds = node.op in FLOATS or node.op == "rounded"
-        plain[node] = args[0] if rounds else make(node.op, *args) if args else node
+        plain[node] = args[0] if node.op in roundings else make(node.op, *args) if args else node
     return replace(program, outputs=tuple(plain[y] for y in program.outputs))
 
 
@@ -267,6 +266,9 @@ class _Tracing(TorchFunctionMode):
             shape = _Shape(_symbol(length(), "number", spans=""), name)
             dims = [*args[1:], *kwargs.values()]
             return shape[dims[0]] if dims else shape
+        if self.rows and name == "broadcast_tensors" and all(isinstance(x, _Symbol) for x in args):
+            spans = _spans(name, args)
+            return tuple([_symbol(x.expr, x.kind, x.stored, is_in_use=True, spans=spans) for x in args])
         if name in _CONVERSIONS and isinstance(args[0], _Symbol) and args[0].kind != "number":
             return self._converted(name, args, kwargs)
         return self._result(name, args, kwargs)

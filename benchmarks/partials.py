@@ -282,9 +282,9 @@ def measure(
             for name, (gradients, loss) in jax.results.items():
                 errors[name] = off_by([loss.double(), *(g.double() for g in gradients)], exact)
                 steps[name], firsts[name] = functools.partial(jax.step, name), jax.first[name]
-        for name, error in errors.items():
-            if not error <= TOLERANCE:
-                raise RuntimeError(f"{equation.name}: {name} is off by {error:.1e} from nested autograd in float64")
+        for name, off in errors.items():
+            if not off <= TOLERANCE:
+                raise RuntimeError(f"{equation.name}: {name} is off by {off:.1e} from nested autograd in float64")
         samples = alternate(steps, seconds, lambda: None, least=rounds, warm=1)
     rows: list[Json] = [{"equation": equation.name, "way": name, "failed": why} for name, why in failed.items()]
     for name, of in samples.items():
@@ -330,10 +330,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(2)
     if options.memory:
-        table = as_table(memories())
-        (RESULTS / "partials-memory.md").write_text(table)
-        replace_between(PAGE, *MEMORY, table)
-        print(table)
+        text = as_table(memories())
+        (RESULTS / "partials-memory.md").write_text(text)
+        replace_between(PAGE, *MEMORY, text)
+        print(text)
         return
     if options.memory_of:
         name, way = options.memory_of

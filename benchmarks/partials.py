@@ -330,10 +330,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(2)
     if options.memory:
-        table = as_table(memories())
-        (RESULTS / "partials-memory.md").write_text(table)
-        replace_between(PAGE, *MEMORY, table)
-        print(table)
+        text = as_table(memories())
+        (RESULTS / "partials-memory.md").write_text(text)
+        replace_between(PAGE, *MEMORY, text)
+        print(text)
         return
     if options.memory_of:
         name, way = options.memory_of

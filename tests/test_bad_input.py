@@ -136,6 +136,9 @@ def definition(op: Any) -> Callable[..., Any]:
 
 
 def check(call: Call) -> None:
+    given = (*call.positional, *(argument for _, argument in call.named))
+    if call.op in ROW_CATALOGUE and any(argument.kind == "jagged" for argument in given):
+        return  # PyTorch's own handler of jagged tensors takes a function for the one of PyTorch that has its name
     ours = outcome(lambda: call.results_of(OPS[call.op]))
     of = definition(OPS[call.op])
     assert_same(ours, outcome(lambda: call.results_of(of)), lambda: outcome(lambda: call.results_of(of, wide=True)))

@@ -136,6 +136,9 @@ def definition(op: Any) -> Callable[..., Any]:
 
 
 def check(call: Call) -> None:
+    given = (*call.positional, *(argument for _, argument in call.named))
+    if call.op in ROW_CATALOGUE and any(argument.kind == "jagged" for argument in given):
+        return  # PyTorch's own handler of jagged tensors takes a function for the one of PyTorch that has its name
     ours = outcome(lambda: call.results_of(OPS[call.op]))
     of = definition(OPS[call.op])
     assert_same(ours, outcome(lambda: call.results_of(of)), lambda: outcome(lambda: call.results_of(of, wide=True)))
@@ -151,6 +154,8 @@ def assert_same(ours: Outcome, theirs: Outcome, in_float64: Callable[[], Outcome
         is_explained = isinstance(ours.error, ad.TraceError) or "torchad_ext." in str(ours.error)
         assert theirs.error is not None or is_explained, both
         return
+    if isinstance(theirs.error, OverflowError):
+        return  # a number to the op is a float, to PyTorch an integer of 64 bits
     assert theirs.error is None and len(ours.values) == len(theirs.values), both
     dtypes = [[y.dtype if isinstance(y, torch.Tensor) else None for y, _ in each.values] for each in (ours, theirs)]
     assert dtypes[0] == dtypes[1] or None in dtypes[1], both

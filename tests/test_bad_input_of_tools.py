@@ -170,7 +170,8 @@ def check(use: Use) -> None:
         assert is_own or said, f"{ours}; the function: {itself}"
         return
     takes_vectors = use.tool in ("jacobian", "laplacian", "forward_laplacian", "bilaplacian", "partials", "taylor")
-    assert use.function in SCALAR or takes_vectors, ours
+    is_scalar = use.function in SCALAR or (use.function == "a vector" and x.dim() == 0)
+    assert is_scalar or takes_vectors, ours
     if use.options or use.function not in SCALAR or x.is_meta:
         return  # of all options that are taken, the value is tested elsewhere
     theirs = outcome(lambda: reference(f, x, v))

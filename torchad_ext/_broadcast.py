@@ -136,7 +136,7 @@ class Broadcast:
         return self._results([y.reshape(size, *shape) for y, shape in zip(outputs, self.results, strict=True)])
 
     def vjp(self, wanted: tuple[bool, ...], given: tuple[bool, ...]) -> BroadcastDerivative:
-        """The vector-Jacobian product: of (operands, a cotangent for each given result), the gradients of the wanted."""
+        """The vector-Jacobian product: of (operands, a cotangent of each given result), the gradients of the wanted."""
         cotangents = [shape for shape, g in zip(self.results, given, strict=True) if g]
         results = [shape for shape, w in zip(self.operands, wanted, strict=True) if w]
         return BroadcastDerivative(
@@ -146,9 +146,7 @@ class Broadcast:
     def jvp(self, given: tuple[bool, ...]) -> BroadcastDerivative:
         """The Jacobian-vector product: of (operands, a tangent for each given one), the tangents of the results."""
         tangents = [shape for shape, g in zip(self.operands, given, strict=True) if g]
-        return BroadcastDerivative(
-            self.function.jvp(given), self.shape, (*self.operands, *tangents), self.results
-        )
+        return BroadcastDerivative(self.function.jvp(given), self.shape, (*self.operands, *tangents), self.results)
 
 
 @dataclass(frozen=True)

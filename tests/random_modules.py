@@ -148,11 +148,14 @@ class Interpreted:
     def __init__(self, function: Elementwise) -> None:
         self.program = function.program
 
-    def __call__(self, xs: Any, scalars: Any) -> list[Tensor]:
+    def __call__(self, xs: Any, scalars: Any, out: Any = ()) -> list[Tensor]:
         with torch.no_grad():
             results = evaluate(self.program, *xs, *scalars)
         strides = elementwise_strides(*xs)
         results = [results] if isinstance(results, Tensor) else results
+        for to, y in zip(out, results, strict=False):  # the sum along each dimension in which it has stride 0
+            once = to.as_strided([n if step else 1 for n, step in zip(to.shape, to.stride(), strict=True)], to.stride())
+            once.copy_(y.expand(to.shape).sum_to_size(once.shape))
         return [torch.empty_strided(y.shape, strides, dtype=y.dtype).copy_(y) for y in results]
 
 

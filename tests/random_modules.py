@@ -180,7 +180,7 @@ class Interpreted:
     def __init__(self, function: Elementwise) -> None:
         self.program = function.program
 
-    def __call__(self, xs: Any, scalars: Any, *shape: Any) -> list[Tensor]:
+    def __call__(self, xs: Any, scalars: Any, *shape: Any, out: Any = ()) -> list[Tensor]:
         with torch.no_grad():
             results = (
                 evaluate_rows(self.program, *shape, *xs, *scalars) if shape else evaluate(self.program, *xs, *scalars)
@@ -188,6 +188,9 @@ class Interpreted:
         results = [results] if isinstance(results, Tensor) else results
         if shape:
             return [y.clone(memory_format=torch.contiguous_format) for y in results]
+        for to, y in zip(out, results, strict=False):  # the sum along each dimension in which it has stride 0
+            once = to.as_strided([n if step else 1 for n, step in zip(to.shape, to.stride(), strict=True)], to.stride())
+            once.copy_(y.expand(to.shape).sum_to_size(once.shape))
         strides = elementwise_strides(*xs)
         return [torch.empty_strided(y.shape, strides, dtype=y.dtype).copy_(y) for y in results]
 

@@ -144,7 +144,7 @@ class Broadcast:
         )
 
     def jvp(self, given: tuple[bool, ...]) -> BroadcastDerivative:
-        """The Jacobian-vector product: of (operands, a tangent for each given one), the tangents of the results."""
+        """The jvp: of operands and a tangent for each given one, the tangents of the results."""
         tangents = [shape for shape, g in zip(self.operands, given, strict=True) if g]
         return BroadcastDerivative(self.function.jvp(given), self.shape, (*self.operands, *tangents), self.results)
 

@@ -1,5 +1,6 @@
 """Training steps of models that name no op: eager mode against ``torch.compile`` with the backends of both libraries.
 
+    python benchmarks/compile_backend.py --calls     # what a call costs beside one of Dynamo's backend "eager"
     python benchmarks/compile_backend.py [--seconds 8] [--threads 2] [--without-inductor] [--check] [NAME ...]
 
 One process; the ways run in turn, from the same parameters on the same data, and medians are compared. Gradients have
@@ -252,16 +253,41 @@ def measure(case: Case, seconds: float, backends: Sequence[str]) -> dict[str, fl
     return result | {name: quartiles(times).median * 1e3 for name, times in samples.items()}
 
 
+SMALL: dict[str, Model] = {
+    "elements": lambda x: torch.sigmoid(x) * torch.sin(x) + x,
+    "elements and rows": lambda x: torch.softmax(torch.sin(x) * x, -1) - x.norm(dim=-1, keepdim=True),
+}
+
+
+def print_calls(seconds: float) -> None:
+    """Microseconds of a call with few elements on one thread: nearly all of it is not their computation."""
+    torch.set_num_threads(1)
+    print("| a call, [4, 8] | backend eager, µs | torchad_ext, µs | more, µs |\n|---|---:|---:|---:|")
+    for name, function in SMALL.items():
+        torch._dynamo.reset()
+        x = torch.randn(4, 8, requires_grad=True)
+        ways = {}
+        for backend in ("eager", "torchad_ext"):
+            model = torch.compile(function, backend=backend)
+            ways[backend] = functools.partial(lambda model, x: [model(x) for _ in range(100)], model, x)
+        samples = alternate(ways, seconds, lambda: None, least=5, warm=2)
+        eager, ours = (quartiles(samples[backend]).median * 1e4 for backend in ways)
+        print(f"| {name} | {eager:.1f} | {ours:.1f} | {ours - eager:+.1f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="parts of the names of cases")
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--without-inductor", action="store_true", help="whose first call takes minutes")
+    parser.add_argument("--calls", action="store_true", help="time calls with few elements alone")
     parser.add_argument("--check", action="store_true", help="fail where a floor is missed")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")
+    if given.calls:
+        return print_calls(min(given.seconds, 4.0))
     print("| a step | eager, ms | torchad_ext, ms | gain | floor | Inductor, ms |\n|---|---:|---:|---:|---:|---:|")
     missed = []
     for name, case in CASES.items():

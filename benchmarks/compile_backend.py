@@ -182,6 +182,22 @@ class RadialNetwork(nn.Module):
         return energy
 
 
+class Normalized(nn.Module):
+    """Residual layers with normalisation before a tanh, and a softmax over experts."""
+
+    def __init__(self, width: int = 64, depth: int = 3) -> None:
+        super().__init__()
+        self.first, self.last, self.gate = nn.Linear(8, width), nn.Linear(width, width), nn.Linear(width, width)
+        self.layers = nn.ModuleList([nn.Linear(width, width) for _ in range(depth)])
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(depth)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = x + layer(torch.tanh(norm(x)))
+        return (torch.softmax(self.gate(x), -1) * self.last(x)).sum(-1)
+
+
 def points(count: int, dims: int) -> tuple[Tensor]:
     return (torch.rand(count, dims).mul(2).sub(1).requires_grad_(),)
 
@@ -206,6 +222,13 @@ def eikonal_loss(model: Model, x: Tensor) -> Tensor:
     return loss
 
 
+def penalty_loss(model: Model, x: Tensor) -> Tensor:
+    y = model(x)
+    (slope,) = grad(y.sum(), x, create_graph=True)
+    loss: Tensor = (slope.norm(dim=-1) - 1).square().mean() + y.square().mean()
+    return loss
+
+
 def force_loss(model: Model, kinds: Tensor, positions: Tensor, pairs: Tensor) -> Tensor:
     energy = model(kinds, positions, pairs)
     (slope,) = grad(energy, positions, create_graph=True)
@@ -218,6 +241,7 @@ CASES = {
     "SIREN, eikonal": Case(Sines, functools.partial(points, 2048, 3), eikonal_loss, 1.5),
     "SchNet, energy and forces": Case(SchNet, functools.partial(molecule, 100), force_loss, 1.35),
     "PaiNN, energy and forces": Case(PaiNN, functools.partial(molecule, 60), force_loss, 1.3),
+    "normalized network, gradient penalty": Case(Normalized, functools.partial(points, 4096, 8), penalty_loss, 1.3),
     "radial network, forces": Case(RadialNetwork, functools.partial(molecule, 200), force_loss, 1.2),
 }
 

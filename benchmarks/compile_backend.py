@@ -1,5 +1,6 @@
 """Training steps of models that name no op: eager mode against ``torch.compile`` with the backends of both libraries.
 
+    python benchmarks/compile_backend.py --calls     # what a call costs beside one of Dynamo's backend "eager"
     python benchmarks/compile_backend.py [--seconds 8] [--threads 2] [--without-inductor] [--check] [NAME ...]
 
 One process; the ways run in turn, from the same parameters on the same data, and medians are compared. Gradients have
@@ -181,6 +182,22 @@ class RadialNetwork(nn.Module):
         return energy
 
 
+class Normalized(nn.Module):
+    """Residual layers with normalisation before a tanh, and a softmax over experts."""
+
+    def __init__(self, width: int = 64, depth: int = 3) -> None:
+        super().__init__()
+        self.first, self.last, self.gate = nn.Linear(8, width), nn.Linear(width, width), nn.Linear(width, width)
+        self.layers = nn.ModuleList([nn.Linear(width, width) for _ in range(depth)])
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(depth)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = x + layer(torch.tanh(norm(x)))
+        return (torch.softmax(self.gate(x), -1) * self.last(x)).sum(-1)
+
+
 def points(count: int, dims: int) -> tuple[Tensor]:
     return (torch.rand(count, dims).mul(2).sub(1).requires_grad_(),)
 
@@ -205,6 +222,13 @@ def eikonal_loss(model: Model, x: Tensor) -> Tensor:
     return loss
 
 
+def penalty_loss(model: Model, x: Tensor) -> Tensor:
+    y = model(x)
+    (slope,) = grad(y.sum(), x, create_graph=True)
+    loss: Tensor = (slope.norm(dim=-1) - 1).square().mean() + y.square().mean()
+    return loss
+
+
 def force_loss(model: Model, kinds: Tensor, positions: Tensor, pairs: Tensor) -> Tensor:
     energy = model(kinds, positions, pairs)
     (slope,) = grad(energy, positions, create_graph=True)
@@ -217,6 +241,7 @@ CASES = {
     "SIREN, eikonal": Case(Sines, functools.partial(points, 2048, 3), eikonal_loss, 1.5),
     "SchNet, energy and forces": Case(SchNet, functools.partial(molecule, 100), force_loss, 1.35),
     "PaiNN, energy and forces": Case(PaiNN, functools.partial(molecule, 60), force_loss, 1.3),
+    "normalized network, gradient penalty": Case(Normalized, functools.partial(points, 4096, 8), penalty_loss, 1.3),
     "radial network, forces": Case(RadialNetwork, functools.partial(molecule, 200), force_loss, 1.2),
 }
 
@@ -252,16 +277,41 @@ def measure(case: Case, seconds: float, backends: Sequence[str]) -> dict[str, fl
     return result | {name: quartiles(times).median * 1e3 for name, times in samples.items()}
 
 
+SMALL: dict[str, Model] = {
+    "elements": lambda x: torch.sigmoid(x) * torch.sin(x) + x,
+    "elements and rows": lambda x: torch.softmax(torch.sin(x) * x, -1) - x.norm(dim=-1, keepdim=True),
+}
+
+
+def print_calls(seconds: float) -> None:
+    """Microseconds of a call with few elements on one thread: nearly all of it is not their computation."""
+    torch.set_num_threads(1)
+    print("| a call, [4, 8] | backend eager, µs | torchad_ext, µs | more, µs |\n|---|---:|---:|---:|")
+    for name, function in SMALL.items():
+        torch._dynamo.reset()
+        x = torch.randn(4, 8, requires_grad=True)
+        ways = {}
+        for backend in ("eager", "torchad_ext"):
+            model = torch.compile(function, backend=backend)
+            ways[backend] = functools.partial(lambda model, x: [model(x) for _ in range(100)], model, x)
+        samples = alternate(ways, seconds, lambda: None, least=5, warm=2)
+        eager, ours = (quartiles(samples[backend]).median * 1e4 for backend in ways)
+        print(f"| {name} | {eager:.1f} | {ours:.1f} | {ours - eager:+.1f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="parts of the names of cases")
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--without-inductor", action="store_true", help="whose first call takes minutes")
+    parser.add_argument("--calls", action="store_true", help="time calls with few elements alone")
     parser.add_argument("--check", action="store_true", help="fail where a floor is missed")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")
+    if given.calls:
+        return print_calls(min(given.seconds, 4.0))
     print("| a step | eager, ms | torchad_ext, ms | gain | floor | Inductor, ms |\n|---|---:|---:|---:|---:|---:|")
     missed = []
     for name, case in CASES.items():

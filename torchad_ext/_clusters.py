@@ -335,7 +335,7 @@ class Clusters:
         return next((tuple(value_of(row.args[0]).shape) for row in rows), None)
 
     def spans(self, members: Sequence[Node]) -> dict[Node, str] | None:
-        """What each call of a group has a value for: an ``"element"``, a ``"row"``, or a row without its dimension,
+        """Span of each call of a group: a value for an ``"element"``, a ``"row"``, or a row without its dimension,
         ``"dropped"``. None where their shapes do not fit together."""
         whole = self.whole(members)
         if whole is None:
@@ -510,7 +510,7 @@ def _hands_over(node: Node) -> bool:
 
 
 def _span(x: torch.Tensor) -> str:
-    """What a tensor from outside has a value for."""
+    """Span of a tensor from outside, in a cluster of rows."""
     return "row" if not x.dim() or str(x.shape[-1]) == "1" else "element"
 
 

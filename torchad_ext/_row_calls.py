@@ -70,7 +70,7 @@ def view_of_rows(name: str, node: Node) -> Node | None:
 
 
 def written_view(node: Node) -> Callable[..., Any]:
-    """What such a view is in a row op: ``unsqueeze`` or ``squeeze``, of the last dimension."""
+    """Function that a row op has in the place of such a view: ``unsqueeze`` or ``squeeze`` of the last dimension."""
     assert isinstance(node.args[0], Node)
     return _unsqueezed if len(_shape(node)) > len(_shape(node.args[0])) else _squeezed
 

@@ -14,6 +14,7 @@ import operator
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,8 @@ from torch.fx import Graph, GraphModule, Node
 
 from ._clusters import Clusters, gain_of_rows, is_number, spoken, value_of, written_tensors
 from ._declared import TENSOR, Declared
-from ._elementwise import _ApplyUnderTransforms
+from ._elementwise import Elementwise, _ApplyUnderTransforms
+from ._native import loader, toolchain
 from ._pointwise import Pointwise
 from ._row_calls import written_view
 from ._rowwise import Rowwise, kind_in_rows
@@ -120,10 +122,12 @@ def _fused(graph: GraphModule, explanation: Explanation) -> GraphModule:
     nodes = list(graph.graph.nodes)
     clusters, ops = _clustered(nodes)
     in_autocast = is_autocast_enabled() or any(spoken(node) == "enter_autocast" for node in nodes)
-    new, values = Graph(), dict[Node, Node]()
+    new, values, compiled = Graph(), dict[Node, Node](), []
     for members in clusters.in_order():
         if fused := ops.get(members[0]):
             explanation.clusters.append(Cluster(_source(members[0]), len(members), fused))
+            needs_gradient = value_of(members[0]).requires_grad
+            compiled.append((fused, [*map(value_of, _arguments(clusters, members))], needs_gradient))
             results = _call(new, fused, clusters, members, values, in_autocast)
             values.update(zip(clusters.outputs(members), results, strict=True))
         else:
@@ -134,7 +138,23 @@ def _fused(graph: GraphModule, explanation: Explanation) -> GraphModule:
         elif node.op.startswith("call"):
             explanation.others[spoken(node)] += 1
     explanation.graphs += 1
+    _compile_kernels(compiled)
     return GraphModule(graph, new)
+
+
+def _compile_kernels(ops: Sequence[tuple[Declared, Sequence[Any], bool]]) -> None:
+    """Compiles the kernels of values and gradients side by side; those of higher orders wait for their first use."""
+    work: dict[tuple[Elementwise, torch.dtype], None] = {}
+    for op, inputs, needs_gradient in ops:
+        tensors = [x for x in inputs if not is_number(x)]
+        if tensors[0].device.type == "cpu":
+            function, wanted = op._usual, tuple(x.requires_grad for x in tensors)
+            outputs = (True,) * len(function.program.outputs)
+            gradient = [function.vjp(wanted, outputs).function] if needs_gradient else []
+            work.update(dict.fromkeys((f, tensors[0].dtype) for f in (function, *gradient) if f.program.outputs))
+    if work and loader.load("cpu"):
+        with ThreadPoolExecutor(toolchain.processors()) as pool:
+            list(pool.map(lambda each: each[0].kernel("cpu", each[1]), work))
 
 
 def _clustered(nodes: Sequence[Node]) -> tuple[Clusters, dict[Node, Declared]]:

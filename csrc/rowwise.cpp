@@ -38,10 +38,56 @@ bool merges(const Tensor& x, int64_t& row_stride) {
   return true;
 }
 
+// A copy of x whose rows are contiguous, in blocks that stay in the first cache: x is usually a transposed tensor.
+template <class T>
+void copy_rows(const Tensor& x, T* to) {
+  constexpr int64_t block = 16;
+  const auto sizes = x.sizes(), strides = x.strides();
+  const int64_t dims = x.dim(), length = sizes[dims - 1], step = strides[dims - 1];
+  const int64_t rows = dims > 1 ? sizes[dims - 2] : 1, row_stride = dims > 1 ? strides[dims - 2] : 0;
+  const int64_t blocks = (rows + block - 1) / block, tasks = blocks * (x.numel() / (rows * length));
+  const T* const data = static_cast<const T*>(x.data_ptr());
+  const int64_t least = std::max<int64_t>(1, elements_a_task / (block * length));
+  torch::stable::parallel_for(0, tasks, least, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t first = task % blocks * block, last = std::min(rows, first + block);
+      int64_t matrix = task / blocks;
+      T* const result = to + matrix * rows * length;
+      const T* from = data;
+      for (int64_t d = dims - 3; d >= 0; --d) {
+        from += matrix % sizes[d] * strides[d];
+        matrix /= sizes[d];
+      }
+      for (int64_t j = 0; j < length; j += block) {
+        const int64_t some = std::min(block, length - j);
+        for (int64_t i = first; i < last; ++i) {
+          for (int64_t k = j; k < j + some; ++k) result[i * length + k] = from[i * row_stride + k * step];
+        }
+      }
+    }
+  });
+}
+
+Tensor in_rows(const Tensor& x) {
+  Tensor copy = empty_contiguous(x, x.dim(), x.sizes().data());
+  if (x.numel() == 0) return copy;
+  switch (x.element_size()) {
+    case 2:
+      copy_rows(x, static_cast<uint16_t*>(copy.data_ptr()));
+      break;
+    case 4:
+      copy_rows(x, static_cast<uint32_t*>(copy.data_ptr()));
+      break;
+    default:
+      copy_rows(x, static_cast<uint64_t*>(copy.data_ptr()));
+  }
+  return copy;
+}
+
 // rowwise(int kernel, Tensor[] inputs, float[] scalars, int[] shape) -> Tensor[]
 void boxed(StableIValue* stack, uint64_t, uint64_t) {
   const RowKernel& kernel = *reinterpret_cast<const RowKernel*>(to<int64_t>(stack[0]));
-  const auto inputs = to<std::vector<Tensor>>(stack[1]);
+  auto inputs = to<std::vector<Tensor>>(stack[1]);
   auto scalars = to<std::vector<double>>(stack[2]);
   const auto shape = to<std::vector<int64_t>>(stack[3]);
   STD_TORCH_CHECK(int64_t(inputs.size()) == kernel.inputs && !inputs.empty() && !shape.empty(),
@@ -72,7 +118,7 @@ void boxed(StableIValue* stack, uint64_t, uint64_t) {
     if (kernel.kinds[k] == Kind::column) columns.push_back(k);
   }
   for (int k = kernel.outputs; k < operands; ++k) {
-    const Tensor& x = inputs[k - kernel.outputs];
+    Tensor& x = inputs[k - kernel.outputs];
     const auto size = size_of(kernel.kinds[k]);
     const auto sizes = x.sizes();
     STD_TORCH_CHECK(sizes.size() == size.size() && std::equal(size.begin(), size.end(), sizes.begin()),
@@ -80,9 +126,9 @@ void boxed(StableIValue* stack, uint64_t, uint64_t) {
     STD_TORCH_CHECK(int32_t(x.scalar_type()) == int32_t(kernel.dtype), "torchad_ext: a kernel for ",
                     torch::headeronly::toString(ScalarType(kernel.dtype)), " was given a tensor of ",
                     torch::headeronly::toString(x.scalar_type()));
-    steps[k] = kernel.kinds[k] == Kind::row || length == 1 ? 0 : x.strides()[x.dim() - 1];
-    STD_TORCH_CHECK(steps[k] == 0 || steps[k] == 1,
-                    "torchad_ext: the elements of a row are no neighbours in memory; call contiguous()");
+    const bool is_one = kernel.kinds[k] == Kind::row || length == 1;
+    if (!is_one && x.strides()[x.dim() - 1] != 0 && x.strides()[x.dim() - 1] != 1) x = in_rows(x);
+    steps[k] = is_one ? 0 : x.strides()[x.dim() - 1];
     if (!merges(x, row_strides[k])) strides[k] = x.strides().data();
     data[k] = x.data_ptr();
   }

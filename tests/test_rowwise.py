@@ -402,3 +402,13 @@ def test_attention_under_second_derivatives() -> None:
     sdpa = torch.nn.functional.scaled_dot_product_attention
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         assert_close(attend(attention_weights, q, k, v, causal), sdpa(q, k, v, causal))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(5, 37, 70), (16, 16), (3, 2, 17), (40,), (1, 100)])
+def test_rows_of_any_stride(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    total = ad.rowwise(lambda x: x - x.mean(-1, keepdim=True))
+    x = torch.randn(shape).to(dtype)
+    layouts = [x.expand(2, *shape).movedim(0, -1)[..., 0], x[..., ::3], x.flip(-1)[..., :-1]]
+    for y in [*layouts, *(x.movedim(d, -1) for d in range(x.dim()))]:
+        assert torch.equal(total(y), total(y.contiguous()))

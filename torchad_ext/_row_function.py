@@ -31,11 +31,6 @@ def shape_of(kind: str, shape: Shape) -> Shape:
     return {"tensor": shape, "row": (*shape[:-1], 1), "column": shape[-1:]}[kind]
 
 
-def _lies_in_rows(x: torch.Tensor) -> bool:
-    """Can a kernel read it: are the elements of a row neighbours, or one number?"""
-    return x.shape[-1] == 1 or x.stride(-1) in (0, 1)
-
-
 class RowFunction(Elementwise):
     """k functions of the rows of m tensors and of some numbers.
 
@@ -81,7 +76,7 @@ class RowFunction(Elementwise):
         kernel: Any = device and self.kernel(device, xs[0].dtype)
         if not kernel:
             return self.definition(shape, *xs, *scalars)
-        return self._results(kernel([x if _lies_in_rows(x) else x.contiguous() for x in xs], scalars, shape))
+        return self._results(kernel(xs, scalars, shape))
 
     def apply(self, xs: Tensors, call: Call) -> Any:  # type: ignore[override]
         """The results, by the route that their derivatives need."""

@@ -96,7 +96,8 @@ def ratios() -> str:
     for name, shown in SHOWN.items():
         record = read(name)
         rows = {(row["name"], row["size"]): row for row in record["rows"]}
-        machines.append(facts(record["machine"]))
+        what = "Ops" if name == "cpu-v4-float32" else "Derivative tools"
+        machines.append(f"{what}: {facts(record['machine'])}.")
         for key, text in shown.items():
             row = rows[key]
             native = row["native"]
@@ -106,7 +107,7 @@ def ratios() -> str:
     first, later = startup["first call, nothing compiled yet"], startup["first call, kernels in the cache"]
     new, imported = startup["first call of a newly declared op"], startup["import torchad_ext, after import torch"]
     times = f"`import torchad_ext` takes {imported}, the first call ever {first}, that of later processes {later}, the"
-    return "\n".join(lines) + f"\n\n{times} first call of a newly declared op {new}. {'. '.join(machines)}.\n"
+    return "\n".join(lines) + f"\n\n{times} first call of a newly declared op {new}. {' '.join(machines)}\n"
 
 
 def main() -> None:

@@ -71,7 +71,7 @@ def measure(case: Case, seconds: float) -> dict[str, float]:
     seeds = [torch.randn_like(x) for x in xs]
     op = ad.pointwise(case.function)
     ways = {
-        name: lambda op=of: gradients(op, xs, cotangent, seeds)  # type: ignore[misc]
+        name: lambda op=of: gradients(op, xs, cotangent, seeds)
         for name, of in (("native", case.function), ("torchad_ext", op))
     }
     for ours, native in zip(ways["torchad_ext"](), ways["native"](), strict=True):

@@ -273,7 +273,9 @@ class Elementwise:
             return self.vjp(*masks).apply(arguments, scalars, wanted.bit_count())
         cotangents = iter([tuple(g.shape) for g in arguments[len(operands) :]])
         results = tuple([next(cotangents) if is_given else shape for is_given in masks[1]])
-        return self.broadcast(self, shape, operands, results).vjp(*masks).apply(arguments, scalars, wanted.bit_count())
+        whole = self.broadcast(self, shape, operands, results)
+        gradients: Tensors = whole.vjp(*masks).apply(arguments, scalars, wanted.bit_count())
+        return gradients
 
     def _masks(self, wanted: int, given: int) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
         inputs, outputs = range(len(self.program.inputs)), range(len(self.program.outputs))

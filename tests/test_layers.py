@@ -30,7 +30,8 @@ _rowwise
 _row_function
 _pointwise _quadratic_form
 _declared
-_derivative _elementwise _broadcast
+_broadcast
+_derivative _elementwise
 _native
 _symbolic
 _autograd _linearity

@@ -186,3 +186,6 @@ class BroadcastDerivative:
         known = dict(zip(of.results, outputs, strict=True))
         zero = arguments[-1].new_zeros(())
         return [known[i] if i in known else zero.expand(self.results[i]) for i in range(count)]
+
+
+Elementwise.broadcast = Broadcast

@@ -86,6 +86,7 @@ class Elementwise:
         self._partials: dict[tuple[tuple[tuple[bool, ...], ...], JetAlgebra], Derivative] = {}
 
     _fast_function: Any = None
+    broadcast: Any  # Broadcast, which _broadcast.py puts here: it stands on this class
 
     @functools.cached_property
     def _own_dtypes(self) -> list[torch.dtype]:
@@ -268,14 +269,14 @@ class Elementwise:
             shape: that the inputs broadcast to.
             operands: the shapes of the inputs; empty if they have one shape.
         """
-        from ._broadcast import Broadcast  # which imports this module
-
         masks = self._masks(wanted, given)
         if not operands:
             return self.vjp(*masks).apply(arguments, scalars, wanted.bit_count())
         cotangents = iter([tuple(g.shape) for g in arguments[len(operands) :]])
         results = tuple([next(cotangents) if is_given else shape for is_given in masks[1]])
-        return Broadcast(self, shape, operands, results).vjp(*masks).apply(arguments, scalars, wanted.bit_count())
+        whole = self.broadcast(self, shape, operands, results)
+        gradients: Tensors = whole.vjp(*masks).apply(arguments, scalars, wanted.bit_count())
+        return gradients
 
     def _masks(self, wanted: int, given: int) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
         inputs, outputs = range(len(self.program.inputs)), range(len(self.program.outputs))

@@ -195,7 +195,8 @@ class Normalized(nn.Module):
         x = self.first(x)
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = x + layer(torch.tanh(norm(x)))
-        return (torch.softmax(self.gate(x), -1) * self.last(x)).sum(-1)
+        y: Tensor = (torch.softmax(self.gate(x), -1) * self.last(x)).sum(-1)
+        return y
 
 
 def points(count: int, dims: int) -> tuple[Tensor]:

@@ -132,7 +132,7 @@ KINDS_OF_ERRORS = (TypeError, ValueError, RuntimeError, IndexError)  # of argume
 
 def definition(op: Any) -> Callable[..., Any]:
     """The definition, with arguments by place that the op may have been given by name."""
-    return op.definition if op is ad.quadratic_form else lambda *args, **kwargs: op.define(op._bound(args, kwargs))
+    return op.definition if op is ad.quadratic_form else lambda *args, **kwargs: op.define(op.bound(args, kwargs))
 
 
 def check(call: Call) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -301,3 +302,22 @@ def test_second_derivatives_at_any_scale(name: str, scale: float, length: int) -
     x = (scale * normal(4, length)).float()
     exact = second(x.double())
     assert_close(second(x).double() / exact.abs().max(), exact / exact.abs().max(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("p", [1, 2, math.inf])
+@pytest.mark.parametrize("scale", [1e-25, 1e-12, 1e12, 1e25])
+def test_slopes_of_a_direction_at_any_scale(p: float, scale: float) -> None:
+    if p == 2 and not 1e-18 < scale < 1e18:
+        pytest.skip("its squares are beyond float32")
+    slopes = []
+    for dtype, unit in ((torch.float32, scale), (torch.float64, 1.0)):
+        x = (torch.tensor([1.0, 3.0, -1.0], dtype=dtype) * unit).requires_grad_()
+        slopes.append(torch.autograd.grad(ad.normalize(x, p, -1, eps=0.0)[0], x)[0].double() * unit)
+    torch.testing.assert_close(*slopes, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_logsumexp_beside_an_infinity(dtype: torch.dtype) -> None:
+    x = torch.tensor([math.inf, 90.0, 1.0, -math.inf], dtype=dtype, requires_grad=True)
+    (slope,) = torch.autograd.grad(ad.logsumexp(x, -1), x)
+    assert slope[1:].tolist() == [0, 0, 0]

@@ -304,7 +304,7 @@ class _RunningErrors:
     """How large the numbers are that a pointwise op rounds on its way to each element of its derivatives."""
 
     def __init__(self, op: Pointwise, inputs: Tensors) -> None:
-        arguments = op._bound(inputs, {})
+        arguments = op.bound(inputs, {})
         _, member, scalars = op.resolve(arguments)
         self._program, self._inputs = member.program, inputs
         self._scalars = [float(arguments[i]) for i in scalars]

@@ -156,7 +156,7 @@ class Declared:
             return self
         return _restored(type(self), definition, self.__name__, self.__module__, self._domain)
 
-    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    def bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """The arguments in the order of the parameters."""
         missing = self._trailing_defaults.get(len(args)) if not kwargs else None
         if missing is not None:  # a third of the time of what follows
@@ -334,7 +334,7 @@ class Declared:
         )
 
     def _handled(self, args: Sequence[Any]) -> Any:
-        """What ``__torch_function__`` of an argument makes of the call."""
+        """The result that ``__torch_function__`` of an argument gives."""
         positional = len(args) - len(self._keywords)
         named = dict(zip(self._keywords, args[positional:], strict=True))
         function: Any = self

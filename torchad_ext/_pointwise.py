@@ -58,9 +58,9 @@ class Pointwise(Declared):
             if result is not NotImplemented:
                 return result
         if is_being_traced():
-            return self._define(self._bound(args, kwargs))
+            return self._define(self.bound(args, kwargs))
         if kwargs or len(args) != len(self._parameters) or self._keywords:
-            args = self._bound(args, kwargs)
+            args = self.bound(args, kwargs)
         if has_torch_function(args):
             return self._define(args) if traced_before_autograd() else self._handled(args)
         try:

@@ -62,7 +62,7 @@ class Rowwise(Declared):
                 self._check_captured()
             return _in_float32(self.definition, args, kwargs)
         if kwargs or len(args) != len(self._parameters) or self._keywords:
-            args = self._bound(args, kwargs)
+            args = self.bound(args, kwargs)
         if is_being_traced():
             return self._define(args)
         if has_torch_function(args):

@@ -258,8 +258,11 @@ def _vector_norm(
 def _normalize(input: torch.Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> torch.Tensor:
     if not input.is_floating_point():
         return F.normalize(input, p, dim, eps)
-    norm: torch.Tensor = _euclidean(input, dim) if p == 2 else torch.linalg.vector_norm(input, p, dim, keepdim=True)
-    return input * norm.clamp_min(eps).reciprocal()
+    if p == 2:
+        return input * _euclidean(input, dim).clamp_min(eps).reciprocal()
+    # The square of a reciprocal, in its slope, leaves the range of float32 at 1e19, which norms without squares reach.
+    norm: torch.Tensor = torch.linalg.vector_norm(input, p, dim, keepdim=True)
+    return input / norm.clamp_min(eps)
 
 
 def _cosine_similarity(x1: torch.Tensor, x2: torch.Tensor, dim: int = 1, eps: float = 1e-8) -> torch.Tensor:

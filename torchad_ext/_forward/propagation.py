@@ -227,7 +227,7 @@ class Sweep:
     def apply(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
         """An operation on tensors of this sweep."""
         if isinstance(func, Rowwise):
-            return func.computed(args, self)
+            return func.computed(func.bound(args, kwargs), self)
         spoken = known_name(func)
         name = spoken.strip("_") if spoken.startswith("__") else spoken
         known = _is_ours(func) or is_of_torch(func)

@@ -17,7 +17,8 @@ def logsumexp(x: Any, dim: Any, keepdim: bool = False) -> Any:
     if x.is_complex() or not x.numel():
         return NotImplemented
     largest = x.detach().amax(dim, keepdim=True)
-    largest = largest.masked_fill(largest.isinf(), 0)
+    bound = torch.finfo(x.dtype).max
+    largest = largest.clamp(-bound, bound)
     y = (x - largest).exp().sum(dim, keepdim=True).log() + largest
     return y if keepdim else y.squeeze(dim)
 

@@ -114,8 +114,9 @@ def _clamp(input: Expr, min: Operand | None = None, max: Operand | None = None) 
         return clamped
     # PyTorch gives the slope to the upper of two bounds in the wrong order, and to none of two equal ones.
     is_low = op.and_(min < max, input < min)
-    is_high = op.or_(input > max, op.and_(max < min, op.eq(input, input)))
-    flat = op.where(is_low, min, op.where(is_high, max, op.detach(clamped)))
+    is_high = op.or_(input > max, max < min)
+    high = op.where(op.eq(clamped, clamped), max, max + op.detach(clamped))  # nan where input or min is
+    flat = op.where(is_low, min, op.where(is_high, high, op.detach(clamped)))
     return op.where(op.and_(input >= min, input <= max), input, flat)
 
 

@@ -21,7 +21,8 @@ def _shift(x: Expr) -> Expr:
 
 def _logsumexp(input: Expr) -> Expr:
     largest = _shift(input)
-    finite = op.where(op.eq(op.abs_(largest), math.inf), 0, largest)
+    infinite = op.eq(op.abs_(largest), math.inf)
+    finite = op.where(infinite, op.copysign(op.finite(math.inf), largest), largest)
     return op.log(op.row_sum(op.exp(input - finite))) + finite
 
 

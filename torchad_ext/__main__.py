@@ -360,7 +360,7 @@ def source(op: str, order: int, device: str | None, dtype: str, as_json: bool) -
     """
     found = _declared(op)
     if found is torchad_ext.quadratic_form:
-        from ._native.compile import CSRC
+        from ._native.keys import CSRC
 
         file = {"cuda": "cuda/quadratic_form.cuh"}.get(device or "cpu", "quadratic_form.h")
         text = (CSRC / file).read_text(encoding="utf-8")

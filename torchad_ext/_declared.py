@@ -19,7 +19,7 @@ from torch.overrides import handle_torch_function
 
 from ._derivative import Derivative
 from ._elementwise import Elementwise, HandWritten
-from ._native import compile, loader, toolchain
+from ._native import keys, loader, toolchain
 from ._symbolic.captured import captures
 from ._symbolic.expr import Expr, column, row, scalar, tensor
 from ._symbolic.latex import latex
@@ -374,7 +374,7 @@ class Declared:
         function = self._order(order)
         if function.written is None:
             return function.functor()[1].rstrip()
-        header = (compile.CSRC / function.written.header).read_text(encoding="utf-8")
+        header = (keys.CSRC / function.written.header).read_text(encoding="utf-8")
         functor = function.written.functors[0]
         struct = re.search(rf"(^//.*\n)*struct {functor}( : \w+)? {{\n(.*\n)*?}};", header, re.MULTILINE)
         return struct[0] if struct else header

@@ -13,7 +13,7 @@ import torch
 import versions
 from versions import Counts
 
-from torchad_ext._native import compile, toolchain
+from torchad_ext._native import compile, keys, toolchain
 
 PASSING = "import pytest\ndef test_right(): pass\ndef test_wrong(): assert 0\n@pytest.mark.skip\ndef test_not(): pass\n"
 PAGE = f"# Versions\n\n{versions.BEGIN}\n{versions.HEADER}\n{versions.RULE}\n{versions.END}\n\nThe end.\n"
@@ -89,11 +89,11 @@ def test_the_oldest_promised_pytorch_is_the_same_everywhere() -> None:
 
 def compiles(source: Path, tools: toolchain.Toolchain, tmp_path: Path) -> str:
     """The complaints of a compiler for which names that the oldest headers lack are errors."""
-    used = {line for path in compile.CSRC.rglob("*.*") for line in re.findall("#include <torch/.+>", path.read_text())}
+    used = {line for path in keys.CSRC.rglob("*.*") for line in re.findall("#include <torch/.+>", path.read_text())}
     older = tmp_path / "older.h"
     only_stable = sorted(line for line in used if re.search("torch/(csrc/(stable|inductor)|headeronly)/", line))
     older.write_text("\n".join([*only_stable, *(f"#undef {n}\n#pragma GCC poison {n}" for n in NEWER), ""]))
-    headers = ["-isystem", str(Path(torch.__file__).parent / "include"), f"-I{compile.CSRC}", "-include", str(older)]
+    headers = ["-isystem", str(Path(torch.__file__).parent / "include"), f"-I{keys.CSRC}", "-include", str(older)]
     command = [tools.compiler, *tools.flags, "-O0", "-fsyntax-only", *headers, str(source)]
     return subprocess.run(command, capture_output=True, text=True).stderr
 

@@ -20,7 +20,7 @@ from layouts import NAMED, sample, steps, strided
 
 import torchad_ext as ad
 from torchad_ext._elementwise import Elementwise
-from torchad_ext._native import cache, compile, loader, nvrtc, prebuilt, toolchain
+from torchad_ext._native import cache, compile, keys, loader, nvrtc, prebuilt, toolchain
 from torchad_ext._native.state import state
 from torchad_ext._symbolic import cpp, expr
 from torchad_ext._symbolic.evaluate import evaluate
@@ -63,7 +63,7 @@ def compile_image(texts: Sequence[str], gpu: str, to: Path) -> None:
         return
     source, preprocessed, library = (to.with_suffix(suffix) for suffix in (".cpp", ".ii", ".so"))
     source.write_text("\n".join(texts))
-    headers = (f"-I{compile.CSRC}", f"-I{ON_HOST}", "-D__CUDACC__", "-include", "cuda.h")
+    headers = (f"-I{keys.CSRC}", f"-I{ON_HOST}", "-D__CUDACC__", "-include", "cuda.h")
     compile_cxx("-E", source, *headers, "-o", preprocessed)
     exports, where = [], ""
     kernels = re.compile(r'namespace (torchad_ext::\w+)|extern "C" +void +(\w+)\(')
@@ -81,7 +81,7 @@ def cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     them on the host."""
     folder = tmp_path_factory.mktemp("on_host")
     csrc = folder / "csrc"
-    shutil.copytree(compile.CSRC, csrc)
+    shutil.copytree(keys.CSRC, csrc)
     shutil.copy(ON_HOST / "half.cuh", csrc / "cuda")
     compile_cxx("-shared", ON_HOST / "driver.cpp", "-o", folder / "driver.so")
     for source in (csrc / "pointwise.h", *(csrc / "cuda").glob("*.*")):

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import torchad_ext as ad
-from torchad_ext._native import compile, toolchain
+from torchad_ext._native import keys, toolchain
 
 CXX = toolchain.find_cxx()
 pytestmark = pytest.mark.skipif(CXX is None, reason="no C++ compiler")
@@ -35,7 +35,7 @@ def run(source: str, sanitizer: str, folder: Path) -> subprocess.CompletedProces
     """Compiles and runs a program; skips where the toolchain or the system has no such sanitizer."""
     flags = [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-g", "-pthread"]
     tools = toolchain.cpu_toolchain()
-    includes = [f"-I{compile.CSRC}", f"-I{Path(__file__).parent}"]
+    includes = [f"-I{keys.CSRC}", f"-I{Path(__file__).parent}"]
     kept = [flag for flag in tools.flags if flag not in ("-O3", "-fPIC")]
 
     def program(name: str, text: str) -> subprocess.CompletedProcess[str]:

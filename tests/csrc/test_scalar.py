@@ -18,7 +18,7 @@ import torch
 
 import torchad_ext as ad
 from torchad_ext import Pointwise
-from torchad_ext._native import compile, kernels, toolchain
+from torchad_ext._native import compile, kernels, keys, toolchain
 
 # Function: the largest error in ulp on the CPU, in float32 and float64 alike, as the headers state it.
 UNARY = {
@@ -108,7 +108,7 @@ def sample(dtype: torch.dtype, count: int, seed: int) -> torch.Tensor:
     return torch.cat([torch.tensor(SPECIAL, dtype=torch.float64), anywhere, near, unit]).to(dtype)
 
 
-HEADERS = [path.read_text(encoding="utf-8") for path in (*compile.CSRC.glob("*.h"), *compile.CSRC.glob("math/*.h"))]
+HEADERS = [path.read_text(encoding="utf-8") for path in (*keys.CSRC.glob("*.h"), *keys.CSRC.glob("math/*.h"))]
 
 
 @pytest.mark.parametrize(("name", "bound"), [*UNARY.items(), *BINARY.items()])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from torchad_ext._native import compile, loader, toolchain
+from torchad_ext._native import compile, keys, loader, toolchain
 from torchad_ext._native.progress import Progress
 from torchad_ext._native.state import state
 
@@ -20,8 +20,8 @@ LOAD = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from torchad_ext._native import compile, loader
-compile.CSRC = Path(sys.argv[1])
+from torchad_ext._native import compile, keys, loader
+keys.CSRC = Path(sys.argv[1])
 print(loader.load("cpu"))
 """
 

@@ -29,8 +29,8 @@ THREADS = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from torchad_ext._native import compile, loader
-compile.CSRC = Path(sys.argv[1])
+from torchad_ext._native import compile, keys, loader
+keys.CSRC = Path(sys.argv[1])
 with ThreadPoolExecutor(4) as pool:
     print(list(pool.map(loader.load, ["cpu"] * 4)))
 """

@@ -23,7 +23,7 @@ from drop_in import row
 
 import torchad_ext as ad
 from torchad_ext import BuildError, _settings
-from torchad_ext._native import compile, loader, nvrtc, prebuilt, toolchain
+from torchad_ext._native import compile, keys, loader, nvrtc, prebuilt, toolchain
 from torchad_ext._symbolic import cpp
 from torchad_ext._symbolic.cpp import Kernel
 from torchad_ext.ops import CATALOGUE
@@ -45,7 +45,7 @@ CHANGES: dict[str, Callable[[pytest.MonkeyPatch, Path, Compiler], object]] = {
     "the text of a header": lambda patch, csrc, _: (csrc / "ops" / "answer.h").write_text("#define ANSWER 43\n"),
     "the name of a source": lambda patch, csrc, _: (csrc / "answer.cpp").rename(csrc / "b.cpp"),
     "a new source": lambda patch, csrc, _: (csrc / "new.cuh").touch(),
-    "how sources are compiled": lambda patch, csrc, _: patch.setitem(compile._COMMANDS, "link", "$compiler"),
+    "how sources are compiled": lambda patch, csrc, _: patch.setitem(keys.COMMANDS, "link", "$compiler"),
     "a flag": lambda patch, csrc, _: patch.setattr(toolchain, "_CXX_FLAGS", [*toolchain._CXX_FLAGS, "-g"]),
     "a flag of the user": lambda patch, csrc, _: patch.setenv("TORCHAD_EXT_CXXFLAGS", "-g"),
     "the compiler": lambda patch, csrc, _: patch.setenv("CXX", str(CXX)),
@@ -58,7 +58,7 @@ class TestKey:
 
     @staticmethod
     def key(level: str = "x86-64-v3") -> str:
-        return compile.key("cpu", toolchain.cpu_toolchain(level))
+        return keys.key("cpu", toolchain.cpu_toolchain(level))
 
     @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
     def test_changes_with(
@@ -91,7 +91,7 @@ class TestKey:
         self, csrc: Path, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def keys() -> tuple[str, str]:
-            return self.key(), compile.key("fast_path", toolchain.fast_path_toolchain())
+            return self.key(), keys.key("fast_path", toolchain.fast_path_toolchain())
 
         before = keys()
         monkeypatch.setattr(torch, "__version__", "2.99.0")
@@ -99,12 +99,10 @@ class TestKey:
         assert keys()[1] != before[1]
 
     def test_does_not_change_with_the_wording_of_a_comment_in_python(self, tmp_path: Path) -> None:
-        script = (
-            "from torchad_ext._native import compile, toolchain; print(compile.key('cpu', toolchain.cpu_toolchain()))"
-        )
+        script = "from torchad_ext._native import keys, toolchain; print(keys.key('cpu', toolchain.cpu_toolchain()))"
         package = shutil.copytree(Path(ad.__file__).parent, tmp_path / "torchad_ext")
         if not (package / "csrc").is_dir():
-            shutil.copytree(compile.CSRC, package / "csrc")
+            shutil.copytree(keys.CSRC, package / "csrc")
 
         def key() -> str:
             command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {script}"]
@@ -528,7 +526,7 @@ def spills_are_errors() -> Iterator[None]:
         pytest.skip("no NVRTC: pip install nvidia-cuda-nvrtc; the CUDA sources are not compiled")
     with pytest.MonkeyPatch.context() as patch:
         strictly = ("--ptxas-options=--warn-on-spills", "--ptxas-options=--warning-as-error")
-        patch.setattr(compile, "_CUDA_FLAGS", [*compile._CUDA_FLAGS, *strictly])
+        patch.setattr(keys, "CUDA_FLAGS", [*keys.CUDA_FLAGS, *strictly])
         yield
 
 
@@ -584,7 +582,7 @@ class TestCudaSources:
     def test_are_taken_by_nvcc(self, gpu: str, tmp_path: Path) -> None:
         kernels = [ad.celu._order(2).source("cuda", torch.bfloat16), cpp.quadratic_form("float32")]
         (tmp_path / "kernels.cu").write_text("\n".join(kernel.text for kernel in kernels))
-        flags = ["-std=c++17", f"-arch=sm_{gpu}", f"-I{compile.CSRC}", "-Werror=all-warnings", "-cubin"]
+        flags = ["-std=c++17", f"-arch=sm_{gpu}", f"-I{keys.CSRC}", "-Werror=all-warnings", "-cubin"]
         subprocess.run([str(NVCC), *flags, "kernels.cu", "-o", "kernels.cubin"], cwd=tmp_path, check=True)
 
     def test_a_spilled_register_is_an_error(self, tmp_path: Path) -> None:

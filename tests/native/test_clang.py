@@ -11,7 +11,7 @@ import torch
 from builds import start
 
 from torchad_ext import ops
-from torchad_ext._native import compile, toolchain
+from torchad_ext._native import compile, keys, toolchain
 from torchad_ext._native.kernels import DTYPES
 
 CLANG = shutil.which("clang++")
@@ -81,7 +81,7 @@ def test_catalogue_is_accepted_at_every_level(level: str, dtype: torch.dtype, tm
     file = tmp_path / "kernels.cpp"
     file.write_text("\n".join({kernel.symbol: kernel.text for kernel in kernels}.values()), encoding="utf-8")
     flags = toolchain.cpu_toolchain(level).flags
-    command = [str(CLANG), *flags, f"-I{compile.CSRC}", "-fsyntax-only", str(file)]
+    command = [str(CLANG), *flags, f"-I{keys.CSRC}", "-fsyntax-only", str(file)]
     process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert process.returncode == 0, process.stderr
 

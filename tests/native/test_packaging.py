@@ -21,7 +21,7 @@ import torch
 
 import torchad_ext
 from torchad_ext import _wheel
-from torchad_ext._native import compile, kernels, prebuilt, toolchain
+from torchad_ext._native import compile, kernels, keys, prebuilt, toolchain
 from torchad_ext.ops import CATALOGUE, gelu
 from torchad_ext.rows import ROW_CATALOGUE
 
@@ -162,9 +162,9 @@ def test_an_installed_wheel_compiles_its_own_sources(wheel: Path, tmp_path: Path
 
 def test_an_installed_wheel_and_a_checkout_share_their_cache(wheel: Path, tmp_path: Path) -> None:
     package = install(wheel, tmp_path / "package")
-    script = "from torchad_ext._native import compile; print(compile.sources_hash())"
+    script = "from torchad_ext._native import keys; print(keys.sources_hash())"
     installed = call("-c", script, cwd=tmp_path, PYTHONPATH=str(package))
-    assert installed.strip() == compile.sources_hash()
+    assert installed.strip() == keys.sources_hash()
 
 
 @pytest.mark.long

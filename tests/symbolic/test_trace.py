@@ -339,7 +339,7 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "isfinite": ("torch.where(torch.isfinite(x), x**2, y)",),
     "isinf": ("torch.where(torch.isinf(x), y, x**2)",),
     "clamp": ("torch.clamp(x, -0.3, 0.9)", "x.clamp(min=0.1)", "torch.clamp(x, max=y)", "torch.clamp(x, y - 1, y)",
-              "torch.clamp(x, y, z)"),  # fmt: skip
+              "torch.clamp(x, y, z)"),
     "clip": ("torch.clip(x, -0.3, 0.9)",),
     "clamp_min": ("torch.clamp_min(x, 0.3)", "x.clamp_min(min=0.3)"),
     "clamp_max": ("torch.clamp_max(x, 0.3)", "x.clamp_max(max=0.3)"),

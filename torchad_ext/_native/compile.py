@@ -1,10 +1,9 @@
-"""Libraries and images from sources: what is compiled, by which commands, and what names the result."""
+"""Libraries and images from sources: what is compiled, and by which commands."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import hashlib
 import io
 import os
 import re
@@ -22,63 +21,19 @@ import torch
 
 from .. import _settings
 from .._symbolic.cpp import Kernel
-from . import nvrtc
+from . import keys, nvrtc
 from .cache import UNFINISHED, seal
-from .toolchain import BuildError, Toolchain, version
+from .toolchain import BuildError, Toolchain
 
-PACKAGE = Path(__file__).resolve().parents[1]
-CSRC = next((folder for folder in (PACKAGE / "csrc", PACKAGE.parent / "csrc") if folder.is_dir()), PACKAGE / "csrc")
-_SUFFIXES = (".h", ".cpp", ".cuh")
 FORM = "quadratic_form"  # a library of its own: it takes longer to compile than all that a pointwise op needs
 _HEADER = "pointwise_cpu.h"  # whose parsing takes longer than a kernel itself
 PRECOMPILED = f"{_HEADER}.gch"
 _HERE = Path()  # the folder of a compilation, whose precompiled header it makes itself
-_COMMANDS = {
-    "compile": "$compiler $headers -c $in -o $out",
-    "precompile": "$compiler -x c++-header $in -o $out",
-    "link": "$compiler -shared $in -o $out $libraries",
-}
-_PYTORCH = ("torch", "torch_cpu", "c10")  # the libraries that operators are linked to
-# Flags of NVRTC, for which a function without a mark is one of the device.
-_CUDA_FLAGS = ["-std=c++17", "-default-device"]
 _STANDARD = ("cstdint", "cstring", "type_traits", "utility")  # headers in whose place it is given csrc/cuda/std.h
 _REMEDY = {
     **dict.fromkeys(("cpu", FORM, "cuda"), "g++ 12 and clang++ 14 are tested; CXX chooses the compiler"),
     "fast_path": "g++ 12 and clang++ 14 are tested; it needs the headers of Python (Debian and Ubuntu: python3-dev)",
 }
-
-
-def sources_hash() -> str:
-    """A hash of the C++ and of the commands that compile it: the same in a checkout and a wheel."""
-    digest = hashlib.sha256(repr((_COMMANDS, _PYTORCH, _CUDA_FLAGS)).encode())
-    for path in sorted(path for path in CSRC.rglob("*") if path.suffix in _SUFFIXES):
-        digest.update(b"\0" + path.relative_to(CSRC).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
-def hashed(*parts: str) -> str:
-    """The part of a cache key that stands for all of ``parts``."""
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def key(what: str, toolchain: Toolchain) -> str:
-    """The key of a library: its target in clear, then a hash of everything that counts.
-
-    The version of PyTorch is part of the target of the calls, and counts for nothing else (``toolchain._ABI``).
-    """
-    compiler = toolchain.compiler
-    counts = hashed(sources_hash(), *toolchain.flags, compiler, version(compiler))
-    return f"{what}-{toolchain.target}-{counts}"
-
-
-def kernel_key(name: str, kernel: Kernel, shared: str, toolchain: Toolchain) -> str:
-    """The key of a pointwise kernel for the CPU; ``shared`` is that of the operators."""
-    return f"{name}-cpu-{toolchain.target}-{hashed(shared, kernel.text)}"
-
-
-def image_key(name: str, kernel: Kernel, gpu: str, shared: str) -> str:
-    """The key of a CUDA kernel; ``shared`` stands for the headers and for NVRTC."""
-    return f"{name}-cuda-sm_{gpu}-{hashed(shared, kernel.text)}"
 
 
 def prepare(
@@ -95,7 +50,7 @@ def prepare(
         for source, kernel in zip(sources, kernels, strict=True):
             source.write_text(kernel.text, encoding="utf-8")
     else:
-        sources, libraries = _sources(what), (*_PYTORCH, *(["torch_python"] if what == "fast_path" else []))
+        sources, libraries = _sources(what), (*keys.PYTORCH, *(["torch_python"] if what == "fast_path" else []))
     text = _ninja_file(sources, toolchain, libraries, precompiled)
     (folder / "build.ninja").write_text(text, encoding="utf-8")
     return [ninja_command(), "-C", str(folder), "library.so"]
@@ -103,8 +58,8 @@ def prepare(
 
 def _sources(what: str) -> list[Path]:
     if what in ("cuda", "fast_path"):
-        return sorted((CSRC / what).glob("*.cpp"))
-    return sorted(path for path in CSRC.glob("*.cpp") if (path.stem == FORM) is (what == FORM))
+        return sorted((keys.CSRC / what).glob("*.cpp"))
+    return sorted(path for path in keys.CSRC.glob("*.cpp") if (path.stem == FORM) is (what == FORM))
 
 
 def _ninja_file(
@@ -121,16 +76,16 @@ def _ninja_file(
     writer = syntax.Writer(text, width=10**6)
     for name, words in {
         "compiler": [toolchain.compiler, *toolchain.flags],
-        "headers": [*headers, f"-I{CSRC}"],
+        "headers": [*headers, f"-I{keys.CSRC}"],
         "libraries": [*linked, *toolchain.link_flags],
     }.items():
         writer.variable(name, syntax.escape(shlex.join(words)))
-    for name, command in _COMMANDS.items():
+    for name, command in keys.COMMANDS.items():
         writer.rule(name, command)
     for source in sources:
         writer.build(f"{source.name}.o", "compile", _path(source), implicit=first)
     writer.build("library.so", "link", [f"{source.name}.o" for source in sources])
-    writer.build(PRECOMPILED, "precompile", _path(CSRC / _HEADER))
+    writer.build(PRECOMPILED, "precompile", _path(keys.CSRC / _HEADER))
     return text.getvalue()
 
 
@@ -191,7 +146,7 @@ def compile_library(
     log = to.with_suffix(".log")
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=to.parent, prefix=UNFINISHED, ignore_cleanup_errors=True) as name:
-        precompile = precompile and toolchain.is_gcc and (CSRC / _HEADER).exists()
+        precompile = precompile and toolchain.is_gcc and (keys.CSRC / _HEADER).exists()
         command = prepare(what, toolchain, Path(name), kernels, _HERE if precompile and kernels else precompiled)
         precompile = precompile and not kernels
         has_failed, output = _run([*command, PRECOMPILED] if precompile else command)
@@ -220,9 +175,9 @@ def compile_image(texts: Sequence[str], gpu: str, to: Path) -> None:
     """
     log = to.with_suffix(".log")
     to.parent.mkdir(parents=True, exist_ok=True)
-    source, standard = "\n".join(texts), (CSRC / "cuda" / "std.h").read_text(encoding="utf-8")
+    source, standard = "\n".join(texts), (keys.CSRC / "cuda" / "std.h").read_text(encoding="utf-8")
     version = nvrtc.version()
-    options = [*_CUDA_FLAGS, f"-arch=sm_{gpu}", f"-I{CSRC}"]
+    options = [*keys.CUDA_FLAGS, f"-arch=sm_{gpu}", f"-I{keys.CSRC}"]
     try:
         image = nvrtc.compile(source, options, dict.fromkeys(_STANDARD, standard))
     except nvrtc.NvrtcError as error:

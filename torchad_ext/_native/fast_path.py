@@ -17,7 +17,7 @@ from typing import Any
 
 from .. import _settings
 from .._warnings import warn_or_raise
-from . import background, cache, compile, loader, prebuilt
+from . import background, cache, compile, keys, loader, prebuilt
 from .progress import progress
 from .state import state
 from .toolchain import BuildError, Toolchain, fast_path_target, fast_path_toolchain
@@ -60,7 +60,7 @@ def _load(load: Callable[[], ModuleType | None]) -> None:
 def _entry() -> tuple[Toolchain, Path]:
     """How the module is compiled, and where the cache keeps it."""
     toolchain = fast_path_toolchain()
-    return toolchain, cache.entry(compile.key("fast_path", toolchain))
+    return toolchain, cache.entry(keys.key("fast_path", toolchain))
 
 
 def _loaded(compiling: bool) -> ModuleType | None:

@@ -17,7 +17,7 @@ import torch
 from .. import _settings
 from .._symbolic.cpp import Kernel
 from .._warnings import warn_or_raise
-from . import cache, compile, nvrtc, prebuilt
+from . import cache, compile, keys, nvrtc, prebuilt
 from .compile import FORM
 from .state import state
 from .toolchain import (
@@ -94,7 +94,7 @@ def compiled(what: str, toolchain: Toolchain, name: str) -> Path:
     def make(to: Path) -> None:
         compile.compile_library(what, toolchain, to, precompile=what == "cpu")
 
-    return cache.get_or_make(cache.entry(compile.key(what, toolchain)), name, make)
+    return cache.get_or_make(cache.entry(keys.key(what, toolchain)), name, make)
 
 
 def _check_for_gpus() -> None:
@@ -197,7 +197,7 @@ def _for_kernels() -> tuple[Toolchain, str, Path | None]:
     """How the pointwise kernels of this process are compiled, the part of their keys that they share, and the folder of
     their precompiled header if it is there."""
     toolchain = kernel_toolchain()
-    shared = compile.key("cpu", toolchain)
+    shared = keys.key("cpu", toolchain)
     header = cache.entry(shared, compile.PRECOMPILED)
     return toolchain, shared, header.parent if cache.is_whole(header) else None
 
@@ -205,7 +205,7 @@ def _for_kernels() -> tuple[Toolchain, str, Path | None]:
 def compiled_kernel(name: str, kernel: Kernel) -> ctypes.CDLL:
     """The library of a pointwise kernel for the CPU."""
     toolchain, shared, precompiled = _for_kernels()
-    key = compile.kernel_key(name, kernel, shared, toolchain)
+    key = keys.kernel_key(name, kernel, shared, toolchain)
     if key not in state.kernels:
 
         def make(to: Path) -> None:
@@ -218,11 +218,11 @@ def compiled_kernel(name: str, kernel: Kernel) -> ctypes.CDLL:
 @functools.cache
 def _for_images() -> str:
     """The part of the keys of images that they share."""
-    return compile.hashed(compile.sources_hash(), nvrtc.version())
+    return keys.hashed(keys.sources_hash(), nvrtc.version())
 
 
 def _compiled_image(name: str, kernel: Kernel, gpu: str) -> Path:
-    file = cache.entry(compile.image_key(name, kernel, gpu, _for_images()), "image.cubin")
+    file = cache.entry(keys.image_key(name, kernel, gpu, _for_images()), "image.cubin")
     return cache.get_or_make(file, f"{name} for sm_{gpu}", lambda to: compile.compile_image([kernel.text], gpu, to))
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from .. import _settings
 from .._symbolic.cpp import Kernel
 from . import nvrtc
-from .compile import FORM, PACKAGE, compile_image, compile_library, sources_hash
+from .compile import FORM, compile_image, compile_library
+from .keys import PACKAGE, sources_hash
 from .toolchain import (
     CPU_LEVELS,
     BuildError,

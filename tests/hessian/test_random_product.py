@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 import torchad_ext as ad
 from torchad_ext import _self_check
-from torchad_ext._hessian import rows
+from torchad_ext._hessian import jacobian_rows
 
 Function = Callable[[Any], Any]
 
@@ -117,14 +117,14 @@ class TestFaults:
 
     def test_unit_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
         x = sample(300)
-        dense = rows.dense_rows
+        dense = jacobian_rows.dense_rows
 
         def faulty(results: Any, count: int) -> list[Tensor]:
             rows = dense(results, count)
             rows[0][count // 2] *= 0.6
             return rows
 
-        monkeypatch.setattr(rows, "dense_rows", faulty)
+        monkeypatch.setattr(jacobian_rows, "dense_rows", faulty)
         with pytest.warns(RuntimeWarning, match="in batches"):
             result = ad.hessian(coupled, x)
         assert_close(result, ad.hessian(coupled, x, chunk_size=1))

@@ -315,7 +315,7 @@ struct Pullback : torch::autograd::Node {
     if (!wanted || !given) return results;
     const Masks masks{wanted, given};
     const Derivative& derivative = function.vjp(masks);
-    Broadcast broadcast{shape, {}};
+    Broadcast broadcast{shape, {}, {}};
     for (size_t i = 0; i < operands.size(); ++i) {
       if (wanted >> i & 1) broadcast.results.push_back(operands[i]);
     }

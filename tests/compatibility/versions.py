@@ -79,7 +79,9 @@ def run(python: Path, name: str, tests: Sequence[str], minutes: float) -> tuple[
     environment = {"TORCHAD_EXT_CACHE_DIR": str(BUILD / "cache"), **os.environ, "PYTHONPATH": str(ROOT)}
     command = [python, "-m", "pytest", "-q", "-rf", "--device", "cpu", f"--junitxml={report}", *tests]
     with (BUILD / f"{name}.log").open("w") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, preexec_fn=_hear_interrupts
+        )
         try:
             process.wait(60 * minutes)
             stopped = False
@@ -90,6 +92,10 @@ def run(python: Path, name: str, tests: Sequence[str], minutes: float) -> tuple[
     if not report.exists():
         raise RuntimeError(f"pytest left no report; see {log.name}")
     return Counts.of(report.read_text(encoding="utf-8")), stopped
+
+
+def _hear_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores them
 
 
 def lines_of(table: str) -> dict[tuple[str, ...], str]:

@@ -234,7 +234,7 @@ class _Tracing(TorchFunctionMode):
                 return inlined(args)
             if define := getattr(func, "define", None):  # a declared op within a declared op
                 with self:
-                    return define(args)
+                    return define(func.bound(args, kwargs or {}))
             return self._call(func, args, kwargs or {})
         except TraceError as error:
             self.error = error

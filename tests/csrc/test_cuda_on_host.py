@@ -94,7 +94,7 @@ def cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         f"STABLE_TORCH_LIBRARY_FRAGMENT(torchad_ext_on_host, m) {{ {' '.join(schemas)} }}\n"
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compile, "CSRC", csrc)
+        patch.setattr(keys, "CSRC", csrc)
         patch.setattr(compile, "compile_image", compile_image)
         for module in (loader, prebuilt):
             patch.setattr(module, "present_gpus", lambda: GPUS)

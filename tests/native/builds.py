@@ -75,7 +75,7 @@ def csrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "ops").mkdir(parents=True)
     (folder / "answer.cpp").write_text('#include "ops/answer.h"\nextern "C" int answer() { return ANSWER; }\n')
     (folder / "ops" / "answer.h").write_text("#define ANSWER 42\n")
-    monkeypatch.setattr(compile, "CSRC", folder)
+    monkeypatch.setattr(keys, "CSRC", folder)
     return folder
 
 

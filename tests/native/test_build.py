@@ -90,13 +90,13 @@ class TestKey:
     def test_of_operators_and_kernels_does_not_change_with_torch_that_of_the_calls_does(
         self, csrc: Path, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def keys() -> tuple[str, str]:
+        def both() -> tuple[str, str]:
             return self.key(), keys.key("fast_path", toolchain.fast_path_toolchain())
 
-        before = keys()
+        before = both()
         monkeypatch.setattr(torch, "__version__", "2.99.0")
-        assert keys()[0] == before[0]
-        assert keys()[1] != before[1]
+        assert both()[0] == before[0]
+        assert both()[1] != before[1]
 
     def test_does_not_change_with_the_wording_of_a_comment_in_python(self, tmp_path: Path) -> None:
         script = "from torchad_ext._native import keys, toolchain; print(keys.key('cpu', toolchain.cpu_toolchain()))"

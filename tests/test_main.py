@@ -174,6 +174,13 @@ class TestFormulas:
         _, out, _ = run("plot", "1 / x", "--points", "3", "--orders", "0", "--json")
         assert json.loads(out)["derivatives"][0][1] is None
 
+    @pytest.mark.parametrize("declaration", ["", "@torchad_ext.pointwise\n"], ids=["plain PyTorch", "an op"])
+    def test_a_function_of_a_file(self, run: Run, tmp_path: Path, declaration: str) -> None:
+        (tmp_path / "mine.py").write_text(f"import torchad_ext\n{declaration}def cube(x):\n    return x**3\n")
+        code, out, _ = run("plot", f"{tmp_path / 'mine.py'}:cube", "--points", "3", "--orders", "1", "--json")
+        assert code == 0
+        assert json.loads(out)["derivatives"] == [[-27, 0, 27], [27, 0, 27]]
+
     def test_a_picture_is_saved(self, run: Run, tmp_path: Path) -> None:
         file = tmp_path / "f.png"
         code, out, _ = run("plot", "sin(x) * exp(-x**2)", "--output", str(file))

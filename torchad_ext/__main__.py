@@ -8,6 +8,7 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -296,7 +297,7 @@ def _show_findings(findings: list[Any], routes: dict[str, str]) -> None:
 
 
 @app.command(context_settings={"ignore_unknown_options": True})  # a formula may begin with a minus
-@click.argument("formula")
+@click.argument("formula", metavar="FORMULA | FILE:FUNCTION")
 @click.option("--low", type=float, default=-3.0, show_default=True, help="Left end.")
 @click.option("--high", type=float, default=3.0, show_default=True, help="Right end.")
 @click.option("--orders", type=click.IntRange(0, 5), default=2, show_default=True, help="How many derivatives.")
@@ -306,7 +307,7 @@ def _show_findings(findings: list[Any], routes: dict[str, str]) -> None:
 )
 @_as_json
 def plot(formula: str, low: float, high: float, orders: int, points: int, output: Path, as_json: bool) -> None:
-    """Draw a formula and its derivatives.
+    """Draw a formula, or an op of one's own, and its derivatives.
 
     Each order runs on a fused kernel of its own. The formula is read against a list of names, and never run as Python.
 
@@ -314,12 +315,14 @@ def plot(formula: str, low: float, high: float, orders: int, points: int, output
     torchad_ext plot 'sin(x) * exp(-x**2)'
     torchad_ext plot 'silu(x)' --low -6 --high 6 --orders 3 --output silu.svg
     torchad_ext plot 'x**3 / 3' --points 5 --json
+    torchad_ext plot my_ops.py:snake
     """
     from . import _formula
     from .plot import derivatives, plot_derivatives
 
+    is_op = re.search(r"\.py:\w+$", formula) is not None
     try:
-        f = torchad_ext.pointwise(_formula.parse(formula))
+        f = _declared(formula) if is_op else torchad_ext.pointwise(_formula.parse(formula))
     except _formula.FormulaError as error:
         raise Mistake(str(error)) from None
     if not low < high:
@@ -333,7 +336,7 @@ def plot(formula: str, low: float, high: float, orders: int, points: int, output
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     ax = plot_derivatives(f, low, high, orders, points, ax=figure.subplots())
-    ax.set_title(f"f(x) = {formula.strip()}")
+    ax.set_title(formula.rpartition(":")[2] if is_op else f"f(x) = {formula.strip()}")
     try:
         figure.savefig(output, dpi=150)
     except ValueError as error:  # a kind of file that matplotlib does not write

@@ -40,8 +40,6 @@ def _fresh() -> Iterator[None]:
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ops without a compiler, for tests of the graph alone."""
     interpret(monkeypatch.setattr)
-    monkeypatch.setattr(_clusters, "SMALLEST", 0)
-    monkeypatch.setattr(compiler, "_ops", {})
 
 
 def gate(x: Tensor) -> Tensor:

@@ -17,14 +17,12 @@ from torch.func import functional_call, hessian, jvp, vmap
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext import _clusters, compiler
+from torchad_ext import compiler
 
 
 @pytest.fixture(autouse=True)
 def _without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(_clusters, "SMALLEST", 0)
     interpret(monkeypatch.setattr)
-    monkeypatch.setattr(compiler, "_ops", {})
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()

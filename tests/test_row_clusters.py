@@ -20,9 +20,7 @@ WEIGHT = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
 
 @pytest.fixture(autouse=True)
 def _of_any_size_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(_clusters, "SMALLEST", 0)
     interpret(monkeypatch.setattr)
-    monkeypatch.setattr(compiler, "_ops", {})
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()

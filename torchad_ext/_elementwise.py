@@ -121,6 +121,13 @@ class Elementwise:
         """Does every output depend on every input? Then each has the shape that all of them broadcast to."""
         return all(len(of) == len(self.program.inputs) for of in self.read)
 
+    def results_are_whole(self, xs: Tensors) -> bool:
+        """Has every result the shape that all tensors broadcast to? One of fewer tensors may have a smaller one."""
+        if self.depends_on_all:
+            return True
+        shape = torch.broadcast_shapes(*(x.shape for x in xs))
+        return all(torch.broadcast_shapes(*(xs[i].shape for i in of)) == shape for of in self.read)
+
     @staticmethod
     def _suffix(order: int) -> str:
         return _ORDERS[order] if order < len(_ORDERS) else f"_backward{order}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import html
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, overload
 
 import torch
@@ -78,7 +78,7 @@ class Pointwise(Declared):
                 return self._define(args)  # such a tensor has no shape
         whole = None
         if any(x.shape != first.shape for x in xs[1:]):
-            if kernels.device_for(xs) is None or not _have_one_shape(member, xs):
+            if kernels.device_for(xs) is None or not member.results_are_whole(xs):
                 return self._define(args)  # an output has the shape of what it depends on
             whole = Broadcast.of(member, xs, tuple(torch.broadcast_tensors(*xs)[0].shape))
         numbers = tuple([float(args[i]) for i in scalars])
@@ -157,14 +157,6 @@ class Pointwise(Declared):
             for left, right in self._equations()
         ]
         return f"<table><caption><code>{title}</code></caption>{''.join(rows)}</table>"
-
-
-def _have_one_shape(member: Elementwise, xs: Sequence[torch.Tensor]) -> bool:
-    """Have all results the shape that all tensors broadcast to?"""
-    if member.depends_on_all:
-        return True
-    shape = torch.broadcast_shapes(*(x.shape for x in xs))
-    return all(torch.broadcast_shapes(*(xs[i].shape for i in of)) == shape for of in member.read)
 
 
 @overload

@@ -84,7 +84,7 @@ class Rowwise(Declared):
             return self._define(args)
         if sweep is not None and device not in RowFunction.devices:  # its definition is made of operations with rules
             return self._define(args)
-        if not member.depends_on_all and any(_shape([tensors[i] for i in read]) != shape for read in member.read):
+        if not member.results_are_whole(tensors):
             return self._define(args)  # an output has the shape of what it depends on
         xs = []
         for x, kind in zip(args, kinds, strict=True):

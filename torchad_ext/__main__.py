@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ import torch
 import torchad_ext
 
 from . import _settings
+from ._declared import Declared
 from ._native import cache as kept
 from ._symbolic import cpp
 from ._symbolic.refusals import TraceError
@@ -75,7 +76,7 @@ def app() -> None:
     """Fast, exact first and second derivatives for PyTorch, as drop-in ops.
 
     \b
-    torchad_ext demo                        what it does, in about a minute
+    torchad_ext demo                        what it does, in one or two minutes
     torchad_ext doctor                      is everything there that kernels need?
     torchad_ext plot 'sin(x) * exp(-x**2)'  a formula and its derivatives, as a picture
     """
@@ -85,6 +86,14 @@ def _console() -> Console:
     from rich.console import Console
 
     return Console(highlight=False)
+
+
+def _tracked(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
+    """The items, with a bar on stderr while they are made."""
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, what, total=total, console=Console(stderr=True), transient=True)
 
 
 def _print_json(value: Any) -> None:
@@ -137,16 +146,34 @@ def _module(file: Path) -> Any:
 def _declared(text: str) -> Any:
     """An op; a plain function is declared as one."""
     op = _op(text)
-    if op in OPS.values() or isinstance(op, torchad_ext.Pointwise):
+    if isinstance(op, Declared) or op is torchad_ext.quadratic_form:
         return op
-    if isinstance(op, type):
-        raise Mistake(f"{text} is a class; this takes a function of tensors, or an op")
+    if isinstance(op, type) or not callable(op):
+        kind = "class" if isinstance(op, type) else type(op).__name__
+        raise Mistake(f"{text} is a {kind}; this takes a function of tensors, or an op")
     return torchad_ext.pointwise(op)
+
+
+def _drawn(text: str) -> Any:
+    """The op of a file that plot draws: one number to one number."""
+    op = _declared(text)
+    if not isinstance(op, torchad_ext.Pointwise):
+        raise Mistake(f"{text} is no function of elements; plot draws functions of one number")
+    needed = [name for name, p in op.__signature__.parameters.items() if p.default is p.empty]
+    if len(needed) > 1:
+        raise Mistake(f"{text} takes {', '.join(needed)}; plot draws functions of one number: give the others defaults")
+    if (count := len(op.program.outputs)) > 1:
+        raise Mistake(f"{text} has {count} results; plot draws functions with one")
+    return op
 
 
 @app.command()
 @_on_device
-@click.option("--steps", type=click.IntRange(min=1), help="Training steps: 300, or 30 with --quick.")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    help="Training steps; by default as many as take half a minute, or 30 with --quick.",
+)
 @click.option(
     "--output", type=click.Path(path_type=Path), default="demo_output", show_default=True, help="For pictures."
 )
@@ -195,7 +222,8 @@ def verify(
     if against and len(ops) != 1:
         raise Mistake("--against takes one autograd.Function, FILE:CLASS, to be held against it")
     checks, wrong = [], []
-    for text in list(OPS) if all_ or not ops else ops:
+    named = list(OPS) if all_ or not ops else ops
+    for text in _tracked(named, "Verifying", len(named)) if as_json else named:  # else each table shows how far it is
         try:
             if against:
                 found, definition = _op(text), _op(against)
@@ -242,13 +270,14 @@ def bench(ops: Sequence[str], device: str, dtype: str, seconds: float, as_json: 
 
     os.environ.setdefault("TORCHAD_EXT_EAGER", "wait")
     table = Table("", "elements", "torchad_ext, ms", "PyTorch, ms", "ratio", box=box.SIMPLE_HEAD, pad_edge=False)
+    declared = [_declared(text) for text in ops or ("sin", "exp", "quadratic_form")]
+    each = len(_bench.SIZES) * len(_bench.COMPUTATIONS)  # rows
+    timed = (row for op in declared for row in _bench.rows(op, device, _DTYPES[dtype], seconds / each))
     rows = []
-    for op in map(_declared, ops or ("sin", "exp", "quadratic_form")):
-        each = seconds / (3 * len(_bench.SIZES))
-        for row in _bench.rows(op, device, _DTYPES[dtype], each):
-            rows.append({**dataclasses.asdict(row), "device": device, "dtype": dtype, "ratio": row.ratio})
-            name = f"{row.op} {row.computes}"
-            table.add_row(name, f"{row.elements:,}", str(row.ours), str(row.native), f"{row.ratio:.2f}")
+    for row in _tracked(timed, "Timing", each * len(declared)):
+        rows.append({**dataclasses.asdict(row), "device": device, "dtype": dtype, "ratio": row.ratio})
+        name = f"{row.op} {row.computes}"
+        table.add_row(name, f"{row.elements:,}", str(row.ours), str(row.native), f"{row.ratio:.2f}")
     if as_json:
         _print_json(rows)
         return
@@ -322,7 +351,7 @@ def plot(formula: str, low: float, high: float, orders: int, points: int, output
 
     is_op = re.search(r"\.py:\w+$", formula) is not None
     try:
-        f = _declared(formula) if is_op else torchad_ext.pointwise(_formula.parse(formula))
+        f = _drawn(formula) if is_op else torchad_ext.pointwise(_formula.parse(formula))
     except _formula.FormulaError as error:
         raise Mistake(str(error)) from None
     if not low < high:

@@ -70,6 +70,15 @@ def test_commands_that_a_page_names_exist(page: Path) -> None:
         assert target in targets, f"{page.name} names make {target}"
 
 
+FOLDERS = "tests|csrc|torchad_ext|benchmarks|examples|docs|notebooks"
+
+
+@pytest.mark.parametrize("page", [README, ROOT / "CONTRIBUTING.md", *PAGES], ids=lambda page: page.stem)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    for path in re.findall(rf"`((?:{FOLDERS})/[\w./-]+\w)`", page.read_text(encoding="utf-8")):
+        assert "NAME" in path or (ROOT / path).exists(), f"{page.name} names {path}"
+
+
 @pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.stem)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
@@ -85,6 +94,17 @@ def test_the_readme_is_short_and_begins_with_an_example_and_a_picture() -> None:
 def test_the_readme_has_the_ratios_that_are_kept() -> None:
     between = README.read_text(encoding="utf-8").split(f"{figures.BEGIN}\n")[1].split(figures.END)[0]
     assert between == figures.ratios(), "make figures"
+
+
+def test_the_readme_has_the_exponents_that_are_kept() -> None:
+    """Each n^p of the README is that of benchmarks/second_derivative_cost.py, to one digit."""
+    kept = {name: cost["exponents"] for name, cost in figures.read("second_derivative_cost")["costs"].items()}
+    shown = (
+        kept["network"]["gradient"],
+        kept["network"]["full Hessian"],
+        kept["chain of neighbours, sparse"]["sparse Hessian"],
+    )
+    assert re.findall(r"n\^([\d.]+)", README.read_text(encoding="utf-8")) == [f"{p:.1f}" for p in shown]
 
 
 def test_the_picture_shows_the_times_that_are_kept() -> None:

@@ -15,8 +15,9 @@ import torch
 from matplotlib import image
 
 import torchad_ext as ad
-from torchad_ext import __main__, _formula, doctor
+from torchad_ext import __main__, _bench, _formula, doctor
 from torchad_ext._native import cache, prebuilt, toolchain
+from torchad_ext.rows import ROW_CATALOGUE
 
 Run = Callable[..., "tuple[int, str, str]"]
 OWN = """
@@ -27,6 +28,8 @@ def snake(x, a=1.0):
 
 def cube(x):
     return x * x * x
+
+number = 2.0
 
 class Cube(torch.autograd.Function):
     @staticmethod
@@ -181,6 +184,20 @@ class TestFormulas:
         assert code == 0
         assert json.loads(out)["derivatives"] == [[-27, 0, 27], [27, 0, 27]]
 
+    @pytest.mark.parametrize(
+        ("declaration", "message"),
+        [
+            ("def f(x, y):\n    return x * y\n", "takes x, y; plot draws functions of one number"),
+            ("@ad.rowwise\ndef f(x):\n    return x - x.mean(-1, keepdim=True)\n", "is no function of elements"),
+            ("def f(x):\n    return x, x**2\n", "has 2 results"),
+        ],
+    )
+    def test_a_function_that_cannot_be_drawn(self, run: Run, declaration: str, message: str, tmp_path: Path) -> None:
+        __main__._module.cache_clear()
+        (tmp_path / "mine.py").write_text(f"import torchad_ext as ad\n{declaration}")
+        code, out, err = run("plot", f"{tmp_path / 'mine.py'}:f", "--output", str(tmp_path / "f.png"))
+        assert code == 2 and message in err and "Traceback" not in err and not out
+
     def test_a_picture_is_saved(self, run: Run, tmp_path: Path) -> None:
         file = tmp_path / "f.png"
         code, out, _ = run("plot", "sin(x) * exp(-x**2)", "--output", str(file))
@@ -239,6 +256,7 @@ class TestVerify:
             (["nothing.py:f"], "there is no file nothing.py; give FILE:FUNCTION"),
             (["{own}:snakes"], "has no 'snakes'; did you mean snake?"),
             (["{own}:Cube"], "is a class; this takes a function of tensors"),
+            (["{own}:number"], "is a float; this takes a function of tensors"),
             (["{own}:cube", "sin", "--against", "{own}:cube"], "--against takes one autograd.Function"),
         ],
     )
@@ -384,6 +402,40 @@ def test_bench_prints_a_row_for_each_order_and_size(run: Run) -> None:
     rows = json.loads(out)
     assert code == 0 and len(rows) == 9 and all(row["ours"]["median"] > 0 for row in rows)
     assert "ratio" in run("bench", "quadratic_form", "--seconds", "0", "--device", "cpu")[1]
+
+
+@pytest.mark.parametrize(
+    "declaration",
+    [
+        "@ad.rowwise\ndef f(x):\n    return torch.softmax(x, -1)\n",
+        "@ad.pointwise\ndef f(r, phi):\n    return r * torch.cos(phi), r * torch.sin(phi)\n",
+        "def f(x):\n    return 2 * x\n",
+        "def f(x, y):\n    return x + y\n",
+    ],
+    ids=["rows", "several results", "a constant derivative", "no second derivative"],
+)
+def test_bench_takes_every_op(run: Run, declaration: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_bench, "SIZES", (100,))
+    __main__._module.cache_clear()
+    file = tmp_path / "own.py"
+    file.write_text(f"import torch\nimport torchad_ext as ad\n{declaration}")
+    code, out, err = run("bench", f"{file}:f", "--seconds", "0", "--device", "cpu", "--json")
+    assert code == 0, err
+    assert [row["computes"] for row in json.loads(out)] == list(_bench.COMPUTATIONS)
+
+
+@pytest.mark.parametrize("name", ROW_CATALOGUE)
+def test_bench_takes_the_catalogue_of_rows(name: str) -> None:
+    rows = list(_bench.rows(ROW_CATALOGUE[name], "cpu", torch.float32, 0, sizes=(640,)))
+    assert [row.computes for row in rows] == list(_bench.COMPUTATIONS)
+    assert {row.elements for row in rows} == {640}
+
+
+def test_bars_go_to_stderr_and_to_a_terminal_alone() -> None:
+    options = ("bench", "sin", "--seconds", "0", "--device", "cpu", "--json")
+    shown, plain = process(*options, FORCE_COLOR="1", NO_COLOR=""), process(*options)
+    assert "Timing" in shown.stderr and len(json.loads(shown.stdout)) == 9
+    assert not plain.stderr and len(json.loads(plain.stdout)) == 9
 
 
 @pytest.mark.parametrize(

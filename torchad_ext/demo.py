@@ -386,7 +386,9 @@ def run(
         steps = 30
     elif steps is None:
         steps, step = steps_within(TRAINING_SECONDS, target, sines, width)
-        say(f"A step of both takes {step:.2g} s: {steps} steps, in about {steps * step:.0f} s (--steps takes another number)")
+        say(
+            f"{step:.2g} s for a step of both: {steps} steps, about {steps * step:.0f} s (--steps takes another number)"
+        )
     fits = fit(target, sines, steps, width, lambda r: track(r, "Training both", console=console))
     native_fit, our_fit = fits.values()
     for name, each in fits.items():

@@ -93,7 +93,8 @@ def _tracked(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
     from rich.console import Console
     from rich.progress import track
 
-    return track(items, what, total=total, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    return track(items, what, total=total, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _print_json(value: Any) -> None:
@@ -272,7 +273,7 @@ def bench(ops: Sequence[str], device: str, dtype: str, seconds: float, as_json: 
     table = Table("", "elements", "torchad_ext, ms", "PyTorch, ms", "ratio", box=box.SIMPLE_HEAD, pad_edge=False)
     declared = [_declared(text) for text in ops or ("sin", "exp", "quadratic_form")]
     each = len(_bench.SIZES) * len(_bench.COMPUTATIONS)  # rows
-    timed = (row for op in declared for row in _bench.rows(op, device, _DTYPES[dtype], seconds / each))
+    timed = (row for op in declared for row in _bench.rows(op, device, _DTYPES[dtype], seconds / each, _bench.SIZES))
     rows = []
     for row in _tracked(timed, "Timing", each * len(declared)):
         rows.append({**dataclasses.asdict(row), "device": device, "dtype": dtype, "ratio": row.ratio})

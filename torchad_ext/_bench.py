@@ -41,7 +41,7 @@ class Row:
         return self.native.median / self.ours.median
 
 
-def rows(op: Any, device: str, dtype: torch.dtype, seconds: float, sizes: tuple[int, ...] = SIZES) -> Iterator[Row]:
+def rows(op: Any, device: str, dtype: torch.dtype, seconds: float, sizes: tuple[int, ...]) -> Iterator[Row]:
     """Times an op and its definition.
 
     Args:

@@ -265,6 +265,43 @@ class TestVerify:
         code, _, err = run("verify", *(argument.format(own=own) for argument in arguments))
         assert code == 2 and message in err and "Traceback" not in err
 
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["verify", "{own}:fails"], "own.py:fails (line 3) raises ValueError: no such thing"),
+            (["bench", "{own}:fails"], "own.py:fails (line 3) raises ValueError: no such thing"),
+            (["plot", "{own}:fails"], "own.py:fails (line 3) raises ValueError: no such thing"),
+            (["verify", "{own}:nothing"], "a pointwise function takes at least a tensor"),
+            (["verify", "{own}:two", "--against", "sin"], "missing a required argument: 'y'"),
+            (["verify", "{own}:tanh", "--against", "sin"], "differs"),
+        ],
+    )
+    def test_what_a_function_raises_is_said(self, run: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
+        __main__._module.cache_clear()
+        own = tmp_path / "own.py"
+        own.write_text(
+            "import torch\ndef fails(x):\n    raise ValueError('no such thing')\ndef nothing():\n    return 1\n"
+            "@__import__('torchad_ext').pointwise\ndef two(x, y):\n    return x * y\ntanh = torch.nn.Tanh()\n"
+        )
+        code, _, err = run(*(argument.format(own=own) for argument in arguments), "--json")
+        assert code == 1 and message in err and "Traceback" not in err
+
+    @pytest.mark.parametrize("module", [False, True], ids=["an op", "a module"])
+    def test_a_module_and_an_op_may_be_held_against_another(self, run: Run, tmp_path: Path, module: bool) -> None:
+        __main__._module.cache_clear()
+        (tmp_path / "own.py").write_text("import torch\ntanh = torch.nn.Tanh()\n")
+        found = f"{tmp_path / 'own.py'}:tanh" if module else "tanh"
+        code, out, _ = run("verify", found, "--against", f"{tmp_path / 'own.py'}:tanh", "--json")
+        assert code == 0 and all(check["passed"] for check in json.loads(out))
+
+    def test_a_bug_of_an_op_of_ours_has_a_traceback(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def broken(*args: Any, **kwargs: Any) -> None:
+            raise ValueError("a bug")
+
+        monkeypatch.setattr(ad, "verify", broken)
+        with pytest.raises(ValueError, match="a bug"):
+            __main__.main(["verify", "sin", "--device", "cpu"])
+
     def test_what_a_file_raises_is_said_with_its_line(self, run: Run, tmp_path: Path) -> None:
         file = tmp_path / "broken.py"
         file.write_text("a = 1\nb = a / 0\n")
@@ -451,6 +488,11 @@ def test_bars_go_to_stderr_and_to_a_terminal_alone() -> None:
 def test_source_prints_the_kernel(run: Run, arguments: list[str], expected: str) -> None:
     code, out, _ = run("source", *arguments)
     assert code == 0 and expected in out
+
+
+def test_rows_have_no_kernel_for_a_gpu_to_print(run: Run) -> None:
+    code, out, err = run("source", "softmax", "--device", "cuda")
+    assert code == 2 and not out and "on a GPU its definition runs" in err
 
 
 def test_ops_prints_the_catalogue(run: Run) -> None:

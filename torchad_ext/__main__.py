@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
 import importlib.util
+import inspect
 import json
 import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,16 +135,25 @@ def _module(file: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[file.stem] = module  # where pickle and dataclasses look for it
     sys.path.insert(0, str(file.parent.resolve()))
-    try:
+    with _blamed(str(file)):
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file raises
-        trace, line = error.__traceback__, 0
-        while trace:
-            line = trace.tb_lineno if trace.tb_frame.f_code.co_filename == str(file) else line
-            trace = trace.tb_next
-        at = f" (line {line})" if line else ""
-        raise Wrong(f"{file}{at} raises {type(error).__name__}: {error}") from None
     return module
+
+
+@contextlib.contextmanager
+def _blamed(text: str) -> Iterator[None]:
+    """Says what FILE:FUNCTION raises, and on which line; an op of the catalogue has a traceback, as a bug of ours."""
+    file = re.sub(r"(\.py):\w+$", r"\1", text)
+    try:
+        yield
+    except (click.ClickException, AssertionError, TraceError, torchad_ext.BuildError):
+        raise
+    except Exception as error:
+        if text in OPS:
+            raise
+        lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if at.filename == file]
+        at = f" (line {lines[-1]})" if lines else ""
+        raise Wrong(f"{text}{at} raises {type(error).__name__}: {error}") from None
 
 
 def _declared(text: str) -> Any:
@@ -152,7 +164,8 @@ def _declared(text: str) -> Any:
     if isinstance(op, type) or not callable(op):
         kind = "class" if isinstance(op, type) else type(op).__name__
         raise Mistake(f"{text} is a {kind}; this takes a function of tensors, or an op")
-    return torchad_ext.pointwise(op)
+    with _blamed(text):
+        return torchad_ext.pointwise(op)
 
 
 def _drawn(text: str) -> Any:
@@ -228,14 +241,15 @@ def verify(
         try:
             if against:
                 found, definition = _op(text), _op(against)
-                function = getattr(found, "apply", found)
-                names = definition.__code__.co_varnames[: definition.__code__.co_argcount]
-                low, high = interval
-                generator = torch.Generator().manual_seed(0)
-                inputs = [low + (high - low) * torch.rand(7, generator=generator, dtype=torch.float64) for _ in names]
-                done = torchad_ext.verify(function, definition, inputs=inputs, devices=(device,), quiet=as_json)
+                inputs = _tensors_for(definition, *interval)
+                is_function = isinstance(found, type) and issubclass(found, torch.autograd.Function)
+                function = found.apply if is_function else found
+                with _blamed(text):
+                    done = torchad_ext.verify(function, definition, inputs=inputs, devices=(device,), quiet=as_json)
             else:
-                done = torchad_ext.verify(_declared(text), devices=(device,), quiet=as_json)
+                op = _declared(text)
+                with _blamed(text):
+                    done = torchad_ext.verify(op, devices=(device,), quiet=as_json)
             checks += done.checks
         except torchad_ext.VerificationError as error:
             checks += error.verification.checks
@@ -244,6 +258,14 @@ def verify(
         _print_json(checks)
     if wrong:
         raise Wrong("\n".join(wrong))
+
+
+def _tensors_for(definition: Callable[..., Any], low: float, high: float) -> list[torch.Tensor]:
+    """A sample for each argument of a plain PyTorch function, or of a module, that has no default."""
+    parameters = inspect.signature(getattr(definition, "forward", definition)).parameters.values()
+    count = sum(p.default is p.empty and p.kind is not p.VAR_KEYWORD for p in parameters)
+    generator = torch.Generator().manual_seed(0)
+    return [low + (high - low) * torch.rand(7, generator=generator, dtype=torch.float64) for _ in range(count)]
 
 
 @app.command()
@@ -271,11 +293,16 @@ def bench(ops: Sequence[str], device: str, dtype: str, seconds: float, as_json: 
 
     os.environ.setdefault("TORCHAD_EXT_EAGER", "wait")
     table = Table("", "elements", "torchad_ext, ms", "PyTorch, ms", "ratio", box=box.SIMPLE_HEAD, pad_edge=False)
-    declared = [_declared(text) for text in ops or ("sin", "exp", "quadratic_form")]
+    declared = {text: _declared(text) for text in ops or ("sin", "exp", "quadratic_form")}
     each = len(_bench.SIZES) * len(_bench.COMPUTATIONS)  # rows
-    timed = (row for op in declared for row in _bench.rows(op, device, _DTYPES[dtype], seconds / each, _bench.SIZES))
+
+    def timed() -> Iterator[_bench.Row]:
+        for text, op in declared.items():
+            with _blamed(text):
+                yield from _bench.rows(op, device, _DTYPES[dtype], seconds / each, _bench.SIZES)
+
     rows = []
-    for row in _tracked(timed, "Timing", each * len(declared)):
+    for row in _tracked(timed(), "Timing", each * len(declared)):
         rows.append({**dataclasses.asdict(row), "device": device, "dtype": dtype, "ratio": row.ratio})
         name = f"{row.op} {row.computes}"
         table.add_row(name, f"{row.elements:,}", str(row.ours), str(row.native), f"{row.ratio:.2f}")
@@ -400,6 +427,8 @@ def source(op: str, order: int, device: str | None, dtype: str, as_json: bool) -
     elif device is None:
         text = found.source(order)
     else:
+        if device == "cuda" and isinstance(found, torchad_ext.Rowwise):
+            raise Mistake(f"{op} is of rows, whose kernels are for the CPU; on a GPU its definition runs")
         text = found._order(order).source(device, _DTYPES[dtype]).text
     if as_json:
         _print_json({"op": op, "order": order, "device": device, "source": text})

@@ -359,7 +359,7 @@ def run(
     say = functools.partial(console.print, soft_wrap=True)
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    target = load_picture(48 if quick else 96, picture)
+    target = load_picture(48 if quick else 64, picture)
     target = Field(target.picture.to(device), target.gradient.to(device))
 
     console.rule("The derivatives are right")

@@ -15,7 +15,7 @@ import torch
 from matplotlib import image
 
 import torchad_ext as ad
-from torchad_ext import __main__, _bench, _formula, doctor
+from torchad_ext import __main__, _bench, _formula, doctor, ops, rows
 from torchad_ext._native import cache, prebuilt, toolchain
 from torchad_ext.rows import ROW_CATALOGUE
 
@@ -496,10 +496,12 @@ def test_rows_have_no_kernel_for_a_gpu_to_print(run: Run) -> None:
 
 
 def test_ops_prints_the_catalogue(run: Run) -> None:
-    from torchad_ext.ops import CATALOGUE, table
-
-    assert run("ops")[1] == table()
-    assert [op["name"] for op in json.loads(run("ops", "--json")[1])] == list(CATALOGUE)
+    assert run("ops")[1] == f"{ops.table()}\n{rows.table()}"
+    described = json.loads(run("ops", "--json")[1])
+    assert [op["name"] for op in described if op["of"] == "elements"] == list(ops.CATALOGUE)
+    assert [op["name"] for op in described if op["of"] == "rows"] == list(ROW_CATALOGUE)
+    likes = {op["name"]: op["stands_in_for"] for op in described}
+    assert likes["sin"] == "torch.sin" and likes["softmax"] == "torch.softmax" and likes["distance"] is None
 
 
 @pytest.mark.parametrize(

@@ -24,11 +24,13 @@ import torch
 import torchad_ext
 
 from . import _settings
+from . import ops as catalogue
+from . import rows as row_catalogue
 from ._declared import Declared
 from ._native import cache as kept
 from ._symbolic import cpp
 from ._symbolic.refusals import TraceError
-from .ops import CATALOGUE, stands_in_for, table
+from .ops import CATALOGUE
 from .rows import ROW_CATALOGUE
 
 if TYPE_CHECKING:
@@ -292,7 +294,8 @@ def bench(ops: Sequence[str], device: str, dtype: str, seconds: float, as_json: 
     from . import _bench
 
     os.environ.setdefault("TORCHAD_EXT_EAGER", "wait")
-    table = Table("", "elements", "torchad_ext, ms", "PyTorch, ms", "ratio", box=box.SIMPLE_HEAD, pad_edge=False)
+    columns = ("", "elements", "torchad_ext, ms", "PyTorch, ms", "ratio")
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     declared = {text: _declared(text) for text in ops or ("sin", "exp", "quadratic_form")}
     each = len(_bench.SIZES) * len(_bench.COMPUTATIONS)  # rows
 
@@ -304,7 +307,7 @@ def bench(ops: Sequence[str], device: str, dtype: str, seconds: float, as_json: 
     rows = []
     for row in _tracked(timed(), "Timing", each * len(declared)):
         rows.append({**dataclasses.asdict(row), "device": device, "dtype": dtype, "ratio": row.ratio})
-        name = f"{row.op} {row.computes}"
+        name = f"{row.op}: value" if row.computes == "value" else row.computes
         table.add_row(name, f"{row.elements:,}", str(row.ours), str(row.native), f"{row.ratio:.2f}")
     if as_json:
         _print_json(rows)
@@ -479,9 +482,9 @@ def cache(list_: bool, clear: bool, as_json: bool) -> None:
 @app.command()
 @_as_json
 def ops(as_json: bool) -> None:
-    """Print the catalogue.
+    """Print the catalogue: ops of elements, and ops of rows.
 
-    As a table in Markdown, or as JSON.
+    As tables in Markdown, or as JSON.
 
     \b
     torchad_ext ops
@@ -490,13 +493,18 @@ def ops(as_json: bool) -> None:
     if as_json:
         _print_json(list(_described()))
     else:
-        print(table(), end="")
+        print(catalogue.table(), row_catalogue.table(), sep="\n", end="")
 
 
 def _described() -> Iterator[dict[str, Any]]:
-    for name, op in CATALOGUE.items():
-        formula, like = op.latex().partition(" = ")[2], stands_in_for(name)
-        yield {"name": name, "signature": str(op.__signature__), "latex": formula, "stands_in_for": like or None}
+    for of, known, stands_in_for in (
+        ("elements", CATALOGUE, catalogue.stands_in_for),
+        ("rows", ROW_CATALOGUE, row_catalogue.stands_in_for),
+    ):
+        for name, op in known.items():
+            formula, like = op.latex().partition(" = ")[2], stands_in_for(name) or None
+            described = {"name": name, "of": of, "signature": str(op.__signature__), "latex": formula}
+            yield {**described, "stands_in_for": like}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

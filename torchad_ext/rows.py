@@ -21,6 +21,7 @@ __all__ = [  # noqa: RUF022, in the order of this file
 ROW_CATALOGUE: dict[str, Rowwise] = {}
 _SUMMARIES: dict[str, str] = {}
 _STANDS_IN_FOR: dict[str, str] = {}
+_BAR = r"\vert "
 
 _DOC = """{summary}
 
@@ -203,13 +204,19 @@ def stands_in_for(name: str) -> str:
     return _STANDS_IN_FOR[name]
 
 
+def _formula(found: re.Match[str]) -> str:
+    """A formula for a cell of a table, in which a bar would end the cell."""
+    return f"${found[1].replace('|', _BAR).strip()}$"
+
+
 def table() -> str:
     """The catalogue of row ops as a table in Markdown."""
     lines = ["| op of rows | what it computes | stands in for |", "|---|---|---|"]
     for name, op in ROW_CATALOGUE.items():
-        bars = re.sub(r":math:`(.*?)`", lambda found: f"${found[1]}$".replace("|", r"\vert "), _SUMMARIES[name])
+        tensors = [p.name for p in op.__signature__.parameters.values() if p.default is p.empty]
+        summary = re.sub(r":math:`(.*?)`", _formula, _SUMMARIES[name]).replace("``", "`")
         like = f"`{stands_in_for(name)}`" if stands_in_for(name) else ""
-        lines.append(f"| `ad.{name}{op.__signature__}` | {bars.replace('``', '`')} | {like} |")
+        lines.append(f"| `ad.{name}({', '.join(tensors)}, ...)` | {summary} | {like} |")
     return "\n".join(lines) + "\n"
 
 

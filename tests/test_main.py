@@ -15,7 +15,7 @@ import torch
 from matplotlib import image
 
 import torchad_ext as ad
-from torchad_ext import __main__, _bench, _formula, doctor, ops, rows
+from torchad_ext import __main__, _bench, _formula, _named_ops, doctor, ops, rows
 from torchad_ext._native import cache, prebuilt, toolchain
 from torchad_ext.rows import ROW_CATALOGUE
 
@@ -193,7 +193,7 @@ class TestFormulas:
         ],
     )
     def test_a_function_that_cannot_be_drawn(self, run: Run, declaration: str, message: str, tmp_path: Path) -> None:
-        __main__._module.cache_clear()
+        _named_ops._module.cache_clear()
         (tmp_path / "mine.py").write_text(f"import torchad_ext as ad\n{declaration}")
         code, out, err = run("plot", f"{tmp_path / 'mine.py'}:f", "--output", str(tmp_path / "f.png"))
         assert code == 2 and message in err and "Traceback" not in err and not out
@@ -222,7 +222,7 @@ class TestVerify:
     def test_an_op_by_name(self, run: Run) -> None:
         code, out, _ = run("verify", "exp", "--device", "cpu")
         assert code == 0 and "exp against its definition" in out
-        assert set(__main__.OPS) >= {"sin", "exp", "quadratic_form"}
+        assert set(_named_ops.OPS) >= {"sin", "exp", "quadratic_form"}
 
     def test_a_function_of_a_file_is_declared(self, run: Run, tmp_path: Path) -> None:
         code, out, _ = run("verify", f"{own_ops(tmp_path)}:snake", "--device", "cpu", "--json")
@@ -233,7 +233,7 @@ class TestVerify:
     def test_a_function_by_hand_is_held_against_another(
         self, run: Run, tmp_path: Path, factor: int, status: int
     ) -> None:
-        __main__._module.cache_clear()
+        _named_ops._module.cache_clear()
         file = own_ops(tmp_path, factor)
         code, out, err = run("verify", f"{file}:Cube", "--against", f"{file}:cube", "--device", "cpu", "--json")
         assert code == status and all(check["passed"] for check in json.loads(out)) is (status == 0)
@@ -277,7 +277,7 @@ class TestVerify:
         ],
     )
     def test_what_a_function_raises_is_said(self, run: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
-        __main__._module.cache_clear()
+        _named_ops._module.cache_clear()
         own = tmp_path / "own.py"
         own.write_text(
             "import torch\ndef fails(x):\n    raise ValueError('no such thing')\ndef nothing():\n    return 1\n"
@@ -288,7 +288,7 @@ class TestVerify:
 
     @pytest.mark.parametrize("module", [False, True], ids=["an op", "a module"])
     def test_a_module_and_an_op_may_be_held_against_another(self, run: Run, tmp_path: Path, module: bool) -> None:
-        __main__._module.cache_clear()
+        _named_ops._module.cache_clear()
         (tmp_path / "own.py").write_text("import torch\ntanh = torch.nn.Tanh()\n")
         found = f"{tmp_path / 'own.py'}:tanh" if module else "tanh"
         code, out, _ = run("verify", found, "--against", f"{tmp_path / 'own.py'}:tanh", "--json")
@@ -453,7 +453,7 @@ def test_bench_prints_a_row_for_each_order_and_size(run: Run) -> None:
 )
 def test_bench_takes_every_op(run: Run, declaration: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_bench, "SIZES", (100,))
-    __main__._module.cache_clear()
+    _named_ops._module.cache_clear()
     file = tmp_path / "own.py"
     file.write_text(f"import torch\nimport torchad_ext as ad\n{declaration}")
     code, out, err = run("bench", f"{file}:f", "--seconds", "0", "--device", "cpu", "--json")
@@ -544,5 +544,5 @@ def test_an_op_of_a_file_may_be_pickled(tmp_path: Path) -> None:
 
     file = tmp_path / "kept.py"
     file.write_text("import torchad_ext\n\n@torchad_ext.pointwise\ndef twice(x):\n    return 2 * x\n")
-    op: Any = __main__._op(f"{file}:twice")
+    op: Any = _named_ops.named(f"{file}:twice")
     assert pickle.loads(pickle.dumps(op)) is op

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import difflib
-import functools
-import importlib.util
-import inspect
 import json
 import os
 import re
 import sys
 import time
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +20,7 @@ import torchad_ext
 from . import _settings
 from . import ops as catalogue
 from . import rows as row_catalogue
-from ._declared import Declared
+from ._named_ops import OPS, Mistake, Wrong, blamed, declared, drawn, named, sample_for
 from ._native import cache as kept
 from ._symbolic import cpp
 from ._symbolic.refusals import TraceError
@@ -36,24 +30,7 @@ from .rows import ROW_CATALOGUE
 if TYPE_CHECKING:
     from rich.console import Console
 
-OPS: dict[str, Callable[..., torch.Tensor]] = {
-    **CATALOGUE,
-    **ROW_CATALOGUE,
-    "quadratic_form": torchad_ext.quadratic_form,
-}
 _DTYPES = {name: getattr(torch, name) for name in cpp.DTYPES}
-
-
-class Mistake(click.ClickException):
-    """A mistake of the user, in a sentence, without the usage of the command."""
-
-    exit_code = 2
-
-
-class Wrong(click.ClickException):
-    """A derivative, a file or a machine that is not as it should be."""
-
-    exit_code = 1
 
 
 def _device(context: click.Context, parameter: click.Parameter, name: str) -> str:
@@ -104,83 +81,6 @@ def _tracked(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, default=dataclasses.asdict))
-
-
-def _op(text: str) -> Any:
-    """An op of the catalogue by its name, or whatever FILE:FUNCTION names.
-
-    Raises:
-        Mistake: there is no such op, file or function, or running the file raises.
-    """
-    if ":" not in text:
-        if text not in OPS:
-            near = difflib.get_close_matches(text, OPS, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise Mistake(f"{text!r} is no op; {hint}choose from {', '.join(OPS)}, or give FILE:FUNCTION")
-        return OPS[text]
-    path, _, name = text.rpartition(":")
-    module = _module(Path(path))
-    if not hasattr(module, name):
-        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        near = difflib.get_close_matches(name, functions, n=1)
-        raise Mistake(f"{path} has no {name!r}; {f'did you mean {near[0]}?' if near else f'it has {functions}'}")
-    return getattr(module, name)
-
-
-@functools.cache
-def _module(file: Path) -> Any:
-    if not file.is_file():
-        raise Mistake(f"there is no file {file}; give FILE:FUNCTION, as in my_ops.py:snake")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    if spec is None or spec.loader is None:
-        raise Mistake(f"{file} is no Python file; its name has to end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[file.stem] = module  # where pickle and dataclasses look for it
-    sys.path.insert(0, str(file.parent.resolve()))
-    with _blamed(str(file)):
-        spec.loader.exec_module(module)
-    return module
-
-
-@contextlib.contextmanager
-def _blamed(text: str) -> Iterator[None]:
-    """Says what FILE:FUNCTION raises, and on which line; an op of the catalogue has a traceback, as a bug of ours."""
-    file = re.sub(r"(\.py):\w+$", r"\1", text)
-    try:
-        yield
-    except (click.ClickException, AssertionError, TraceError, torchad_ext.BuildError):
-        raise
-    except Exception as error:
-        if text in OPS:
-            raise
-        lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if at.filename == file]
-        at = f" (line {lines[-1]})" if lines else ""
-        raise Wrong(f"{text}{at} raises {type(error).__name__}: {error}") from None
-
-
-def _declared(text: str) -> Any:
-    """An op; a plain function is declared as one."""
-    op = _op(text)
-    if isinstance(op, Declared) or op is torchad_ext.quadratic_form:
-        return op
-    if isinstance(op, type) or not callable(op):
-        kind = "class" if isinstance(op, type) else type(op).__name__
-        raise Mistake(f"{text} is a {kind}; this takes a function of tensors, or an op")
-    with _blamed(text):
-        return torchad_ext.pointwise(op)
-
-
-def _drawn(text: str) -> Any:
-    """The op of a file that plot draws: one number to one number."""
-    op = _declared(text)
-    if not isinstance(op, torchad_ext.Pointwise):
-        raise Mistake(f"{text} is no function of elements; plot draws functions of one number")
-    needed = [name for name, p in op.__signature__.parameters.items() if p.default is p.empty]
-    if len(needed) > 1:
-        raise Mistake(f"{text} takes {', '.join(needed)}; plot draws functions of one number: give the others defaults")
-    if (count := len(op.program.outputs)) > 1:
-        raise Mistake(f"{text} has {count} results; plot draws functions with one")
-    return op
 
 
 @app.command()
@@ -238,19 +138,19 @@ def verify(
     if against and len(ops) != 1:
         raise Mistake("--against takes one autograd.Function, FILE:CLASS, to be held against it")
     checks, wrong = [], []
-    named = list(OPS) if all_ or not ops else ops
-    for text in _tracked(named, "Verifying", len(named)) if as_json else named:  # else each table shows how far it is
+    texts = list(OPS) if all_ or not ops else ops
+    for text in _tracked(texts, "Verifying", len(texts)) if as_json else texts:  # else each table shows how far it is
         try:
             if against:
-                found, definition = _op(text), _op(against)
-                inputs = _tensors_for(definition, *interval)
+                found, definition = named(text), named(against)
+                inputs = sample_for(definition, *interval)
                 is_function = isinstance(found, type) and issubclass(found, torch.autograd.Function)
                 function = found.apply if is_function else found
-                with _blamed(text):
+                with blamed(text):
                     done = torchad_ext.verify(function, definition, inputs=inputs, devices=(device,), quiet=as_json)
             else:
-                op = _declared(text)
-                with _blamed(text):
+                op = declared(text)
+                with blamed(text):
                     done = torchad_ext.verify(op, devices=(device,), quiet=as_json)
             checks += done.checks
         except torchad_ext.VerificationError as error:
@@ -260,14 +160,6 @@ def verify(
         _print_json(checks)
     if wrong:
         raise Wrong("\n".join(wrong))
-
-
-def _tensors_for(definition: Callable[..., Any], low: float, high: float) -> list[torch.Tensor]:
-    """A sample for each argument of a plain PyTorch function, or of a module, that has no default."""
-    parameters = inspect.signature(getattr(definition, "forward", definition)).parameters.values()
-    count = sum(p.default is p.empty and p.kind is not p.VAR_KEYWORD for p in parameters)
-    generator = torch.Generator().manual_seed(0)
-    return [low + (high - low) * torch.rand(7, generator=generator, dtype=torch.float64) for _ in range(count)]
 
 
 @app.command()
@@ -296,16 +188,16 @@ def bench(ops: Sequence[str], device: str, dtype: str, seconds: float, as_json: 
     os.environ.setdefault("TORCHAD_EXT_EAGER", "wait")
     columns = ("", "elements", "torchad_ext, ms", "PyTorch, ms", "ratio")
     table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    declared = {text: _declared(text) for text in ops or ("sin", "exp", "quadratic_form")}
+    found = {text: declared(text) for text in ops or ("sin", "exp", "quadratic_form")}
     each = len(_bench.SIZES) * len(_bench.COMPUTATIONS)  # rows
 
     def timed() -> Iterator[_bench.Row]:
-        for text, op in declared.items():
-            with _blamed(text):
+        for text, op in found.items():
+            with blamed(text):
                 yield from _bench.rows(op, device, _DTYPES[dtype], seconds / each, _bench.SIZES)
 
     rows = []
-    for row in _tracked(timed(), "Timing", each * len(declared)):
+    for row in _tracked(timed(), "Timing", each * len(found)):
         rows.append({**dataclasses.asdict(row), "device": device, "dtype": dtype, "ratio": row.ratio})
         name = f"{row.op}: value" if row.computes == "value" else row.computes
         table.add_row(name, f"{row.elements:,}", str(row.ours), str(row.native), f"{row.ratio:.2f}")
@@ -382,7 +274,7 @@ def plot(formula: str, low: float, high: float, orders: int, points: int, output
 
     is_op = re.search(r"\.py:\w+$", formula) is not None
     try:
-        f = _drawn(formula) if is_op else torchad_ext.pointwise(_formula.parse(formula))
+        f = drawn(formula) if is_op else torchad_ext.pointwise(_formula.parse(formula))
     except _formula.FormulaError as error:
         raise Mistake(str(error)) from None
     if not low < high:
@@ -421,7 +313,7 @@ def source(op: str, order: int, device: str | None, dtype: str, as_json: bool) -
     torchad_ext source sin --order 2
     torchad_ext source my_ops.py:snake --device cuda --dtype bfloat16
     """
-    found = _declared(op)
+    found = declared(op)
     if found is torchad_ext.quadratic_form:
         from ._native.keys import CSRC
 

@@ -302,8 +302,12 @@ class TestVerify:
         with pytest.raises(ValueError, match="a bug"):
             __main__.main(["verify", "sin", "--device", "cpu"])
 
-    def test_what_a_file_raises_is_said_with_its_line(self, run: Run, tmp_path: Path) -> None:
-        file = tmp_path / "broken.py"
+    @pytest.mark.parametrize("relative", [False, True])
+    def test_what_a_file_raises_is_said_with_its_line(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: bool
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        file = Path("broken.py") if relative else tmp_path / "broken.py"
         file.write_text("a = 1\nb = a / 0\n")
         code, _, err = run("verify", f"{file}:f")
         assert code == 1 and "(line 2) raises ZeroDivisionError: division by zero" in err

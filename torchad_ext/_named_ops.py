@@ -82,7 +82,7 @@ def _module(file: Path) -> Any:
 @contextlib.contextmanager
 def blamed(text: str) -> Iterator[None]:
     """Says what FILE:FUNCTION raises, and on which line; an op of the catalogue has a traceback, as a bug of ours."""
-    file = re.sub(r"(\.py):\w+$", r"\1", text)
+    file = Path(re.sub(r"(\.py):\w+$", r"\1", text)).resolve()
     try:
         yield
     except (click.ClickException, TraceError, torchad_ext.BuildError, torchad_ext.VerificationError):
@@ -90,7 +90,7 @@ def blamed(text: str) -> Iterator[None]:
     except Exception as error:
         if text in OPS:
             raise
-        lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if at.filename == file]
+        lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if Path(at.filename).resolve() == file]
         at = f" (line {lines[-1]})" if lines else ""
         raise Wrong(f"{text}{at} raises {type(error).__name__}: {error}") from None
 

@@ -25,7 +25,7 @@ struct MatrixProducts {
     const int64_t count = x.size(0), n = x.size(1);
     // Rows of A of one or two vector registers leave the kernel waiting: for many x, products are quicker.
     const int64_t short_rows = x.element_size() == 8 ? (s == nullptr ? 16 : 64) : (s == nullptr ? 256 : 1024);
-    if (n <= 8 || count <= (s == nullptr ? 1 : 8)) return false;
+    if (n <= 8 || count <= 8) return false;
     if (n <= 16 ? count <= short_rows : count * n * n <= (s == nullptr ? 20'000 : 40'000)) return false;
     with_dtype(x, [&](auto number) {
       using T = decltype(number);

@@ -337,7 +337,8 @@ def _swept(
     name: str,
 ) -> tuple[JetSweep, Tensor, tuple[Tensor, ...]]:
     """The sweep, the value of f, and the functionals."""
-    sweep = JetSweep((), torch.is_grad_enabled(), rules_of, algebra=algebra)
+    recording = torch.is_grad_enabled()
+    sweep = JetSweep((), recording, rules_of, algebra=algebra, defers=not recording)
     count = len(directions)
     units = [tuple(int(i == j) for j in range(count)) for i in range(count)]
     rows = [

@@ -1,0 +1,68 @@
+"""Tangents, computed on first access: those of the last linear operations of a function are often never needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from torch import Tensor
+
+from .._torch_state import top_saved_tensors_hooks
+from .fallback import Unseen
+
+Tangents = tuple[Tensor, ...]
+
+
+class Overwritten(Unseen):
+    """Deferred tangents need a tensor that was changed in place meanwhile."""
+
+
+class Deferred:
+    """Tangents to be computed.
+
+    Within a checkpoint they are computed on each access, so that what is run again saves as many tensors.
+
+    Args:
+        compute: gives the tangents.
+        constants: tensors that it reads besides those of the sweep.
+    """
+
+    def __init__(self, compute: Callable[[], Iterable[Tensor]], constants: Iterator[Tensor]) -> None:
+        self._compute = compute
+        self._constants = [(x, _changes(x)) for x in constants]
+        self._rows: Tangents | None = None
+        self._is_kept = True
+
+    def __call__(self) -> Tangents:
+        if self._rows is not None:
+            return self._rows
+        if any(_changes(x) != changes for x, changes in self._constants):
+            raise Overwritten("what changes a tensor in place that a linear operation was given before")
+        rows = tuple(self._compute())
+        self._is_kept = self._is_kept and not top_saved_tensors_hooks()
+        if self._is_kept:
+            self._rows, self._compute, self._constants = rows, tuple, []
+        return rows
+
+
+def given_by(given: Tangents | Deferred) -> Tangents:
+    """The tangents, computed now if they were deferred."""
+    return given() if isinstance(given, Deferred) else given
+
+
+def tensors_in(arguments: Any) -> Iterator[Tensor]:
+    """The tensors among arguments."""
+    if isinstance(arguments, Tensor):
+        yield arguments
+    elif isinstance(arguments, (tuple, list)):
+        for x in arguments:
+            yield from tensors_in(x)
+    elif isinstance(arguments, dict):
+        yield from tensors_in(tuple(arguments.values()))
+
+
+def _changes(x: Any) -> int:
+    """How often a tensor was changed in place; a tensor of another sweep counts these itself."""
+    if hasattr(x, "root"):
+        return x.root.written  # type: ignore[no-any-return]
+    return 0 if x.is_inference() else x._version

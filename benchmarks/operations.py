@@ -4,25 +4,26 @@
     python benchmarks/operations.py --only 'pool|conv' --d 3         # some
 
 A row is f(sin(W x)) at 256 points, summed as it is ("last") or after a tanh ("within"), evaluated or with the gradient
-in W of a loss. What is slower than 1.2 times the fastest of nested autograd, directions one by one or in a batch, and of
-forward mode over reverse mode is printed; ``--all`` prints every row.
+in W of a loss. Printed is what is slower than 1.2 times the fastest nested way, which is reverse over reverse mode, one
+direction after the other or in a batch, or forward mode over it; ``--all`` prints every row. Times are those of the
+processor, on one thread, so that other processes count little.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import re
+import statistics
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from fallback_cases import batched, forward, nested, ours
 from laplacian_cases import definite, forward_over_reverse, square
-from rich.console import Console
-from rich.table import Table
-from timing import alternate, quartiles
 from torch import Tensor
 from torch.autograd import grad
 
@@ -92,6 +93,10 @@ def assigned(u: Tensor) -> Tensor:
     y[:, ::2] = u[:, ::2].cos()
     y[:, 1::2] = u[:, ::2] * u[:, 1::2]
     return y
+
+
+def scaled(of: Op, factor: float, offset: float = 0.0) -> Op:
+    return lambda u: of(factor * u + offset)
 
 
 T, P = constant(WIDTH), constant(WIDTH).sigmoid()
@@ -171,9 +176,9 @@ POOLS: dict[str, Op] = {
     "grid_sample, grid, 3-D": lambda u: F.grid_sample(
         PLANE.view(1, 4, 4, 4, 4), u.view(1, -1, 12, 1, 3), align_corners=True
     )[0, ..., 0].movedim(0, -1),
-    "grid_sample, bicubic": lambda u: F.grid_sample(
-        PLANE, u.view(1, -1, 18, 2), mode="bicubic", align_corners=False
-    )[0].movedim(0, -1),
+    "grid_sample, bicubic": lambda u: F.grid_sample(PLANE, u.view(1, -1, 18, 2), mode="bicubic", align_corners=False)[
+        0
+    ].movedim(0, -1),
 }
 LAYERS: dict[str, Op] = {
     "linear": lambda u: F.linear(u, MATRIX, T),
@@ -237,16 +242,13 @@ ELEMENTS: dict[str, Op] = {
         for name in "sin cos tan exp exp2 expm1 sinh cosh tanh asinh atan erf erfc sigmoid abs square sinc "
         "reciprocal neg deg2rad sgn trunc frac".split()
     },
+    **{name: scaled(getattr(torch, name), 0.3) for name in "asin acos atanh erfinv log1p".split()},
     **{
-        name: lambda u, of=getattr(torch, name): of(0.3 * u)
-        for name in "asin acos atanh erfinv log1p".split()
-    },
-    **{
-        name: lambda u, of=getattr(torch, name): of(1.5 + 0.3 * u)
+        name: scaled(getattr(torch, name), 0.3, 1.5)
         for name in "log log2 log10 sqrt rsqrt acosh lgamma digamma i0".split()
     },
     **{
-        f"special.{name}": lambda u, of=getattr(torch.special, name): of(0.6 + 0.3 * u)
+        f"special.{name}": scaled(getattr(torch.special, name), 0.3, 0.6)
         for name in "i0e i1 i1e ndtri ndtr log_ndtr erfcx entr bessel_j0 bessel_j1 logit expit psi".split()
     },
     "polygamma": lambda u: torch.polygamma(1, 1.5 + u),
@@ -395,8 +397,23 @@ def compared(f: Op, d: int, within: bool, record: bool, points: int, seconds: fl
             if name != "torchad_ext":
                 continue
         ways[name] = call
-    samples = alternate(ways, seconds, lambda: None, least=7, warm=2)
-    return {name: quartiles(times).q1 * 1e3 for name, times in samples.items()}, "; ".join(said)
+    return {name: 1e3 * s for name, s in processor_seconds(ways, seconds).items()}, "; ".join(said)
+
+
+def processor_seconds(ways: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    """The median of each way, run in turn for about ``seconds`` in all, and five times at least."""
+    samples: dict[str, list[float]] = {name: [] for name in ways}
+    start, rounds = time.process_time(), 0
+    gc.collect()
+    gc.disable()
+    while rounds < 6 or time.process_time() - start < seconds:
+        for name, call in ways.items():
+            before = time.process_time()
+            call()
+            samples[name].append(time.process_time() - before)
+        rounds += 1
+    gc.enable()
+    return {name: statistics.median(times[1:]) for name, times in samples.items()}
 
 
 def main() -> None:
@@ -405,13 +422,12 @@ def main() -> None:
     parser.add_argument("--d", type=int, nargs="+", default=(3, 10))
     parser.add_argument("--points", type=int, default=256)
     parser.add_argument("--seconds", type=float, default=0.1, help="for a row")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--evaluation", action="store_true", help="no training steps")
     parser.add_argument("--all", action="store_true", help="print all rows")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    table = Table("operation", "d", "place", "", "fastest nested", "ms", "torchad_ext", "ratio", "")
+    print("operation", "d", "place", "", "fastest nested", "ms", "torchad_ext", "ratio", sep="\t")
     counted = kept = 0
     for name, f in OPERATIONS.items():
         if not re.search(args.only, name):
@@ -426,10 +442,8 @@ def main() -> None:
             counted, kept = counted + 1, kept + (ratio >= SLOWEST)
             if args.all or not ratio >= SLOWEST or "torchad_ext" in said:
                 place, kind = "within" if within else "last", "step" if record else "evaluation"
-                row = (name, str(d), place, kind, best, f"{times.get(best, 0):.2f}", f"{mine:.2f}", f"{ratio:.2f}", said)
-                table.add_row(*row)
-                print(*row, sep="\t", flush=True)
-    Console(width=200).print(table)
+                numbers = (f"{number:.2f}" for number in (times.get(best, float("nan")), mine, ratio))
+                print(name, d, place, kind, best, *numbers, said, sep="\t", flush=True)
     print(f"{kept} of {counted} rows are within 1.2 times the fastest nested way")
 
 

@@ -21,11 +21,15 @@ struct MatrixProducts {
   // 0.035 count; a product with A and one with its transpose take 0.013 count each, but 0.3 at the least; forming
   // A + A^T takes 0.4 to 0.8, the more the larger A, whose columns lie further apart. A product costs some microseconds
   // besides.
+  static constexpr int64_t most_read_by_one = 3 << 20;  // bytes
+
   static bool by_products(const Tensor& x, const Tensor& A, const Tensor& q, const Tensor* s) {
     const int64_t count = x.size(0), n = x.size(1);
     // Rows of A of one or two vector registers leave the kernel waiting: for many x, products are quicker.
     const int64_t short_rows = x.element_size() == 8 ? (s == nullptr ? 16 : 64) : (s == nullptr ? 256 : 1024);
-    if (n <= 8 || count <= 8) return false;
+    // A product for few vectors is the work of one thread; q alone of an A beyond its cache is quicker read by all.
+    const bool alone = s == nullptr && n * n * x.element_size() < most_read_by_one;
+    if (n <= 8 || count <= (alone ? 1 : 8)) return false;
     if (n <= 16 ? count <= short_rows : count * n * n <= (s == nullptr ? 20'000 : 40'000)) return false;
     with_dtype(x, [&](auto number) {
       using T = decltype(number);

@@ -32,7 +32,8 @@ def _bilinear(a: Any, b: Any, c: Any, d: Any, s: Any, t: Any) -> Any:
 def _cubic(a: Any, b: Any, c: Any, d: Any, t: Any) -> Any:
     """Convolution with the cubic kernel of R. Keys (1981), a = -3/4."""
     s = 1 - t
-    return -0.75 * (t * s * s * a + s * t * t * d) + (1 + t * t * (1.25 * t - 2.25)) * b + (1 + s * s * (1.25 * s - 2.25)) * c
+    outer = -0.75 * s * t * (s * a + t * d)
+    return outer + (1 + t * t * (1.25 * t - 2.25)) * b + (1 + s * s * (1.25 * s - 2.25)) * c
 
 
 def _reflected(p: Any, size: int, align_corners: bool) -> Any:

@@ -27,6 +27,7 @@ from .._symbolic.jet_algebra import JetAlgebra
 from .._symbolic.torch_names import name_of
 from .._torch_state import share_memory, transforms_active
 from . import linalg_rules, recurrent, rules
+from .calls import each
 from .correction_mode import with_corrections
 from .deferred import Deferred
 from .elementwise_rules import by_slopes
@@ -133,7 +134,7 @@ class JetSweep(Sweep):
 
             if all(self.is_zero(x.tangents[k]) for x in mine):
                 return self.zero(value)
-            return (of_rows or func)(*tree_map(row, args), **tree_map(row, kwargs))
+            return (of_rows or func)(*each(row, args), **each(row, kwargs))
 
         return self.tensor(value, [number(k) for k in range(self.count)], None)
 

@@ -252,7 +252,12 @@ def _run(
 
 
 def _swept(
-    f: Function, x: Tensor, directions: Sequence[Tensor], signs: tuple[int, ...], with_tangents: bool, defers: bool = True
+    f: Function,
+    x: Tensor,
+    directions: Sequence[Tensor],
+    signs: tuple[int, ...],
+    with_tangents: bool,
+    defers: bool = True,
 ) -> tuple[Sweep, Any, Sequence[Tensor] | None]:
     """The sweep, the result of f, and its tangents if they are wanted."""
     sweep = Sweep(signs, torch.is_grad_enabled(), rules_of, defers=defers)

@@ -56,9 +56,18 @@ def of_all(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     return sweep.linear(func, args, kwargs, jointly=True)
 
 
-def _each_part(
-    sweep: Sweep, value: Tensor, of: Callable[[Any, Any], Any], a: Any, b: Any, *constants: Any
-) -> Any:
+def _each_alone(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Tensors to tensors, each by itself: a constant stays one."""
+    xs = args[0] if len(args) == 1 and isinstance(args[0], (list, tuple)) else args
+    if kwargs or not all(isinstance(x, Tensor) for x in xs):
+        return NotImplemented
+    if known_name(func) == "broadcast_tensors":
+        shape = torch.broadcast_shapes(*(x.shape for x in xs))
+        return tuple(x.expand(shape) for x in xs)
+    return tuple(map(func, xs)) if len(xs) > 1 or xs is not args else of_all(sweep, func, args, kwargs)
+
+
+def _each_part(sweep: Sweep, value: Tensor, of: Callable[[Any, Any], Any], a: Any, b: Any, *constants: Any) -> Any:
     """The tangents and the Laplacian ``of`` those of a and b, None for zero."""
     if not (sweep.owns(a) or sweep.owns(b)):
         return value
@@ -232,6 +241,7 @@ _SHAPED_LIKE = frozenset("view_as reshape_as expand_as type_as to".split())  # a
 RULES: dict[str, Rule] = {
     **dict.fromkeys(MOVES | LINEAR | LINEAR_BY_ELEMENT, of_first),
     **dict.fromkeys(JOINS | LINEAR_IN_ALL | {"complex"}, of_all),
+    **dict.fromkeys("broadcast_tensors atleast_1d atleast_2d atleast_3d".split(), _each_alone),
     **dict.fromkeys(PRODUCTS, _multiplied),
     **dict.fromkeys("mul multiply rmul".split(), _scaled),
     **dict.fromkeys("div divide true_divide truediv".split(), _divided),

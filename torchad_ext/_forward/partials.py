@@ -357,7 +357,9 @@ def _swept(
 
 def along_coordinates(x: Tensor) -> list[Tensor]:
     """The unit vectors at each point."""
-    return [e.expand(x.shape) for e in torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)]
+    d = x.shape[-1]
+    units = torch.eye(d, dtype=x.dtype, device=x.device).view(d, *(1,) * (x.dim() - 1), d)
+    return list(units.expand(d, *x.shape).unbind())
 
 
 def _weighted(terms: Sequence[tuple[float, Tensor]]) -> Tensor | None:

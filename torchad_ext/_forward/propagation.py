@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from .._autograd.undefined import or_zeros, sum_defined
 from .._elementwise import Elementwise
@@ -40,7 +40,7 @@ from .._torch_state import (
     wrapper_subclass,
 )
 from . import writes
-from .calls import known_name, positional
+from .calls import each, known_name, positional
 from .correction_mode import with_corrections, with_powers
 from .deferred import Deferred, Tangents, given_by, tensors_in
 from .fallback import Unseen, fall_back, has_derivative, of_operation, random_states
@@ -176,7 +176,7 @@ class Sweep:
 
     def values(self, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords]:
         """Arguments without the derivatives of this sweep."""
-        return tree_map(self.value, args), tree_map(self.value, kwargs)
+        return each(self.value, args), each(self.value, kwargs)
 
     def tensor(self, value: Any, tangents: Sequence[Any] | Deferred, laplacian: Any) -> Any:
         """A tensor, or a sequence of some, with its tangents and its Laplacian; a constant if it has no tangents."""
@@ -193,7 +193,8 @@ class Sweep:
 
     def deferred(self, compute: Callable[[], Iterable[Any]], *arguments: Any) -> Sequence[Any] | Deferred:
         """Tangents, for whose computation tensors among the arguments are read that are none of this sweep."""
-        if not (self.defers and self.count) or is_autocast_enabled() or transforms_active() or top_saved_tensors_hooks():
+        defers = self.defers and self.count and not (transforms_active() or top_saved_tensors_hooks())
+        if not defers or is_autocast_enabled():
             return tuple(compute())
         return Deferred(compute, (x for x in tensors_in(arguments) if not self.owns(x)))
 
@@ -210,10 +211,11 @@ class Sweep:
 
         def of_tangents() -> Iterable[Any]:
             tangents = given_by(given)
-            stack = _stack(tangents) if at_once and not self.recording else None
+            stack = _stack(tangents) if at_once and not transforms_active() else None
             return map(of, tangents) if stack is None else of(stack).unbind()
 
-        return self.tensor(value, self.deferred(of_tangents, constants), None if x.laplacian is None else of(x.laplacian))
+        laplacian = None if x.laplacian is None else of(x.laplacian)
+        return self.tensor(value, self.deferred(of_tangents, constants), laplacian)
 
     def follow(self, f: Callable[[Any], Any], points: Any) -> Any:
         """The result of a function, with its derivatives; raises Unseen for what the sweep cannot follow."""
@@ -241,9 +243,7 @@ class Sweep:
         """An operation on tensors of this sweep."""
         if isinstance(func, Rowwise):
             return func.computed(func.bound(args, kwargs), self)
-        spoken = known_name(func)
-        name = spoken.strip("_") if spoken.startswith("__") else spoken
-        known = _is_ours(func) or is_of_torch(func)
+        spoken, name, known = _names(func)
         if known and name == "requires_grad":
             return True
         if writes.is_write(spoken, func, kwargs):
@@ -296,7 +296,7 @@ class Sweep:
                     return row_of(x)
                 return torch.zeros_like(x) if jointly and has_derivative(x) else x
 
-            return (of_rows or func)(*tree_map(row, args), **tree_map(row, kwargs))
+            return (of_rows or func)(*each(row, args), **each(row, kwargs))
 
         args_of_value, kwargs_of_value = self.values(args, kwargs)
         value = func(*args_of_value, **kwargs_of_value)
@@ -305,7 +305,7 @@ class Sweep:
 
         def of_tangents() -> Iterable[Any]:
             known = {i: given_by(rows) for i, rows in given.items()}
-            return (mapped(lambda x: known[id(x)][k]) for k in range(self.count))
+            return (mapped(lambda x, k=k: known[id(x)][k]) for k in range(self.count))  # type: ignore[misc]
 
         curved = any(x.laplacian is not None for x in jets)
         laplacian = mapped(lambda x: or_zeros(x.laplacian, x.value)) if curved else None
@@ -458,8 +458,12 @@ def value_to_repeat(func: Any, args: Arguments, kwargs: Keywords) -> Any:
     return value
 
 
-def _is_ours(func: Any) -> bool:
-    return isinstance(func, Pointwise) or func is quadratic_form
+@functools.lru_cache(2048)
+def _names(func: Any) -> tuple[str, str, bool]:
+    """The name of a function as it is called and without underscores, and whether it is known by it."""
+    name = known_name(func)
+    known = isinstance(func, Pointwise) or func is quadratic_form or is_of_torch(func)
+    return name, name.strip("_") if name.startswith("__") else name, known
 
 
 def applied(member: Elementwise, xs: Sequence[Tensor], numbers: Any) -> Sequence[Any]:
@@ -468,9 +472,9 @@ def applied(member: Elementwise, xs: Sequence[Tensor], numbers: Any) -> Sequence
         outputs = member.apply(xs, numbers)
         return (outputs,) if len(member.program.outputs) == 1 else outputs
     if not torch.is_grad_enabled() and xs[0].numel() * len(member.program.outputs) <= _STACKED:
-        stack = member.stacked(xs, numbers)
-        if stack is not None:
-            return stack.unbind()
+        results = member.stacked(xs, numbers)
+        if results is not None:
+            return results
     outer = max((x.sweep for x in jets_in(xs)), key=lambda sweep: sweep.number, default=None)
     outputs = outer.elementwise(member, xs, numbers) if outer else member.apply(xs, numbers)
     return (outputs,) if len(member.program.outputs) == 1 else outputs
@@ -479,16 +483,17 @@ def applied(member: Elementwise, xs: Sequence[Tensor], numbers: Any) -> Sequence
 def _stack(rows: Sequence[Tensor]) -> Tensor | None:
     """Rows at equal distances in memory as one tensor, without a copy."""
     first, *others = rows
-    if not others or any(type(row) is not Tensor for row in rows):
+    if not others or any(type(row) is not Tensor or row.requires_grad for row in rows):
         return None
-    memory, start, strides = first.untyped_storage().data_ptr(), first.storage_offset(), first.stride()
-    step = others[0].storage_offset() - start
-    for i, row in enumerate(others, 1):
-        if row.storage_offset() != start + i * step or row.untyped_storage().data_ptr() != memory:
-            return None
-        if row.stride() != strides or row.shape != first.shape:
-            return None
-    return first.as_strided((len(rows), *first.shape), (step, *strides))
+    shape, strides, size = first.shape, first.stride(), first.element_size()
+    memory = first.untyped_storage()
+    start, step = first.data_ptr(), others[0].data_ptr() - first.data_ptr()
+    inside = step >= 0 and 0 <= start + len(others) * step - memory.data_ptr() < memory.nbytes()
+    if not inside or step % size or any(row.data_ptr() != start + i * step for i, row in enumerate(others, 1)):
+        return None
+    if any(row.stride() != strides or row.shape != shape or row.dtype != first.dtype for row in others):
+        return None
+    return first.as_strided((len(rows), *shape), (step // size, *strides))
 
 
 # Functions and attributes whose results have no derivative.

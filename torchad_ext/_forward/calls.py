@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 from .._symbolic.torch_names import name_of
 from .._torch_state import OpOverload, schemas
 
+
 def each(of: Callable[[Any], Any], arguments: Any) -> Any:
     """``of`` all arguments, those in tuples, lists and dicts by themselves; ``tree_map`` takes ten times as long."""
     kind = type(arguments)

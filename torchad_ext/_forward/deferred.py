@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -27,7 +27,7 @@ class Deferred:
         constants: tensors that it reads besides those of the sweep.
     """
 
-    def __init__(self, compute: Callable[[], Iterable[Tensor]], constants: Iterator[Tensor]) -> None:
+    def __init__(self, compute: Callable[[], Iterable[Tensor]], constants: Sequence[Tensor]) -> None:
         self._compute = compute
         self._constants = [(x, _changes(x)) for x in constants]
         self._rows: Tangents | None = None
@@ -50,15 +50,21 @@ def given_by(given: Tangents | Deferred) -> Tangents:
     return given() if isinstance(given, Deferred) else given
 
 
-def tensors_in(arguments: Any) -> Iterator[Tensor]:
+def tensors_in(arguments: Any) -> list[Tensor]:
     """The tensors among arguments."""
-    if isinstance(arguments, Tensor):
-        yield arguments
-    elif isinstance(arguments, (tuple, list)):
-        for x in arguments:
-            yield from tensors_in(x)
-    elif isinstance(arguments, dict):
-        yield from tensors_in(tuple(arguments.values()))
+    found: list[Tensor] = []
+    _collect((arguments,), found)
+    return found
+
+
+def _collect(arguments: Iterable[Any], found: list[Tensor]) -> None:
+    for x in arguments:
+        if isinstance(x, Tensor):
+            found.append(x)
+        elif isinstance(x, (tuple, list)):
+            _collect(x, found)
+        elif isinstance(x, dict):
+            _collect(x.values(), found)
 
 
 def _changes(x: Any) -> int:

@@ -19,6 +19,16 @@ _ZEROS, _BORDER, _REFLECTION = 0, 1, 2
 
 
 @pointwise
+def _between_corners(g: Any, size: Any) -> Any:
+    return (g + 1) / 2 * (size - 1)
+
+
+@pointwise
+def _between_edges(g: Any, size: Any) -> Any:
+    return ((g + 1) * size - 1) / 2
+
+
+@pointwise
 def _linear(a: Any, b: Any, t: Any) -> Any:
     return (1 - t) * a + t * b
 
@@ -72,13 +82,13 @@ def _grid_sampler(x: Any, grid: Any, mode: int, padding: int, align_corners: boo
     if mode == _NEAREST:
         return torch.grid_sampler(x, grid.detach(), mode, padding, align_corners)
     n = x.dim() - 2
+    if mode not in (_BILINEAR, _BICUBIC) or (mode == _BICUBIC and n != 2):
+        return NotImplemented
     if grid.dim() != x.dim() or grid.shape[-1] != n or grid.shape[0] != x.shape[0] or 0 in x.shape[2:]:
         return NotImplemented
     sizes = list(reversed(x.shape[2:]))
-    places = [
-        (g + 1) * ((size - 1) / 2) if align_corners else ((g + 1) * size - 1) / 2
-        for g, size in zip(grid.unbind(-1), sizes, strict=True)
-    ]
+    place = _between_corners if align_corners else _between_edges
+    places = [place(g, float(size)) for g, size in zip(grid.unbind(-1), sizes, strict=True)]
     if mode == _BILINEAR:
         places = [_padded(p, size, padding, align_corners) for p, size in zip(places, sizes, strict=True)]
     first = [p.detach().floor() for p in places]

@@ -36,8 +36,10 @@ def of_first(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """Linear in the first argument; the others say what to do with it, as in x.view_as(other)."""
     if not args or isinstance(args[0], (list, tuple)):
         return NotImplemented
-    if known_name(func) not in _SHAPED_LIKE and any(x.sweep is sweep for x in jets_in((args[1:], kwargs))):
-        return NotImplemented
+    if len(args) > 1 or kwargs:
+        varies = any(x.sweep is sweep for x in jets_in((args[1:], kwargs)))
+        if varies and known_name(func) not in _SHAPED_LIKE:
+            return NotImplemented
     first, others = args[0], [sweep.value(x) for x in args[1:]]
     options = {key: sweep.value(x) for key, x in kwargs.items()}
     value = func(sweep.value(first), *others, **options)
@@ -258,4 +260,5 @@ RULES: dict[str, Rule] = {
     "cumprod": _of_products,
     "multi_dot": _chained,
     "bilinear": _bilinear,
+    "gradient": of_first,
 }

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeGuard
 
@@ -113,15 +113,9 @@ class Jet(Tensor):
         raise unseen
 
 
-def jets_in(arguments: Any) -> Iterator[Jet]:
+def jets_in(arguments: Any) -> list[Jet]:
     """The jets among arguments, of whatever sweep."""
-    if type(arguments) is Jet:
-        yield arguments
-    elif isinstance(arguments, (tuple, list)):
-        for x in arguments:
-            yield from jets_in(x)
-    elif isinstance(arguments, dict):
-        yield from jets_in(tuple(arguments.values()))
+    return [x for x in tensors_in(arguments) if type(x) is Jet]
 
 
 class _Parts(NamedTuple):
@@ -196,7 +190,7 @@ class Sweep:
         defers = self.defers and self.count and not (transforms_active() or top_saved_tensors_hooks())
         if not defers or is_autocast_enabled():
             return tuple(compute())
-        return Deferred(compute, (x for x in tensors_in(arguments) if not self.owns(x)))
+        return Deferred(compute, [x for x in tensors_in(arguments) if not self.owns(x)])
 
     def wrapped(self, value: Tensor, given: Tangents | Deferred, laplacian: Tensor | None) -> Jet:
         x: Jet = wrapper_subclass(Jet, value.shape, value)
@@ -290,13 +284,19 @@ class Sweep:
             constants: what it reads besides its arguments.
         """
 
+        @functools.cache
+        def with_zeros() -> tuple[Arguments, Keywords]:
+            def zero(x: Any) -> Any:
+                return torch.zeros_like(x) if has_derivative(x) and not self.owns(x) else x
+
+            return (each(zero, args), each(zero, kwargs)) if jointly else (args, kwargs)
+
         def mapped(row_of: Callable[[Jet], Tensor]) -> Any:
             def row(x: Any) -> Any:
-                if self.owns(x):
-                    return row_of(x)
-                return torch.zeros_like(x) if jointly and has_derivative(x) else x
+                return row_of(x) if self.owns(x) else x
 
-            return (of_rows or func)(*each(row, args), **each(row, kwargs))
+            others, options = with_zeros()
+            return (of_rows or func)(*each(row, others), **each(row, options))
 
         args_of_value, kwargs_of_value = self.values(args, kwargs)
         value = func(*args_of_value, **kwargs_of_value)
@@ -440,7 +440,7 @@ class Sweep:
 def _part(tangents: Sequence[Any] | Deferred, i: int) -> Sequence[Any] | Deferred:
     """The tangents of a result of several."""
     if isinstance(tangents, Deferred):
-        return Deferred(lambda: (row[i] for row in tangents()), iter(()))
+        return Deferred(lambda: (row[i] for row in tangents()), [])
     return [None if row is None else row[i] for row in tangents]
 
 

@@ -14,6 +14,8 @@ namespace torchad_ext {
 namespace {
 
 struct MatrixProducts {
+  static constexpr int64_t most_read_by_one = 3 << 20;  // bytes of A
+
   // q and s by matrix products, for more vectors than are worth reading A themselves; false for fewer.
   //
   // Which way is the quickest was measured on a core with AVX-512, 150 billion operations a second in matrix products
@@ -21,8 +23,6 @@ struct MatrixProducts {
   // 0.035 count; a product with A and one with its transpose take 0.013 count each, but 0.3 at the least; forming
   // A + A^T takes 0.4 to 0.8, the more the larger A, whose columns lie further apart. A product costs some microseconds
   // besides.
-  static constexpr int64_t most_read_by_one = 3 << 20;  // bytes
-
   static bool by_products(const Tensor& x, const Tensor& A, const Tensor& q, const Tensor* s) {
     const int64_t count = x.size(0), n = x.size(1);
     // Rows of A of one or two vector registers leave the kernel waiting: for many x, products are quicker.

@@ -93,7 +93,9 @@ struct QuadraticFormCpu : MatrixProducts {
           store(short_row, at(load_some(x, n), h == nullptr ? Vector<Number>{} : load_some(h, n)));
           std::memcpy(G, short_row, n * sizeof(T));
         } else {
-          const auto columns = [&](int64_t j) { return at(load(x + j), h == nullptr ? Vector<Number>{} : load(h + j)); };
+          const auto columns = [&](int64_t j) {
+            return at(load(x + j), h == nullptr ? Vector<Number>{} : load(h + j));
+          };
           // Whole vectors of aligned memory; those at the ends overlap their neighbours.
           int64_t j = (-reinterpret_cast<std::uintptr_t>(G) / sizeof(T)) % w;
           if (j > 0) store(G, columns(0));

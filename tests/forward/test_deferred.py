@@ -132,3 +132,22 @@ def test_within_a_checkpoint(reentrant: bool) -> None:
     assert_close(ours, expected)
     slopes = [grad(y.square().sum(), (first, second)) for y in (ours, expected)]
     assert_close(*slopes)
+
+
+def test_a_long_chain_of_linear_operations() -> None:
+    def f(x: Tensor) -> Tensor:
+        y, z = x.sin(), torch.zeros_like(x)
+        for _ in range(400):
+            y = (y + F.linear(y, torch.full((3, 3), 0.01, dtype=y.dtype)) / 3).roll(1, -1)
+            z[:, 0] = y[:, 1]
+        return (y + z).square()
+
+    def power(x: Tensor) -> Tensor:
+        step = (torch.eye(3, dtype=x.dtype) + 0.01 / 3).roll(1, 0)
+        y = x.sin() @ torch.linalg.matrix_power(step, 400).T
+        return (y + torch.stack([y[:, 1], 0 * y[:, 1], 0 * y[:, 1]], -1)).square()
+
+    x = points("cpu")
+    for record in (False, True):
+        with torch.set_grad_enabled(record):
+            assert_close(laplacian(f, x), traces(power, x))

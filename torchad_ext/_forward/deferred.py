@@ -25,13 +25,17 @@ class Deferred:
     Args:
         compute: gives the tangents.
         constants: tensors that it reads besides those of the sweep.
+        sources: tangents from which these are computed.
     """
 
-    def __init__(self, compute: Callable[[], Iterable[Tensor]], constants: Sequence[Tensor]) -> None:
+    def __init__(
+        self, compute: Callable[[], Iterable[Tensor]], constants: Sequence[Tensor], sources: Sequence[Any]
+    ) -> None:
         self._compute = compute
         self._constants = [(x, _changes(x)) for x in constants]
         self._rows: Tangents | None = None
         self._is_kept = True
+        self._depth = 1 + depth(sources)
 
     def __call__(self) -> Tangents:
         if self._rows is not None:
@@ -43,6 +47,11 @@ class Deferred:
         if self._is_kept:
             self._rows, self._compute, self._constants = rows, tuple, []
         return rows
+
+
+def depth(sources: Iterable[Any]) -> int:
+    """The longest chain of tangents that are yet to be computed."""
+    return max((x._depth for x in sources if isinstance(x, Deferred) and x._rows is None), default=0)
 
 
 def given_by(given: Tangents | Deferred) -> Tangents:

@@ -67,7 +67,9 @@ def _padded(p: Any, size: int, padding: int, align_corners: bool) -> Any:
 def _at(x: Any, places: Sequence[Any], padding: int, align_corners: bool) -> Any:
     """The pixels of x ``[N, C, ..., height, width]`` at whole places ``[N, *out]`` along its dimensions from the last:
     ``[N, C, *out]``."""
-    index, inside, stride = 0, True, 1
+    index: Any = 0
+    inside: Any = True
+    stride = 1
     for place, size in zip(places, reversed(x.shape[2:]), strict=True):
         place = _padded(place, size, padding, align_corners)
         inside = inside & (place >= 0) & (place < size)

@@ -74,8 +74,8 @@ def _each_part(sweep: Sweep, value: Tensor, of: Callable[[Any, Any], Any], a: An
     if not (sweep.owns(a) or sweep.owns(b)):
         return value
     none = (None,) * sweep.count
-    given = [x.given if sweep.owns(x) else none for x in (a, b)]
-    tangents = sweep.deferred(lambda: map(of, *map(given_by, given)), *constants)
+    given: list[Any] = [x.given if sweep.owns(x) else none for x in (a, b)]
+    tangents = sweep.deferred(lambda: map(of, *map(given_by, given)), *constants, sources=given)
     return sweep.tensor(value, tangents, of(*(x.laplacian if sweep.owns(x) else None for x in (a, b))))
 
 

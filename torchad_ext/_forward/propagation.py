@@ -42,7 +42,7 @@ from .._torch_state import (
 from . import writes
 from .calls import each, known_name, positional
 from .correction_mode import with_corrections, with_powers
-from .deferred import Deferred, Tangents, given_by, tensors_in
+from .deferred import Deferred, Tangents, depth, given_by, tensors_in
 from .fallback import Unseen, fall_back, has_derivative, of_operation, random_states
 
 Arguments = tuple[Any, ...]
@@ -51,6 +51,7 @@ Rule = Callable[["Sweep", Any, Arguments, Keywords], Any]  # NotImplemented wher
 
 _AT_ONCE = 10  # the most directions of one kernel
 _ROWS_AT_ONCE = 4  # of one kernel of rows, in which each has sums of its own
+_DEEPEST = 32  # the longest chain of deferred tangents, each of which calls the one before
 _STACKED = 2**21  # the most elements of results that are written one behind the other
 _numbers = itertools.count()
 
@@ -185,12 +186,15 @@ class Sweep:
             return value
         return self.wrapped(value, tuple(tangents), laplacian)
 
-    def deferred(self, compute: Callable[[], Iterable[Any]], *arguments: Any) -> Sequence[Any] | Deferred:
-        """Tangents, for whose computation tensors among the arguments are read that are none of this sweep."""
+    def deferred(
+        self, compute: Callable[[], Iterable[Any]], *arguments: Any, sources: Sequence[Any] = ()
+    ) -> Sequence[Any] | Deferred:
+        """Tangents that are computed from others, the ``sources``, and from tensors among the arguments that are none of
+        this sweep."""
         defers = self.defers and self.count and not (transforms_active() or top_saved_tensors_hooks())
-        if not defers or is_autocast_enabled():
+        if not defers or is_autocast_enabled() or depth(sources) >= _DEEPEST:
             return tuple(compute())
-        return Deferred(compute, [x for x in tensors_in(arguments) if not self.owns(x)])
+        return Deferred(compute, [x for x in tensors_in(arguments) if not self.owns(x)], sources)
 
     def wrapped(self, value: Tensor, given: Tangents | Deferred, laplacian: Tensor | None) -> Jet:
         x: Jet = wrapper_subclass(Jet, value.shape, value)
@@ -209,7 +213,7 @@ class Sweep:
             return map(of, tangents) if stack is None else of(stack).unbind()
 
         laplacian = None if x.laplacian is None else of(x.laplacian)
-        return self.tensor(value, self.deferred(of_tangents, constants), laplacian)
+        return self.tensor(value, self.deferred(of_tangents, constants, sources=[given]), laplacian)
 
     def follow(self, f: Callable[[Any], Any], points: Any) -> Any:
         """The result of a function, with its derivatives; raises Unseen for what the sweep cannot follow."""
@@ -309,7 +313,8 @@ class Sweep:
 
         curved = any(x.laplacian is not None for x in jets)
         laplacian = mapped(lambda x: or_zeros(x.laplacian, x.value)) if curved else None
-        return self.tensor(value, self.deferred(of_tangents, args, kwargs, constants), laplacian)
+        sources = list(given.values())
+        return self.tensor(value, self.deferred(of_tangents, args, kwargs, constants, sources=sources), laplacian)
 
     def product(self, func: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
         """y = a b: the rule of Leibniz."""
@@ -440,7 +445,7 @@ class Sweep:
 def _part(tangents: Sequence[Any] | Deferred, i: int) -> Sequence[Any] | Deferred:
     """The tangents of a result of several."""
     if isinstance(tangents, Deferred):
-        return Deferred(lambda: (row[i] for row in tangents()), [])
+        return Deferred(lambda: (row[i] for row in tangents()), [], [tangents])
     return [None if row is None else row[i] for row in tangents]
 
 

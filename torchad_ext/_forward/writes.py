@@ -168,7 +168,7 @@ def write(sweep: Sweep, y: Any, new: Any, unseen: Unseen) -> None:
     new = new.to(y.value.dtype)
     if new.shape != y.value.shape:
         new = new.expand(y.value.shape)
-    rows = (new.value, new.given, new.laplacian) if sweep.owns(new) else (new, _zeros(sweep, y.value), None)
+    rows: Any = (new.value, new.given, new.laplacian) if sweep.owns(new) else (new, _zeros(sweep, y.value), None)
     if y is not base:
         put = functools.partial(_put, layout=base.value, place=y.place)
         laplacian = rows[2]
@@ -176,7 +176,7 @@ def write(sweep: Sweep, y: Any, new: Any, unseen: Unseen) -> None:
             pairs = ((base.laplacian, base.value), (laplacian, y.value))
             laplacian = put(*(torch.zeros_like(like) if row is None else row for row, like in pairs))
         given = base.given, rows[1]
-        tangents = sweep.deferred(lambda: map(put, *map(given_by, given)))
+        tangents = sweep.deferred(lambda: map(put, *map(given_by, given)), sources=given)
         rows = put(base.value, rows[0]), tangents, laplacian
     elif rows[0].stride() != y.value.stride() or new is y:
         rows = _laid(rows[0], y.value), *rows[1:]
@@ -230,6 +230,6 @@ def read_again(x: Any) -> None:
         return row.as_strided(shape, strides, row.storage_offset() + offset)
 
     given, layout = base.given, base.value
-    x.value, x.given = read(layout), x.sweep.deferred(lambda: map(read, given_by(given)))
+    x.value, x.given = read(layout), x.sweep.deferred(lambda: map(read, given_by(given)), sources=[given])
     x.laplacian = None if base.laplacian is None else read(base.laplacian)
     x.seen = base.written

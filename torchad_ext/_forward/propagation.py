@@ -189,8 +189,8 @@ class Sweep:
     def deferred(
         self, compute: Callable[[], Iterable[Any]], *arguments: Any, sources: Sequence[Any] = ()
     ) -> Sequence[Any] | Deferred:
-        """Tangents that are computed from others, the ``sources``, and from tensors among the arguments, as far as these
-        are none of this sweep."""
+        """Tangents that are computed from others, the ``sources``, and from those tensors among the arguments that are
+        none of this sweep."""
         defers = self.defers and self.count and not (transforms_active() or top_saved_tensors_hooks())
         if not defers or is_autocast_enabled() or depth(sources) >= _DEEPEST:
             return tuple(compute())

@@ -73,10 +73,10 @@ struct QuadraticFormCpu : MatrixProducts {
     using Number = compute_t<T>;
     constexpr int w = lanes<T>;
     if (with_constant<T>(outer.n, [&](auto n) { run_unrolled<n>(outer); })) return;
-    const int64_t n = outer.n, whole = n / w * w;
+    const int64_t n = outer.n;
     const int64_t grain = std::max<int64_t>(1, worth_a_thread / n);
     torch::stable::parallel_for(0, outer.count * n, grain, [&](int64_t from, int64_t to) {
-      const bool cached = whole < n || (to - from) * n * int64_t(sizeof(T)) < most_cached_bytes;
+      const bool cached = (n % w > 0 && n < 16 * w) || (to - from) * n * int64_t(sizeof(T)) < most_cached_bytes;
       int64_t problem = from / n, i = from % n;
       for (int64_t row = from; row < to; ++row) {
         const T* x = outer.x + problem * n;
@@ -85,18 +85,26 @@ struct QuadraticFormCpu : MatrixProducts {
         const Number u_i = (outer.g == nullptr ? Number(0) : number(outer.g[problem]) * x_i) +
                            (h == nullptr ? Number(0) : number(h[i]));
         T* G = outer.G + row * n;
-        const auto columns = [&](Vector<Number> x_j, Vector<Number> h_j) {
+        const auto at = [&](auto x_j, auto h_j) {
           return h == nullptr ? broadcast(u_i) * x_j : fma(broadcast(u_i), x_j, broadcast(x_i) * h_j);
         };
-        for (int64_t j = 0; j < whole; j += w) {
-          const auto G_j = columns(load(x + j), h == nullptr ? Vector<Number>{} : load(h + j));
-          cached ? store(G + j, G_j) : store_uncached(G + j, G_j);
-        }
-        if (whole < n) {
-          T rest[w];
-          const auto h_j = h == nullptr ? Vector<Number>{} : load_some(h + whole, n - whole);
-          store(rest, columns(load_some(x + whole, n - whole), h_j));
-          std::memcpy(G + whole, rest, (n - whole) * sizeof(T));
+        if (n < w) {
+          T short_row[w];
+          store(short_row, at(load_some(x, n), h == nullptr ? Vector<Number>{} : load_some(h, n)));
+          std::memcpy(G, short_row, n * sizeof(T));
+        } else {
+          const auto columns = [&](int64_t j) {
+            return at(load(x + j), h == nullptr ? Vector<Number>{} : load(h + j));
+          };
+          // Whole vectors of aligned memory; those at the ends overlap their neighbours.
+          int64_t j = (-reinterpret_cast<std::uintptr_t>(G) / sizeof(T)) % w;
+          if (j > 0) store(G, columns(0));
+          if (cached) {
+            for (; j + w <= n; j += w) store(G + j, columns(j));
+          } else {
+            for (; j + w <= n; j += w) store_uncached(G + j, columns(j));
+          }
+          if (j < n) store(G + n - w, columns(n - w));
         }
         if (++i == n) i = 0, ++problem;
       }

@@ -167,8 +167,8 @@ class Elementwise:
             return self.definition(*xs, *scalars)
         return self._results(kernel(xs, scalars))
 
-    def stacked(self, xs: Tensors, scalars: Scalars) -> torch.Tensor | None:
-        """The results without derivatives as one tensor ``[outputs, *shape]``; None if the kernel cannot run."""
+    def stacked(self, xs: Tensors, scalars: Scalars) -> Sequence[torch.Tensor] | None:
+        """The results without derivatives, one behind the other in memory; None if the kernel cannot run."""
         if transforms_active() or in_forward_mode():
             return None
         device = kernels.device_for(xs)
@@ -176,8 +176,9 @@ class Elementwise:
         if not kernel:
             return None
         stack = xs[0].new_empty(len(self.program.outputs), *xs[0].shape)
-        kernel(xs, scalars, out=stack.unbind(0))
-        return stack
+        results: Sequence[torch.Tensor] = stack.unbind(0)
+        kernel(xs, scalars, out=results)
+        return results
 
     def apply(self, xs: Tensors, scalars: Scalars) -> Any:
         """The results, by the route that their derivatives need."""

@@ -18,7 +18,7 @@ from torch.profiler import profile
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext._forward import decompositions, linalg_rules, losses, selection_rules
+from torchad_ext._forward import decompositions, grid_sampling, linalg_rules, losses, selection_rules
 from torchad_ext._forward.correction_mode import with_corrections
 from torchad_ext._forward.fallback import _warned
 from torchad_ext._forward.laplacian import bilaplacian, laplacian
@@ -34,16 +34,14 @@ NAMES = {
     *selection_rules.RULES,
     *decompositions.COMPOSITIONS,
     *losses.COMPOSITIONS,
+    *grid_sampling.COMPOSITIONS,
     *"prod cumprod multi_dot bilinear channel_shuffle dsplit combinations narrow_copy split_with_sizes_copy".split(),
-    *"grid_sampler grid_sampler_2d grid_sampler_3d stft istft atleast_1d atleast_2d atleast_3d cartesian_prod".split(),
+    *"grid_sample gradient stft istft atleast_1d atleast_2d atleast_3d cartesian_prod".split(),
     *"cross_entropy nll_loss interpolate conv1d conv2d conv_transpose1d einsum tensordot bilinear".split(),
 } - {*TRAINING}
 # What has a rule for some arguments alone.
 SOME = {
     "cov": "weights",
-    "grid_sample": "a grid that varies",
-    "grid_sampler_2d": "a grid that varies",
-    "grid_sampler_3d": "a grid that varies",
     "stft": "a window that varies",
     "quantile": "a number that varies",
     "scatter_reduce": "a product, an extremum",

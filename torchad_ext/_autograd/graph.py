@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -44,6 +44,11 @@ def graph_nodes(outputs: Tensors) -> Iterator[Any]:
 
 def depends_on_others(outputs: Tensors, inputs: Tensors) -> bool:
     """Does the graph of the outputs lead to another leaf than the inputs? Then there are derivatives left to take."""
+    return lead_to_others(graph_nodes(outputs), inputs)
+
+
+def lead_to_others(nodes: Iterable[Any], inputs: Tensors) -> bool:
+    """Is there a leaf among the nodes of a graph that is none of the inputs?"""
     own = {id(x) for x in inputs}
-    leaves = (getattr(node, "variable", None) for node in graph_nodes(outputs))
-    return not all(x.is_leaf for x in inputs) or any(x is not None and id(x) not in own for x in leaves)
+    leaves = (node.variable for node in nodes if type(node).__name__ == "AccumulateGrad")
+    return not all(x.is_leaf for x in inputs) or any(id(x) not in own for x in leaves)

@@ -27,7 +27,9 @@ from .._symbolic.jet_algebra import JetAlgebra
 from .._symbolic.torch_names import name_of
 from .._torch_state import share_memory, transforms_active
 from . import linalg_rules, recurrent, rules
+from .calls import each
 from .correction_mode import with_corrections
+from .deferred import Deferred
 from .elementwise_rules import by_slopes
 from .fallback import Unseen, has_derivative
 from .propagation import Arguments, Jet, Keywords, Rule, Sweep, applied, jets_in
@@ -90,8 +92,8 @@ class JetSweep(Sweep):
             numbers[0], [numbers.get(a, self.zero(numbers[0])) for a in range(1, len(self.algebra))], None
         )
 
-    def tensor(self, value: Any, tangents: Sequence[Any], laplacian: Any) -> Any:
-        if isinstance(value, Tensor):
+    def tensor(self, value: Any, tangents: Sequence[Any] | Deferred, laplacian: Any) -> Any:
+        if isinstance(value, Tensor) and not isinstance(tangents, Deferred):
             if all(row is None or self.is_zero(row) for row in tangents):
                 return value
             tangents = [self.zero(value) if row is None else row for row in tangents]
@@ -105,8 +107,11 @@ class JetSweep(Sweep):
         self.operations.add(name or name_of(func))
         return super().by_rule(func, name, args, kwargs)
 
-    def mapped(self, value: Any, x: Jet, of: Callable[[Any], Any], at_once: bool = False) -> Any:
-        return super().mapped(value, x, lambda row: self.zero(value) if self.is_zero(row) else of(row), at_once)
+    def mapped(self, value: Any, x: Jet, of: Callable[[Any], Any], *constants: Any, at_once: bool = False) -> Any:
+        def row_of(row: Any) -> Any:
+            return self.zero(value) if self.is_zero(row) else of(row)
+
+        return super().mapped(value, x, row_of, *constants, at_once=at_once)
 
     def linear(
         self,
@@ -115,6 +120,7 @@ class JetSweep(Sweep):
         kwargs: Keywords,
         of_rows: Callable[..., Any] | None = None,
         jointly: bool = False,
+        constants: Any = (),
     ) -> Any:
         args_of_value, kwargs_of_value = self.values(args, kwargs)
         value = func(*args_of_value, **kwargs_of_value)
@@ -128,7 +134,7 @@ class JetSweep(Sweep):
 
             if all(self.is_zero(x.tangents[k]) for x in mine):
                 return self.zero(value)
-            return (of_rows or func)(*tree_map(row, args), **tree_map(row, kwargs))
+            return (of_rows or func)(*each(row, args), **each(row, kwargs))
 
         return self.tensor(value, [number(k) for k in range(self.count)], None)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .._symbolic.jet_algebra import derivative, jet_algebra, total
 from .._torch_state import outside_inference_mode, transforms_active
+from .deferred import Overwritten
 from .fallback import Unseen, by_reverse_mode, by_transforms, check_dense, checked, fall_back
 from .partials import along_coordinates, in_one_sweep
 from .propagation import Jet, Sweep
@@ -233,10 +234,8 @@ def _run(
         for operation in _without_rules[identity]:
             fall_back(f"has no rule for {operation}", "it is")
         return by_reverse_mode(f, x, directions, signs, name)
-    sweep = Sweep(signs, torch.is_grad_enabled(), rules_of)
-    points = sweep.tensor(x, directions, None)
     try:
-        y = sweep.follow(f, points)
+        sweep, y, tangents = _swept(f, x, directions, signs, with_tangents)
     except Unseen as unseen:
         fall_back(f"cannot follow {unseen}", "the function is")
         by = by_transforms if transforms_active() else by_reverse_mode
@@ -249,4 +248,23 @@ def _run(
         _without_rules[identity] = sorted(sweep.without_rule)
     if not sweep.owns(y):
         return value, None, None
-    return value, y.tangents if with_tangents else None, y.laplacian
+    return value, tangents, y.laplacian
+
+
+def _swept(
+    f: Function,
+    x: Tensor,
+    directions: Sequence[Tensor],
+    signs: tuple[int, ...],
+    with_tangents: bool,
+    defers: bool = True,
+) -> tuple[Sweep, Any, Sequence[Tensor] | None]:
+    """The sweep, the result of f, and its tangents if they are wanted."""
+    sweep = Sweep(signs, torch.is_grad_enabled(), rules_of, defers=defers)
+    try:
+        y = sweep.follow(f, sweep.tensor(x, directions, None))
+        return sweep, y, y.tangents if with_tangents and sweep.owns(y) else None
+    except Overwritten:
+        if not defers:
+            raise
+    return _swept(f, x, directions, signs, with_tangents, defers=False)

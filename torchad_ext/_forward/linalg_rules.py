@@ -117,7 +117,7 @@ def _solved(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     named = func(sweep.value(A), sweep.value(B), *rest, **kwargs)
     X = named if isinstance(named, Tensor) else named[0]
     if not sweep.owns(A):
-        y = sweep.linear(lambda B: _first(func(A, B, *rest, **kwargs)), (B,), {})
+        y = sweep.linear(lambda B: _first(func(A, B, *rest, **kwargs)), (B,), {}, constants=A)
     elif B.dim() == 1 or (A.dim() - 1 == B.dim() and B.shape == A.shape[:-1]):
         y = _by_inverse(sweep, X.unsqueeze(-1), A, B.unsqueeze(-1)).squeeze(-1)
     else:
@@ -152,7 +152,7 @@ def _solve_triangular(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords
     if not _is_real(A, B):
         return NotImplemented
     if not sweep.owns(A):
-        return sweep.linear(lambda B: func(A, B, **kwargs), (B,), {})
+        return sweep.linear(lambda B: func(A, B, **kwargs), (B,), {}, constants=A)
     if not left:
         return torch.linalg.solve_triangular(A.mT, B.mT, upper=not upper, unitriangular=unit).mT
     X, offset = func(A.value, sweep.value(B), **kwargs), int(unit)

@@ -16,6 +16,7 @@ from .._torch_state import transforms_active
 from . import writes
 from .calls import known_name
 from .corrections import affine
+from .deferred import given_by
 from .propagation import Arguments, Jet, Keywords, Rule, Sweep, jets_in
 
 
@@ -35,14 +36,16 @@ def of_first(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """Linear in the first argument; the others say what to do with it, as in x.view_as(other)."""
     if not args or isinstance(args[0], (list, tuple)):
         return NotImplemented
-    if known_name(func) not in _SHAPED_LIKE and any(x.sweep is sweep for x in jets_in((args[1:], kwargs))):
-        return NotImplemented
+    if len(args) > 1 or kwargs:
+        varies = any(x.sweep is sweep for x in jets_in((args[1:], kwargs)))
+        if varies and known_name(func) not in _SHAPED_LIKE:
+            return NotImplemented
     first, others = args[0], [sweep.value(x) for x in args[1:]]
     options = {key: sweep.value(x) for key, x in kwargs.items()}
     value = func(sweep.value(first), *others, **options)
     if not sweep.owns(first):
         return value
-    result = sweep.mapped(value, first, lambda row: func(row, *others, **options))
+    result = sweep.mapped(value, first, lambda row: func(row, *others, **options), others, options)
     if not transforms_active():
         for part in result if isinstance(result, (tuple, list)) else (result,):
             if sweep.owns(part):
@@ -55,11 +58,25 @@ def of_all(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     return sweep.linear(func, args, kwargs, jointly=True)
 
 
-def _each_part(sweep: Sweep, value: Tensor, of: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
+def _each_alone(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Tensors to tensors, each by itself: a constant stays one."""
+    xs = args[0] if len(args) == 1 and isinstance(args[0], (list, tuple)) else args
+    if kwargs or not all(isinstance(x, Tensor) for x in xs):
+        return NotImplemented
+    if known_name(func) == "broadcast_tensors":
+        shape = torch.broadcast_shapes(*(x.shape for x in xs))
+        return tuple(x.expand(shape) for x in xs)
+    return tuple(map(func, xs)) if len(xs) > 1 or xs is not args else of_all(sweep, func, args, kwargs)
+
+
+def _each_part(sweep: Sweep, value: Tensor, of: Callable[[Any, Any], Any], a: Any, b: Any, *constants: Any) -> Any:
     """The tangents and the Laplacian ``of`` those of a and b, None for zero."""
+    if not (sweep.owns(a) or sweep.owns(b)):
+        return value
     none = (None,) * sweep.count
-    tangents = map(of, *(x.tangents if sweep.owns(x) else none for x in (a, b)))
-    return sweep.tensor(value, list(tangents), of(*(x.laplacian if sweep.owns(x) else None for x in (a, b))))
+    given: list[Any] = [x.given if sweep.owns(x) else none for x in (a, b)]
+    tangents = sweep.deferred(lambda: map(of, *map(given_by, given)), *constants, sources=given)
+    return sweep.tensor(value, tangents, of(*(x.laplacian if sweep.owns(x) else None for x in (a, b))))
 
 
 def _sum(reverse: bool) -> Rule:
@@ -98,7 +115,7 @@ def _chosen(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
             return None
         return torch.where(c, zero if a is None else a, zero if b is None else b).expand(value.shape)
 
-    return _each_part(sweep, value, of, a, b)
+    return _each_part(sweep, value, of, a, b, c)
 
 
 def _linear_layer(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
@@ -114,7 +131,7 @@ def _linear_layer(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) ->
         one = row[tuple([slice(0, 1) if step == 0 else slice(None) for step in row.stride()[:-1]])]
         return func(one, weight).expand(*row.shape[:-1], weight.shape[0])
 
-    return sweep.mapped(func(x.value, weight, bias), x, product, at_once=True)
+    return sweep.mapped(func(x.value, weight, bias), x, product, weight, at_once=True)
 
 
 def of_each(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
@@ -203,7 +220,7 @@ def product_of(sweep: Sweep, func: Callable[..., Any], xs: Sequence[Any]) -> Any
 
     varying = [xs[i] for i in places]
     if len(varying) == 1:
-        return sweep.linear(of, tuple(varying), {})
+        return sweep.linear(of, tuple(varying), {}, constants=[x for x in xs if not sweep.owns(x)])
     return sweep.product(of, *varying) if len(varying) == 2 else sweep.multilinear(of, varying)
 
 
@@ -226,6 +243,7 @@ _SHAPED_LIKE = frozenset("view_as reshape_as expand_as type_as to".split())  # a
 RULES: dict[str, Rule] = {
     **dict.fromkeys(MOVES | LINEAR | LINEAR_BY_ELEMENT, of_first),
     **dict.fromkeys(JOINS | LINEAR_IN_ALL | {"complex"}, of_all),
+    **dict.fromkeys("broadcast_tensors atleast_1d atleast_2d atleast_3d".split(), _each_alone),
     **dict.fromkeys(PRODUCTS, _multiplied),
     **dict.fromkeys("mul multiply rmul".split(), _scaled),
     **dict.fromkeys("div divide true_divide truediv".split(), _divided),
@@ -242,4 +260,5 @@ RULES: dict[str, Rule] = {
     "cumprod": _of_products,
     "multi_dot": _chained,
     "bilinear": _bilinear,
+    "gradient": of_first,
 }

@@ -337,7 +337,8 @@ def _swept(
     name: str,
 ) -> tuple[JetSweep, Tensor, tuple[Tensor, ...]]:
     """The sweep, the value of f, and the functionals."""
-    sweep = JetSweep((), torch.is_grad_enabled(), rules_of, algebra=algebra)
+    recording = torch.is_grad_enabled()
+    sweep = JetSweep((), recording, rules_of, algebra=algebra, defers=not recording)
     count = len(directions)
     units = [tuple(int(i == j) for j in range(count)) for i in range(count)]
     rows = [
@@ -356,7 +357,9 @@ def _swept(
 
 def along_coordinates(x: Tensor) -> list[Tensor]:
     """The unit vectors at each point."""
-    return [e.expand(x.shape) for e in torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)]
+    d = x.shape[-1]
+    units = torch.eye(d, dtype=x.dtype, device=x.device).view(d, *(1,) * (x.dim() - 1), d)
+    return list(units.expand(d, *x.shape).unbind())
 
 
 def _weighted(terms: Sequence[tuple[float, Tensor]]) -> Tensor | None:

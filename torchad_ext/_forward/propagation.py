@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from .._autograd.undefined import or_zeros, sum_defined
 from .._elementwise import Elementwise
@@ -32,19 +32,26 @@ from .._quadratic_form import quadratic_form
 from .._row_function import Call, RowFunction
 from .._rowwise import Rowwise
 from .._symbolic.torch_names import is_of_torch, name_of
-from .._torch_state import is_autocast_enabled, without_compilation, wrapper_subclass
+from .._torch_state import (
+    is_autocast_enabled,
+    top_saved_tensors_hooks,
+    transforms_active,
+    without_compilation,
+    wrapper_subclass,
+)
 from . import writes
-from .calls import known_name, positional
+from .calls import each, known_name, positional
 from .correction_mode import with_corrections, with_powers
+from .deferred import Deferred, Tangents, depth, given_by, tensors_in
 from .fallback import Unseen, fall_back, has_derivative, of_operation, random_states
 
-Tangents = tuple[Tensor, ...]
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
 Rule = Callable[["Sweep", Any, Arguments, Keywords], Any]  # NotImplemented where it does not fit
 
 _AT_ONCE = 10  # the most directions of one kernel
 _ROWS_AT_ONCE = 4  # of one kernel of rows, in which each has sums of its own
+_DEEPEST = 32  # the longest chain of deferred tangents, each of which calls the one before
 _STACKED = 2**21  # the most elements of results that are written one behind the other
 _numbers = itertools.count()
 
@@ -53,7 +60,7 @@ class Jet(Tensor):
     """A tensor with its tangents along the directions of a sweep and with its Laplacian, None for zero.
 
     Attributes:
-        given: the tangents, or a function that computes them; those of the last linear layer are often never needed.
+        given: the tangents, or what computes them on first access.
         base: the tensor of which it is a view, with its ``place`` in it: shape, strides and offset.
         written: how often its contents were changed; ``seen``, how many changes of the base it has taken over.
         shown: does a plain tensor share its memory?
@@ -61,7 +68,7 @@ class Jet(Tensor):
 
     sweep: Sweep
     value: Tensor
-    given: Tangents | Callable[[], Tangents]
+    given: Tangents | Deferred
     laplacian: Tensor | None
     base: Jet | None = None
     place: tuple[torch.Size, tuple[int, ...], int] | None = None
@@ -76,7 +83,7 @@ class Jet(Tensor):
 
     @property
     def tangents(self) -> Tangents:
-        return self.given() if callable(self.given) else self.given
+        return given_by(self.given)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -107,15 +114,9 @@ class Jet(Tensor):
         raise unseen
 
 
-def jets_in(arguments: Any) -> Iterator[Jet]:
+def jets_in(arguments: Any) -> list[Jet]:
     """The jets among arguments, of whatever sweep."""
-    if type(arguments) is Jet:
-        yield arguments
-    elif isinstance(arguments, (tuple, list)):
-        for x in arguments:
-            yield from jets_in(x)
-    elif isinstance(arguments, dict):
-        yield from jets_in(tuple(arguments.values()))
+    return [x for x in tensors_in(arguments) if type(x) is Jet]
 
 
 class _Parts(NamedTuple):
@@ -137,6 +138,7 @@ class Sweep:
         rules_of: the rules to try for an operation, given it and its name, None for operations of others.
         number: the inner one of two sweeps has the larger number.
         applying: does it apply a rule?
+        defers: are tangents computed on first access, where that is the same?
         unseen: what it could not follow, if that was met below Python, where another exception is made of it.
         elements: of all results.
         unruled: elements of operands and results of the operations without a rule, whose names are ``without_rule``.
@@ -148,6 +150,7 @@ class Sweep:
     rules_of: Callable[[Any, str | None], Iterable[Rule]]
     number: int = field(default_factory=_numbers.__next__)
     applying: bool = False
+    defers: bool = True
     unseen: Unseen | None = None
     elements: int = 0
     unruled: int = 0
@@ -168,39 +171,49 @@ class Sweep:
 
     def values(self, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords]:
         """Arguments without the derivatives of this sweep."""
-        return tree_map(self.value, args), tree_map(self.value, kwargs)
+        return each(self.value, args), each(self.value, kwargs)
 
-    def tensor(self, value: Any, tangents: Sequence[Any], laplacian: Any) -> Any:
+    def tensor(self, value: Any, tangents: Sequence[Any] | Deferred, laplacian: Any) -> Any:
         """A tensor, or a sequence of some, with its tangents and its Laplacian; a constant if it has no tangents."""
         if not isinstance(value, Tensor):
-            rows = zip(*((None,) * len(value) if row is None else row for row in (*tangents, laplacian)), strict=True)
-            return type(value)([self.tensor(y, along, curved) for y, (*along, curved) in zip(value, rows, strict=True)])
-        if not has_derivative(value) or not tangents or any(t is None for t in tangents):
+            laplacians = [None] * len(value) if laplacian is None else laplacian
+            return type(value)([self.tensor(y, _part(tangents, i), laplacians[i]) for i, y in enumerate(value)])
+        if not has_derivative(value):
+            return value
+        if isinstance(tangents, Deferred):
+            return self.wrapped(value, tangents, laplacian)
+        if not tangents or any(t is None for t in tangents):
             return value
         return self.wrapped(value, tuple(tangents), laplacian)
 
-    def wrapped(self, value: Tensor, given: Tangents | Callable[[], Tangents], laplacian: Tensor | None) -> Jet:
+    def deferred(
+        self, compute: Callable[[], Iterable[Any]], *arguments: Any, sources: Sequence[Any] = ()
+    ) -> Sequence[Any] | Deferred:
+        """Tangents that are computed from others, the ``sources``, and from those tensors among the arguments that are
+        none of this sweep."""
+        defers = self.defers and self.count and not (transforms_active() or top_saved_tensors_hooks())
+        if not defers or is_autocast_enabled() or depth(sources) >= _DEEPEST:
+            return tuple(compute())
+        return Deferred(compute, [x for x in tensors_in(arguments) if not self.owns(x)], sources)
+
+    def wrapped(self, value: Tensor, given: Tangents | Deferred, laplacian: Tensor | None) -> Jet:
         x: Jet = wrapper_subclass(Jet, value.shape, value)
         x.sweep, x.value, x.given, x.laplacian = self, value, given, laplacian
         self.elements += value.numel()
         return x
 
-    def mapped(self, value: Any, x: Jet, of: Callable[[Any], Any], at_once: bool = False) -> Any:
-        """y = A x + b, for A of a row of x; with ``at_once`` also of several in a further first dimension."""
-
+    def mapped(self, value: Any, x: Jet, of: Callable[[Any], Any], *constants: Any, at_once: bool = False) -> Any:
+        """y = A x + b, for A of a row of x, which reads constants; with ``at_once`` also of several in a further first
+        dimension."""
         given = x.given  # x may be written to
 
-        @functools.cache
-        def of_tangents() -> Tangents:
-            tangents = given() if callable(given) else given
-            stack = _stack(tangents) if at_once and not self.recording else None
-            return tuple(map(of, tangents)) if stack is None else of(stack).unbind()
+        def of_tangents() -> Iterable[Any]:
+            tangents = given_by(given)
+            stack = _stack(tangents) if at_once and not transforms_active() else None
+            return map(of, tangents) if stack is None else of(stack).unbind()
 
         laplacian = None if x.laplacian is None else of(x.laplacian)
-        needed = self.recording or is_autocast_enabled() or not isinstance(value, Tensor)
-        if needed or not has_derivative(value):
-            return self.tensor(value, of_tangents(), laplacian)
-        return self.wrapped(value, of_tangents, laplacian)
+        return self.tensor(value, self.deferred(of_tangents, constants, sources=[given]), laplacian)
 
     def follow(self, f: Callable[[Any], Any], points: Any) -> Any:
         """The result of a function, with its derivatives; raises Unseen for what the sweep cannot follow."""
@@ -228,9 +241,7 @@ class Sweep:
         """An operation on tensors of this sweep."""
         if isinstance(func, Rowwise):
             return func.computed(func.bound(args, kwargs), self)
-        spoken = known_name(func)
-        name = spoken.strip("_") if spoken.startswith("__") else spoken
-        known = _is_ours(func) or is_of_torch(func)
+        spoken, name, known = _names(func)
         if known and name == "requires_grad":
             return True
         if writes.is_write(spoken, func, kwargs):
@@ -264,6 +275,7 @@ class Sweep:
         kwargs: Keywords,
         of_rows: Callable[..., Any] | None = None,
         jointly: bool = False,
+        constants: Any = (),
     ) -> Any:
         """y = A x + b: A to each row.
 
@@ -273,32 +285,52 @@ class Sweep:
             kwargs: those with names.
             of_rows: the operation without b, if there is one.
             jointly: is it linear in all its tensors together? Then the rows of a constant are zero.
+            constants: what it reads besides its arguments.
         """
+
+        @functools.cache
+        def with_zeros() -> tuple[Arguments, Keywords]:
+            def zero(x: Any) -> Any:
+                return torch.zeros_like(x) if has_derivative(x) and not self.owns(x) else x
+
+            return (each(zero, args), each(zero, kwargs)) if jointly else (args, kwargs)
 
         def mapped(row_of: Callable[[Jet], Tensor]) -> Any:
             def row(x: Any) -> Any:
-                if self.owns(x):
-                    return row_of(x)
-                return torch.zeros_like(x) if jointly and has_derivative(x) else x
+                return row_of(x) if self.owns(x) else x
 
-            return (of_rows or func)(*tree_map(row, args), **tree_map(row, kwargs))
+            others, options = with_zeros()
+            return (of_rows or func)(*each(row, others), **each(row, options))
 
         args_of_value, kwargs_of_value = self.values(args, kwargs)
         value = func(*args_of_value, **kwargs_of_value)
-        tangents = [mapped(lambda x, k=k: x.tangents[k]) for k in range(self.count)]  # type: ignore[misc]
-        curved = any(x.laplacian is not None for x in jets_in((args, kwargs)) if x.sweep is self)
+        jets = [x for x in jets_in((args, kwargs)) if x.sweep is self]
+        given = {id(x): x.given for x in jets}  # they may be written to
+
+        def of_tangents() -> Iterable[Any]:
+            known = {i: given_by(rows) for i, rows in given.items()}
+            return (mapped(lambda x, k=k: known[id(x)][k]) for k in range(self.count))  # type: ignore[misc]
+
+        curved = any(x.laplacian is not None for x in jets)
         laplacian = mapped(lambda x: or_zeros(x.laplacian, x.value)) if curved else None
-        return self.tensor(value, tangents, laplacian)
+        sources = list(given.values())
+        return self.tensor(value, self.deferred(of_tangents, args, kwargs, constants, sources=sources), laplacian)
 
     def product(self, func: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
         """y = a b: the rule of Leibniz."""
         if not (self.owns(a) and self.owns(b)):
             return self.linear(func, (a, b), {})
-        tangents = [func(s, b.value) + func(a.value, t) for s, t in zip(a.tangents, b.tangents, strict=True)]
-        mixed = [2 * sign * func(s, t) for sign, s, t in zip(self.signs, a.tangents, b.tangents, strict=True)]
-        of_a = None if a.laplacian is None else func(a.laplacian, b.value)
-        of_b = None if b.laplacian is None else func(a.value, b.laplacian)
-        return self.tensor(func(a.value, b.value), tangents, sum_defined(of_a, of_b, *mixed))
+        (u, s), (v, t) = ((x.value, x.tangents) for x in (a, b))
+        tangents = self.deferred(lambda: (func(x, v) + func(u, y) for x, y in zip(s, t, strict=True)), u, v)
+        mixed = self.twice_summed(map(func, s, t))
+        of_a = None if a.laplacian is None else func(a.laplacian, v)
+        of_b = None if b.laplacian is None else func(u, b.laplacian)
+        return self.tensor(func(u, v), tangents, sum_defined(of_a, of_b, mixed))
+
+    def twice_summed(self, terms: Iterable[Any]) -> Any:
+        """2 Σ_k ± of a term for each direction."""
+        total = sum_defined(*(term if sign > 0 else -term for sign, term in zip(self.signs, terms, strict=True)))
+        return None if total is None else 2 * total
 
     def multilinear(self, func: Callable[..., Any], xs: Sequence[Any]) -> Any:
         """y linear in each of the tensors, which all vary: the rule of Leibniz."""
@@ -311,14 +343,17 @@ class Sweep:
             return functools.reduce(lambda a, b: a + b, terms)
 
         places = range(len(xs))
-        tangents = [total(with_rows({i: xs[i].tangents[k]}) for i in places) for k in range(self.count)]
-        mixed = [
-            2 * sign * with_rows({i: xs[i].tangents[k], j: xs[j].tangents[k]})
-            for k, sign in enumerate(self.signs)
-            for i, j in itertools.combinations(places, 2)
-        ]
+        rows = [x.tangents for x in xs]
+
+        def of_tangents() -> Iterable[Any]:
+            return (total(with_rows({i: rows[i][k]}) for i in places) for k in range(self.count))
+
+        mixed = self.twice_summed(
+            total(with_rows({i: rows[i][k], j: rows[j][k]}) for i, j in itertools.combinations(places, 2))
+            for k in range(self.count)
+        )
         curved = [with_rows({i: x.laplacian}) for i, x in enumerate(xs) if x.laplacian is not None]
-        return self.tensor(func(*values), tangents, sum_defined(*mixed, *curved))
+        return self.tensor(func(*values), self.deferred(of_tangents, values), sum_defined(mixed, *curved))
 
     def elementwise(self, member: Elementwise, xs: Sequence[Tensor], numbers: tuple[float, ...]) -> Any:
         """y = f(x), by a fused kernel for some directions at a time."""
@@ -407,6 +442,13 @@ class Sweep:
         )
 
 
+def _part(tangents: Sequence[Any] | Deferred, i: int) -> Sequence[Any] | Deferred:
+    """The tangents of a result of several."""
+    if isinstance(tangents, Deferred):
+        return Deferred(lambda: (row[i] for row in tangents()), [], [tangents])
+    return [None if row is None else row[i] for row in tangents]
+
+
 def _with_more_directions(first: _Parts, more: _Parts) -> _Parts:
     return _Parts(first.value, first.tangents + more.tangents, sum_defined(first.laplacian, more.laplacian))
 
@@ -421,8 +463,12 @@ def value_to_repeat(func: Any, args: Arguments, kwargs: Keywords) -> Any:
     return value
 
 
-def _is_ours(func: Any) -> bool:
-    return isinstance(func, Pointwise) or func is quadratic_form
+@functools.lru_cache(2048)
+def _names(func: Any) -> tuple[str, str, bool]:
+    """The name of a function as it is called and without underscores, and whether it is known by it."""
+    name = known_name(func)
+    known = isinstance(func, Pointwise) or func is quadratic_form or is_of_torch(func)
+    return name, name.strip("_") if name.startswith("__") else name, known
 
 
 def applied(member: Elementwise, xs: Sequence[Tensor], numbers: Any) -> Sequence[Any]:
@@ -431,9 +477,9 @@ def applied(member: Elementwise, xs: Sequence[Tensor], numbers: Any) -> Sequence
         outputs = member.apply(xs, numbers)
         return (outputs,) if len(member.program.outputs) == 1 else outputs
     if not torch.is_grad_enabled() and xs[0].numel() * len(member.program.outputs) <= _STACKED:
-        stack = member.stacked(xs, numbers)
-        if stack is not None:
-            return stack.unbind()
+        results = member.stacked(xs, numbers)
+        if results is not None:
+            return results
     outer = max((x.sweep for x in jets_in(xs)), key=lambda sweep: sweep.number, default=None)
     outputs = outer.elementwise(member, xs, numbers) if outer else member.apply(xs, numbers)
     return (outputs,) if len(member.program.outputs) == 1 else outputs
@@ -442,16 +488,17 @@ def applied(member: Elementwise, xs: Sequence[Tensor], numbers: Any) -> Sequence
 def _stack(rows: Sequence[Tensor]) -> Tensor | None:
     """Rows at equal distances in memory as one tensor, without a copy."""
     first, *others = rows
-    if not others or any(type(row) is not Tensor for row in rows):
+    if not others or any(type(row) is not Tensor or row.requires_grad for row in rows):
         return None
-    memory, start, strides = first.untyped_storage().data_ptr(), first.storage_offset(), first.stride()
-    step = others[0].storage_offset() - start
-    for i, row in enumerate(others, 1):
-        if row.storage_offset() != start + i * step or row.untyped_storage().data_ptr() != memory:
-            return None
-        if row.stride() != strides or row.shape != first.shape:
-            return None
-    return first.as_strided((len(rows), *first.shape), (step, *strides))
+    shape, strides, size = first.shape, first.stride(), first.element_size()
+    memory = first.untyped_storage()
+    start, step = first.data_ptr(), others[0].data_ptr() - first.data_ptr()
+    inside = step >= 0 and 0 <= start + len(others) * step - memory.data_ptr() < memory.nbytes()
+    if not inside or step % size or any(row.data_ptr() != start + i * step for i, row in enumerate(others, 1)):
+        return None
+    if any(row.stride() != strides or row.shape != shape or row.dtype != first.dtype for row in others):
+        return None
+    return first.as_strided((len(rows), *shape), (step // size, *strides))
 
 
 # Functions and attributes whose results have no derivative.

@@ -12,7 +12,16 @@ from typing import Any
 from .._linearity import Kind, rule_registered_for
 from .._pointwise import Pointwise
 from .._symbolic.torch_functions import FUNCTIONS
-from . import decompositions, elementwise_rules, linalg_rules, linear_rules, losses, recurrent, selection_rules
+from . import (
+    decompositions,
+    elementwise_rules,
+    grid_sampling,
+    linalg_rules,
+    linear_rules,
+    losses,
+    recurrent,
+    selection_rules,
+)
 from .calls import known_name, without_guard
 from .corrections import CORRECTIONS
 from .propagation import Arguments, Keywords, Rule, Sweep
@@ -71,4 +80,9 @@ RULES: dict[str, Rule] = {
     "sgn": elementwise_rules.sgn,
     "hypot": _by_composition,
 }
-COMPOSITIONS: dict[str, Callable[..., Any]] = {**CORRECTIONS, **decompositions.COMPOSITIONS, **losses.COMPOSITIONS}
+COMPOSITIONS: dict[str, Callable[..., Any]] = {
+    **CORRECTIONS,
+    **decompositions.COMPOSITIONS,
+    **losses.COMPOSITIONS,
+    **grid_sampling.COMPOSITIONS,
+}

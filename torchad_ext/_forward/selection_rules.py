@@ -34,7 +34,7 @@ def _selected(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any
         y = row.gather(dim, at)
         return y if kept else y.squeeze(dim)
 
-    return type(named)((sweep.mapped(values, x, of), indices))
+    return type(named)((sweep.mapped(values, x, of, at), indices))
 
 
 # The place of the dimension among the arguments, and its default.
@@ -55,7 +55,7 @@ def _of_equals(sweep: Sweep, x: Any, y: Any, dim: Any, keepdim: bool) -> Any:
     def of(row: Any) -> Any:
         return (row * weight.to(row.dtype)).sum(dims, keepdim)
 
-    return sweep.mapped(y, x, of)
+    return sweep.mapped(y, x, of, weight)
 
 
 def _unsqueezed(y: Any, dims: Any, count: int) -> Any:
@@ -94,7 +94,7 @@ def _pool(n: int, adaptive: bool, with_indices: bool) -> Rule:
         def of(row: Any) -> Any:
             return row.flatten(-n).gather(-1, indices.flatten(-n)).reshape(y.shape)
 
-        made = sweep.mapped(y, args[0], of)
+        made = sweep.mapped(y, args[0], of, indices)
         native = not isinstance(func, types.FunctionType)
         return (made, indices) if with_indices or (native and adaptive) else made
 
@@ -108,7 +108,7 @@ def _filled(of_rows: Callable[..., Any]) -> Callable[..., Any]:
         if kwargs or not sweep.owns(args[0]) or any(isinstance(x, Tensor) and sweep.owns(x) for x in args[1:]):
             return NotImplemented
         x, *rest = args
-        return sweep.mapped(func(x.value, *rest), x, lambda row: of_rows(func, row, *rest))
+        return sweep.mapped(func(x.value, *rest), x, lambda row: of_rows(func, row, *rest), rest)
 
     return rule
 
@@ -121,7 +121,7 @@ def _scattered(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> An
     if isinstance(source, Tensor) and (source.is_floating_point() or source.is_complex()):
         return sweep.linear(func, args, kwargs, jointly=True)
     x: Any = args[0]
-    return sweep.mapped(func(x.value, *args[1:]), x, lambda row: func(row, *args[1:-1], 0))
+    return sweep.mapped(func(x.value, *args[1:]), x, lambda row: func(row, *args[1:-1], 0), args[1:])
 
 
 def _embedding(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
@@ -129,7 +129,7 @@ def _embedding(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> An
     table, indices, padding = (*args, -1)[:3]
     if not sweep.owns(table) or padding != -1 or kwargs.get("padding_idx", -1) != -1:
         return NotImplemented
-    return sweep.mapped(func(table.value, indices), table, lambda row: func(row, indices))
+    return sweep.mapped(func(table.value, indices), table, lambda row: func(row, indices), indices)
 
 
 def _reduced_by_index(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:

@@ -27,6 +27,7 @@ from .._torch_state import (
     without_torch_function,
 )
 from .calls import known_name, without_guard
+from .deferred import given_by
 from .fallback import Unseen
 
 if TYPE_CHECKING:
@@ -167,14 +168,15 @@ def write(sweep: Sweep, y: Any, new: Any, unseen: Unseen) -> None:
     new = new.to(y.value.dtype)
     if new.shape != y.value.shape:
         new = new.expand(y.value.shape)
-    rows = (new.value, new.tangents, new.laplacian) if sweep.owns(new) else (new, _zeros(sweep, y.value), None)
+    rows: Any = (new.value, new.given, new.laplacian) if sweep.owns(new) else (new, _zeros(sweep, y.value), None)
     if y is not base:
         put = functools.partial(_put, layout=base.value, place=y.place)
         laplacian = rows[2]
         if laplacian is not None or base.laplacian is not None:
             pairs = ((base.laplacian, base.value), (laplacian, y.value))
             laplacian = put(*(torch.zeros_like(like) if row is None else row for row, like in pairs))
-        tangents = tuple(put(t, s) for t, s in zip(base.tangents, rows[1], strict=True))
+        given = base.given, rows[1]
+        tangents = sweep.deferred(lambda: map(put, *map(given_by, given)), sources=given)
         rows = put(base.value, rows[0]), tangents, laplacian
     elif rows[0].stride() != y.value.stride() or new is y:
         rows = _laid(rows[0], y.value), *rows[1:]
@@ -224,9 +226,10 @@ def read_again(x: Any) -> None:
     shape, strides, offset = x.place
 
     def read(row: Tensor) -> Tensor:
-        row = row if row.stride() == base.value.stride() else _laid(row, base.value)
+        row = row if row.stride() == layout.stride() else _laid(row, layout)
         return row.as_strided(shape, strides, row.storage_offset() + offset)
 
-    x.value, x.given = read(base.value), tuple(map(read, base.tangents))
+    given, layout = base.given, base.value
+    x.value, x.given = read(layout), x.sweep.deferred(lambda: map(read, given_by(given)), sources=[given])
     x.laplacian = None if base.laplacian is None else read(base.laplacian)
     x.seen = base.written

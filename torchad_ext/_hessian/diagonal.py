@@ -14,7 +14,7 @@ from .jacobian_columns import path_of_function
 from .jacobian_rows import Chunks, gathered, tracked
 from .point import Function, Point
 from .pullback import GraphPullback, Pullback, pullback_of_gradient
-from .thresholds import directions_at_once, quickest_way
+from .thresholds import FEW_ROWS, directions_at_once, quickest_way
 
 
 @where_transforms_are_right
@@ -82,7 +82,7 @@ def _diagonal_of_batch(at: Point, f: Function, chunk_size: int | None, progress:
     seen: list[Tensor] = []
 
     def total(points: Tensor) -> Tensor:
-        y = with_corrections(f)(points)
+        y = f(points)
         seen[:] = [points, y]
         if not isinstance(y, Tensor) or y.shape != x.shape[:1]:
             got = f"shape {list(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
@@ -108,25 +108,28 @@ def _diagonal_of_rows(
     at: Point, f: Function, x: Tensor, gradient: Pullback, chunk_size: int | None, progress: bool
 ) -> Tensor:
     """The diagonal of the Hessian of each row of x, by the way that is likely to be the quickest."""
+    count = x[:1].numel()
     way = (
         "batches"
         if chunk_size
-        else quickest_way(x[:1].numel(), gradient.largest(), isinstance(gradient, GraphPullback))
+        else quickest_way(count, 0 if count <= FEW_ROWS else gradient.largest(), isinstance(gradient, GraphPullback))
     )
-    if way == "products":
-        chunk_size = 1
-    elif gradient.final and (way == "sweeps" or chunk_size):
+    if way == "products" and count:
+        units = tracked(range(count), at, progress)
+        rows = [gradient.pull([_coordinates(x, i, 1)[0].expand_as(x)])[0].reshape(len(x), count)[:, i] for i in units]
+        return torch.stack(rows, -1).view_as(x)
+    if gradient.final and (way == "sweeps" or chunk_size):
         by_sweeps = _by_sweeps(at, f, x, gradient, chunk_size, progress)
         if by_sweeps is not None:
             return by_sweeps
 
     def products(rows: int) -> Chunks:
-        for start in tracked(range(0, x[:1].numel(), rows), at, progress):
+        for start in tracked(range(0, count, rows), at, progress):
             seeds = _coordinates(x, start, rows)
             yield start, gradient.pull_rows([seeds.expand(len(seeds), *x.shape).contiguous()])
 
     def diagonal(chunks: Chunks) -> Tensor:
-        parts = [rows[0].reshape(-1, len(x), x[:1].numel()).diagonal(start, 0, 2).clone() for start, rows in chunks]
+        parts = [rows[0].reshape(-1, len(x), count).diagonal(start, 0, 2) for start, rows in chunks]
         return torch.cat(parts, -1).view_as(x) if parts else torch.zeros_like(x)
 
     result: Tensor = gathered(gradient, diagonal, chunk_size, progress, products, batch=len(x))
@@ -135,8 +138,10 @@ def _diagonal_of_rows(
 
 def _coordinates(x: Tensor, start: int, rows: int) -> Tensor:
     """The unit vectors of some coordinates of the points x ``[batch, *d]``: ``[rows, 1, *d]``."""
-    basis = torch.eye(x[:1].numel(), dtype=x.dtype, device=x.device)[start : start + rows]
-    return basis.reshape(len(basis), 1, *x.shape[1:])
+    count = x[:1].numel()
+    basis = x.new_zeros(min(rows, count - start), count)
+    basis.diagonal(start).fill_(1)
+    return basis.view(len(basis), 1, *x.shape[1:])
 
 
 def _by_sweeps(

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten
 
 from .._autograd.foreign_functions import COMPILED, check_functions
-from .._autograd.graph import depends_on_others, foreign_nodes, graph_nodes, is_cut_off, is_own
+from .._autograd.graph import depends_on_others, foreign_nodes, graph_nodes, is_cut_off, is_own, lead_to_others
 from .._forward.correction_mode import with_corrections
 from .._self_check import FastPath, fast_path
 from .point import Function, Point, Tensors, check_floating, explained, is_transformed
@@ -89,9 +89,17 @@ class GraphPullback(Pullback):
         inputs: the leaves of x in the graph.
     """
 
-    def __init__(self, at: Point, spec: TreeSpec, outputs: Tensors, inputs: Tensors, create_graph: bool) -> None:
+    def __init__(
+        self,
+        at: Point,
+        spec: TreeSpec,
+        outputs: Tensors,
+        inputs: Tensors,
+        create_graph: bool,
+        nodes: tuple[Any, ...] | None = None,
+    ) -> None:
         super().__init__(at, spec, outputs)
-        self.inputs, self.final = inputs, not create_graph
+        self.inputs, self.final, self._known = inputs, not create_graph, nodes
 
     def gradients(self, cotangents: Tensors) -> Tensors:
         return grad(self.outputs, self.inputs, cotangents, create_graph=not self.final)
@@ -112,7 +120,7 @@ class GraphPullback(Pullback):
     @functools.cached_property
     def _nodes(self) -> tuple[Any, ...]:
         """The nodes of the graph of the outputs."""
-        return tuple(graph_nodes(self.outputs))
+        return tuple(graph_nodes(self.outputs)) if self._known is None else self._known
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
@@ -199,7 +207,9 @@ def pullback_of_gradient(f: Function, at: Point) -> Pullback:
         with explained(at.name):
             outputs = grad([y], inputs, [cotangent], create_graph=True)
             check_functions(functions, lambda: function(*inputs))
-    return GraphPullback(at, at.spec, outputs, inputs, wanted and depends_on_others(outputs, [*inputs, cotangent]))
+    nodes = tuple(graph_nodes(outputs))
+    create_graph = wanted and lead_to_others(nodes, [*inputs, cotangent])
+    return GraphPullback(at, at.spec, outputs, inputs, create_graph, nodes)
 
 
 def grad(outputs: Tensors, inputs: Tensors, cotangents: Tensors, create_graph: bool, batched: bool = False) -> Tensors:

@@ -1,0 +1,153 @@
+"""Tangents that are computed on first access: what is left out, and what may happen before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_laplacian import points, traces
+from torch import Tensor
+from torch.autograd import grad
+from torch.profiler import profile
+from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
+
+import torchad_ext as ad
+from torchad_ext._forward.laplacian import laplacian
+
+LAST: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "linear": (lambda y: F.linear(y, torch.ones(2, 3).to(y)), "aten::linear"),
+    "sort": (lambda y: y.sort(-1)[0], "aten::gather"),
+    "cummax": (lambda y: y.cummax(-1)[0], "aten::gather"),
+    "index_add": (lambda y: torch.zeros_like(y).index_add(-1, torch.tensor([0, 0, 1]), y), "aten::index_add"),
+    "product": (lambda y: y * torch.arange(3.0).to(y), "aten::mul"),
+    "matmul": (lambda y: y @ torch.ones(3, 2).to(y), "aten::matmul"),
+    "where": (lambda y: torch.where(y > 0, y, 0.0), "aten::where"),
+    "roll": (lambda y: y.roll(1, -1), "aten::roll"),
+    "cat": (lambda y: torch.cat([y, y], -1), "aten::cat"),
+    "add": (lambda y: y + 1, "aten::add"),
+}
+
+
+@pytest.mark.parametrize("record", [True, False])
+@pytest.mark.parametrize("name", LAST)
+def test_last_linear_operations_have_no_tangents(name: str, record: bool) -> None:
+    of, operation = LAST[name]
+    counts = []
+    for d in (3, 7):
+        with torch.set_grad_enabled(record), profile() as profiler:
+            laplacian(lambda x: of(x.sin()[..., :3]), points("cpu", 4, d))
+        counts.append(sum(event.name == operation for event in profiler.events()))
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.parametrize("record", [True, False])
+@pytest.mark.parametrize("name", LAST)
+def test_tangents_are_right_when_they_are_wanted(name: str, record: bool) -> None:
+    of, x = LAST[name][0], points("cpu")
+    with torch.set_grad_enabled(record):
+        jacobian = ad.forward_laplacian(lambda x: of(x.sin()), x).jacobian
+        bent = laplacian(lambda x: of(x.sin()).square(), x)
+    rows = torch.func.vmap(torch.func.jacrev(lambda x: of(x.sin().unsqueeze(0))[0]))
+    assert_close(jacobian, rows(x))
+    assert_close(bent, traces(lambda x: of(x.sin()).square(), x))
+
+
+W, INDEX = torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64), torch.tensor([[2, 0]])
+
+
+def overwritten_weight(x: Tensor) -> Tensor:
+    weight = W.clone()
+    y = F.linear(x.sin(), weight)
+    weight.zero_()
+    return y.square()
+
+
+def overwritten_factor(x: Tensor) -> Tensor:
+    factor = W[0].clone()
+    y = x.sin() * factor
+    factor += 1
+    return y.exp()
+
+
+def overwritten_index(x: Tensor) -> Tensor:
+    index = INDEX.clone()
+    y = x.sin().gather(-1, index.expand(len(x), -1))
+    index.zero_()
+    return y.exp()
+
+
+def overwritten_einsum(x: Tensor) -> Tensor:
+    weight = W[0].clone()
+    y = torch.einsum("bi,i->b", x.sin(), weight)
+    weight.mul_(2)
+    return y.exp().unsqueeze(-1)
+
+
+def overwritten_operand(x: Tensor) -> Tensor:
+    y = x.sin()
+    z = F.linear(y, W)
+    y.zero_()
+    return z.exp() + y.sum(-1, keepdim=True)
+
+
+OVERWRITTEN: dict[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] = {
+    overwritten_weight: lambda x: F.linear(x.sin(), W).square(),
+    overwritten_factor: lambda x: (x.sin() * W[0]).exp(),
+    overwritten_index: lambda x: x.sin().gather(-1, INDEX.expand(len(x), -1)).exp(),
+    overwritten_einsum: lambda x: (x.sin() @ W[0]).exp().unsqueeze(-1),
+    overwritten_operand: lambda x: F.linear(x.sin(), W).exp(),
+}
+
+
+@pytest.mark.parametrize("record", [True, False])
+@pytest.mark.parametrize("f", OVERWRITTEN, ids=lambda f: f.__name__)
+def test_what_is_overwritten_later_counts_as_it_was(f: Callable[[Tensor], Tensor], record: bool) -> None:
+    x, expected = points("cpu"), OVERWRITTEN[f]
+    with torch.set_grad_enabled(record):
+        result = ad.forward_laplacian(f, x)
+    assert_close(result.value, expected(x))
+    assert_close(result.laplacian, traces(expected, x))
+
+
+@pytest.mark.parametrize("reentrant", [False])
+def test_within_a_checkpoint(reentrant: bool) -> None:
+    first, second = (torch.randn(4, n, dtype=torch.float64).requires_grad_() for n in (3, 4))
+
+    def layer(y: Tensor) -> Tensor:
+        return F.linear(F.linear(y.tanh(), second).sin(), second)
+
+    def plain(x: Tensor) -> Tensor:
+        y = F.linear(x, first)
+        return (layer(y) + y.sin()).sum(-1)
+
+    def checkpointed(x: Tensor) -> Tensor:
+        y = F.linear(x, first)
+        return (checkpoint(layer, y, use_reentrant=reentrant) + y.sin()).sum(-1)
+
+    x = points("cpu")
+    ours, expected = (laplacian(f, x) for f in (checkpointed, plain))
+    assert_close(ours, expected)
+    slopes = [grad(y.square().sum(), (first, second)) for y in (ours, expected)]
+    assert_close(*slopes)
+
+
+def test_a_long_chain_of_linear_operations() -> None:
+    def f(x: Tensor) -> Tensor:
+        y, z = x.sin(), torch.zeros_like(x)
+        for _ in range(400):
+            y = (y + F.linear(y, torch.full((3, 3), 0.01, dtype=y.dtype)) / 3).roll(1, -1)
+            z[:, 0] = y[:, 1]
+        return (y + z).square()
+
+    def power(x: Tensor) -> Tensor:
+        step = (torch.eye(3, dtype=x.dtype) + 0.01 / 3).roll(1, 0)
+        y = x.sin() @ torch.linalg.matrix_power(step, 400).T
+        return (y + torch.stack([y[:, 1], 0 * y[:, 1], 0 * y[:, 1]], -1)).square()
+
+    x = points("cpu")
+    for record in (False, True):
+        with torch.set_grad_enabled(record):
+            assert_close(laplacian(f, x), traces(power, x))

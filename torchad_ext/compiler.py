@@ -24,6 +24,7 @@ from ._clusters import Clusters, gain_of_rows, is_number, spoken, value_of, writ
 from ._declared import TENSOR, Declared, compile_kernels
 from ._elementwise import Elementwise, _ApplyUnderTransforms
 from ._pointwise import Pointwise
+from ._rewrites import rewritten
 from ._row_calls import written_view
 from ._rowwise import Rowwise, kind_in_rows
 from ._symbolic.refusals import TraceError
@@ -117,7 +118,7 @@ def backend(graph: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., 
 
 
 def _fused(graph: GraphModule, explanation: Explanation) -> GraphModule:
-    nodes = list(graph.graph.nodes)
+    nodes = list(rewritten(graph.graph).nodes)
     clusters, ops = _clustered(nodes)
     in_autocast = is_autocast_enabled() or any(spoken(node) == "enter_autocast" for node in nodes)
     new, values, compiled = Graph(), dict[Node, Node](), []

@@ -41,7 +41,8 @@ def _move_up(view: Node, region: dict[Node, int]) -> None:
     views: dict[Node, Node] = {}
     with view.graph.inserting_before(call), torch.set_grad_enabled(value_of(call).requires_grad):
         for x in tensors:
-            if (at := value_of(x).dim() - after) > 0:
+            at = value_of(x).dim() - after
+            if at > 0 or at == place == 0:  # a tensor of fewer dimensions broadcasts as before
                 views[x] = view.graph.call_method("unsqueeze", (x, at))
                 views[x].meta = {**view.meta, "example_value": value_of(x).unsqueeze(at)}
         moved = view.graph.node_copy(call, lambda x: views.get(x, x))

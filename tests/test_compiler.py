@@ -110,7 +110,12 @@ class TestWhatIsFused:
 
     @pytest.mark.parametrize(
         "view",
-        [lambda x: x.unsqueeze(1), lambda x: torch.unsqueeze(x, dim=-2), lambda x: x[:, None], lambda x: x[..., None, :]],
+        [
+            lambda x: x.unsqueeze(1),
+            lambda x: torch.unsqueeze(x, dim=-2),
+            lambda x: x[:, None],
+            lambda x: x[..., None, :],
+        ],
     )
     def test_calls_with_a_view_between_them(self, view: Function) -> None:
         def f(x: Tensor) -> Tensor:

@@ -1,12 +1,10 @@
-"""Rewrites of a graph of PyTorch's calls before it is cut into clusters: views between elementwise calls go before them.
+"""Rewrites of a graph of PyTorch's calls before it is cut into clusters: views between elementwise calls go first.
 
 A cluster has one shape, so that ``(f * c).unsqueeze(1) * x`` would be two: it becomes ``f.unsqueeze(1) *
 c.unsqueeze(1) * x``.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import torch
 from torch.fx import Graph, Node
@@ -16,7 +14,7 @@ from ._row_calls import row_call
 
 
 def rewritten(graph: Graph) -> Graph:
-    """A copy of a graph that computes the same, with views moved before the elementwise calls whose results they view."""
+    """A copy of a graph that computes the same, where views of the results of elementwise calls stand before them."""
     new = Graph()
     new.output(new.graph_copy(graph, {}))
     region = regions(list(new.nodes))
@@ -70,7 +68,8 @@ def _added_dimension(node: Node) -> int | None:
     x = node.args[0] if node.args else None
     if not isinstance(x, Node) or not all(isinstance(value_of(y), torch.Tensor) for y in (x, node)):
         return None
-    dims, name, given = value_of(x).dim(), spoken(node), _given(node)
+    dims: int = value_of(x).dim()
+    name, given = spoken(node), node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
     if name == "unsqueeze" and isinstance(given, int):
         return given % (dims + 1)
     if name != "getitem":
@@ -80,8 +79,3 @@ def _added_dimension(node: Node) -> int | None:
     if after is None or not all(i is ... or i == slice(None) for i in (*before, *after)):
         return None
     return dims - len(after) if ... in before else len(before)
-
-
-def _given(node: Node) -> object:
-    kwargs: Mapping[str, object] = node.kwargs
-    return node.args[1] if len(node.args) > 1 else kwargs.get("dim")

@@ -300,7 +300,7 @@ class TestKernelsTogether:
         return [("together-float32", op._usual.source("cpu", torch.float32)) for op in ops]
 
     @pytest.fixture
-    def compiled(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    def compiled(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         """How many files each run of the compiler compiles, into an empty cache."""
         assert loader.load("cpu")
         loader._for_kernels()  # with the header that is in the cache
@@ -315,7 +315,7 @@ class TestKernelsTogether:
             original(what, toolchain, to, kernels, **options)
 
         monkeypatch.setattr(compile, "compile_library", compile_library)
-        yield runs
+        return runs
 
     def test_each_is_found_afterwards(self, compiled: list[int]) -> None:
         kernels = self.kernels(5)

@@ -140,6 +140,13 @@ class TestWhatIsFused:
         assert sizes(f, x_like(3, 3)) == [2, 2]
         hold(f, x_like(3, 3))
 
+    def test_a_view_of_a_choice_stays(self) -> None:
+        def f(x: Tensor) -> Tensor:
+            return (torch.where(x > 0, x.sin(), x * x).unsqueeze(1) * x[:, None]).exp()
+
+        assert sizes(f, x_like(3, 3)) == [3, 2]
+        hold(f, x_like(3, 3))
+
     def test_a_view_that_no_call_of_its_shape_reads_stays(self) -> None:
         def f(x: Tensor) -> Tensor:
             return ((x.sin() * x).unsqueeze(1) * torch.stack([x, x], 1)).exp()

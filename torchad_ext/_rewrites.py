@@ -33,6 +33,8 @@ def _move_up(view: Node, region: dict[Node, int]) -> None:
     if not _is_elementwise(call) or len(call.users) > 1 or region[call] != region[view]:
         return
     tensors = [x for x in call.all_input_nodes if isinstance(value_of(x), torch.Tensor)]
+    if any(is_neutral(x) for x in tensors):
+        return  # a cluster computes it again, but no view of it
     if any(_is_elementwise(x) and _has_shape_of(x, call) and len(x.users) > 1 for x in tensors):
         return  # a cluster would lose a call
     after = value_of(call).dim() - place  # dimensions that stand after the added one

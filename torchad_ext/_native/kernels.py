@@ -225,7 +225,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def title(name: str, dtype: torch.dtype) -> str:
-    """What a kernel is called in messages and in the cache."""
+    """The name of a kernel in messages and in the cache."""
     return f"{name}-{dtype_name(dtype)}"
 
 

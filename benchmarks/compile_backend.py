@@ -309,6 +309,7 @@ def main() -> None:
     parser.add_argument("--calls", action="store_true", help="time calls with few elements alone")
     parser.add_argument("--check", action="store_true", help="fail where a floor is missed")
     given = parser.parse_args()
+    os.environ["TORCHAD_EXT_EAGER"] = "wait"  # its compiler would disturb what is measured
     torch.set_num_threads(given.threads)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")
     if given.calls:

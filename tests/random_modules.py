@@ -73,6 +73,11 @@ LINES = {
     "s = {f}.softmax(-1); y = s.log() + {a}; s.mul_(2); y = y * s": FULL,
     "s = {f}.softmax(-1) * {g}; d = s.sum(-1); d += 1; y = s * d[:, None]": FULL,
     "d = torch.linalg.vector_norm({f} + 0.3, dim=1); e = d.unsqueeze(1); e.mul_(0.5); y = {g} * e + d[:, None]": FULL,
+    "y = (({f} * {a}).unsqueeze(1) * {g}[:, None].cos()).squeeze(1)": FULL,
+    "e = {f} * {g}; v = e[None]; y = (v * {a}.sin() - v)[0] + {r}": FULL,
+    "v = ({f} * {r} + {a})[:, None, :]; v.mul_(0.5); y = (v * {g}.unsqueeze(dim=-2) + v).sum(1)": FULL,
+    "e = {f} * {g}; v = torch.unsqueeze(e, 0); y = (v * {a})[0]; e.add_(1); y = y * e": FULL,
+    "with torch.no_grad(): e = {f} * {g}\n        y = (e[None] * {a})[0]": FULL,
     "y = ({f} * {r}).var(-1, unbiased=False, keepdim=True)": COLUMN,
     "y = F.cosine_similarity({f} + 0.3, {g} + 0.2, dim=-1).unsqueeze(-1)": COLUMN,
     "y = (torch.linalg.vecdot({f}, {f}) + 0.1).sqrt()[:, None]": COLUMN,
@@ -200,6 +205,7 @@ def interpret(set_attribute: Callable[[Any, str, Any], object]) -> None:
     # In place of the method that keeps kernels: functions of the library outlive a test.
     for function in (Elementwise, RowFunction):
         set_attribute(function, "kernel", lambda self, device, dtype: Interpreted(self))
+    set_attribute(compiler, "compile_kernels", lambda work: None)
     set_attribute(fast_path, "module", lambda: None)
     set_attribute(_clusters, "SMALLEST", 0)
     set_attribute(compiler, "_ops", {})  # those of other tests have kernels

@@ -108,6 +108,52 @@ class TestWhatIsFused:
         assert sizes(f, x_like(4, 3)) == [4]
         hold(f, x_like(4, 3))
 
+    @pytest.mark.parametrize(
+        "view",
+        [
+            lambda x: x.unsqueeze(1),
+            lambda x: torch.unsqueeze(x, dim=-2),
+            lambda x: x[:, None],
+            lambda x: x[..., None, :],
+        ],
+    )
+    def test_calls_with_a_view_between_them(self, view: Function) -> None:
+        def f(x: Tensor) -> Tensor:
+            chain = torch.sin(x) * x[0] + x[:, :1]
+            return torch.exp(view(chain) * x[:, None, :]) + x[0, :, None]
+
+        assert sizes(f, x_like(3, 3)) == [5]
+        hold(f, x_like(3, 3))
+
+    def test_a_view_with_a_first_dimension_between_calls(self) -> None:
+        def f(x: Tensor) -> Tensor:
+            return torch.exp((x.sin() * x).unsqueeze(0) * x[None])
+
+        assert sizes(f, x_like(3, 3)) == [4]
+        hold(f, x_like(3, 3))
+
+    def test_a_view_of_what_others_read_stays(self) -> None:
+        def f(x: Tensor) -> Tensor:
+            y = x.sin() * x
+            return (y.unsqueeze(1) * x[:, None]).exp().sum() + y.cumsum(0).sum()
+
+        assert sizes(f, x_like(3, 3)) == [2, 2]
+        hold(f, x_like(3, 3))
+
+    def test_a_view_of_a_choice_stays(self) -> None:
+        def f(x: Tensor) -> Tensor:
+            return (torch.where(x > 0, x.sin(), x * x).unsqueeze(1) * x[:, None]).exp()
+
+        assert sizes(f, x_like(3, 3)) == [3, 2]
+        hold(f, x_like(3, 3))
+
+    def test_a_view_that_no_call_of_its_shape_reads_stays(self) -> None:
+        def f(x: Tensor) -> Tensor:
+            return ((x.sin() * x).unsqueeze(1) * torch.stack([x, x], 1)).exp()
+
+        assert sizes(f, x_like(3, 3)) == [2, 2]
+        hold(f, x_like(3, 3))
+
     @pytest.mark.parametrize("seed", range(60))
     @pytest.mark.usefixtures("interpreted")
     def test_random_modules(self, seed: int) -> None:
@@ -242,6 +288,15 @@ class TestSwitches:
     @pytest.mark.parametrize("f", [detached, enabled_again, switched])
     def test_nothing_moves_across_no_grad(self, f: Function) -> None:
         hold(f, x_like(4, 3))
+
+    def test_a_view_does_not_leave_no_grad(self) -> None:
+        def f(x: Tensor) -> Tensor:
+            y = x.sin() * x
+            with torch.no_grad():
+                v = y.unsqueeze(0)
+            return torch.exp(v * x[None])
+
+        hold(f, x_like(4))
 
     def test_a_mask_of_what_requires_a_gradient_gives_none(self) -> None:
         def f(x: Tensor, c: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ demo
 __init__
 _formula
 _wheel compiler nn
+_rewrites
 _clusters
 _row_calls
 ops rows plot doctor

@@ -10,8 +10,7 @@ import pickle
 import re
 import sys
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +18,7 @@ from torch.overrides import handle_torch_function
 
 from ._derivative import Derivative
 from ._elementwise import Elementwise, HandWritten
-from ._native import keys, loader, toolchain
+from ._native import kernels, keys, loader
 from ._symbolic.captured import captures
 from ._symbolic.expr import Expr, column, row, scalar, tensor
 from ._symbolic.latex import latex
@@ -438,13 +437,26 @@ class Declared:
             >>> import torchad_ext
             >>> torchad_ext.square.compile(orders=[0])
         """
-        functions = [self._order(order) for order in orders]
+        functions = [f for order in orders if (f := self._order(order)).program.outputs]
         for device in devices:
-            loader.load(device)
-        work = [(f, device, dtype) for f in functions for device in devices for dtype in dtypes if f.program.outputs]
-        with ThreadPoolExecutor(toolchain.processors()) as pool:
-            for _ in pool.map(lambda each: each[0].kernel(each[1], each[2]), work):
-                pass
+            compile_kernels([(f, dtype) for f in functions for dtype in dtypes], device)
+
+
+def compile_kernels(work: Iterable[tuple[Elementwise, torch.dtype]], device: str = "cpu") -> None:
+    """Compiles the kernels of functions for dtypes, on the CPU several at a time.
+
+    Raises:
+        BuildError: a kernel could not be compiled and ``TORCHAD_EXT_STRICT=1``; else there is one warning.
+    """
+    lacking = [(f, dtype) for f, dtype in work if (device, dtype) not in f._kernels]
+    if not lacking or not loader.load(device):
+        return
+    if device == "cpu":
+        loader.compile_kernels(
+            [(kernels.title(f.name, dtype), f.source(device, dtype)) for f, dtype in lacking if f.keeps(dtype)]
+        )
+    for f, dtype in lacking:
+        f.kernel(device, dtype)
 
 
 def _restored(cls: type[Declared], definition: Callable[..., Any], name: str, module: str, domain: Any) -> Declared:

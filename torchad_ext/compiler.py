@@ -14,7 +14,6 @@ import operator
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,10 +21,10 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from ._clusters import Clusters, gain_of_rows, is_number, spoken, value_of, written_tensors
-from ._declared import TENSOR, Declared
+from ._declared import TENSOR, Declared, compile_kernels
 from ._elementwise import Elementwise, _ApplyUnderTransforms
-from ._native import loader, toolchain
 from ._pointwise import Pointwise
+from ._rewrites import rewritten
 from ._row_calls import written_view
 from ._rowwise import Rowwise, kind_in_rows
 from ._symbolic.refusals import TraceError
@@ -119,7 +118,7 @@ def backend(graph: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., 
 
 
 def _fused(graph: GraphModule, explanation: Explanation) -> GraphModule:
-    nodes = list(graph.graph.nodes)
+    nodes = list(rewritten(graph.graph).nodes)
     clusters, ops = _clustered(nodes)
     in_autocast = is_autocast_enabled() or any(spoken(node) == "enter_autocast" for node in nodes)
     new, values, compiled = Graph(), dict[Node, Node](), []
@@ -152,9 +151,7 @@ def _compile_kernels(ops: Sequence[tuple[Declared, Sequence[Any], bool]]) -> Non
             outputs = (True,) * len(function.program.outputs)
             gradient = [function.vjp(wanted, outputs).function] if needs_gradient else []
             work.update(dict.fromkeys((f, tensors[0].dtype) for f in (function, *gradient) if f.program.outputs))
-    if work and loader.load("cpu"):
-        with ThreadPoolExecutor(toolchain.processors()) as pool:
-            list(pool.map(lambda each: each[0].kernel("cpu", each[1]), work))
+    compile_kernels(work)
 
 
 def _clustered(nodes: Sequence[Node]) -> tuple[Clusters, dict[Node, Declared]]:

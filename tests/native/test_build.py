@@ -14,7 +14,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -286,6 +288,51 @@ class TestPrecompiledHeader:
         change(precompiled)
         loader._for_kernels.cache_clear()  # as a new process would
         assert answer("plain") == 42
+
+
+class TestKernelsTogether:
+    """Kernels that are compiled in one run of the compiler, each into its own entry of the cache."""
+
+    @staticmethod
+    def kernels(count: int) -> list[tuple[str, Kernel]]:
+        """Kernels with functors of one name."""
+        ops = [ad.pointwise(functools.partial(lambda i, x: torch.sin(x) * (i + 1.5), i)) for i in range(count)]
+        return [("together-float32", op._usual.source("cpu", torch.float32)) for op in ops]
+
+    @pytest.fixture
+    def compiled(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """How many files each run of the compiler compiles, into an empty cache."""
+        assert loader.load("cpu")
+        loader._for_kernels()  # with the header that is in the cache
+        monkeypatch.setenv("TORCHAD_EXT_CACHE_DIR", str(tmp_path))
+        monkeypatch.setattr(loader, "processors", lambda: 2)
+        monkeypatch.setattr(loader, "_prebuilt_kernels", lambda: None)
+        runs: list[int] = []
+        original = compile.compile_library
+
+        def compile_library(what: str, toolchain: Any, to: Path, kernels: Any, **options: Any) -> None:
+            runs.append(len(kernels))
+            original(what, toolchain, to, kernels, **options)
+
+        monkeypatch.setattr(compile, "compile_library", compile_library)
+        return runs
+
+    def test_each_is_found_afterwards(self, compiled: list[int]) -> None:
+        kernels = self.kernels(5)
+        loader.compile_kernels([*kernels, kernels[0]])
+        assert compiled == [1, 1]
+        addresses = {loader.load_kernel(name, "cpu", kernel) for name, kernel in kernels}
+        assert compiled == [1, 1] and len(addresses) == 5 and None not in addresses
+        loader.compile_kernels(kernels)
+        assert compiled == [1, 1]
+
+    def test_one_that_does_not_compile_does_not_keep_the_others_from_it(self, compiled: list[int]) -> None:
+        kernels = self.kernels(2)
+        wrong = replace(kernels[0][1], symbol="wrong", text='#include "pointwise_cpu.h"\nwrong')
+        loader.compile_kernels([*kernels, ("wrong-float32", wrong)])
+        assert all(loader.load_kernel(name, "cpu", kernel) for name, kernel in kernels)
+        with pytest.warns(UserWarning, match="no native kernel of wrong-float32"):
+            assert loader.load_kernel("wrong-float32", "cpu", wrong) is None
 
 
 class TestProgress:

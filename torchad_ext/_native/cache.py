@@ -107,6 +107,20 @@ def get_or_make(file: Path, name: str, make: Callable[[Path], None]) -> Path:
     return file
 
 
+def put(file: Path, made: Path) -> None:
+    """Copies what was made elsewhere into an entry, unless it is there.
+
+    Raises:
+        BuildError: the cache cannot be written, or another process holds its lock for too long.
+    """
+    with _locked(file.parent, file.parent.name):
+        if not is_whole(file):
+            aside = file.with_name(f"{UNFINISHED}{os.getpid()}")
+            shutil.copyfile(made, aside)
+            os.replace(aside, file)
+            seal(file)
+
+
 def seal(file: Path) -> None:
     """Writes the digest of a finished file beside it."""
     _digest_of(file).write_text(_sha256(file), encoding="ascii")

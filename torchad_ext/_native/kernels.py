@@ -224,6 +224,11 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def title(name: str, dtype: torch.dtype) -> str:
+    """The name of a kernel in messages and in the cache."""
+    return f"{name}-{dtype_name(dtype)}"
+
+
 class PointwiseKernel:
     """A pointwise kernel as a function of a sequence of tensors and a sequence of numbers, to a list of tensors, or
     into given ones: ``out``."""
@@ -252,7 +257,7 @@ def compile_pointwise(name: str, dtype: torch.dtype, device: str, source: Kernel
     Returns:
         The kernel, or None if it could not be compiled; one warning has said why.
     """
-    address = _load("pointwise", device) and loader.load_kernel(f"{name}-{dtype_name(dtype)}", device, source)
+    address = _load("pointwise", device) and loader.load_kernel(title(name, dtype), device, source)
     return PointwiseKernel(name, device, address) if address else None
 
 
@@ -274,7 +279,7 @@ class RowKernel:
 
 def compile_rowwise(name: str, dtype: torch.dtype, device: str, source: Kernel) -> RowKernel | None:
     """A kernel of rows, as ``compile_pointwise`` gives one of elements; on the CPU alone."""
-    address = _load("rowwise", device) and loader.load_kernel(f"{name}-{dtype_name(dtype)}", device, source)
+    address = _load("rowwise", device) and loader.load_kernel(title(name, dtype), device, source)
     return RowKernel(name, device, address) if address else None
 
 

@@ -75,24 +75,23 @@ def kernel(functor: str, name: str, program: Program, device: str, dtype: str) -
         dtype: one of ``DTYPES``.
     """
     loop = {"cpu": "pointwise_cpu.h", "cuda": "cuda/pointwise.cuh"}[device]
-    namespace = "torchad_ext"
-    if not functor.startswith("#include"):
-        namespace = "torchad_ext::declared"
-        functor = declared(functor, device)
     inputs, outputs, numbers = map(len, (program.inputs, program.outputs, program.scalars))
-    arguments = f"{namespace}::{name}, {inputs}, {numbers}, {dtype}"
+    arguments = f"{name}, {inputs}, {numbers}, {dtype}"
     digest = hashlib.sha256(f"{device}\0{functor}\0{arguments}".encode()).hexdigest()[:16]
     symbol = f"{name}_{dtype}_{digest}"
-    text = f'#include "{loop}"\n{functor}\nTORCHAD_EXT_KERNEL({symbol}, {arguments})\n'
+    namespace = "torchad_ext"
+    if not functor.startswith("#include"):
+        namespace, functor = declared(functor, symbol, device)
+    text = f'#include "{loop}"\n{functor}\nTORCHAD_EXT_KERNEL({symbol}, {namespace}::{arguments})\n'
     return Kernel(symbol, text, inputs, outputs, DTYPES[dtype])
 
 
-def declared(functor: str, device: str) -> str:
-    """The functor in a namespace; on the CPU in an unnamed one too: a wheel links functors of one name for several
-    dtypes or options into one library, where they would otherwise be one type with several definitions."""
-    if device == "cpu":
-        functor = f"namespace {{\n\n{functor}\n}}  // namespace"
-    return f"namespace torchad_ext::declared {{\n\n{functor}\n}}  // namespace torchad_ext::declared\n"
+def declared(functor: str, symbol: str, device: str) -> tuple[str, str]:
+    """The namespace of a kernel's functor, and the functor in it: kernels with functors of one name are compiled and
+    linked together. On the CPU the library keeps the names to itself."""
+    namespace = f"torchad_ext::of_{symbol}"
+    text = f"namespace {{\n\n{functor}\n}}  // namespace" if device == "cpu" else functor
+    return namespace, f"namespace {namespace} {{\n\n{text}\n}}  // namespace {namespace}\n"
 
 
 def quadratic_form(dtype: str) -> Kernel:

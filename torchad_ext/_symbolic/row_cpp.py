@@ -43,8 +43,9 @@ def row_kernel(functor: str, name: str, program: Program, dtype: str) -> Kernel:
     """The file that compiles to the kernel of a functor of rows for the CPU."""
     digest = hashlib.sha256(f"cpu\0{functor}\0{dtype}".encode()).hexdigest()[:16]
     symbol = f"{name}_{dtype}_{digest}"
+    namespace, functor = declared(functor, symbol, "cpu")
     text = (
-        f'#include "pointwise_cpu.h"\n#include "rowwise_cpu.h"\n{declared(functor, "cpu")}\n'
-        f"TORCHAD_EXT_ROW_KERNEL({symbol}, torchad_ext::declared::{name}Rows, {dtype})\n"
+        f'#include "pointwise_cpu.h"\n#include "rowwise_cpu.h"\n{functor}\n'
+        f"TORCHAD_EXT_ROW_KERNEL({symbol}, {namespace}::{name}Rows, {dtype})\n"
     )
     return Kernel(symbol, text, len(program.inputs), len(program.outputs), DTYPES[dtype])

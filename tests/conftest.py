@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sysconfig
 from collections import defaultdict
@@ -56,6 +57,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for mark in item.iter_markers("drop_in"):
             device = mark.kwargs.get("device") or (callspec.params.get("device", "cpu") if callspec else "cpu")
             item.user_properties.append(("drop_in", (*mark.args, device)))
+
+
+def pytest_collection_finish() -> None:
+    """Leaves the thousands of collected tests out of garbage collection, which would look at all of them each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,7 +96,7 @@ QUADRATIC_FORM = Subject("quadratic_form", ad.quadratic_form, ad.quadratic_form.
 SUBJECTS = [*POINTWISE, QUADRATIC_FORM]
 
 
-def each(subjects: list[Subject]) -> pytest.MarkDecorator:
+def each(subjects: list[Any]) -> pytest.MarkDecorator:
     """Runs a test for each subject."""
     return pytest.mark.parametrize("subject", subjects, ids=lambda subject: subject.name)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from bad_arguments import Argument, arguments, outcome, shapes
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_bad_input import FEW, MANY
 
@@ -184,7 +184,7 @@ def check(use: Use) -> None:
 
 
 class TestTools:
-    @FEW
+    @settings(FEW, max_examples=150)
     @given(uses())
     def test_derivative(self, use: Use) -> None:
         check(use)

@@ -76,9 +76,9 @@ def infos() -> Iterator[OpInfo]:
 
 
 def samples(info: OpInfo) -> list[SampleInput]:
-    """Some that are small, spread over all."""
+    """At most six that are small, spread over all."""
     small = [s for s in info.sample_inputs("cpu", D, requires_grad=True) if size(s) <= 150]
-    return small[:: max(1, len(small) // 6)]
+    return small[:: max(1, -(-len(small) // 6))]
 
 
 def size(sample: SampleInput) -> int:

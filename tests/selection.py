@@ -9,7 +9,7 @@ import pytest
 
 
 def few(values: Iterable[Any], chosen: Callable[..., bool]) -> list[Any]:
-    """The values as parameters, those that are not chosen with the marker ``long``; a tuple is one of several arguments.
+    """The values as parameters, those not chosen with the marker ``long``; a tuple stands for several arguments.
 
     Example:
         >>> [parameter.values for parameter in few(range(3), lambda n: n < 2) if parameter.marks]

@@ -44,7 +44,9 @@ def nth(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, order
     return y.detach()
 
 
-@pytest.mark.parametrize(("name", "order"), few(product(OF_ONE, [1, 2, 3]), lambda name, n: n == 1 + OF_ONE.index(name) % 3))
+@pytest.mark.parametrize(
+    ("name", "order"), few(product(OF_ONE, [1, 2, 3]), lambda name, n: n == 1 + OF_ONE.index(name) % 3)
+)
 def test_it_is_the_derivative_of_the_definition(name: str, order: int) -> None:
     op = CATALOGUE[name]
     x = torch.linspace(*next(iter(op.domain.values())), 41, dtype=torch.float64) + 0.013
@@ -54,7 +56,9 @@ def test_it_is_the_derivative_of_the_definition(name: str, order: int) -> None:
     )
 
 
-@pytest.mark.parametrize("op", few([ad.sin.derivative(), ad.silu.derivative(order=2), curvature], lambda op: op is curvature), ids=repr)
+@pytest.mark.parametrize(
+    "op", few([ad.sin.derivative(), ad.silu.derivative(order=2), curvature], lambda op: op is curvature), ids=repr
+)
 def test_it_verifies_like_any_op(op: ad.Pointwise) -> None:
     assert ad.verify(op, quiet=True).passed  # value, gradient, double backward, gradcheck, gradgradcheck, Hessian
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from drop_in import MISSION, POINTWISE, QUADRATIC_FORM, SUBJECTS, Subject, each, row
+from drop_in import MISSION, QUADRATIC_FORM, SUBJECTS, Subject, each, row
 from selection import few
 from torch.autograd import forward_ad
 from torch.autograd import functional as AF
@@ -518,7 +518,9 @@ class TestForwardMode:
         both(subject, around)
 
     @row("forward mode")
-    @pytest.mark.parametrize(("subject", "modes"), few(product(SUBJECTS, SECOND + THIRD), one_of_third_order), ids=named)
+    @pytest.mark.parametrize(
+        ("subject", "modes"), few(product(SUBJECTS, SECOND + THIRD), one_of_third_order), ids=named
+    )
     def test_nested(self, subject: Subject, modes: str, device: str) -> None:
         xs = subject.inputs(3, device=device)
         both(subject, lambda f: nested(f, modes, xs))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from drop_in import MISSION, POINTWISE, QUADRATIC_FORM, SUBJECTS, Subject, each, row
+from drop_in import A_FEW, MISSION, POINTWISE, QUADRATIC_FORM, SUBJECTS, Subject, each, each_of_few, row
 from functorch.compile import aot_function, make_boxed_func, nop
 from layouts import NAMED, sample
 from selection import few
@@ -32,9 +32,6 @@ from torchad_ext.ops import _STANDS_IN_FOR
 
 Function = Callable[..., Any]
 Tensors = tuple[torch.Tensor, ...]
-
-A_FEW = [s for s in SUBJECTS if s.name in ("sin", "exp", "silu", "snake", "quadratic_form")]
-each_of_few = each(few(SUBJECTS, lambda subject: subject in A_FEW))
 
 
 @pytest.fixture(autouse=True)

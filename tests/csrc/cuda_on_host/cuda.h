@@ -1,6 +1,6 @@
-// What the CUDA sources use of CUDA, for a C++ compiler and the host: the threads of a block take turns, from one barrier
-// to the next, in one thread of the host, and blocks run one after another. For tests of what the kernels compute: a
-// missing barrier shows every time, a race between blocks never.
+// What the CUDA sources use of CUDA, for a C++ compiler and the host: the threads of a block take turns, from one
+// barrier to the next, in one thread of the host, and blocks run one after another. For tests of what the kernels
+// compute: a missing barrier shows every time, a race between blocks never.
 #pragma once
 
 #include <math.h>

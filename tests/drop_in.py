@@ -106,6 +106,11 @@ def each(subjects: list[Any]) -> pytest.MarkDecorator:
 each_of_few = each(few(SUBJECTS, lambda subject: subject in A_FEW))
 
 
+def every_third(start: int) -> pytest.MarkDecorator:
+    """Runs a test that needs kernels of its own for sin, exp and every third subject; for the others it is ``long``."""
+    return each(few(SUBJECTS, lambda subject: subject in A_FEW or SUBJECTS.index(subject) % 3 == start))
+
+
 def rounded_once(op: Pointwise, *xs: torch.Tensor) -> torch.Tensor:
     """What an op gives for halves: the float32 result rounded, but for float16 on the CPU the exact sin and exp."""
     if xs[0].dtype is torch.float16 and xs[0].device.type == "cpu" and op in (ad.sin, ad.exp):

@@ -140,7 +140,7 @@ def error_float64(result: Tensor, x: Tensor, exact: Any) -> Error:
 
 def by_mpmath(function: Callable[[Any], Any], x: Tensor) -> Any:
     """Exact values as numpy's longdouble."""
-    with mpmath.workprec(1200):
+    with mpmath.workprec(200):
         digits = [mpmath.nstr(function(mpmath.mpf(v)), 25) for v in x.tolist()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of what is infinite

@@ -20,18 +20,18 @@ help:  ## Show the targets
 demo: $(INSTALLED)  ## Show what the library does
 	$(PYTHON) -m torchad_ext demo
 
+ROOMS := tests
 test: $(INSTALLED)  ## Run the tests, all but the longest
 	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 test-all: $(INSTALLED)  ## Run all tests
 	$(PYTHON) -m pytest -n 2 --dist loadfile -m ''
 
-ROOMS := tests
 test-long: $(INSTALLED)  ## Run the longest tests; make test-long ROOMS=tests/native runs those of a room
 	$(PYTHON) -m pytest -n 2 --dist loadfile -m long $(ROOMS)
 
-coverage: $(INSTALLED)  ## Run the tests on the CPU, and list the lines of torchad_ext that none of them runs
-	$(PYTHON) -m pytest -n 2 --dist loadfile --device cpu --cov --cov-report=term
+coverage: $(INSTALLED)  ## Run the tests, or those of ROOMS=tests/native, on the CPU, and list the lines of torchad_ext that none runs
+	$(PYTHON) -m pytest -n 2 --dist loadfile --device cpu --cov --cov-report=term $(ROOMS)
 
 MODULE := torchad_ext/_symbolic/operations.py
 TESTS := tests/symbolic/test_trace.py tests/symbolic/test_expr.py tests/symbolic/test_torch_functions.py

@@ -102,7 +102,9 @@ def cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("TORCHAD_EXT_STRICT", "1")
         chosen = toolchain.cuda_toolchain()
         headers = (f"-I{ON_HOST}", "-isystem", str(Path(torch.__file__).resolve().parent / "include"))
-        compile.compile_library("cuda", replace(chosen, flags=(*headers, *chosen.flags)), folder / "operators.so")
+        compile.compile_library(
+            "cuda", replace(chosen, flags=(*headers, *chosen.flags, "-O1")), folder / "operators.so"
+        )
         torch.ops.load_library(folder / "operators.so")
         patch.setitem(state.libraries, "cuda", folder / "operators.so")
         forget()

@@ -202,6 +202,7 @@ def written_result(x: Tensor) -> Tensor:
         written_result,
     ],
 )
+@pytest.mark.usefixtures("interpreted")
 class TestWrites:
     def test_nothing_moves_across(self, f: Function) -> None:
         hold(f, x_like(4, 3))
@@ -239,6 +240,7 @@ def switched(x: Tensor) -> Tensor:
     return z * y
 
 
+@pytest.mark.usefixtures("interpreted")
 class TestSwitches:
     @pytest.mark.parametrize("f", [detached, enabled_again, switched])
     def test_nothing_moves_across_no_grad(self, f: Function) -> None:

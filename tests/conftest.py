@@ -44,6 +44,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("device", [pytest.param(d, marks=NO_GPU if d == "cuda" else ()) for d in devices])
 
 
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs in the place of kernels, which take a compiler, for tests of what leads to a kernel."""
+    from random_modules import interpret
+
+    interpret(monkeypatch.setattr)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

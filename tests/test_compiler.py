@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from compiled_models import Function, compiled, hold, sizes, x_like
-from random_modules import check, interpret
+from random_modules import check
 from selection import few
 from torch import Tensor, nn
 from torch.func import grad, hessian, jacfwd, vmap
@@ -35,12 +35,6 @@ def _fresh() -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
-
-
-@pytest.fixture
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ops without a compiler, for tests of the graph alone."""
-    interpret(monkeypatch.setattr)
 
 
 def gate(x: Tensor) -> Tensor:

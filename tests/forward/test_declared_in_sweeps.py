@@ -21,7 +21,7 @@ from torch.testing import assert_close
 import torchad_ext as ad
 from torchad_ext import Pointwise
 
-composed = pytest.mark.parametrize("name", COMPOSED)
+composed = pytest.mark.parametrize("name", few(COMPOSED, lambda name: list(COMPOSED).index(name) % 3 == 0))
 
 
 @cache
@@ -76,7 +76,7 @@ def orders_of_each(f: Callable[..., torch.Tensor], xs: list[torch.Tensor]) -> li
     return [y, *torch.autograd.grad(y.sum(), xs, materialize_grads=True)]
 
 
-@composed
+@pytest.mark.parametrize("name", COMPOSED)
 def test_fewer_gradients_depend_on_no_more(name: str) -> None:
     """What a node saves for the gradients that may be wanted serves those that are."""
     program = declared(name)._usual.program

@@ -94,6 +94,7 @@ def nested(f: Function, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     return y, torch.stack(rows).sum()
 
 
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("info", list(infos()), ids=lambda info: info.formatted_name)
 def test_samples_of_pytorch(info: OpInfo) -> None:
     """Value, Laplacian and the gradient of the Laplacian, without a warning."""

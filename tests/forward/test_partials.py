@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.autograd import grad, gradcheck, gradgradcheck
@@ -336,16 +336,17 @@ def agree_on(steps: list[tuple[int, str]], orders: list[Index]) -> None:
     agree(f, points(3, 3), orders, 1e-7, 1e-7)
 
 
-@settings(max_examples=8, deadline=None)
+@pytest.mark.usefixtures("interpreted")
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @programs
 def test_random_functions(steps: list[tuple[int, str]], orders: list[Index]) -> None:
     agree_on(steps, orders)
 
 
 @pytest.mark.long
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @programs
-def test_many_random_functions(steps: list[tuple[int, str]], orders: list[Index]) -> None:
+def test_random_functions_by_kernels(steps: list[tuple[int, str]], orders: list[Index]) -> None:
     agree_on(steps, orders)
 
 

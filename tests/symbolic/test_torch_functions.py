@@ -114,6 +114,7 @@ def spellings(info: OpInfo, sample: SampleInput) -> Iterator[tuple[Callable[...,
         yield method, args, kwargs
 
 
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("dtype", [D, torch.complex128], ids=["real", "complex"])
 @pytest.mark.parametrize("info", list(infos()), ids=lambda info: info.formatted_name)
 def test_every_spelling(info: OpInfo, dtype: torch.dtype) -> None:

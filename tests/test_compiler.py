@@ -234,8 +234,8 @@ def switched(x: Tensor) -> Tensor:
     return z * y
 
 
-@pytest.mark.usefixtures("interpreted")
 class TestSwitches:
+    @pytest.mark.usefixtures("interpreted")
     @pytest.mark.parametrize("f", [detached, enabled_again, switched])
     def test_nothing_moves_across_no_grad(self, f: Function) -> None:
         hold(f, x_like(4, 3))

@@ -77,7 +77,7 @@ def test_orders_0_to_4(case: str, highest: int) -> None:
             assert_close(y, expected, rtol=1e-11, atol=1e-13 * scale, msg=lambda text, k=order: f"order {k}: {text}")
 
 
-@pytest.mark.parametrize("case", ["layer norm", "attention"])
+@pytest.mark.parametrize("case", few(["layer norm", "attention"], lambda case: case == "layer norm"))
 def test_every_mode_against_finite_differences(case: str) -> None:
     op, shapes = OPERANDS[case]
     xs = of(*shapes)

@@ -20,18 +20,21 @@ help:  ## Show the targets
 demo: $(INSTALLED)  ## Show what the library does
 	$(PYTHON) -m torchad_ext demo
 
-test: $(INSTALLED)  ## Run the tests, all but the longest
-	$(PYTHON) -m pytest -n 2 --dist loadfile
-
-test-all: $(INSTALLED)  ## Run all tests
-	$(PYTHON) -m pytest -n 2 --dist loadfile -m ''
+# A thread that waits for another spins by default, on the processor which that one needs.
+PYTEST := OMP_WAIT_POLICY=passive $(PYTHON) -m pytest -n 2 --dist loadfile
 
 ROOMS := tests
-test-long: $(INSTALLED)  ## Run the longest tests; make test-long ROOMS=tests/native runs those of a room
-	$(PYTHON) -m pytest -n 2 --dist loadfile -m long $(ROOMS)
+test: $(INSTALLED)  ## Run the tests, all but the longest
+	$(PYTEST)
 
-coverage: $(INSTALLED)  ## Run the tests on the CPU, and list the lines of torchad_ext that none of them runs
-	$(PYTHON) -m pytest -n 2 --dist loadfile --device cpu --cov --cov-report=term
+test-all: $(INSTALLED)  ## Run all tests
+	$(PYTEST) -m ''
+
+test-long: $(INSTALLED)  ## Run the longest tests; make test-long ROOMS=tests/native runs those of a room
+	$(PYTEST) -m long $(ROOMS)
+
+coverage: $(INSTALLED)  ## Run the tests, or those of ROOMS=tests/native, on the CPU, and list the lines of torchad_ext that none runs
+	$(PYTEST) --device cpu --cov --cov-report=term $(ROOMS)
 
 MODULE := torchad_ext/_symbolic/operations.py
 TESTS := tests/symbolic/test_trace.py tests/symbolic/test_expr.py tests/symbolic/test_torch_functions.py
@@ -52,7 +55,7 @@ fuzz: $(INSTALLED)  ## Hold random programs against plain PyTorch; make fuzz SEC
 	$(PYTHON) tests/fuzz.py --seconds $(SECONDS)
 
 table: $(INSTALLED)  ## Run the tests of what drop-in means, and write their table into docs/drop-in.md
-	$(PYTHON) -m pytest -n 2 --dist loadfile -m drop_in --drop-in-table=docs/drop-in.md
+	$(PYTEST) -m drop_in --drop-in-table=docs/drop-in.md
 
 VERSIONS := 2.10.0 2.11.0 2.13.0 2.14.1
 TESTS := tests

@@ -7,6 +7,7 @@ float32: all 2**32 inputs, against native float64. float64: random inputs of eve
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import warnings
@@ -139,18 +140,24 @@ def error_float64(result: Tensor, x: Tensor, exact: Any) -> Error:
 
 def by_mpmath(function: Callable[[Any], Any], x: Tensor) -> Any:
     """Exact values as numpy's longdouble."""
-    with mpmath.workprec(1200):
+    with mpmath.workprec(200):
         digits = [mpmath.nstr(function(mpmath.mpf(v)), 25) for v in x.tolist()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of what is infinite
         return np.array(digits, dtype=np.longdouble)
 
 
+@functools.cache
+def hard_results(function: Callable[[Any], Any]) -> tuple[Tensor, Any]:
+    """The hard inputs with the exact results of a function of mpmath."""
+    x = hard_float64()
+    return x, by_mpmath(function, x)
+
+
 def float64_errors(name: str, order: int, count: int) -> dict[str, tuple[Error, Error]]:
     """Our error and native's at random and at hard inputs."""
     function, native = derivative(name, order), NATIVE[name][order]
-    hard = hard_float64()
-    results = {"hard": (hard, by_mpmath(EXACT[name][order], hard))}
+    results = {"hard": hard_results(EXACT[name][order])}
     if np.finfo(np.longdouble).nmant > 60:
         x = random_float64(count)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sysconfig
 from collections import defaultdict
@@ -43,6 +44,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("device", [pytest.param(d, marks=NO_GPU if d == "cuda" else ()) for d in devices])
 
 
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs in the place of kernels, which take a compiler, for tests of what leads to a kernel."""
+    from random_modules import interpret
+
+    interpret(monkeypatch.setattr)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
@@ -56,6 +65,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for mark in item.iter_markers("drop_in"):
             device = mark.kwargs.get("device") or (callspec.params.get("device", "cpu") if callspec else "cpu")
             item.user_properties.append(("drop_in", (*mark.args, device)))
+
+
+def pytest_collection_finish() -> None:
+    """Leaves the thousands of collected tests out of garbage collection, which would look at all of them each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from selection import few
 
 import torchad_ext as ad
 from torchad_ext import Pointwise
@@ -93,11 +95,20 @@ POINTWISE = [_pointwise(op) for op in CATALOGUE.values()]
 MISSION = [_pointwise(ad.sin), _pointwise(ad.exp)]
 QUADRATIC_FORM = Subject("quadratic_form", ad.quadratic_form, ad.quadratic_form.definition, None)
 SUBJECTS = [*POINTWISE, QUADRATIC_FORM]
+A_FEW = [s for s in SUBJECTS if s.name in ("sin", "exp", "silu", "snake", "quadratic_form")]
 
 
-def each(subjects: list[Subject]) -> pytest.MarkDecorator:
+def each(subjects: list[Any]) -> pytest.MarkDecorator:
     """Runs a test for each subject."""
     return pytest.mark.parametrize("subject", subjects, ids=lambda subject: subject.name)
+
+
+each_of_few = each(few(SUBJECTS, lambda subject: subject in A_FEW))
+
+
+def every_third(start: int) -> pytest.MarkDecorator:
+    """Runs a test that needs kernels of its own for sin, exp and every third subject; for the others it is ``long``."""
+    return each(few(SUBJECTS, lambda subject: subject in A_FEW or SUBJECTS.index(subject) % 3 == start))
 
 
 def rounded_once(op: Pointwise, *xs: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import re
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from bad_arguments import FLOATS, OTHERS, Argument, Counted, Outcome, arguments, outcome, shapes
+from builds import with_operators
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -236,8 +236,8 @@ class TestFound:
             "import torch, torchad_ext as ad\n"
             f"print(ad.pointwise(lambda x: x.sin() + {7.25 + closed})(torch.zeros(1)).item())"
         )
-        setting = {**os.environ, "TORCHAD_EXT_CACHE_DIR": str(tmp_path / "cache"), "TORCHAD_EXT_STRICT": "1"}
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=setting, check=False)
+        command, setting = [sys.executable, "-c", program], with_operators(tmp_path)
+        done = subprocess.run(command, capture_output=True, text=True, env=setting, check=False)
         assert done.stdout == f"{7.25 + closed}\n", done.stderr
 
 

@@ -6,11 +6,13 @@ import copy
 import math
 import pickle
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from matplotlib.mathtext import MathTextParser
+from selection import few
 
 import torchad_ext as ad
 from torchad_ext._symbolic.evaluate import evaluate
@@ -30,6 +32,7 @@ def pair(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 curvature = packet.derivative("x", 2)  # where pickle finds it
+OF_ONE = [name for name, op in CATALOGUE.items() if len(op.domain) == 1]
 
 
 def nth(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, order: int) -> torch.Tensor:
@@ -41,8 +44,9 @@ def nth(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, order
     return y.detach()
 
 
-@pytest.mark.parametrize("order", [1, 2, 3])
-@pytest.mark.parametrize("name", [name for name, op in CATALOGUE.items() if len(op.domain) == 1])
+@pytest.mark.parametrize(
+    ("name", "order"), few(product(OF_ONE, [1, 2, 3]), lambda name, n: n == 1 + OF_ONE.index(name) % 3)
+)
 def test_it_is_the_derivative_of_the_definition(name: str, order: int) -> None:
     op = CATALOGUE[name]
     x = torch.linspace(*next(iter(op.domain.values())), 41, dtype=torch.float64) + 0.013
@@ -52,7 +56,9 @@ def test_it_is_the_derivative_of_the_definition(name: str, order: int) -> None:
     )
 
 
-@pytest.mark.parametrize("op", [ad.sin.derivative(), ad.silu.derivative(order=2), curvature], ids=repr)
+@pytest.mark.parametrize(
+    "op", few([ad.sin.derivative(), ad.silu.derivative(order=2), curvature], lambda op: op is curvature), ids=repr
+)
 def test_it_verifies_like_any_op(op: ad.Pointwise) -> None:
     assert ad.verify(op, quiet=True).passed  # value, gradient, double backward, gradcheck, gradgradcheck, Hessian
 

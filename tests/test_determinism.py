@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from selection import few
 
 import torchad_ext as ad
 from torchad_ext.ops import CATALOGUE
 from torchad_ext.rows import ROW_CATALOGUE
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+dtypes = pytest.mark.parametrize("dtype", few(DTYPES, lambda dtype: dtype == torch.float32), ids=str)
 SPECIAL = (0.0, -0.0, torch.nan, torch.inf, -torch.inf, 1e-45, 1e30, -1e30, 1e6, 3e4, -7e4, 88.0, -104.0)
 
 
@@ -54,9 +56,7 @@ def sample(op: Any, shape: tuple[int, ...], dtype: torch.dtype) -> list[torch.Te
     return tensors
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.float32, *(pytest.param(d, marks=pytest.mark.long) for d in DTYPES if d != torch.float32)], ids=str
-)
+@dtypes
 @pytest.mark.parametrize("name", list(CATALOGUE))
 class TestElements:
     def test_neighbours(self, name: str, dtype: torch.dtype) -> None:
@@ -102,7 +102,7 @@ def test_lanes(dtype: torch.dtype) -> None:
         assert bits([whole]) == bits([each[::32]]), name.op
 
 
-@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+@dtypes
 class TestThreads:
     @pytest.mark.parametrize("name", ["sin", "exp", "gelu"])
     def test_elements(self, name: str, dtype: torch.dtype) -> None:

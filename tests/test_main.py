@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from builds import with_operators
 from matplotlib import image
 
 import torchad_ext as ad
@@ -320,6 +321,11 @@ class TestVerify:
 
 
 class TestDoctor:
+    @pytest.fixture(autouse=True)
+    def _small_cache(self, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+        """Whoever runs the tests may have one of thousands of entries, at all of which it looks."""
+        monkeypatch.setenv("TORCHAD_EXT_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+
     def findings(self, subject: str) -> list[doctor.Finding]:
         return [finding for finding in doctor.diagnose() if finding.subject == subject]
 
@@ -430,7 +436,7 @@ class TestCache:
         assert cache.entries() == [] and "0 entries" in run("cache")[1]
 
     def test_what_a_build_leaves_is_an_entry(self, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        settings = {"TORCHAD_EXT_CACHE_DIR": str(tmp_path), "TORCHAD_EXT_EAGER": "0", "TORCHAD_EXT_CXXFLAGS": "-O0"}
+        settings = with_operators(tmp_path)
         assert process("plot", "x", "--json", "--orders", "0", "--points", "2", **settings).returncode == 0
         monkeypatch.setenv("TORCHAD_EXT_CACHE_DIR", str(tmp_path))
         assert len(cache.entries()) == len(list(tmp_path.iterdir())) == 2
@@ -532,9 +538,10 @@ def test_no_command_is_help(run: Run) -> None:
     assert "Commands:" in run()[1] and ad.__version__ in run("--version")[1]
 
 
-def test_colours_go_where_they_are_wanted() -> None:
-    coloured = process("doctor", FORCE_COLOR="1", NO_COLOR="")
-    plain = process("doctor", FORCE_COLOR="1", NO_COLOR="1")
+def test_colours_go_where_they_are_wanted(tmp_path: Path) -> None:
+    settings = {"FORCE_COLOR": "1", "TORCHAD_EXT_CACHE_DIR": str(tmp_path)}
+    coloured = process("doctor", **settings, NO_COLOR="")
+    plain = process("doctor", **settings, NO_COLOR="1")
     assert "\x1b[32m" in coloured.stdout and "\x1b[32m" not in plain.stdout
 
 

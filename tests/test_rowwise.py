@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from layouts import NAMED, sample
+from selection import few
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import hessian, jacfwd, jacrev, jvp, vmap
 from torch.testing import assert_close
@@ -63,10 +64,12 @@ OPERANDS = {
 
 
 @pytest.mark.parametrize("case", OPERANDS)
-def test_orders_0_to_4(case: str) -> None:
+@pytest.mark.parametrize("highest", few([2, 4], lambda order: order == 2))
+def test_orders_0_to_4(case: str, highest: int) -> None:
     op, shapes = OPERANDS[case]
     xs = of(*shapes)
-    for order, (mine, reference) in enumerate(zip(repeated(op, xs, 4), repeated(op.definition, xs, 4), strict=True)):
+    both = zip(repeated(op, xs, highest), repeated(op.definition, xs, highest), strict=True)
+    for order, (mine, reference) in enumerate(both):
         # For n = 1 the third and fourth are 0: sums of terms as large as some 10^order, which cancel.
         scale = max(float(y.detach().abs().max()) for y in reference) or 10.0**order
         for y, expected in zip(mine, reference, strict=True):
@@ -74,7 +77,7 @@ def test_orders_0_to_4(case: str) -> None:
             assert_close(y, expected, rtol=1e-11, atol=1e-13 * scale, msg=lambda text, k=order: f"order {k}: {text}")
 
 
-@pytest.mark.parametrize("case", ["layer norm", "attention"])
+@pytest.mark.parametrize("case", few(["layer norm", "attention"], lambda case: case == "layer norm"))
 def test_every_mode_against_finite_differences(case: str) -> None:
     op, shapes = OPERANDS[case]
     xs = of(*shapes)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -113,10 +112,8 @@ TOOLS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_known() -> Iterator[None]:
+def _nothing_is_known() -> None:
     foreign_functions._checked.clear()
-    yield
-    gc.collect()
 
 
 def sample(n: int, dtype: torch.dtype = torch.float64) -> Tensor:

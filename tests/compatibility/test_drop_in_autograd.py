@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import pytest
 import torch
-from drop_in import MISSION, POINTWISE, QUADRATIC_FORM, SUBJECTS, Subject, each, row
+from drop_in import MISSION, QUADRATIC_FORM, SUBJECTS, Subject, each, every_third, row
+from selection import few
 from torch.autograd import forward_ad
 from torch.autograd import functional as AF
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
@@ -32,12 +33,11 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import torchad_ext as ad
-from torchad_ext._native import toolchain
 
 Function = Callable[..., torch.Tensor]
 SEVERAL = [subject for subject in SUBJECTS if len(subject.inputs(2)) > 1]
 SIZE = (3, 4)
-MODES = ["f", "fr", "rf", "ff", "frf", "rff", "fff"]
+SECOND, THIRD = ["f", "fr", "rf", "ff"], ["frf", "rff", "fff"]
 
 
 @ad.pointwise
@@ -50,16 +50,13 @@ def gated(x: torch.Tensor, y: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
     return torch.tanh(a * x) * y * y
 
 
-def compile_kernels(subject: Subject) -> None:
-    """Those of reverse mode: forward mode has one level for all threads."""
-    nested(subject.op, "rrr", subject.inputs(1))
+def one_of_third_order(subject: Subject, modes: str) -> bool:
+    """Is a mode of at most second order, or that one of third order whose turn it is?"""
+    return modes not in THIRD or modes == THIRD[SUBJECTS.index(subject) % len(THIRD)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiled() -> None:
-    """The kernels of all ops, several compilers at a time."""
-    with ThreadPoolExecutor(toolchain.processors()) as pool:
-        list(pool.map(compile_kernels, POINTWISE))
+def named(x: Subject | str) -> str:
+    return x.name if isinstance(x, Subject) else x
 
 
 def all_of(xs: Sequence[torch.Tensor]) -> tuple[int, ...]:
@@ -123,7 +120,7 @@ class TestGraph:
         same_error(subject, lambda f: twice(f, False))
 
     @row("reverse mode")
-    @each(SUBJECTS)
+    @every_third(0)
     def test_backward_that_creates_a_graph_accumulates_every_order(self, subject: Subject, device: str) -> None:
         def accumulated(f: Function) -> list[torch.Tensor]:
             xs = leaves(subject, device)
@@ -336,7 +333,7 @@ class TestHooks:
         both(subject, second)
 
     @row("reverse mode")
-    @each(SUBJECTS)
+    @every_third(2)
     @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not reentrant"])
     def test_checkpointing(self, subject: Subject, reentrant: bool, device: str) -> None:
         calls = []
@@ -472,7 +469,7 @@ class TestForwardMode:
             assert forward_ad.unpack_dual(subject.op(*xs)).tangent is None
 
     @row("forward mode")
-    @each(SUBJECTS)
+    @every_third(1)
     def test_forward_over_reverse_with_dual_numbers(self, subject: Subject, device: str) -> None:
         xs = leaves(subject, device)
 
@@ -521,8 +518,9 @@ class TestForwardMode:
         both(subject, around)
 
     @row("forward mode")
-    @each(SUBJECTS)
-    @pytest.mark.parametrize("modes", MODES)
+    @pytest.mark.parametrize(
+        ("subject", "modes"), few(product(SUBJECTS, SECOND + THIRD), one_of_third_order), ids=named
+    )
     def test_nested(self, subject: Subject, modes: str, device: str) -> None:
         xs = subject.inputs(3, device=device)
         both(subject, lambda f: nested(f, modes, xs))
@@ -597,10 +595,14 @@ class Model(torch.nn.Module):
         return self.f(xs[0] * self.weight, *xs[1:])
 
 
+def is_due(subject: Subject, transform: str) -> bool:
+    """Does it need no kernels of its own, or is it the turn of the subject?"""
+    return transform not in ("functional.jvp", "functional.hvp") or SUBJECTS.index(subject) % 3 == 0
+
+
 class TestFunc:
     @row("torch.func")
-    @each(SUBJECTS)
-    @pytest.mark.parametrize("transform", TRANSFORMS)
+    @pytest.mark.parametrize(("subject", "transform"), few(product(SUBJECTS, TRANSFORMS), is_due), ids=named)
     def test_transforms(self, subject: Subject, transform: str, device: str) -> None:
         xs = subject.inputs(3, device=device)
         both(subject, lambda f: TRANSFORMS[transform](f, xs))

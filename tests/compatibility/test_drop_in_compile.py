@@ -7,15 +7,17 @@ import functools
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from drop_in import MISSION, POINTWISE, QUADRATIC_FORM, SUBJECTS, Subject, each, row
+from drop_in import A_FEW, MISSION, POINTWISE, QUADRATIC_FORM, SUBJECTS, Subject, each, each_of_few, row
 from functorch.compile import aot_function, make_boxed_func, nop
 from layouts import NAMED, sample
+from selection import few
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import Unsupported
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -30,8 +32,6 @@ from torchad_ext.ops import _STANDS_IN_FOR
 
 Function = Callable[..., Any]
 Tensors = tuple[torch.Tensor, ...]
-
-A_FEW = [s for s in SUBJECTS if s.name in ("sin", "exp", "silu", "snake", "quadratic_form")]
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +130,7 @@ class TestCompile:
 
     @pytest.mark.parametrize(
         ("subject", "marked"),
-        [(s, True) for s in SUBJECTS] + [(s, False) for s in A_FEW],
+        few(product(SUBJECTS, [True, False]), lambda subject, _: subject in A_FEW),
         ids=lambda x: x.name if isinstance(x, Subject) else "mark_dynamic" if x else "dynamic=True",
     )
     def test_one_graph_for_all_sizes(self, subject: Subject, marked: bool) -> None:
@@ -199,7 +199,7 @@ class TestCompile:
             assert_all_close(result, expected)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.int32], ids=str)
-    @each(POINTWISE)
+    @each(few(POINTWISE, lambda subject: subject in A_FEW))
     def test_other_dtypes(self, subject: Subject, dtype: torch.dtype) -> None:
         xs = subject.inputs(4, 5, dtype=dtype)
         if dtype is torch.int32:
@@ -255,7 +255,7 @@ class TestCompile:
 
 @row("torch.compile")
 class TestDerivativesInside:
-    @each(SUBJECTS)
+    @each_of_few
     def test_every_transform(self, subject: Subject) -> None:
         xs = subject.inputs(3, 2)
 
@@ -403,7 +403,7 @@ class TestTracers:
         assert_all_close(value_and_gradients(traced, others), value_and_gradients(subject.native, others))
         assert_all_close(second_derivatives(traced, others), second_derivatives(subject.native, others))
 
-    @each(SUBJECTS)
+    @each_of_few
     @pytest.mark.parametrize("mode", ["real", "symbolic"])
     def test_make_fx_of_derivatives(self, subject: Subject, mode: str) -> None:
         xs = subject.inputs(4, 5)
@@ -632,16 +632,23 @@ def arguments(subject: Subject, x: torch.Tensor) -> Tensors:
 
 
 layouts = pytest.mark.parametrize("layout", NAMED)
+parts = pytest.mark.parametrize("part", few(range(4), lambda part: part == 0))
+
+
+def some(subjects: list[Subject], layout: str, part: int) -> list[Subject]:
+    """Every fourth subject, others for the next layout and for the next part."""
+    return subjects[(list(NAMED).index(layout) + part) % 4 :: 4]
 
 
 @row("fake and meta")
 class TestWithoutData:
     @layouts
+    @parts
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64], ids=str)
-    def test_shape_dtype_and_strides(self, layout: str, dtype: torch.dtype) -> None:
+    def test_shape_dtype_and_strides(self, layout: str, part: int, dtype: torch.dtype) -> None:
         real = NAMED[layout](sample(torch.float64, "cpu").abs().add(1).to(dtype))
         meta = NAMED[layout](sample(torch.float64, "meta").to(dtype))
-        for subject in SUBJECTS if real.dim() else POINTWISE:
+        for subject in some(SUBJECTS if real.dim() else POINTWISE, layout, part):
             data, none = arguments(subject, real), arguments(subject, meta)
             with FakeTensorMode() as mode:
                 fake = arguments(subject, mode.from_tensor(real))
@@ -655,7 +662,8 @@ class TestWithoutData:
                 assert known[0] == known[1] == known[2], subject.name
 
     @layouts
-    def test_derivatives(self, layout: str) -> None:
+    @parts
+    def test_derivatives(self, layout: str, part: int) -> None:
         def derivatives(f: Function, xs: Tensors) -> list[Described]:
             leaves = [x.detach().requires_grad_() for x in xs]
             y = f(*leaves)
@@ -672,11 +680,11 @@ class TestWithoutData:
         fake = mode.from_tensor(NAMED[layout](sample(torch.float64, "cpu")))
         for x, around in ((meta, contextlib.nullcontext()), (fake, mode)):
             with around:
-                for subject in SUBJECTS if x.dim() else POINTWISE:
+                for subject in some(SUBJECTS if x.dim() else POINTWISE, layout, part):
                     xs = arguments(subject, x)
                     assert derivatives(subject.op, xs) == derivatives(subject.native, xs), subject.name
 
-    @each(SUBJECTS)
+    @each_of_few
     def test_symbolic_sizes(self, subject: Subject) -> None:
         seen = []
         for f in (subject.op, subject.native):

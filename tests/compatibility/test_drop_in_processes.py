@@ -234,8 +234,8 @@ def of(op: Function, x: Any) -> tuple[Tensor, ...]:
 
 
 @row("copying")
-@pytest.mark.parametrize("context", ["fork", "spawn"])
 class TestProcesses:
+    @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.long)])
     def test_workers_of_a_dataloader(self, context: str) -> None:
         used_on_all_threads()
         data = Slopes([*MISSION, QUADRATIC_FORM], 200)
@@ -243,6 +243,7 @@ class TestProcesses:
         for result, name in zip(loader, data.names, strict=True):
             assert_close(tuple(result), tuple(r.detach() for r in computed(name, "native", 200)))
 
+    @pytest.mark.parametrize("context", ["fork", "spawn"])
     def test_children(self, context: str) -> None:
         used_on_all_threads()
         x = torch.linspace(0, 1, 100_000, dtype=torch.float64)  # parallel, if there were threads

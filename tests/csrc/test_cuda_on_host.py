@@ -1,4 +1,4 @@
-"""The CUDA kernels and what launches them, on a driver that runs them on the host by threads: what they compute, shown
+"""The CUDA kernels and what launches them, on a driver that runs them on the host: what they compute, shown
 where there is no GPU."""
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ GPUS = ("80", "90")  # of the machine that is played, whose driver takes code fo
 
 
 def compile_cxx(*arguments: object) -> None:
-    flags = ("-std=c++20", "-O1", "-fPIC", "-ffp-contract=off", "-pthread", "-Wno-unknown-pragmas")
+    flags = ("-std=c++20", "-O1", "-fPIC", "-ffp-contract=off", "-Wno-unknown-pragmas")
     subprocess.run([toolchain._cxx(), *flags, *map(str, arguments)], check=True)
 
 
@@ -102,7 +102,9 @@ def cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("TORCHAD_EXT_STRICT", "1")
         chosen = toolchain.cuda_toolchain()
         headers = (f"-I{ON_HOST}", "-isystem", str(Path(torch.__file__).resolve().parent / "include"))
-        compile.compile_library("cuda", replace(chosen, flags=(*headers, *chosen.flags)), folder / "operators.so")
+        compile.compile_library(
+            "cuda", replace(chosen, flags=(*headers, *chosen.flags, "-O1")), folder / "operators.so"
+        )
         torch.ops.load_library(folder / "operators.so")
         patch.setitem(state.libraries, "cuda", folder / "operators.so")
         forget()

@@ -74,9 +74,9 @@ def infos() -> Iterator[OpInfo]:
 
 
 def samples(info: OpInfo) -> list[SampleInput]:
-    """Some that are small, spread over all."""
+    """At most six that are small, spread over all."""
     small = [s for s in info.sample_inputs("cpu", D, requires_grad=True) if size(s) <= 150]
-    return small[:: max(1, len(small) // 6)]
+    return small[:: max(1, -(-len(small) // 6))]
 
 
 def size(sample: SampleInput) -> int:
@@ -92,6 +92,7 @@ def nested(f: Function, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     return y, torch.stack(rows).sum()
 
 
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("info", list(infos()), ids=lambda info: info.formatted_name)
 def test_samples_of_pytorch(info: OpInfo) -> None:
     """Value, Laplacian and the gradient of the Laplacian, without a warning."""

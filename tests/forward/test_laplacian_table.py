@@ -16,6 +16,7 @@ def page() -> str:
     return text.partition(laplacian_table.BEGIN)[2].partition(laplacian_table.END)[0]
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 def test_the_table_is_up_to_date() -> None:
     if torch.__version__.partition("+")[0] not in laplacian_table.PAGE.read_text(encoding="utf-8"):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.autograd import grad, gradcheck, gradgradcheck
@@ -317,12 +317,13 @@ TERMS = [
 ]
 
 
-@settings(max_examples=25, deadline=None)
-@given(
+programs = given(
     st.lists(st.tuples(st.integers(0, len(TERMS) - 1), st.sampled_from("+*/")), min_size=1, max_size=4),
     st.lists(st.lists(st.integers(0, 2), max_size=4).map(tuple), min_size=1, max_size=3),
 )
-def test_random_functions(steps: list[tuple[int, str]], orders: list[Index]) -> None:
+
+
+def agree_on(steps: list[tuple[int, str]], orders: list[Index]) -> None:
     weights = points(3, 4)
 
     def f(x: Tensor) -> Tensor:
@@ -333,6 +334,20 @@ def test_random_functions(steps: list[tuple[int, str]], orders: list[Index]) -> 
         return y.sum(-1)
 
     agree(f, points(3, 3), orders, 1e-7, 1e-7)
+
+
+@pytest.mark.usefixtures("interpreted")
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@programs
+def test_random_functions(steps: list[tuple[int, str]], orders: list[Index]) -> None:
+    agree_on(steps, orders)
+
+
+@pytest.mark.long
+@settings(max_examples=50, deadline=None)
+@programs
+def test_random_functions_by_kernels(steps: list[tuple[int, str]], orders: list[Index]) -> None:
+    agree_on(steps, orders)
 
 
 class TestDerivativesOfTheResult:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from selection import few
 from torch.func import grad, hessian
 from torch.testing import assert_close
 
@@ -43,6 +44,8 @@ OPS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     ),
 }
 
+FEW = ("softmax", "layer_norm", "vector_norm")
+
 
 def function(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """Points ``[..., 3]`` to numbers ``[...]``."""
@@ -53,7 +56,7 @@ def of_each(f: Callable[[torch.Tensor], Any], points: torch.Tensor) -> torch.Ten
     return torch.stack([f(point) for point in points])
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", few(OPS, FEW.__contains__))
 def test_laplacian(name: str) -> None:
     f, points = function(name), normal(4, 3)
     expected = of_each(lambda p: hessian(lambda q: f(q[None])[0])(p).trace(), points)
@@ -69,10 +72,7 @@ def test_more_directions_than_a_kernel_takes() -> None:
     assert_close(ad.laplacian(f, points), of_each(lambda p: hessian(lambda q: f(q[None])[0])(p).trace(), points))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [n if n in ("softmax", "layer_norm", "vector_norm") else pytest.param(n, marks=pytest.mark.long) for n in OPS],
-)
+@pytest.mark.parametrize("name", few(OPS, FEW.__contains__))
 def test_partials(name: str) -> None:
     f, points = function(name), normal(4, 3)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,13 @@ def run(script: str, *arguments: object) -> tuple[str, str]:
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     return output, errors
+
+
+def with_operators(folder: Path) -> dict[str, str]:
+    """The environment of a process whose cache, in this folder, holds the operators and no kernel."""
+    compiled = loader.find("cpu").parent
+    shutil.copytree(compiled, folder / compiled.name)
+    return {**os.environ, "TORCHAD_EXT_CACHE_DIR": str(folder), "TORCHAD_EXT_EAGER": "0", "TORCHAD_EXT_STRICT": "1"}
 
 
 def load_again() -> bool:

@@ -93,18 +93,17 @@ class TestDamaged:
     def test_a_library_is_made_again(
         self, damage: Callable[[Path], object], csrc: Path, compiler: Compiler, cache: Path
     ) -> None:
-        run(LOAD, csrc)
+        loader.find("cpu")
         whole = library(cache).read_bytes()
         damage(library(cache))
-        output, errors = run(LOAD, csrc)
-        assert output == "True\n", errors
+        assert load_again()
         assert library(cache).read_bytes() == whole
         assert len(compiler.calls) == 4
 
     def test_one_that_cannot_be_made_again_is_not_loaded(
         self, csrc: Path, compiler: Compiler, cache: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        run(LOAD, csrc)
+        loader.find("cpu")
         os.truncate(library(cache), 100)
         compiler.obeys("exit 1")
         with pytest.warns(UserWarning, match="failed; its output is in"):
@@ -112,14 +111,15 @@ class TestDamaged:
 
 
 class TestLocks:
-    def test_a_file_that_an_ended_process_left_is_no_lock(self, csrc: Path, compiler: Compiler, cache: Path) -> None:
-        run(LOAD, csrc)
+    def test_a_file_that_an_ended_process_left_is_no_lock(
+        self, csrc: Path, compiler: Compiler, cache: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        loader.find("cpu")
         file = library(cache)
         file.unlink()
         (file.parent / "holder").write_text("process 1 on elsewhere")
-        output, errors = run(LOAD, csrc)
-        assert output == "True\n"
-        assert "waiting" not in errors
+        assert load_again()
+        assert "waiting" not in capfd.readouterr().err
 
     def test_the_holder_is_named_and_the_wait_has_an_end(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -248,7 +248,7 @@ class TestCacheFolder:
 
     @pytest.mark.parametrize("mode", [0o777, 0o757, 0o1777], ids=oct)
     def test_that_others_may_write_is_refused(self, mode: int, csrc: Path, compiler: Compiler, cache: Path) -> None:
-        run(LOAD, csrc)
+        loader.find("cpu")
         calls = len(compiler.calls)
         for folder in (library(cache).parent, cache):
             before = stat.S_IMODE(folder.stat().st_mode)

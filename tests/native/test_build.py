@@ -22,6 +22,7 @@ import pytest
 import torch
 from builds import CXX, LOAD, ROOT, Compiler, cache, compiler, csrc, load_again, run, start
 from drop_in import row
+from selection import few
 
 import torchad_ext as ad
 from torchad_ext import BuildError, _settings
@@ -660,7 +661,7 @@ class TestCudaSources:
             assert re.search(r"STG\.E\S*\.128", kernel), kernel.partition("\n")[0]
 
 
-@pytest.mark.parametrize("kernels", ["cpu", "cuda"])
+@pytest.mark.parametrize("kernels", few(["cpu", "cuda"], lambda kernels: kernels == "cpu"))
 def test_the_kernels_stand_on_the_stable_abi_alone(kernels: str, request: pytest.FixtureRequest) -> None:
     """No symbol of PyTorch's C++ interface, which differs between releases, is left to be found; none of CUDA's."""
     if shutil.which("nm") is None:

@@ -44,7 +44,7 @@ assert ad.sin(x).grad_fn.name() == "SinBackward" and ad.quadratic_form(x, A) == 
 assert fast_path.module() is not None
 """
 
-pytestmark = pytest.mark.skipif(CLANG is None, reason="no clang++")
+pytestmark = [pytest.mark.long, pytest.mark.skipif(CLANG is None, reason="no clang++")]
 
 
 @pytest.fixture(autouse=True)

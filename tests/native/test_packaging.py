@@ -142,6 +142,7 @@ def test_a_wheel_installs_the_command(wheel: Path) -> None:
     assert "torchad_ext = torchad_ext.__main__:main" in zipfile.ZipFile(wheel).read(name).decode()
 
 
+@pytest.mark.long
 @needs_compiler
 def test_an_installed_wheel_compiles_its_own_sources(wheel: Path, tmp_path: Path) -> None:
     package = install(wheel, tmp_path / "site packages")

@@ -1,17 +1,17 @@
-// What the CUDA sources use of CUDA, for a C++ compiler and the host: every thread of a block is a thread, blocks run
-// one after another. For tests of what the kernels compute; it says nothing of races between blocks, or of speed.
+// What the CUDA sources use of CUDA, for a C++ compiler and the host: the threads of a block take turns, from one
+// barrier to the next, in one thread of the host, and blocks run one after another. For tests of what the kernels
+// compute: a missing barrier shows every time, a race between blocks never.
 #pragma once
 
 #include <math.h>
+#include <ucontext.h>
 
 #include <algorithm>
-#include <barrier>
 #include <bit>
 #include <cstdint>
 #include <cstring>
 #include <functional>
 #include <memory>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -48,28 +48,85 @@ struct Index {
 inline thread_local Index threadIdx, blockIdx, blockDim, gridDim;
 
 constexpr int warp_size = 32;
+constexpr std::size_t stack_size = 1 << 17;
+
+struct Barrier {
+  int threads, arrived = 0, round = 0;
+  void wait();
+};
 struct Warp {
-  std::barrier<> barrier{warp_size};
+  Barrier barrier{warp_size};
   char exchanged[warp_size][8];
 };
 struct Block {
-  explicit Block(int threads) : barrier(threads), warps(threads / warp_size) {}
-  std::barrier<> barrier;
+  explicit Block(int threads)
+      : barrier{threads}, warps(threads / warp_size), fibers(threads), stacks(new char[threads * stack_size]) {}
+
+  void run(int index);
+
+  Barrier barrier;
   std::vector<Warp> warps;
+  std::function<void()> kernel;
+  struct Fiber {
+    ucontext_t context;
+    bool ended;
+  };
+  std::vector<Fiber> fibers;
+  std::unique_ptr<char[]> stacks;
+  ucontext_t caller;
 };
 inline thread_local Block* block;
 
-inline void __syncthreads() { block->barrier.arrive_and_wait(); }
+// Threads wait by turns: each runs until it has to wait for another, and goes on when all others had their turn.
+inline void Barrier::wait() {
+  const int thread = threadIdx.x, mine = round;
+  if (++arrived == threads) {
+    arrived = 0;
+    ++round;
+  }
+  while (round == mine) swapcontext(&block->fibers[thread].context, &block->caller);
+}
+
+inline void run_thread() {
+  block->kernel();
+  block->fibers[threadIdx.x].ended = true;
+}
+
+inline void Block::run(int index) {
+  block = this;
+  blockIdx = {index};
+  const int threads = int(fibers.size());
+  for (int thread = 0; thread < threads; ++thread) {
+    Fiber& fiber = fibers[thread];
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = stacks.get() + thread * stack_size;
+    fiber.context.uc_stack.ss_size = stack_size;
+    fiber.context.uc_link = &caller;
+    fiber.ended = false;
+    makecontext(&fiber.context, run_thread, 0);
+  }
+  for (bool all_ended = false; !all_ended;) {
+    all_ended = true;
+    for (int thread = 0; thread < threads; ++thread) {
+      if (fibers[thread].ended) continue;
+      threadIdx = {thread};
+      swapcontext(&caller, &fibers[thread].context);
+      all_ended = all_ended && fibers[thread].ended;
+    }
+  }
+}
+
+inline void __syncthreads() { block->barrier.wait(); }
 
 // Every lane gives a value and takes that of another of its group of `width` lanes.
 template <class T>
 T __shfl_sync(unsigned, T value, int lane, int width = warp_size) {
   Warp& warp = block->warps[threadIdx.x / warp_size];
   std::memcpy(warp.exchanged[threadIdx.x % warp_size], &value, sizeof value);
-  warp.barrier.arrive_and_wait();
+  warp.barrier.wait();
   const int first = threadIdx.x % warp_size / width * width;
   std::memcpy(&value, warp.exchanged[first + lane % width], sizeof value);
-  warp.barrier.arrive_and_wait();
+  warp.barrier.wait();
   return value;
 }
 template <class T>
@@ -81,21 +138,10 @@ T __shfl_xor_sync(unsigned mask, T value, int distance) {
 template <class... Parameters, std::size_t... i>
 void launch(void (*kernel)(Parameters...), int blocks, int threads, void** arguments, std::index_sequence<i...>) {
   Block shared(threads);
-  std::vector<std::thread> team;
-  for (int thread = 0; thread < threads; ++thread) {
-    team.emplace_back([&, thread] {
-      block = &shared;
-      threadIdx = {thread};
-      blockDim = {threads};
-      gridDim = {blocks};
-      for (int at = 0; at < blocks; ++at) {
-        blockIdx = {at};
-        kernel(*static_cast<const Parameters*>(arguments[i])...);
-        __syncthreads();
-      }
-    });
-  }
-  for (std::thread& thread : team) thread.join();
+  shared.kernel = [&] { kernel(*static_cast<const Parameters*>(arguments[i])...); };
+  blockDim = {threads};
+  gridDim = {blocks};
+  for (int at = 0; at < blocks; ++at) shared.run(at);
 }
 
 // Exports a kernel to driver.cpp.

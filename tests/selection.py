@@ -1,0 +1,19 @@
+"""Which values of a long parametrisation ``make test`` runs; ``make test-long`` runs the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+
+
+def few(values: Iterable[Any], chosen: Callable[..., bool]) -> list[Any]:
+    """The values as parameters, those not chosen with the marker ``long``; a tuple stands for several arguments.
+
+    Example:
+        >>> [parameter.values for parameter in few(range(3), lambda n: n < 2) if parameter.marks]
+        [(2,)]
+    """
+    given = [value if isinstance(value, tuple) else (value,) for value in values]
+    return [pytest.param(*value, marks=() if chosen(*value) else pytest.mark.long) for value in given]

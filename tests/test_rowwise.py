@@ -59,6 +59,8 @@ OPERANDS = {
     "attention": (attention, ((2, 3, 5), (2, 3, 1), (5,))),
     "a mask of a batch": (attention, ((2, 3, 5), (), (3, 5))),
     "n = 1": (attention, ((3, 1), (3, 1), (1,))),
+    "layer norm of wide rows": (norm, ((4, 40), (40,), (40,))),
+    "attention of wide rows": (attention, ((2, 3, 40), (2, 3, 1), (40,))),
 }
 
 
@@ -74,7 +76,7 @@ def test_orders_0_to_4(case: str) -> None:
             assert_close(y, expected, rtol=1e-11, atol=1e-13 * scale, msg=lambda text, k=order: f"order {k}: {text}")
 
 
-@pytest.mark.parametrize("case", ["layer norm", "attention"])
+@pytest.mark.parametrize("case", ["layer norm", "attention", "layer norm of wide rows"])
 def test_every_mode_against_finite_differences(case: str) -> None:
     op, shapes = OPERANDS[case]
     xs = of(*shapes)

@@ -8,13 +8,23 @@ column is the sum over all rows, so that the class is closed under ``vjp`` and `
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 
-from ._elementwise import Derivative, Elementwise, HandWritten, Tensors, _Apply, _ApplyUnderTransforms, _subset
+from ._elementwise import (
+    Derivative,
+    Elementwise,
+    HandWritten,
+    Tensors,
+    _Apply,
+    _ApplyUnderTransforms,
+    _subset,
+    pullback,
+)
 from ._native import kernels
 from ._symbolic import cpp, row_cpp
 from ._symbolic.evaluate import evaluate_rows
@@ -23,7 +33,39 @@ from ._symbolic.program import Program, ProgramDerivative
 from ._torch_state import in_forward_mode, transforms_active
 
 Shape = tuple[int, ...]
-Call = tuple[Shape, tuple[float, ...]]  # the shape of the operands with a value an element, and the numbers
+HALF = {torch.float16, torch.bfloat16}  # computed in float32
+_SHORT = 16  # rows that are so short are read in less time than their values would be
+
+
+class Call(NamedTuple):
+    """The arguments of a function of rows beside its tensors.
+
+    Attributes:
+        shape: of the operands with a value an element: a derivative may have none of them.
+        numbers: for its scalars.
+        known: values of the row ``[..., 1]`` that an earlier call has computed, by their expressions.
+    """
+
+    shape: Shape
+    numbers: tuple[float, ...]
+    known: Mapping[Expr, torch.Tensor] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A function of rows that takes values of the row instead of computing them, and keeps those its derivative takes.
+
+    Attributes:
+        function: gives the outputs, then what it keeps.
+        operands: the places of its operands among the inputs and the known values.
+        kept: the expressions that it keeps.
+        passed: the known ones that the derivative takes too.
+    """
+
+    function: RowFunction
+    operands: tuple[int, ...]
+    kept: tuple[Expr, ...]
+    passed: tuple[Expr, ...]
 
 
 def shape_of(kind: str, shape: Shape) -> Shape:
@@ -34,8 +76,9 @@ def shape_of(kind: str, shape: Shape) -> Shape:
 class RowFunction(Elementwise):
     """k functions of the rows of m tensors and of some numbers.
 
-    It is differentiated, named and cached as an Elementwise. Its calls take the shape of the tensors beside the
-    numbers: a derivative may have none of them as its operand.
+    It is differentiated, named and cached as an Elementwise. A call whose gradient is wanted keeps the sums over rows
+    that the gradient needs again. They are no more than what the gradient's kernel would compute: every derivative
+    is one of the program in the inputs.
     """
 
     devices = ("cpu",)  # that there are kernels for
@@ -50,6 +93,7 @@ class RowFunction(Elementwise):
     ) -> None:
         super().__init__(program, functools.partial(evaluate_rows, program), name, order, chosen, family=family)
         self.kinds = program.kinds or ("tensor",) * len(program.outputs)
+        self._recordings: dict[tuple[tuple[bool, ...], tuple[Expr, ...]], Recording] = {}
 
     def functor(self, dtype: str = "float64") -> tuple[str, str]:
         """The name of the functors for a dtype, and the C++ that defines them."""
@@ -69,32 +113,80 @@ class RowFunction(Elementwise):
 
     def run(self, xs: Tensors, call: Call) -> Any:  # type: ignore[override]
         """The results without derivatives: by the kernel, or by the definition."""
-        return self._run_on(kernels.device_of(xs) if 0 not in call[0] else None, xs, call)
+        return self._run_on(kernels.device_of(xs) if 0 not in call.shape else None, xs, call)
 
     def _run_on(self, device: str | None, xs: Tensors, call: Call) -> Any:
-        shape, scalars = call
+        if call.known and device:
+            return self.run_recording(device, xs, call, ())[0]
         kernel: Any = device and self.kernel(device, xs[0].dtype)
         if not kernel:
-            return self.definition(shape, *xs, *scalars)
-        return self._results(kernel(xs, scalars, shape))
+            return self.definition(call.shape, *xs, *call.numbers)
+        return self._results(kernel(xs, call.numbers, call.shape))
+
+    def run_recording(
+        self, device: str, xs: Tensors, call: Call, wanted: tuple[bool, ...]
+    ) -> tuple[Any, dict[Expr, torch.Tensor]]:
+        """The results, and the values of the row that the gradients of the wanted inputs take; none if none is wanted.
+
+        They are of the dtype of the tensors, so they are kept for those that are computed in their own.
+        """
+        recording = self._recording(wanted, tuple(call.known))
+        function = recording.function
+        operands = (*xs, *call.known.values())
+        given = [operands[i] for i in recording.operands]
+        outputs = function.run_alone(device, given, call)
+        count = len(self.program.outputs)
+        kept = dict(zip(recording.kept, outputs[count:], strict=True))
+        kept |= {node: call.known[node] for node in recording.passed}
+        return self._results(outputs[:count]), kept
+
+    def run_alone(self, device: str, xs: Tensors, call: Call) -> Sequence[torch.Tensor]:
+        """The results as a list, without known values."""
+        kernel: Any = self.kernel(device, xs[0].dtype)
+        if kernel:
+            return kernel(xs, call.numbers, call.shape)  # type: ignore[no-any-return]
+        outputs = self.definition(call.shape, *xs, *call.numbers)
+        return [outputs] if self._single else outputs
+
+    def _recording(self, wanted: tuple[bool, ...], known: tuple[Expr, ...]) -> Recording:
+        key = wanted, known
+        if key not in self._recordings:
+            shared: list[Expr] = []
+            if any(wanted):
+                shared = self.program.shared_rows(self.vjp(wanted, (True,) * len(self.kinds)).function.program)
+            passed = tuple(node for node in shared if node in known)
+            kept = tuple(node for node in shared if node not in known)
+            program, operands = self.program.recording(known, kept)
+            function = RowFunction(program, f"{self.name}_recorded", family=self._failed)
+            self._recordings[key] = Recording(function, operands, kept, passed)
+        return self._recordings[key]
 
     def apply(self, xs: Tensors, call: Call) -> Any:  # type: ignore[override]
         """The results, by the route that their derivatives need."""
-        shape, scalars = call
-        device = None if 0 in shape else kernels.device_for(xs)
-        return self.definition(shape, *xs, *scalars) if device is None else self.on_device(device, xs, call)
+        device = None if 0 in call.shape else kernels.device_for(xs)
+        return self.definition(call.shape, *xs, *call.numbers) if device is None else self.on_device(device, xs, call)
 
     def on_device(self, device: str, xs: Tensors, call: Call) -> Any:
         """The results of tensors on a device, where no mode has to see the definition."""
         if transforms_active():
-            return _ApplyUnderTransforms.apply(self, call, *xs)
-        if in_forward_mode() or (torch.is_grad_enabled() and any(x.requires_grad for x in xs)):
-            return _Apply.apply(self, call, *xs)
+            return _ApplyUnderTransforms.apply(self, call._replace(known={}), *xs)
+        if in_forward_mode():
+            return _Apply.apply(self, call._replace(known={}), *xs)
+        if call.known:
+            occurring = self._nodes
+            call = call._replace(known={node: x for node, x in call.known.items() if node in occurring})
+        if torch.is_grad_enabled() and any(x.requires_grad for x in xs):
+            keeps = call.shape[-1] > _SHORT and xs[0].dtype not in HALF
+            return (_ApplyRecording if keeps else _Apply).apply(self, call, *xs)
         return self._run_on(device, xs, call)
+
+    @functools.cached_property
+    def _nodes(self) -> frozenset[Expr]:
+        return frozenset(topological(self.program.outputs))
 
     def apply_batched(self, size: int, dims: Sequence[int | None], xs: Tensors, call: Call) -> Any:  # type: ignore[override]
         """The results of a batch, along their first dimension; ``dims`` says where the tensors have it, if at all."""
-        shape, scalars = call
+        shape = call.shape
         whole = size, *shape
         kinds = [x.op for x in self.program.inputs]
         # Columns of the members of a batch differ, and so do sums over the rows of each.
@@ -111,7 +203,7 @@ class RowFunction(Elementwise):
             if kind == "column":
                 first = first.reshape(-1, *[1] * (len(shape) - 1), shape[-1])
             batched.append(first.expand(shape_of("row" if kind == "row" else "tensor", whole)))
-        outputs = function.apply(batched, (whole, scalars))
+        outputs = function.apply(batched, Call(whole, call.numbers))
         if "column" not in self.kinds or len(shape) == 1:
             return outputs
         between = tuple(range(1, len(shape)))
@@ -164,15 +256,36 @@ class RowDerivative(Derivative):
 
     def apply(self, arguments: Sequence[torch.Tensor], call: Call, count: int) -> Sequence[torch.Tensor]:  # type: ignore[override]
         """All ``count`` results, for all arguments; those that it does not take may be None."""
-        shape, scalars = call
         xs = [arguments[i] for i in self.arguments]
         outputs: Any = ()
         if self.results:
-            outputs = self.function.apply(xs, (shape, tuple([scalars[i] for i in self.scalars])))  # type: ignore[arg-type]
+            numbers = tuple([call.numbers[i] for i in self.scalars])
+            outputs = self.function.apply(xs, call._replace(numbers=numbers))  # type: ignore[arg-type]
             outputs = (outputs,) if len(self.results) == 1 else outputs
         known = dict(zip(self.results, outputs, strict=True))
         like = next((x for x in arguments if x is not None), None)
         if like is None:  # no cotangent is defined, so that no gradient is
             return [None] * count  # type: ignore[list-item]
         zero = like.new_zeros(())
-        return [known[i] if i in known else zero.expand(shape_of(self.kinds[i], shape)) for i in range(count)]
+        return [known[i] if i in known else zero.expand(shape_of(self.kinds[i], call.shape)) for i in range(count)]
+
+
+class _ApplyRecording(_Apply):
+    """Applies a RowFunction where there is no transform, and keeps the values of the row that its gradients take."""
+
+    @staticmethod
+    def forward(ctx: Any, op: RowFunction, call: Call, *xs: torch.Tensor) -> Any:  # type: ignore[override]
+        device = xs[0].device.type
+        output, kept = op.run_recording(device, xs, call, ctx.needs_input_grad[2:])
+        _ApplyUnderTransforms.setup_context(ctx, (op, call._replace(known={}), *xs), output)
+        saved = [x if i in op.read_by_derivatives else None for i, x in enumerate(xs)]
+        ctx.save_for_backward(*saved, *kept.values())
+        ctx.kept = tuple(kept)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        count = len(saved) - len(ctx.kept)
+        call = ctx.scalars._replace(known=dict(zip(ctx.kept, saved[count:], strict=True)))
+        return pullback(ctx, saved[:count], call, grads)

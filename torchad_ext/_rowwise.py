@@ -14,7 +14,7 @@ from ._declared import COLUMN, ROW, TENSOR, Declared, Interval, is_tensor
 from ._elementwise import Elementwise
 from ._native import kernels
 from ._native.kernels import DTYPES
-from ._row_function import RowFunction, shape_of
+from ._row_function import HALF, Call, RowFunction, shape_of
 from ._symbolic.captured import plain
 from ._symbolic.program import Program
 from ._symbolic.refusals import NumberExpected
@@ -94,7 +94,7 @@ class Rowwise(Declared):
                     x = x.reshape(whole) if kind is COLUMN else x.expand(whole)
                 xs.append(x)
         numbers = tuple([float(args[i]) for i in scalars])
-        call = shape, numbers
+        call = Call(shape, numbers)
         result = member.on_device(device, xs, call) if sweep is None else sweep.rowwise(member, xs, call)
         if result is NotImplemented:
             return self._define(args)
@@ -134,7 +134,6 @@ class Rowwise(Declared):
         return {}
 
 
-HALF = {torch.float16, torch.bfloat16}
 _NAMES = {TENSOR: "tensor", ROW: "row", COLUMN: "column"}
 
 

@@ -1,0 +1,158 @@
+"""Values of rows that a call keeps for its gradients: derivatives are those that compute them again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch.autograd.graph import save_on_cpu
+from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
+
+import torchad_ext as ad
+from torchad_ext import _row_function
+from torchad_ext._symbolic.expr import topological
+from torchad_ext.rows import ROW_CATALOGUE
+
+
+def normal(*shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_()
+
+
+@ad.rowwise
+def gate(x, scale):  # type: ignore[no-untyped-def]
+    """Two sums, one of what the other gives, and two results."""
+    share = torch.softmax(x * scale, -1)
+    norm = torch.linalg.vector_norm(x - share, dim=-1, keepdim=True)
+    return x * share / norm, norm
+
+
+def derivatives(f: Callable[..., Any], xs: tuple[torch.Tensor, ...], orders: int = 3) -> list[torch.Tensor]:
+    """The gradients of each order, each of sines of multiples of the one before."""
+    found: list[torch.Tensor] = []
+    results = f(*xs)
+    for _ in range(orders):
+        results = results if isinstance(results, tuple) else (results,)
+        multiples = [y * torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape) for y in results]
+        results = torch.autograd.grad(sum(y.sin().sum() for y in multiples), xs, create_graph=True)
+        found += results
+    return found
+
+
+@pytest.fixture(params=["kept", "computed again"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    if request.param == "computed again":
+        monkeypatch.setattr(_row_function, "_SHORT", 10**9)
+    yield request.param
+
+
+OPS: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
+    **{
+        name: (lambda x, op=ROW_CATALOGUE[name]: op(x), ROW_CATALOGUE[name].definition, ((3, 24),))
+        for name in ("softmax", "log_softmax", "logsumexp", "vector_norm", "normalize")
+    },
+    "gate": (gate, gate.definition, ((2, 3, 24), (2, 3, 1))),
+}
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_three_orders(name: str, way: str) -> None:
+    op, definition, shapes = OPS[name]
+    xs = tuple(normal(*shape) for shape in shapes)
+    for y, expected in zip(derivatives(op, xs), derivatives(definition, xs), strict=True):
+        assert_close(y, expected, rtol=1e-10, atol=1e-12 * float(expected.detach().abs().max()))
+
+
+def reductions(member: _row_function.RowFunction) -> list[str]:
+    return [node.op for node in topological(member.program.outputs) if node.op.startswith("row_")]
+
+
+def test_what_the_value_sums_the_gradient_does_not() -> None:
+    member = ROW_CATALOGUE["softmax"]._usual
+    recording = member._recording((True,), ())
+    assert len(recording.kept) == 2  # the largest element, and a function of the sum
+    gradient = member.vjp((True,), (True,)).function
+    assert sorted(reductions(gradient)) == ["row_amax", "row_sum", "row_sum"]
+    reading = gradient._recording((), recording.kept).function
+    assert reductions(reading) == ["row_sum"]  # with the cotangent
+
+
+def test_no_value_is_kept_of_short_rows_half_types_and_constants() -> None:
+    for x in (normal(3, 4), normal(3, 24).half(), normal(3, 24).detach()):
+        y = ad.softmax(x, -1)
+        assert not isinstance(y.grad_fn, _row_function._ApplyRecording._backward_cls)  # type: ignore[attr-defined]
+    assert isinstance(ad.softmax(normal(3, 24), -1).grad_fn, _row_function._ApplyRecording._backward_cls)  # type: ignore[attr-defined]
+
+
+def test_some_gradients_of_some_results(way: str) -> None:
+    x, scale = normal(3, 24), normal(3, 1)
+    for wanted in ((x,), (scale,), (x, scale)):
+        for k in (0, 1):
+            mine, expected = (
+                torch.autograd.grad(f(x, scale)[k].sin().sum(), wanted, create_graph=True)
+                for f in (gate, gate.definition)
+            )
+            assert_close(mine, expected)
+            second = [torch.autograd.grad(g[0].square().sum(), (x, scale)) for g in (mine, expected)]
+            assert_close(*second)
+
+
+@pytest.mark.parametrize("context", [nullcontext, save_on_cpu])
+def test_hooks_of_saved_tensors(context: Any) -> None:
+    x = normal(3, 24)
+    with context():
+        mine = derivatives(gate_of, (x,), 2)
+    assert_close(mine, derivatives(lambda x: gate.definition(x, 2.0 * torch.ones_like(x[:, :1])), (x,), 2))
+
+
+def gate_of(x: torch.Tensor) -> Any:
+    return gate(x, 2.0 * torch.ones_like(x[:, :1]))
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpoint(use_reentrant: bool) -> None:
+    x = normal(3, 24)
+    y = checkpoint(lambda x: ad.softmax(x, -1), x, use_reentrant=use_reentrant)
+    y.square().sum().backward()
+    assert_close(x.grad, torch.autograd.grad(torch.softmax(x, -1).square().sum(), x)[0])
+
+
+def test_a_result_may_be_written_in_place() -> None:
+    x = normal(3, 24)
+    y = ad.normalize(x, dim=-1)
+    y.mul_(2)
+    expected = torch.autograd.grad(2 * torch.nn.functional.normalize(x, dim=-1).sin().sum() / 2, x)[0]
+    assert_close(torch.autograd.grad((y / 2).sin().sum(), x)[0], expected)
+
+
+def test_batches_of_cotangents() -> None:
+    x, v = normal(3, 24), normal(5, 3, 24).detach()
+    for create_graph in (False, True):
+        y = ad.softmax(x, -1)
+        mine = torch.autograd.grad(y, x, v, is_grads_batched=True, create_graph=create_graph)[0]
+        assert_close(mine, torch.stack([torch.autograd.grad(torch.softmax(x, -1), x, one)[0] for one in v]))
+
+
+def test_transforms_over_a_recorded_call() -> None:
+    x, v = normal(3, 24), normal(3, 24).detach()
+
+    def product(f: Callable[..., torch.Tensor]) -> torch.Tensor:
+        y = f(x, -1)
+        (g,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        return torch.func.vmap(lambda v: torch.autograd.grad(g, x, v, retain_graph=True)[0])(v.expand(2, 3, 24))
+
+    assert_close(product(ad.softmax), product(torch.softmax))
+
+
+def test_the_graph_frees_what_it_kept() -> None:
+    x = normal(3, 24)
+    y = ad.softmax(x, -1)
+    kept = y.grad_fn.saved_tensors
+    assert len(kept) == 3
+    y.sum().backward()
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        _ = y.grad_fn.saved_tensors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -43,11 +43,12 @@ def derivatives(f: Callable[..., Any], xs: tuple[torch.Tensor, ...], orders: int
     return found
 
 
-@pytest.fixture(params=["kept", "computed again"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    if request.param == "computed again":
-        monkeypatch.setattr(_row_function, "_SHORT", 10**9)
-    yield request.param
+@pytest.fixture(params=[pytest.param("C++", marks=pytest.mark.fast_path), "Python"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """By which route a call goes."""
+    if request.param == "Python":
+        monkeypatch.setattr(_row_function.RowFunction, "fast_function", None)
+    return str(request.param)
 
 
 OPS: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[tuple[int, ...], ...]]] = {

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -25,7 +26,7 @@ from ._elementwise import (
     _subset,
     pullback,
 )
-from ._native import kernels
+from ._native import fast_path, kernels
 from ._symbolic import cpp, row_cpp
 from ._symbolic.evaluate import evaluate_rows
 from ._symbolic.expr import Expr, make, tensor, topological
@@ -35,6 +36,11 @@ from ._torch_state import in_forward_mode, transforms_active
 Shape = tuple[int, ...]
 HALF = {torch.float16, torch.bfloat16}  # computed in float32
 _SHORT = 16  # rows that are so short are read in less time than their values would be
+
+
+# Expressions of kept values by number, as C++ calls them.
+_expressions: WeakValueDictionary[int, Expr] = WeakValueDictionary()
+_NUMBER_OF_KIND = {"tensor": 0, "row": 1, "column": 2}  # of Kind in csrc/rowwise.h
 
 
 class Call(NamedTuple):
@@ -157,9 +163,72 @@ class RowFunction(Elementwise):
             passed = tuple(node for node in shared if node in known)
             kept = tuple(node for node in shared if node not in known)
             program, operands = self.program.recording(known, kept)
-            function = RowFunction(program, f"{self.name}_recorded", family=self._failed)
+            is_same = not kept and operands == tuple(range(len(self.program.inputs)))
+            function = self if is_same else RowFunction(program, f"{self.name}_recorded", family=self._failed)
             self._recordings[key] = Recording(function, operands, kept, passed)
+            _expressions.update({id(node): node for node in kept})
         return self._recordings[key]
+
+    @property
+    def fast_function(self) -> Any:
+        """The ``RowFunction`` of ``csrc/fast_path`` that applies this one to plain tensors, None while there is none."""
+        operands = len(self.program.inputs) + len(self.program.outputs)
+        if self._fast_function is None and operands <= 64 and (module := fast_path.module()):
+            node = cpp.struct_name(self._stem + self._suffix(self._order + 1))
+            scalars, outputs = len(self.program.scalars), len(self.program.outputs)
+            # The first of two threads decides.
+            self.__dict__.setdefault("_fast_function", module.RowFunction(self, scalars, outputs, self.name, node))
+        return self._fast_function
+
+    def apply_in_cpp(self, device: str, xs: Tensors, call: Call) -> Any:  # type: ignore[override]
+        """The results of ``csrc/fast_path``, NotImplemented where it does not take such tensors."""
+        fast = self.fast_function
+        if fast is None:  # as long as its compiler runs
+            return NotImplemented
+        arguments = xs, call.numbers, call.shape, tuple(map(id, call.known)), tuple(call.known.values())
+        outputs = fast.apply(*arguments)
+        if outputs is NotImplemented:  # it may not know the kernel yet
+            function = self
+            wanted = tuple([x.requires_grad and torch.is_grad_enabled() for x in xs])
+            keeps = any(wanted) and self._keeps(xs, call)
+            if keeps or call.known:
+                function = self._recording(wanted if keeps else (), tuple(call.known)).function
+            kernel = function.kernel(device, xs[0].dtype)
+            if kernel and (of := function.fast_function):
+                of.set_kernel(kernels.DTYPES[xs[0].dtype], kernel.address)
+                outputs = fast.apply(*arguments)
+        return outputs
+
+    def vjp_of_masks(self, wanted: int, given: int) -> tuple[Any, ...]:
+        """The derivative whose wanted results and given cotangents are the bits that are set, for C++ to ask for."""
+        derivative = self.vjp(*self._masks(wanted, given))
+        assert isinstance(derivative, RowDerivative)
+        kinds = tuple([_NUMBER_OF_KIND[kind] for kind in derivative.kinds])
+        function = derivative.function.fast_function
+        return function, derivative.arguments, derivative.scalars, derivative.results, kinds
+
+    def recording_of_masks(self, wanted: int, known: Sequence[int]) -> tuple[Any, ...]:
+        """The Recording for inputs whose bits are set and for known expressions by their numbers, for C++ to ask for."""
+        chosen = self._masks(wanted, 0)[0] if wanted else ()
+        expressions = tuple([_expressions[number] for number in known])
+        recording = self._recording(chosen, expressions)
+        passed = tuple([expressions.index(node) for node in recording.passed])
+        return recording.function.fast_function, recording.operands, tuple(map(id, recording.kept)), passed
+
+    def pullback_of_rows(
+        self,
+        arguments: Tensors,
+        numbers: tuple[float, ...],
+        wanted: int,
+        given: int,
+        shape: Shape,
+        known: Sequence[int],
+        values: Tensors,
+    ) -> Tensors:
+        """The wanted gradients from the inputs and the given cotangents, by whatever route; for C++ to ask for."""
+        call = Call(shape, numbers, {_expressions[number]: x for number, x in zip(known, values, strict=True)})
+        gradients: Tensors = self.vjp(*self._masks(wanted, given)).apply(arguments, call, wanted.bit_count())  # type: ignore[arg-type]
+        return gradients
 
     def apply(self, xs: Tensors, call: Call) -> Any:  # type: ignore[override]
         """The results, by the route that their derivatives need."""
@@ -172,17 +241,16 @@ class RowFunction(Elementwise):
             return _ApplyUnderTransforms.apply(self, call._replace(known={}), *xs)
         if in_forward_mode():
             return _Apply.apply(self, call._replace(known={}), *xs)
-        if call.known:
-            occurring = self._nodes
-            call = call._replace(known={node: x for node, x in call.known.items() if node in occurring})
+        outputs = self.apply_in_cpp(device, xs, call)
+        if outputs is not NotImplemented:
+            return outputs
         if torch.is_grad_enabled() and any(x.requires_grad for x in xs):
-            keeps = call.shape[-1] > _SHORT and xs[0].dtype not in HALF
-            return (_ApplyRecording if keeps else _Apply).apply(self, call, *xs)
+            return (_ApplyRecording if self._keeps(xs, call) else _Apply).apply(self, call, *xs)
         return self._run_on(device, xs, call)
 
-    @functools.cached_property
-    def _nodes(self) -> frozenset[Expr]:
-        return frozenset(topological(self.program.outputs))
+    def _keeps(self, xs: Tensors, call: Call) -> bool:
+        """Does a call keep values of the row? They have the dtype of the tensors, so it is to be the computed one."""
+        return call.shape[-1] > _SHORT and xs[0].dtype not in HALF
 
     def apply_batched(self, size: int, dims: Sequence[int | None], xs: Tensors, call: Call) -> Any:  # type: ignore[override]
         """The results of a batch, along their first dimension; ``dims`` says where the tensors have it, if at all."""

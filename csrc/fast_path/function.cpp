@@ -8,6 +8,7 @@
 
 #include "python.h"
 #include "quadratic_form.h"
+#include "rows.h"
 
 namespace torchad_ext {
 namespace {
@@ -185,6 +186,24 @@ Shape shape_of(py::handle sizes) {
   return shape;
 }
 
+Tensors tensors_of(py::handle tensors) {
+  Tensors xs;
+  for (const py::handle x : py::reinterpret_borrow<py::sequence>(tensors)) {
+    TORCH_CHECK_TYPE(THPVariable_Check(x.ptr()), "apply takes tensors");
+    xs.push_back(THPVariable_Unpack(x.ptr()));
+  }
+  return xs;
+}
+
+// Of a tuple; a Python error may be set.
+Numbers numbers_of(PyObject* numbers) {
+  Numbers scalars;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(numbers); ++i) {
+    scalars.push_back(PyFloat_AsDouble(PyTuple_GET_ITEM(numbers, i)));
+  }
+  return scalars;
+}
+
 // function.apply(tensors, numbers, shape, results): the results, or NotImplemented; for tensors that broadcast also
 // their shape and those of the results.
 PyObject* function_apply(PyObject* self, PyObject* args) {
@@ -194,15 +213,8 @@ PyObject* function_apply(PyObject* self, PyObject* args) {
                         &results)) {
     return nullptr;
   }
-  Tensors xs;
-  for (const py::handle x : py::reinterpret_borrow<py::sequence>(tensors)) {
-    TORCH_CHECK_TYPE(THPVariable_Check(x.ptr()), "apply takes tensors");
-    xs.push_back(THPVariable_Unpack(x.ptr()));
-  }
-  Numbers scalars;
-  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(numbers); ++i) {
-    scalars.push_back(PyFloat_AsDouble(PyTuple_GET_ITEM(numbers, i)));
-  }
+  const Tensors xs = tensors_of(tensors);
+  const Numbers scalars = numbers_of(numbers);
   if (PyErr_Occurred()) return nullptr;
   TORCH_CHECK_VALUE(!xs.empty(), "apply takes a tensor at the least");
   Broadcast broadcast;
@@ -214,6 +226,56 @@ PyObject* function_apply(PyObject* self, PyObject* args) {
   }
   return applied(value_of<FunctionPtr>(self), xs, scalars, std::move(broadcast));
   END_HANDLE_TH_ERRORS
+}
+
+// RowFunction(function, scalars, outputs, name, node_name)
+PyObject* row_function_new(PyTypeObject* type, PyObject* args, PyObject*) {
+  HANDLE_TH_ERRORS
+  PyObject* function;
+  Py_ssize_t scalars, outputs;
+  const char *name, *node_name;
+  if (!PyArg_ParseTuple(args, "Onnss", &function, &scalars, &outputs, &name, &node_name)) return nullptr;
+  return new_object(type, std::make_shared<RowFunction>(function, scalars, outputs, name, node_name));
+  END_HANDLE_TH_ERRORS
+}
+
+// function.apply(tensors, numbers, shape, names, values): the results, or NotImplemented.
+PyObject* row_function_apply(PyObject* self, PyObject* args) {
+  HANDLE_TH_ERRORS
+  PyObject *tensors, *numbers, *shape, *names, *values;
+  if (!PyArg_ParseTuple(args, "OO!OOO", &tensors, &PyTuple_Type, &numbers, &shape, &names, &values)) return nullptr;
+  const Tensors xs = tensors_of(tensors);
+  const Numbers scalars = numbers_of(numbers);
+  if (PyErr_Occurred()) return nullptr;
+  const Shape whole = shape_of(shape);
+  Known known;
+  for (const py::handle name : py::reinterpret_borrow<py::sequence>(names)) {
+    known.names.push_back(name.cast<int64_t>());
+  }
+  known.values = tensors_of(values);
+  const RowFunctionPtr function = value_of<RowFunctionPtr>(self);
+  std::optional<Tensors> results;
+  {
+    const py::gil_scoped_release no_gil;
+    results = function->apply(xs, scalars, whole, known);
+  }
+  return wrap(std::move(results));
+  END_HANDLE_TH_ERRORS
+}
+
+// function.set_kernel(dtype, address): a torch.dtype's number, a RowKernel.
+PyObject* row_function_set_kernel(PyObject* self, PyObject* args) {
+  int dtype;
+  unsigned long long address;
+  if (!PyArg_ParseTuple(args, "iK", &dtype, &address)) return nullptr;
+  const int place = Function::place(at::ScalarType(dtype));
+  if (place < 0) {
+    PyErr_SetString(PyExc_ValueError, "no kernel is made for this dtype");
+    return nullptr;
+  }
+  auto& kernel = value_of<RowFunctionPtr>(self)->kernels[place];
+  kernel.store(reinterpret_cast<const RowKernel*>(address), std::memory_order_release);
+  Py_RETURN_NONE;
 }
 
 // function.set_kernel(device, dtype, address): 0 for the CPU and 1 for CUDA, a torch.dtype's number, a Kernel.
@@ -243,6 +305,27 @@ int function_clear(PyObject* self) {
   const auto& function = value_of<FunctionPtr>(self);
   if (function.use_count() == 1) Py_CLEAR(function->elementwise);
   return 0;
+}
+
+int row_function_traverse(PyObject* self, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(self));
+  const auto& function = value_of<RowFunctionPtr>(self);
+  if (function && function.use_count() == 1) Py_VISIT(function->function);
+  return 0;
+}
+
+int row_function_clear(PyObject* self) {
+  const auto& function = value_of<RowFunctionPtr>(self);
+  if (function.use_count() == 1) Py_CLEAR(function->function);
+  return 0;
+}
+
+// set_run_rows(address): how kernels of rows are run, a RunKernel.
+PyObject* set_run_rows(PyObject*, PyObject* address) {
+  const unsigned long long number = PyLong_AsUnsignedLongLong(address);
+  if (PyErr_Occurred()) return nullptr;
+  run_rows.store(reinterpret_cast<RunKernel>(number), std::memory_order_release);
+  Py_RETURN_NONE;
 }
 
 // set_run(device, address): how kernels are run on a device, a RunKernel.
@@ -276,6 +359,17 @@ PyType_Slot function_slots[] = {{Py_tp_new, reinterpret_cast<void*>(function_new
                                 {Py_tp_clear, reinterpret_cast<void*>(function_clear)},
                                 {Py_tp_methods, function_methods},
                                 {}};
+PyMethodDef row_function_methods[] = {
+    {"apply", row_function_apply, METH_VARARGS,
+     "apply(tensors, numbers, shape, names, values): the results, or NotImplemented"},
+    {"set_kernel", row_function_set_kernel, METH_VARARGS, "set_kernel(dtype, address)"},
+    {}};
+PyType_Slot row_function_slots[] = {{Py_tp_new, reinterpret_cast<void*>(row_function_new)},
+                                    {Py_tp_dealloc, reinterpret_cast<void*>(dealloc<RowFunctionPtr>)},
+                                    {Py_tp_traverse, reinterpret_cast<void*>(row_function_traverse)},
+                                    {Py_tp_clear, reinterpret_cast<void*>(row_function_clear)},
+                                    {Py_tp_methods, row_function_methods},
+                                    {}};
 PyMethodDef front_methods[] = {
     {"call", front_call, METH_VARARGS, "call(arguments, keywords): the results, or NotImplemented"},
     {"add", front_add, METH_VARARGS, "add(function, tensors, numbers, reads, options)"},
@@ -288,6 +382,7 @@ PyType_Slot front_slots[] = {{Py_tp_new, reinterpret_cast<void*>(front_new)},
                              {}};
 PyMethodDef module_methods[] = {
     {"set_run", set_run, METH_VARARGS, "set_run(device, address)"},
+    {"set_run_rows", set_run_rows, METH_O, "set_run_rows(address)"},
     {"is_wanted", is_wanted, METH_O, "is_wanted(tensor)"},
     {"quadratic_form", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(quadratic_form)), METH_FASTCALL,
      "quadratic_form(x, A): the result, or NotImplemented"},
@@ -311,10 +406,13 @@ PyMODINIT_FUNC PyInit_torchad_ext_eager() {
   PyObject* result = PyModule_Create(&module);
   auto function_spec = type_spec<FunctionPtr>("torchad_ext_eager.Function", function_slots);
   auto front_spec = type_spec<Front>("torchad_ext_eager.Front", front_slots);
+  auto row_spec = type_spec<RowFunctionPtr>("torchad_ext_eager.RowFunction", row_function_slots);
+  PyObject* row_type = PyType_FromSpec(&row_spec);
   function_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&function_spec));
   PyObject* front_type = PyType_FromSpec(&front_spec);
-  if (!result || !function_type || !front_type) return nullptr;
+  if (!result || !function_type || !front_type || !row_type) return nullptr;
   PyModule_AddObject(result, "Function", Py_NewRef(reinterpret_cast<PyObject*>(function_type)));
   PyModule_AddObject(result, "Front", front_type);
+  PyModule_AddObject(result, "RowFunction", row_type);
   return result;
 }

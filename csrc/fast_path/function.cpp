@@ -25,9 +25,10 @@ struct Front {
   py::object names, defaults;  // tuples over the parameters; Ellipsis where there is no default
   Py_ssize_t positional;       // how many of them are not keyword-only
   std::vector<Call> calls;
+  std::vector<RowCall> row_calls;
 };
 
-PyTypeObject* function_type;
+PyTypeObject *function_type, *row_function_type;
 
 PyObject* wrap(std::optional<Tensors> outputs) {
   if (!outputs) Py_RETURN_NOTIMPLEMENTED;
@@ -51,6 +52,20 @@ PyObject* applied(const FunctionPtr function, const Tensors& xs, const Numbers& 
   return wrap(std::move(outputs));
 }
 
+// The same of rows; results whose bits are set lose their last dimension, of size 1.
+PyObject* applied(const RowFunctionPtr function, const Tensors& xs, const Numbers& numbers, const Shape& shape,
+                  const Known& known, uint64_t dropped) {
+  std::optional<Tensors> results;
+  {
+    const py::gil_scoped_release no_gil;
+    results = function->apply(xs, numbers, shape, known);
+    for (size_t k = 0; results && k < results->size(); ++k) {
+      if (dropped >> k & 1) (*results)[k] = (*results)[k].squeeze(-1);
+    }
+  }
+  return wrap(std::move(results));
+}
+
 constexpr Py_ssize_t most_parameters = 64;
 
 // The argument of each parameter; false where Python has to say what is wrong.
@@ -70,10 +85,6 @@ bool bind(const Front& front, PyObject* arguments, PyObject* keywords, std::arra
   return std::find(given.begin(), given.begin() + count, Py_Ellipsis) == given.begin() + count;
 }
 
-bool are_equal_options(PyObject* a, PyObject* b) {
-  return a == b || (PyUnicode_CheckExact(a) && PyUnicode_CheckExact(b) && !PyUnicode_Compare(a, b));
-}
-
 // front.call(arguments, keywords): the results, or NotImplemented where the way through Python has to be taken.
 PyObject* front_call(PyObject* self, PyObject* args) {
   HANDLE_TH_ERRORS
@@ -84,6 +95,15 @@ PyObject* front_call(PyObject* self, PyObject* args) {
     Py_RETURN_NOTIMPLEMENTED;
   }
   const Py_ssize_t count = PyTuple_GET_SIZE(front.names.ptr());
+  for (const RowCall& call : front.row_calls) {
+    Tensors xs;
+    Numbers numbers;
+    Shape shape;
+    if (fits(call, given.data(), xs, numbers, shape)) {
+      if (PyErr_Occurred()) return nullptr;
+      return applied(value_of<RowFunctionPtr>(call.function.ptr()), xs, numbers, shape, {}, call.dropped);
+    }
+  }
   uint64_t tensors = 0, numbers = 0;
   Tensors xs;
   for (Py_ssize_t i = 0; i < count; ++i) {
@@ -139,6 +159,35 @@ PyObject* front_add(PyObject* self, PyObject* args) {
   END_HANDLE_TH_ERRORS
 }
 
+// front.add_rows(function, dtype, arguments, options, numbers, dropped, dims): the number of a dtype; an Argument and
+// the value of an option for each parameter; for each scalar a pair of its parameter, or -1, and its value; a bit for
+// each result without a last dimension; how many dimensions tensors have, 0 for any number.
+PyObject* front_add_rows(PyObject* self, PyObject* args) {
+  HANDLE_TH_ERRORS
+  PyObject *function, *arguments, *options, *numbers;
+  int dtype;
+  unsigned long long dropped;
+  Py_ssize_t dims;
+  if (!PyArg_ParseTuple(args, "O!iO!O!O!Kn", row_function_type, &function, &dtype, &PyTuple_Type, &arguments,
+                        &PyTuple_Type, &options, &PyTuple_Type, &numbers, &dropped, &dims)) {
+    return nullptr;
+  }
+  Front& front = value_of<Front>(self);
+  RowCall call{py::reinterpret_borrow<py::object>(function), at::ScalarType(dtype), {}, {}, {}, dropped, size_t(dims)};
+  for (const py::handle argument : py::reinterpret_borrow<py::tuple>(arguments)) {
+    call.arguments.push_back(Argument(argument.cast<int>()));
+  }
+  for (const py::handle option : py::reinterpret_borrow<py::tuple>(options)) {
+    call.options.push_back(py::reinterpret_borrow<py::object>(option));
+  }
+  call.numbers = py::handle(numbers).cast<std::vector<std::pair<int64_t, double>>>();
+  const size_t count = PyTuple_GET_SIZE(front.names.ptr());
+  TORCH_CHECK_VALUE(call.arguments.size() == count && call.options.size() == count, "one of each parameter");
+  front.row_calls.push_back(std::move(call));
+  Py_RETURN_NONE;
+  END_HANDLE_TH_ERRORS
+}
+
 // Front(names, defaults, positional)
 PyObject* front_new(PyTypeObject* type, PyObject* args, PyObject*) {
   HANDLE_TH_ERRORS
@@ -149,7 +198,7 @@ PyObject* front_new(PyTypeObject* type, PyObject* args, PyObject*) {
   TORCH_CHECK_VALUE(count <= most_parameters && PyTuple_GET_SIZE(defaults) == count && positional <= count,
                     "a Front takes ", most_parameters, " parameters at the most, and a default or Ellipsis for each");
   const auto held = [](PyObject* x) { return py::reinterpret_borrow<py::object>(x); };
-  return new_object(type, Front{held(names), held(defaults), positional, {}});
+  return new_object(type, Front{held(names), held(defaults), positional, {}, {}});
   END_HANDLE_TH_ERRORS
 }
 
@@ -158,12 +207,14 @@ int front_traverse(PyObject* self, visitproc visit, void* arg) {
   const Front& front = value_of<Front>(self);
   Py_VISIT(front.defaults.ptr());
   for (const Call& call : front.calls) Py_VISIT(call.function.ptr());
+  for (const RowCall& call : front.row_calls) Py_VISIT(call.function.ptr());
   return 0;
 }
 
 int front_clear(PyObject* self) {
   Front& front = value_of<Front>(self);
   const auto calls = std::exchange(front.calls, {});
+  const auto row_calls = std::exchange(front.row_calls, {});
   const py::object defaults = std::exchange(front.defaults, py::tuple());
   front.names = py::tuple();
   return 0;
@@ -253,13 +304,7 @@ PyObject* row_function_apply(PyObject* self, PyObject* args) {
     known.names.push_back(name.cast<int64_t>());
   }
   known.values = tensors_of(values);
-  const RowFunctionPtr function = value_of<RowFunctionPtr>(self);
-  std::optional<Tensors> results;
-  {
-    const py::gil_scoped_release no_gil;
-    results = function->apply(xs, scalars, whole, known);
-  }
-  return wrap(std::move(results));
+  return applied(value_of<RowFunctionPtr>(self), xs, scalars, whole, known, /*dropped=*/0);
   END_HANDLE_TH_ERRORS
 }
 
@@ -372,6 +417,7 @@ PyType_Slot row_function_slots[] = {{Py_tp_new, reinterpret_cast<void*>(row_func
                                     {}};
 PyMethodDef front_methods[] = {
     {"call", front_call, METH_VARARGS, "call(arguments, keywords): the results, or NotImplemented"},
+    {"add_rows", front_add_rows, METH_VARARGS, "add_rows(function, dtype, arguments, options, numbers, dropped, dims)"},
     {"add", front_add, METH_VARARGS, "add(function, tensors, numbers, reads, options)"},
     {}};
 PyType_Slot front_slots[] = {{Py_tp_new, reinterpret_cast<void*>(front_new)},
@@ -407,12 +453,12 @@ PyMODINIT_FUNC PyInit_torchad_ext_eager() {
   auto function_spec = type_spec<FunctionPtr>("torchad_ext_eager.Function", function_slots);
   auto front_spec = type_spec<Front>("torchad_ext_eager.Front", front_slots);
   auto row_spec = type_spec<RowFunctionPtr>("torchad_ext_eager.RowFunction", row_function_slots);
-  PyObject* row_type = PyType_FromSpec(&row_spec);
+  row_function_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&row_spec));
   function_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&function_spec));
   PyObject* front_type = PyType_FromSpec(&front_spec);
-  if (!result || !function_type || !front_type || !row_type) return nullptr;
+  if (!result || !function_type || !front_type || !row_function_type) return nullptr;
   PyModule_AddObject(result, "Function", Py_NewRef(reinterpret_cast<PyObject*>(function_type)));
   PyModule_AddObject(result, "Front", front_type);
-  PyModule_AddObject(result, "RowFunction", row_type);
+  PyModule_AddObject(result, "RowFunction", Py_NewRef(reinterpret_cast<PyObject*>(row_function_type)));
   return result;
 }

@@ -312,5 +312,72 @@ std::optional<Tensors> RowFunction::apply(const Tensors& xs, const Numbers& numb
   return with_node(*this, xs, numbers, shape, wanted, std::move(*results), std::move(kept));
 }
 
+// One way of calling an op on rows. Of each parameter: a tensor of a kind, or another argument.
+enum class Argument { element, row, column, number, option, length };
+
+struct RowCall {
+  py::object function;
+  at::ScalarType dtype;
+  std::vector<Argument> arguments;
+  std::vector<py::object> options;                  // of each parameter, the value of an option
+  std::vector<std::pair<int64_t, double>> numbers;  // of each scalar, its parameter, or -1 and its value
+  uint64_t dropped;                                 // a bit for each result that has no last dimension
+  size_t dims;                                      // of the tensors; 0 for any
+};
+
+bool are_equal_options(PyObject* a, PyObject* b) {
+  if (a == b) return true;
+  if (PyUnicode_CheckExact(a) && PyUnicode_CheckExact(b)) return !PyUnicode_Compare(a, b);
+  return PyLong_CheckExact(a) && PyLong_CheckExact(b) && PyObject_RichCompareBool(a, b, Py_EQ) == 1;
+}
+
+// Is it a sequence of this one number?
+bool is_sequence_of(PyObject* sequence, int64_t number) {
+  if (!PyTuple_Check(sequence) && !PyList_CheckExact(sequence)) return false;
+  if (PySequence_Fast_GET_SIZE(sequence) != 1) return false;
+  PyObject* const only = PySequence_Fast_GET_ITEM(sequence, 0);
+  return PyLong_CheckExact(only) && PyLong_AsLongLong(only) == number;
+}
+
+// The tensors of a call, which have the shapes of their kinds, and the numbers; false if it is not of this way.
+bool fits(const RowCall& call, PyObject* const* given, Tensors& xs, Numbers& numbers, Shape& shape) {
+  const size_t count = call.arguments.size();
+  for (size_t i = 0; i < count; ++i) {
+    const bool is_tensor = THPVariable_CheckExact(given[i]);
+    if (is_tensor != (call.arguments[i] <= Argument::column)) return false;
+    if (!is_tensor) continue;
+    const at::Tensor& x = THPVariable_Unpack(given[i]);
+    if (x.scalar_type() != call.dtype) return false;
+    if (call.arguments[i] == Argument::element) shape.assign(x.sizes().begin(), x.sizes().end());
+    xs.push_back(x);
+  }
+  if (shape.empty() || (call.dims && shape.size() != call.dims) || shape.back() < 2 ||
+      std::find(shape.begin(), shape.end(), 0) != shape.end())
+    return false;
+  size_t next = 0;
+  for (size_t i = 0; i < count; ++i) {
+    switch (call.arguments[i]) {
+      case Argument::element:
+      case Argument::row:
+      case Argument::column:
+        if (call.arguments[i] == Argument::column && shape.size() < 2) return false;
+        if (!xs[next++].sizes().equals(shape_of_kind(Kind(int(call.arguments[i])), shape))) return false;
+        break;
+      case Argument::number:
+        if (!PyFloat_CheckExact(given[i]) && !PyLong_CheckExact(given[i])) return false;
+        break;
+      case Argument::option:
+        if (!are_equal_options(given[i], call.options[i].ptr())) return false;
+        break;
+      case Argument::length:
+        if (!is_sequence_of(given[i], shape.back())) return false;
+    }
+  }
+  for (const auto& [place, value] : call.numbers) {
+    numbers.push_back(place < 0 ? value : PyFloat_AsDouble(given[place]));
+  }
+  return true;
+}
+
 }  // namespace
 }  // namespace torchad_ext

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.autograd.graph import save_on_cpu
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
@@ -74,11 +75,11 @@ def reductions(member: _row_function.RowFunction) -> list[str]:
 
 def test_what_the_value_sums_the_gradient_does_not() -> None:
     member = ROW_CATALOGUE["softmax"]._usual
-    recording = member._recording((True,), ())
+    recording = member.recorded(())
     assert len(recording.kept) == 2  # the largest element, and a function of the sum
     gradient = member.vjp((True,), (True,)).function
     assert sorted(reductions(gradient)) == ["row_amax", "row_sum", "row_sum"]
-    reading = gradient._recording((), recording.kept).function
+    reading = gradient.recorded(recording.kept).function
     assert reductions(reading) == ["row_sum"]  # with the cotangent
 
 
@@ -157,3 +158,88 @@ def test_the_graph_frees_what_it_kept() -> None:
     y.sum().backward()
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
         _ = y.grad_fn.saved_tensors
+
+
+def weight_of(x: torch.Tensor) -> torch.Tensor:
+    return x.flatten(0, -2)[0]
+
+
+SPELLINGS: dict[str, list[tuple[Callable[..., Any], Callable[..., Any]]]] = {
+    "softmax": [
+        (lambda x: ad.softmax(x, -1), lambda x: torch.softmax(x, -1)),
+        (lambda x: ad.softmax(x, dim=-1), lambda x: torch.softmax(x, -1)),
+        (lambda x: ad.softmax(x, 1), lambda x: torch.softmax(x, 1)),
+        (lambda x: ad.softmax(x, 0), lambda x: torch.softmax(x, 0)),
+        (lambda x: ad.softmax(x, -1, dtype=torch.float64), lambda x: torch.softmax(x, -1, dtype=torch.float64)),
+    ],
+    "layer_norm": [
+        (lambda x: ad.layer_norm(x, x.shape[-1:]), lambda x: F.layer_norm(x, x.shape[-1:])),
+        (
+            lambda x: ad.layer_norm(x, [x.shape[-1]], weight_of(x)),
+            lambda x: F.layer_norm(x, x.shape[-1:], weight_of(x)),
+        ),
+        (lambda x: ad.layer_norm(x, x.shape[-1:], eps=1), lambda x: F.layer_norm(x, x.shape[-1:], eps=1)),
+        (lambda x: ad.layer_norm(x, x.shape[-2:]), lambda x: F.layer_norm(x, x.shape[-2:])),
+        (
+            lambda x: ad.layer_norm(x, None, None, weight_of(x)),
+            lambda x: F.layer_norm(x, x.shape[-1:], None, weight_of(x)),
+        ),
+    ],
+    "rms_norm": [(lambda x: ad.rms_norm(x, x.shape[-1:]), lambda x: F.rms_norm(x, x.shape[-1:]))],
+    "vector_norm": [
+        (lambda x: ad.vector_norm(x, dim=-1), lambda x: torch.linalg.vector_norm(x, dim=-1)),
+        (lambda x: ad.vector_norm(x, 2, -1, True), lambda x: torch.linalg.vector_norm(x, 2, -1, True)),
+        (lambda x: ad.vector_norm(x, 1, -1), lambda x: torch.linalg.vector_norm(x, 1, -1)),
+        (lambda x: ad.vector_norm(x, 3, 1), lambda x: torch.linalg.vector_norm(x, 3, 1)),
+        (lambda x: ad.vector_norm(x), lambda x: torch.linalg.vector_norm(x)),
+    ],
+    "normalize": [
+        (lambda x: ad.normalize(x), lambda x: F.normalize(x)),
+        (lambda x: ad.normalize(x, 1), lambda x: F.normalize(x, 1)),
+    ],
+    "logsumexp": [
+        (lambda x: ad.logsumexp(x, -1), lambda x: torch.logsumexp(x, -1)),
+        (lambda x: ad.logsumexp(x, 1, True), lambda x: torch.logsumexp(x, 1, True)),
+    ],
+    "cosine_similarity": [
+        (lambda x: ad.cosine_similarity(x, x[:, :1]), lambda x: F.cosine_similarity(x, x[:, :1])),
+        (lambda x: ad.cosine_similarity(x, x.sin(), -1), lambda x: F.cosine_similarity(x, x.sin(), -1)),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_a_call_that_was_seen_before_is_not_taken_for_another(name: str) -> None:
+    for _ in range(3):
+        for ours, native in SPELLINGS[name]:
+            for shape in ((3, 24), (2, 3, 24), (3, 5), (2, 5, 1)):
+                for dtype in (torch.float64, torch.float32):
+                    x = normal(*shape).detach().to(dtype).requires_grad_()
+                    y, expected = ours(x), native(x)
+                    assert y.dtype == expected.dtype and y.shape == expected.shape
+                    assert_close(y, expected)
+                    cotangent = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape)
+                    assert_close(*(torch.autograd.grad(of, x, cotangent)[0] for of in (y, expected)))
+
+
+def test_a_wrong_call_raises_after_right_ones() -> None:
+    x = normal(3, 24)
+    for _ in range(3):
+        ad.layer_norm(x, (24,), normal(24))
+    with pytest.raises(RuntimeError, match="expected input with shape"):
+        ad.layer_norm(x, (23,))
+    with pytest.raises(RuntimeError, match="expected weight with shape"):
+        ad.layer_norm(x, (24,), normal(1))
+    with pytest.raises(TypeError, match="layer_norm"):
+        ad.layer_norm(x, (24,), wait=1)
+
+
+@pytest.mark.fast_path
+def test_the_second_call_is_taken_by_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = normal(3, 24)
+    for _ in range(2):
+        ad.layer_norm(x, (24,), normal(24), normal(24), 1e-3)
+    monkeypatch.setattr(type(ad.layer_norm), "computed", lambda *_: pytest.fail("it went through Python"))
+    for eps in (1e-3, 1e-2, 1):
+        y = ad.layer_norm(x, [24], normal(24), bias=normal(24), eps=eps)
+        assert_close(y, F.layer_norm(x, (24,), normal(24), normal(24), eps))

@@ -355,6 +355,10 @@ class Declared:
             function = function.vjp((True,) * inputs, (True,) * outputs).function
         return function
 
+    def _kernels_of_order(self, order: int) -> list[Elementwise]:
+        """The functions whose kernels compute a derivative of the usual call, every gradient wanted."""
+        return [self._order(order)]
+
     def source(self, order: int = 0) -> str:
         """The functor, in C++, whose kernel computes the value (0), the gradient (1), the double backward (2), ...
 
@@ -438,7 +442,7 @@ class Declared:
             >>> import torchad_ext
             >>> torchad_ext.square.compile(orders=[0])
         """
-        functions = [self._order(order) for order in orders]
+        functions = [f for order in orders for f in self._kernels_of_order(order)]
         for device in devices:
             loader.load(device)
         work = [(f, device, dtype) for f in functions for device in devices for dtype in dtypes if f.program.outputs]

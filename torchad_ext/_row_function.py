@@ -99,7 +99,7 @@ class RowFunction(Elementwise):
     ) -> None:
         super().__init__(program, functools.partial(evaluate_rows, program), name, order, chosen, family=family)
         self.kinds = program.kinds or ("tensor",) * len(program.outputs)
-        self._recordings: dict[tuple[tuple[bool, ...], tuple[Expr, ...]], Recording] = {}
+        self._recordings: dict[tuple[Expr, ...], Recording] = {}
 
     def functor(self, dtype: str = "float64") -> tuple[str, str]:
         """The name of the functors for a dtype, and the C++ that defines them."""
@@ -123,55 +123,46 @@ class RowFunction(Elementwise):
 
     def _run_on(self, device: str | None, xs: Tensors, call: Call) -> Any:
         if call.known and device:
-            return self.run_recording(device, xs, call, ())[0]
+            return self.run_recorded(device, xs, call)[0]
         kernel: Any = device and self.kernel(device, xs[0].dtype)
         if not kernel:
             return self.definition(call.shape, *xs, *call.numbers)
         return self._results(kernel(xs, call.numbers, call.shape))
 
-    def run_recording(
-        self, device: str, xs: Tensors, call: Call, wanted: tuple[bool, ...]
-    ) -> tuple[Any, dict[Expr, torch.Tensor]]:
-        """The results, and the values of the row that the gradients of the wanted inputs take; none if none is wanted.
-
-        They are of the dtype of the tensors, so they are kept for those that are computed in their own.
-        """
-        recording = self._recording(wanted, tuple(call.known))
-        function = recording.function
+    def run_recorded(self, device: str, xs: Tensors, call: Call) -> tuple[Any, dict[Expr, torch.Tensor]]:
+        """The results, and the values of the row that their gradients take."""
+        recording = self.recorded(tuple(call.known))
         operands = (*xs, *call.known.values())
         given = [operands[i] for i in recording.operands]
-        outputs = function.run_alone(device, given, call)
+        function = recording.function
+        kernel: Any = function.kernel(device, xs[0].dtype)
+        if kernel:
+            outputs: Any = kernel(given, call.numbers, call.shape)
+        else:
+            outputs = function.definition(call.shape, *given, *call.numbers)
+            outputs = [outputs] if function._single else outputs
         count = len(self.program.outputs)
         kept = dict(zip(recording.kept, outputs[count:], strict=True))
         kept |= {node: call.known[node] for node in recording.passed}
         return self._results(outputs[:count]), kept
 
-    def run_alone(self, device: str, xs: Tensors, call: Call) -> Sequence[torch.Tensor]:
-        """The results as a list, without known values."""
-        kernel: Any = self.kernel(device, xs[0].dtype)
-        if kernel:
-            return kernel(xs, call.numbers, call.shape)  # type: ignore[no-any-return]
-        outputs = self.definition(call.shape, *xs, *call.numbers)
-        return [outputs] if self._single else outputs
-
-    def _recording(self, wanted: tuple[bool, ...], known: tuple[Expr, ...]) -> Recording:
-        key = wanted, known
-        if key not in self._recordings:
-            shared: list[Expr] = []
-            if any(wanted):
-                shared = self.program.shared_rows(self.vjp(wanted, (True,) * len(self.kinds)).function.program)
+    def recorded(self, known: tuple[Expr, ...]) -> Recording:
+        """How a call is computed whose gradients take values of the row from it, where some are known already."""
+        if known not in self._recordings:
+            all_gradients = self.vjp(*self._masks(-1, -1)).function.program
+            shared = self.program.shared_rows(all_gradients)
             passed = tuple(node for node in shared if node in known)
             kept = tuple(node for node in shared if node not in known)
             program, operands = self.program.recording(known, kept)
             is_same = not kept and operands == tuple(range(len(self.program.inputs)))
             function = self if is_same else RowFunction(program, f"{self.name}_recorded", family=self._failed)
-            self._recordings[key] = Recording(function, operands, kept, passed)
+            self._recordings[known] = Recording(function, operands, kept, passed)
             _expressions.update({id(node): node for node in kept})
-        return self._recordings[key]
+        return self._recordings[known]
 
     @property
     def fast_function(self) -> Any:
-        """The ``RowFunction`` of ``csrc/fast_path`` that applies this one to plain tensors, None while there is none."""
+        """The ``RowFunction`` of ``csrc/fast_path`` that applies it to plain tensors, None while there is none."""
         operands = len(self.program.inputs) + len(self.program.outputs)
         if self._fast_function is None and operands <= 64 and (module := fast_path.module()):
             node = cpp.struct_name(self._stem + self._suffix(self._order + 1))
@@ -188,11 +179,9 @@ class RowFunction(Elementwise):
         arguments = xs, call.numbers, call.shape, tuple(map(id, call.known)), tuple(call.known.values())
         outputs = fast.apply(*arguments)
         if outputs is NotImplemented:  # it may not know the kernel yet
-            function = self
-            wanted = tuple([x.requires_grad and torch.is_grad_enabled() for x in xs])
-            keeps = any(wanted) and self._keeps(xs, call)
-            if keeps or call.known:
-                function = self._recording(wanted if keeps else (), tuple(call.known)).function
+            needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in xs)
+            is_recorded = call.known or (needs_gradient and self._keeps(xs, call))
+            function = self.recorded(tuple(call.known)).function if is_recorded else self
             kernel = function.kernel(device, xs[0].dtype)
             if kernel and (of := function.fast_function):
                 of.set_kernel(kernels.DTYPES[xs[0].dtype], kernel.address)
@@ -207,11 +196,10 @@ class RowFunction(Elementwise):
         function = derivative.function.fast_function
         return function, derivative.arguments, derivative.scalars, derivative.results, kinds
 
-    def recording_of_masks(self, wanted: int, known: Sequence[int]) -> tuple[Any, ...]:
-        """The Recording for inputs whose bits are set and for known expressions by their numbers, for C++ to ask for."""
-        chosen = self._masks(wanted, 0)[0] if wanted else ()
+    def recorded_with(self, known: Sequence[int]) -> tuple[Any, ...]:
+        """The Recording for known expressions by their numbers, for C++ to ask for."""
         expressions = tuple([_expressions[number] for number in known])
-        recording = self._recording(chosen, expressions)
+        recording = self.recorded(expressions)
         passed = tuple([expressions.index(node) for node in recording.passed])
         return recording.function.fast_function, recording.operands, tuple(map(id, recording.kept)), passed
 
@@ -344,7 +332,7 @@ class _ApplyRecording(_Apply):
     @staticmethod
     def forward(ctx: Any, op: RowFunction, call: Call, *xs: torch.Tensor) -> Any:  # type: ignore[override]
         device = xs[0].device.type
-        output, kept = op.run_recording(device, xs, call, ctx.needs_input_grad[2:])
+        output, kept = op.run_recorded(device, xs, call)
         _ApplyUnderTransforms.setup_context(ctx, (op, call._replace(known={}), *xs), output)
         saved = [x if i in op.read_by_derivatives else None for i, x in enumerate(xs)]
         ctx.save_for_backward(*saved, *kept.values())

@@ -16,6 +16,7 @@ from ._native import fast_path, kernels
 from ._native.kernels import DTYPES
 from ._row_function import HALF, Call, RowFunction, shape_of
 from ._symbolic.captured import plain
+from ._symbolic.expr import Expr
 from ._symbolic.program import Program
 from ._symbolic.refusals import NumberExpected
 from ._torch_state import is_autocast_enabled, is_being_traced, traced_before_autograd
@@ -180,6 +181,15 @@ class Rowwise(Declared):
         if max(x.shape[-1] if x.dim() else 1 for x in tensors) == 1:
             return kinds
         return tuple([kind_in_rows(x, dims) if kind is TENSOR else kind for x, kind in zip(args, kinds, strict=True)])
+
+    def _kernels_of_order(self, order: int) -> list[Elementwise]:
+        known: tuple[Expr, ...] = ()
+        for lower in range(order + 1):
+            function = self._order(lower)
+            assert isinstance(function, RowFunction)
+            recording = function.recorded(known)
+            known = recording.kept + recording.passed
+        return list(dict.fromkeys((function, recording.function)))
 
     def _member(self, program: Program, definition: Callable[..., Any]) -> RowFunction:
         dropped = tuple([kind == "dropped" for kind in program.kinds])

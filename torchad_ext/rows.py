@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from ._declared import COLUMN, Interval
-from ._rowwise import HALF, Rowwise
+from ._row_function import HALF
+from ._rowwise import Rowwise
 
 __all__ = [  # noqa: RUF022, in the order of this file
     "softmax", "log_softmax", "logsumexp", "layer_norm", "rms_norm", "vector_norm", "normalize", "cosine_similarity",

@@ -52,7 +52,7 @@ struct RowFunction : std::enable_shared_from_this<RowFunction> {
   std::optional<Tensors> compute(const Tensors& xs, const Numbers& numbers, const Shape& shape) const;
   std::optional<Tensors> apply(const Tensors& xs, const Numbers& numbers, const Shape& shape, const Known& known);
   const RowDerivative& vjp(Masks masks);
-  const Recording& recording(uint64_t wanted, const std::vector<int64_t>& known);
+  const Recording& recorded(const std::vector<int64_t>& known);
 
   PyObject* function;
   const size_t scalars, outputs;
@@ -60,7 +60,7 @@ struct RowFunction : std::enable_shared_from_this<RowFunction> {
   std::array<std::atomic<const RowKernel*>, 4> kernels;
   std::mutex mutex;  // of what follows
   std::map<Masks, RowDerivative> vjps;
-  std::map<std::pair<uint64_t, std::vector<int64_t>>, Recording> recordings;
+  std::map<std::vector<int64_t>, Recording> recordings;
 };
 
 using RowFunctionPtr = std::shared_ptr<RowFunction>;
@@ -92,20 +92,18 @@ const RowDerivative& RowFunction::vjp(Masks masks) {
   return vjps.emplace(masks, std::move(derivative)).first->second;
 }
 
-const Recording& RowFunction::recording(uint64_t wanted, const Places& known) {
-  const auto key = std::make_pair(wanted, known);
+const Recording& RowFunction::recorded(const Places& known) {
   {
     const std::lock_guard<std::mutex> lock(mutex);
-    if (const auto found = recordings.find(key); found != recordings.end()) return found->second;
+    if (const auto found = recordings.find(known); found != recordings.end()) return found->second;
   }
   Recording made = ask_python([&] {
-    auto [of, operands, kept, passed] = py::handle(function)
-                                            .attr("recording_of_masks")(wanted, known)
-                                            .cast<std::tuple<py::object, Places, Places, Places>>();
+    auto [of, operands, kept, passed] =
+        py::handle(function).attr("recorded_with")(known).cast<std::tuple<py::object, Places, Places, Places>>();
     return Recording{row_function(of), operands, kept, passed};
   });
   const std::lock_guard<std::mutex> lock(mutex);
-  return recordings.emplace(key, std::move(made)).first->second;
+  return recordings.emplace(known, std::move(made)).first->second;
 }
 
 // The results of the kernel; none if there is none yet, or an operand has not the shape of its kind.
@@ -293,11 +291,11 @@ std::optional<Tensors> RowFunction::apply(const Tensors& xs, const Numbers& numb
     for (size_t i = 0; i < xs.size(); ++i) wanted |= uint64_t(xs[i].requires_grad()) << i;
   }
   const bool keeps = shape.back() > longest_short_row && (dtype == at::kFloat || dtype == at::kDouble);
-  if ((!wanted || !keeps) && known.names.empty()) {
+  if (known.names.empty() && !(wanted && keeps)) {
     std::optional<Tensors> results = compute(xs, numbers, shape);
     return results && wanted ? with_node(*this, xs, numbers, shape, wanted, std::move(*results), {}) : results;
   }
-  const Recording& how = recording(keeps ? wanted : 0, known.names);
+  const Recording& how = recorded(known.names);
   if (!how.function) return std::nullopt;
   Tensors operands;
   for (const auto i : how.operands) operands.push_back(size_t(i) < xs.size() ? xs[i] : known.values[i - xs.size()]);

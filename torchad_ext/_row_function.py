@@ -96,9 +96,11 @@ class RowFunction(Elementwise):
         order: int = 0,
         chosen: str = "",
         family: set[tuple[str, torch.dtype]] | None = None,
+        of_wide_rows: bool = False,
     ) -> None:
         super().__init__(program, functools.partial(evaluate_rows, program), name, order, chosen, family=family)
         self.kinds = program.kinds or ("tensor",) * len(program.outputs)
+        self.of_wide_rows = of_wide_rows  # alone
         self._recordings: dict[tuple[Expr, ...], Recording] = {}
 
     def functor(self, dtype: str = "float64") -> tuple[str, str]:
@@ -110,7 +112,7 @@ class RowFunction(Elementwise):
         """The source of a kernel."""
         of = kernels.dtype_name(dtype)
         name, functor = self.functor(of)
-        return row_cpp.row_kernel(functor, name, self.program, of)
+        return row_cpp.row_kernel(functor, name, self.program, of, self.of_wide_rows)
 
     def _compile(self, device: str, dtype: torch.dtype) -> Any:
         if device not in self.devices or not self.keeps(dtype):
@@ -155,7 +157,9 @@ class RowFunction(Elementwise):
             kept = tuple(node for node in shared if node not in known)
             program, operands = self.program.recording(known, kept)
             is_same = not kept and operands == tuple(range(len(self.program.inputs)))
-            function = self if is_same else RowFunction(program, f"{self.name}_recorded", family=self._failed)
+            function = self
+            if not is_same:
+                function = RowFunction(program, f"{self.name}_recorded", family=self._failed, of_wide_rows=True)
             self._recordings[known] = Recording(function, operands, kept, passed)
             _expressions.update({id(node): node for node in kept})
         return self._recordings[known]

@@ -300,13 +300,14 @@ std::optional<Tensors> RowFunction::apply(const Tensors& xs, const Numbers& numb
   Tensors operands;
   for (const auto i : how.operands) operands.push_back(size_t(i) < xs.size() ? xs[i] : known.values[i - xs.size()]);
   std::optional<Tensors> results = how.function->compute(operands, numbers, shape);
-  if (!results || !wanted) return results;
+  if (!results) return std::nullopt;
   Known kept{how.kept, Tensors(results->begin() + outputs, results->end())};
+  results->resize(outputs);
+  if (!wanted) return results;
   for (const auto i : how.passed) {
     kept.names.push_back(known.names[i]);
     kept.values.push_back(known.values[i]);
   }
-  results->resize(outputs);
   return with_node(*this, xs, numbers, shape, wanted, std::move(*results), std::move(kept));
 }
 

@@ -17,7 +17,7 @@ ATOMS, CUTOFF, CENTERS = 6, 3.0, 16
 
 
 def distances(positions: Tensor) -> Tensor:
-    """Of each pair, once: ``[..., atoms, 3]`` to ``[..., pairs]``."""
+    """Distances of pairs, each pair once: ``[..., atoms, 3]`` to ``[..., pairs]``."""
     i, j = torch.triu_indices(ATOMS, ATOMS, 1, device=positions.device)
     return (positions[..., i, :] - positions[..., j, :]).square().sum(-1).sqrt()
 

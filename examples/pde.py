@@ -7,6 +7,7 @@ The loss and its gradients are those of nested autograd, which is checked too.
 
 from __future__ import annotations
 
+import argparse
 import math
 import sys
 import time
@@ -167,8 +168,11 @@ def solve(problem: Problem, steps: int, count: int = 512) -> tuple[nn.Module, fl
     return network, closure().item()
 
 
-def main(steps: int = 1000) -> int:
-    """Solves each problem; the number of those whose error is too large."""
+def main() -> int:
+    """Solves each problem, and counts those whose error is too large."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=1000, help="iterations of L-BFGS; default: %(default)s")
+    steps = parser.parse_args().steps
     torch.set_num_threads(1)  # the tensors are small
     failed = 0
     for problem in PROBLEMS:
@@ -190,4 +194,4 @@ def main(steps: int = 1000) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:])))
+    sys.exit(main() > 0)

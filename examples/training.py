@@ -40,9 +40,9 @@ class Processes:
     """The processes that train together.
 
     Attributes:
-        rank: which of them this is.
-        count: how many there are.
-        device: of this one.
+        rank: the number of this process, from 0.
+        count: the number of processes.
+        device: the device of this process.
     """
 
     rank: int
@@ -52,7 +52,7 @@ class Processes:
     @classmethod
     @contextlib.contextmanager
     def join(cls, device: str) -> Iterator[Processes]:
-        """Those that torchrun started; this one alone without it."""
+        """Processes that torchrun started; without it this one alone."""
         count, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
         of = torch.device(device, int(os.environ.get("LOCAL_RANK", 0)) if device == "cuda" else None)
         if count == 1:

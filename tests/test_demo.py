@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -83,6 +84,38 @@ def _difference(sine: Callable[[torch.Tensor], torch.Tensor], device: str) -> tu
     native = fits["native"].losses
     assert len(native) == STEPS and native[-1] < 0.5 * native[0]
     return demo.largest_differences(fits["ours"], fits["native"])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "first", "expected"),
+    [
+        (0.25, 0.25, 60),  # of each of two networks, so that a step takes half a second
+        (0.25, 50.0, 60),  # the first step compiles
+        (0.16, 0.16, 90),  # 93, rounded down
+        (1e-6, 1e-6, demo.MOST_STEPS),
+        (1e6, 1e6, demo.FIRST_STEPS),
+    ],
+)
+def test_the_number_of_steps_is_what_fits_into_the_time(
+    seconds: float, first: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.accumulate(itertools.chain([first], itertools.cycle([0, seconds])))
+    readings = itertools.chain([0.0], clock)  # before and after each step
+    monkeypatch.setattr(demo, "_now", lambda device: next(readings))
+    sines = {"torch.sin": torch.sin, "torchad_ext.sin": ad.sin}
+    assert demo.steps_within(30, demo.load_picture(side=8), sines, width=4) == (expected, pytest.approx(2 * seconds))
+
+
+def test_both_networks_take_the_steps_that_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = demo.load_picture(side=16)
+    monkeypatch.setattr(demo, "load_picture", lambda side, path: small)
+    monkeypatch.setattr(demo, "workloads", lambda device, quick: iter(()))
+    monkeypatch.setattr(demo, "steps_within", lambda *_: (20, 0.5))
+    demo.run("cpu", output=tmp_path)
+    said = capsys.readouterr().out
+    assert "0.5 s for a step of both: 20 steps, about 10 s" in said and "after 20" in said
 
 
 def test_the_loss_curves_agree(device: str) -> None:

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 import torchad_ext as ad
-from torchad_ext import Pointwise
+from torchad_ext import Pointwise, ops, rows
 from torchad_ext.__main__ import app
-from torchad_ext.ops import CATALOGUE, table
+from torchad_ext.ops import CATALOGUE
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -70,6 +70,15 @@ def test_commands_that_a_page_names_exist(page: Path) -> None:
         assert target in targets, f"{page.name} names make {target}"
 
 
+FOLDERS = "tests|csrc|torchad_ext|benchmarks|examples|docs|notebooks"
+
+
+@pytest.mark.parametrize("page", [README, ROOT / "CONTRIBUTING.md", *PAGES], ids=lambda page: page.stem)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    for path in re.findall(rf"`((?:{FOLDERS})/[\w./-]+\w)`", page.read_text(encoding="utf-8")):
+        assert "NAME" in path or (ROOT / path).exists(), f"{page.name} names {path}"
+
+
 @pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.stem)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
@@ -85,6 +94,17 @@ def test_the_readme_is_short_and_begins_with_an_example_and_a_picture() -> None:
 def test_the_readme_has_the_ratios_that_are_kept() -> None:
     between = README.read_text(encoding="utf-8").split(f"{figures.BEGIN}\n")[1].split(figures.END)[0]
     assert between == figures.ratios(), "make figures"
+
+
+def test_the_readme_has_the_exponents_that_are_kept() -> None:
+    """Each n^p of the README is that of benchmarks/second_derivative_cost.py, to one digit."""
+    kept = {name: cost["exponents"] for name, cost in figures.read("second_derivative_cost")["costs"].items()}
+    shown = (
+        kept["network"]["gradient"],
+        kept["network"]["full Hessian"],
+        kept["chain of neighbours, sparse"]["sparse Hessian"],
+    )
+    assert re.findall(r"n\^([\d.]+)", README.read_text(encoding="utf-8")) == [f"{p:.1f}" for p in shown]
 
 
 def test_the_picture_shows_the_times_that_are_kept() -> None:
@@ -103,7 +123,7 @@ def test_the_picture_shows_the_times_that_are_kept() -> None:
 def test_the_catalogue_is_that_of_today() -> None:
     text = (ROOT / "docs" / "catalogue.md").read_text(encoding="utf-8")
     between = text.split("<!-- python -m torchad_ext ops -->\n")[1].split("<!-- end")[0]
-    assert between == table(), "put the output of python -m torchad_ext ops there"
+    assert between == f"{ops.table()}\n{rows.table()}", "put the output of python -m torchad_ext ops there"
 
 
 def test_the_table_of_drop_in_has_every_row() -> None:

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "torchad_ext"
 MODULES = sorted(path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
 FLOORS = """
 __main__
-_bench
+_bench _named_ops
 demo
 __init__
 _formula

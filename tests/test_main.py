@@ -15,8 +15,9 @@ import torch
 from matplotlib import image
 
 import torchad_ext as ad
-from torchad_ext import __main__, _formula, doctor
+from torchad_ext import __main__, _bench, _formula, _named_ops, doctor, ops, rows
 from torchad_ext._native import cache, prebuilt, toolchain
+from torchad_ext.rows import ROW_CATALOGUE
 
 Run = Callable[..., "tuple[int, str, str]"]
 OWN = """
@@ -27,6 +28,8 @@ def snake(x, a=1.0):
 
 def cube(x):
     return x * x * x
+
+number = 2.0
 
 class Cube(torch.autograd.Function):
     @staticmethod
@@ -181,6 +184,20 @@ class TestFormulas:
         assert code == 0
         assert json.loads(out)["derivatives"] == [[-27, 0, 27], [27, 0, 27]]
 
+    @pytest.mark.parametrize(
+        ("declaration", "message"),
+        [
+            ("def f(x, y):\n    return x * y\n", "takes x, y; plot draws functions of one number"),
+            ("@ad.rowwise\ndef f(x):\n    return x - x.mean(-1, keepdim=True)\n", "is no function of elements"),
+            ("def f(x):\n    return x, x**2\n", "has 2 results"),
+        ],
+    )
+    def test_a_function_that_cannot_be_drawn(self, run: Run, declaration: str, message: str, tmp_path: Path) -> None:
+        _named_ops._module.cache_clear()
+        (tmp_path / "mine.py").write_text(f"import torchad_ext as ad\n{declaration}")
+        code, out, err = run("plot", f"{tmp_path / 'mine.py'}:f", "--output", str(tmp_path / "f.png"))
+        assert code == 2 and message in err and "Traceback" not in err and not out
+
     def test_a_picture_is_saved(self, run: Run, tmp_path: Path) -> None:
         file = tmp_path / "f.png"
         code, out, _ = run("plot", "sin(x) * exp(-x**2)", "--output", str(file))
@@ -205,7 +222,7 @@ class TestVerify:
     def test_an_op_by_name(self, run: Run) -> None:
         code, out, _ = run("verify", "exp", "--device", "cpu")
         assert code == 0 and "exp against its definition" in out
-        assert set(__main__.OPS) >= {"sin", "exp", "quadratic_form"}
+        assert set(_named_ops.OPS) >= {"sin", "exp", "quadratic_form"}
 
     def test_a_function_of_a_file_is_declared(self, run: Run, tmp_path: Path) -> None:
         code, out, _ = run("verify", f"{own_ops(tmp_path)}:snake", "--device", "cpu", "--json")
@@ -216,7 +233,7 @@ class TestVerify:
     def test_a_function_by_hand_is_held_against_another(
         self, run: Run, tmp_path: Path, factor: int, status: int
     ) -> None:
-        __main__._module.cache_clear()
+        _named_ops._module.cache_clear()
         file = own_ops(tmp_path, factor)
         code, out, err = run("verify", f"{file}:Cube", "--against", f"{file}:cube", "--device", "cpu", "--json")
         assert code == status and all(check["passed"] for check in json.loads(out)) is (status == 0)
@@ -239,6 +256,7 @@ class TestVerify:
             (["nothing.py:f"], "there is no file nothing.py; give FILE:FUNCTION"),
             (["{own}:snakes"], "has no 'snakes'; did you mean snake?"),
             (["{own}:Cube"], "is a class; this takes a function of tensors"),
+            (["{own}:number"], "is a float; this takes a function of tensors"),
             (["{own}:cube", "sin", "--against", "{own}:cube"], "--against takes one autograd.Function"),
         ],
     )
@@ -247,8 +265,49 @@ class TestVerify:
         code, _, err = run("verify", *(argument.format(own=own) for argument in arguments))
         assert code == 2 and message in err and "Traceback" not in err
 
-    def test_what_a_file_raises_is_said_with_its_line(self, run: Run, tmp_path: Path) -> None:
-        file = tmp_path / "broken.py"
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["verify", "{own}:fails"], "own.py:fails (line 3) raises ValueError: no such thing"),
+            (["bench", "{own}:fails"], "own.py:fails (line 3) raises ValueError: no such thing"),
+            (["plot", "{own}:fails"], "own.py:fails (line 3) raises ValueError: no such thing"),
+            (["verify", "{own}:nothing"], "a pointwise function takes at least a tensor"),
+            (["verify", "{own}:two", "--against", "sin"], "missing a required argument: 'y'"),
+            (["verify", "{own}:tanh", "--against", "sin"], "differs"),
+        ],
+    )
+    def test_what_a_function_raises_is_said(self, run: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
+        _named_ops._module.cache_clear()
+        own = tmp_path / "own.py"
+        own.write_text(
+            "import torch\ndef fails(x):\n    raise ValueError('no such thing')\ndef nothing():\n    return 1\n"
+            "@__import__('torchad_ext').pointwise\ndef two(x, y):\n    return x * y\ntanh = torch.nn.Tanh()\n"
+        )
+        code, _, err = run(*(argument.format(own=own) for argument in arguments), "--json")
+        assert code == 1 and message in err and "Traceback" not in err
+
+    @pytest.mark.parametrize("module", [False, True], ids=["an op", "a module"])
+    def test_a_module_and_an_op_may_be_held_against_another(self, run: Run, tmp_path: Path, module: bool) -> None:
+        _named_ops._module.cache_clear()
+        (tmp_path / "own.py").write_text("import torch\ntanh = torch.nn.Tanh()\n")
+        found = f"{tmp_path / 'own.py'}:tanh" if module else "tanh"
+        code, out, _ = run("verify", found, "--against", f"{tmp_path / 'own.py'}:tanh", "--json")
+        assert code == 0 and all(check["passed"] for check in json.loads(out))
+
+    def test_a_bug_of_an_op_of_ours_has_a_traceback(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def broken(*args: Any, **kwargs: Any) -> None:
+            raise ValueError("a bug")
+
+        monkeypatch.setattr(ad, "verify", broken)
+        with pytest.raises(ValueError, match="a bug"):
+            __main__.main(["verify", "sin", "--device", "cpu"])
+
+    @pytest.mark.parametrize("relative", [False, True])
+    def test_what_a_file_raises_is_said_with_its_line(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: bool
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        file = Path("broken.py") if relative else tmp_path / "broken.py"
         file.write_text("a = 1\nb = a / 0\n")
         code, _, err = run("verify", f"{file}:f")
         assert code == 1 and "(line 2) raises ZeroDivisionError: division by zero" in err
@@ -387,6 +446,41 @@ def test_bench_prints_a_row_for_each_order_and_size(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
+    "declaration",
+    [
+        "@ad.rowwise\ndef f(x):\n    return torch.softmax(x, -1)\n",
+        "@ad.pointwise\ndef f(r, phi):\n    return r * torch.cos(phi), r * torch.sin(phi)\n",
+        "def f(x):\n    return 2 * x\n",
+        "def f(x, y):\n    return x + y\n",
+    ],
+    ids=["rows", "several results", "a constant derivative", "no second derivative"],
+)
+def test_bench_takes_every_op(run: Run, declaration: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_bench, "SIZES", (100,))
+    _named_ops._module.cache_clear()
+    file = tmp_path / "own.py"
+    file.write_text(f"import torch\nimport torchad_ext as ad\n{declaration}")
+    code, out, err = run("bench", f"{file}:f", "--seconds", "0", "--device", "cpu", "--json")
+    assert code == 0, err
+    assert [row["computes"] for row in json.loads(out)] == list(_bench.COMPUTATIONS)
+
+
+@pytest.mark.parametrize("name", ROW_CATALOGUE)
+def test_bench_takes_the_catalogue_of_rows(name: str) -> None:
+    rows = list(_bench.rows(ROW_CATALOGUE[name], "cpu", torch.float32, 0, sizes=(640,)))
+    assert [row.computes for row in rows] == list(_bench.COMPUTATIONS)
+    assert {row.elements for row in rows} == {640}
+
+
+def test_bars_go_to_stderr_and_to_a_terminal_alone() -> None:
+    options = ("verify", "exp", "square", "--device", "cpu", "--json")
+    shown, plain = process(*options, FORCE_COLOR="1", NO_COLOR=""), process(*options)
+    assert "Verifying" in shown.stderr and not plain.stderr
+    assert {check["op"] for check in json.loads(shown.stdout)} == {"exp", "square"}
+    assert shown.stdout == plain.stdout
+
+
+@pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["square", "--order", "1"], "struct SquareBackward"),
@@ -400,11 +494,18 @@ def test_source_prints_the_kernel(run: Run, arguments: list[str], expected: str)
     assert code == 0 and expected in out
 
 
-def test_ops_prints_the_catalogue(run: Run) -> None:
-    from torchad_ext.ops import CATALOGUE, table
+def test_rows_have_no_kernel_for_a_gpu_to_print(run: Run) -> None:
+    code, out, err = run("source", "softmax", "--device", "cuda")
+    assert code == 2 and not out and "on a GPU its definition runs" in err
 
-    assert run("ops")[1] == table()
-    assert [op["name"] for op in json.loads(run("ops", "--json")[1])] == list(CATALOGUE)
+
+def test_ops_prints_the_catalogue(run: Run) -> None:
+    assert run("ops")[1] == f"{ops.table()}\n{rows.table()}"
+    described = json.loads(run("ops", "--json")[1])
+    assert [op["name"] for op in described if op["of"] == "elements"] == list(ops.CATALOGUE)
+    assert [op["name"] for op in described if op["of"] == "rows"] == list(ROW_CATALOGUE)
+    likes = {op["name"]: op["stands_in_for"] for op in described}
+    assert likes["sin"] == "torch.sin" and likes["softmax"] == "torch.softmax" and likes["distance"] is None
 
 
 @pytest.mark.parametrize(
@@ -447,5 +548,5 @@ def test_an_op_of_a_file_may_be_pickled(tmp_path: Path) -> None:
 
     file = tmp_path / "kept.py"
     file.write_text("import torchad_ext\n\n@torchad_ext.pointwise\ndef twice(x):\n    return 2 * x\n")
-    op: Any = __main__._op(f"{file}:twice")
+    op: Any = _named_ops.named(f"{file}:twice")
     assert pickle.loads(pickle.dumps(op)) is op

@@ -307,6 +307,11 @@ def test_other_dtypes_run_the_definition() -> None:
 def test_source_and_latex() -> None:
     assert norm.latex().startswith(r"\mathrm{norm}(x, \mathrm{weight}")
     assert r"\sum_{j} x" in norm.latex()
+
+
+def test_a_notebook_shows_a_formula_that_can_be_read() -> None:
+    assert norm._repr_latex_() == rf"$\displaystyle {norm.latex()}$"
+    assert ad.cosine_similarity._repr_latex_() is None  # three lines of cases
     assert "struct NormBackwardTerms1" in norm.source(order=1)
     assert norm.operands(order=1) == (3, 3)
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import functools
-import importlib.util
 import json
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,33 +18,19 @@ import torch
 import torchad_ext
 
 from . import _settings
+from . import ops as catalogue
+from . import rows as row_catalogue
+from ._named_ops import OPS, Mistake, Wrong, blamed, declared, drawn, named, sample_for
 from ._native import cache as kept
 from ._symbolic import cpp
 from ._symbolic.refusals import TraceError
-from .ops import CATALOGUE, stands_in_for, table
+from .ops import CATALOGUE
 from .rows import ROW_CATALOGUE
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-OPS: dict[str, Callable[..., torch.Tensor]] = {
-    **CATALOGUE,
-    **ROW_CATALOGUE,
-    "quadratic_form": torchad_ext.quadratic_form,
-}
 _DTYPES = {name: getattr(torch, name) for name in cpp.DTYPES}
-
-
-class Mistake(click.ClickException):
-    """A mistake of the user, in a sentence, without the usage of the command."""
-
-    exit_code = 2
-
-
-class Wrong(click.ClickException):
-    """A derivative, a file or a machine that is not as it should be."""
-
-    exit_code = 1
 
 
 def _device(context: click.Context, parameter: click.Parameter, name: str) -> str:
@@ -75,7 +58,7 @@ def app() -> None:
     """Fast, exact first and second derivatives for PyTorch, as drop-in ops.
 
     \b
-    torchad_ext demo                        what it does, in about a minute
+    torchad_ext demo                        what it does, in one or two minutes
     torchad_ext doctor                      is everything there that kernels need?
     torchad_ext plot 'sin(x) * exp(-x**2)'  a formula and its derivatives, as a picture
     """
@@ -87,66 +70,26 @@ def _console() -> Console:
     return Console(highlight=False)
 
 
+def _tracked(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
+    """The items, with a bar on stderr while they are made."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return track(items, what, total=total, console=console, transient=True, disable=not console.is_terminal)
+
+
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, default=dataclasses.asdict))
 
 
-def _op(text: str) -> Any:
-    """An op of the catalogue by its name, or whatever FILE:FUNCTION names.
-
-    Raises:
-        Mistake: there is no such op, file or function, or running the file raises.
-    """
-    if ":" not in text:
-        if text not in OPS:
-            near = difflib.get_close_matches(text, OPS, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise Mistake(f"{text!r} is no op; {hint}choose from {', '.join(OPS)}, or give FILE:FUNCTION")
-        return OPS[text]
-    path, _, name = text.rpartition(":")
-    module = _module(Path(path))
-    if not hasattr(module, name):
-        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        near = difflib.get_close_matches(name, functions, n=1)
-        raise Mistake(f"{path} has no {name!r}; {f'did you mean {near[0]}?' if near else f'it has {functions}'}")
-    return getattr(module, name)
-
-
-@functools.cache
-def _module(file: Path) -> Any:
-    if not file.is_file():
-        raise Mistake(f"there is no file {file}; give FILE:FUNCTION, as in my_ops.py:snake")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    if spec is None or spec.loader is None:
-        raise Mistake(f"{file} is no Python file; its name has to end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[file.stem] = module  # where pickle and dataclasses look for it
-    sys.path.insert(0, str(file.parent.resolve()))
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file raises
-        trace, line = error.__traceback__, 0
-        while trace:
-            line = trace.tb_lineno if trace.tb_frame.f_code.co_filename == str(file) else line
-            trace = trace.tb_next
-        at = f" (line {line})" if line else ""
-        raise Wrong(f"{file}{at} raises {type(error).__name__}: {error}") from None
-    return module
-
-
-def _declared(text: str) -> Any:
-    """An op; a plain function is declared as one."""
-    op = _op(text)
-    if op in OPS.values() or isinstance(op, torchad_ext.Pointwise):
-        return op
-    if isinstance(op, type):
-        raise Mistake(f"{text} is a class; this takes a function of tensors, or an op")
-    return torchad_ext.pointwise(op)
-
-
 @app.command()
 @_on_device
-@click.option("--steps", type=click.IntRange(min=1), help="Training steps: 300, or 30 with --quick.")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    help="Training steps; by default as many as take half a minute, or 30 with --quick.",
+)
 @click.option(
     "--output", type=click.Path(path_type=Path), default="demo_output", show_default=True, help="For pictures."
 )
@@ -195,18 +138,20 @@ def verify(
     if against and len(ops) != 1:
         raise Mistake("--against takes one autograd.Function, FILE:CLASS, to be held against it")
     checks, wrong = [], []
-    for text in list(OPS) if all_ or not ops else ops:
+    texts = list(OPS) if all_ or not ops else ops
+    for text in _tracked(texts, "Verifying", len(texts)) if as_json else texts:  # else each table shows how far it is
         try:
             if against:
-                found, definition = _op(text), _op(against)
-                function = getattr(found, "apply", found)
-                names = definition.__code__.co_varnames[: definition.__code__.co_argcount]
-                low, high = interval
-                generator = torch.Generator().manual_seed(0)
-                inputs = [low + (high - low) * torch.rand(7, generator=generator, dtype=torch.float64) for _ in names]
-                done = torchad_ext.verify(function, definition, inputs=inputs, devices=(device,), quiet=as_json)
+                found, definition = named(text), named(against)
+                inputs = sample_for(definition, *interval)
+                is_function = isinstance(found, type) and issubclass(found, torch.autograd.Function)
+                function = found.apply if is_function else found
+                with blamed(text):
+                    done = torchad_ext.verify(function, definition, inputs=inputs, devices=(device,), quiet=as_json)
             else:
-                done = torchad_ext.verify(_declared(text), devices=(device,), quiet=as_json)
+                op = declared(text)
+                with blamed(text):
+                    done = torchad_ext.verify(op, devices=(device,), quiet=as_json)
             checks += done.checks
         except torchad_ext.VerificationError as error:
             checks += error.verification.checks
@@ -241,14 +186,21 @@ def bench(ops: Sequence[str], device: str, dtype: str, seconds: float, as_json: 
     from . import _bench
 
     os.environ.setdefault("TORCHAD_EXT_EAGER", "wait")
-    table = Table("", "elements", "torchad_ext, ms", "PyTorch, ms", "ratio", box=box.SIMPLE_HEAD, pad_edge=False)
+    columns = ("", "elements", "torchad_ext, ms", "PyTorch, ms", "ratio")
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    found = {text: declared(text) for text in ops or ("sin", "exp", "quadratic_form")}
+    each = len(_bench.SIZES) * len(_bench.COMPUTATIONS)  # rows
+
+    def timed() -> Iterator[_bench.Row]:
+        for text, op in found.items():
+            with blamed(text):
+                yield from _bench.rows(op, device, _DTYPES[dtype], seconds / each, _bench.SIZES)
+
     rows = []
-    for op in map(_declared, ops or ("sin", "exp", "quadratic_form")):
-        each = seconds / (3 * len(_bench.SIZES))
-        for row in _bench.rows(op, device, _DTYPES[dtype], each):
-            rows.append({**dataclasses.asdict(row), "device": device, "dtype": dtype, "ratio": row.ratio})
-            name = f"{row.op} {row.computes}"
-            table.add_row(name, f"{row.elements:,}", str(row.ours), str(row.native), f"{row.ratio:.2f}")
+    for row in _tracked(timed(), "Timing", each * len(found)):
+        rows.append({**dataclasses.asdict(row), "device": device, "dtype": dtype, "ratio": row.ratio})
+        name = f"{row.op}: value" if row.computes == "value" else row.computes
+        table.add_row(name, f"{row.elements:,}", str(row.ours), str(row.native), f"{row.ratio:.2f}")
     if as_json:
         _print_json(rows)
         return
@@ -322,7 +274,7 @@ def plot(formula: str, low: float, high: float, orders: int, points: int, output
 
     is_op = re.search(r"\.py:\w+$", formula) is not None
     try:
-        f = _declared(formula) if is_op else torchad_ext.pointwise(_formula.parse(formula))
+        f = drawn(formula) if is_op else torchad_ext.pointwise(_formula.parse(formula))
     except _formula.FormulaError as error:
         raise Mistake(str(error)) from None
     if not low < high:
@@ -361,7 +313,7 @@ def source(op: str, order: int, device: str | None, dtype: str, as_json: bool) -
     torchad_ext source sin --order 2
     torchad_ext source my_ops.py:snake --device cuda --dtype bfloat16
     """
-    found = _declared(op)
+    found = declared(op)
     if found is torchad_ext.quadratic_form:
         from ._native.keys import CSRC
 
@@ -370,6 +322,8 @@ def source(op: str, order: int, device: str | None, dtype: str, as_json: bool) -
     elif device is None:
         text = found.source(order)
     else:
+        if device == "cuda" and isinstance(found, torchad_ext.Rowwise):
+            raise Mistake(f"{op} is of rows, whose kernels are for the CPU; on a GPU its definition runs")
         text = found._order(order).source(device, _DTYPES[dtype]).text
     if as_json:
         _print_json({"op": op, "order": order, "device": device, "source": text})
@@ -420,9 +374,9 @@ def cache(list_: bool, clear: bool, as_json: bool) -> None:
 @app.command()
 @_as_json
 def ops(as_json: bool) -> None:
-    """Print the catalogue.
+    """Print the catalogue: ops of elements, and ops of rows.
 
-    As a table in Markdown, or as JSON.
+    As tables in Markdown, or as JSON.
 
     \b
     torchad_ext ops
@@ -431,13 +385,18 @@ def ops(as_json: bool) -> None:
     if as_json:
         _print_json(list(_described()))
     else:
-        print(table(), end="")
+        print(catalogue.table(), row_catalogue.table(), sep="\n", end="")
 
 
 def _described() -> Iterator[dict[str, Any]]:
-    for name, op in CATALOGUE.items():
-        formula, like = op.latex().partition(" = ")[2], stands_in_for(name)
-        yield {"name": name, "signature": str(op.__signature__), "latex": formula, "stands_in_for": like or None}
+    for of, known, stands_in_for in (
+        ("elements", CATALOGUE, catalogue.stands_in_for),
+        ("rows", ROW_CATALOGUE, row_catalogue.stands_in_for),
+    ):
+        for name, op in known.items():
+            formula, like = op.latex().partition(" = ")[2], stands_in_for(name) or None
+            described = {"name": name, "of": of, "signature": str(op.__signature__), "latex": formula}
+            yield {**described, "stands_in_for": like}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

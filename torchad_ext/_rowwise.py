@@ -58,6 +58,11 @@ class Rowwise(Declared):
             arguments.append(low + (high - low) * numbers)
         return tuple(arguments[: len(arguments) - len(self._keywords)])
 
+    def _repr_latex_(self) -> str | None:
+        """The formula, where it is short enough to be read."""
+        formula = self.latex()
+        return rf"$\displaystyle {formula}$" if len(formula) < _LONG_FORMULA else None
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             if self._captures:
@@ -205,6 +210,7 @@ class Rowwise(Declared):
         return {}
 
 
+_LONG_FORMULA = 300  # characters of LaTeX
 _NAMES = {TENSOR: "tensor", ROW: "row", COLUMN: "column"}
 _MOST_PARAMETERS = 64  # most_parameters of csrc/fast_path/function.cpp
 _ARGUMENTS = {TENSOR: 0, ROW: 1, COLUMN: 2}  # Argument of csrc/fast_path/rows.h

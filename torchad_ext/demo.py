@@ -1,4 +1,4 @@
-"""A tour in about a minute: the ops verified, timed against native PyTorch, and put to work.
+"""A tour in one or two minutes: the ops verified, timed against native PyTorch, and put to work.
 
 The work is a sine network that learns a picture from the gradient of the picture alone. Its loss holds a derivative of
 the network, so each training step differentiates a gradient: the double backward of sin, once a layer.
@@ -34,7 +34,10 @@ FIRST_STEPS = 10
 FIRST_TOLERANCE = 1e-5
 """The largest relative difference of two loss curves over the first steps, where only rounding can part them."""
 FINAL_TOLERANCE = 0.05
-"""The same after the last step: training amplifies the rounding of the first."""
+"""The largest relative difference after the last step: training amplifies the rounding of the first."""
+TRAINING_SECONDS = 30.0
+"""What the training of both networks may take, if nobody says how many steps."""
+MOST_STEPS = 300
 
 
 def hessian_error(size: int = 50, device: str = "cpu") -> float:
@@ -131,7 +134,8 @@ def three_passes(function: Function, inputs: Sequence[torch.Tensor]) -> Callable
         inputs: floating point, of any shapes the function takes.
 
     Returns:
-        A function without arguments, which returns the gradients of the double backward.
+        A function without arguments, which returns the gradients of the double backward; None for an input that the
+        gradient does not depend on.
     """
     inputs = tuple(x.detach().requires_grad_() for x in inputs)
     cotangent = torch.randn_like(function(*inputs)).requires_grad_()
@@ -139,7 +143,7 @@ def three_passes(function: Function, inputs: Sequence[torch.Tensor]) -> Callable
 
     def passes() -> tuple[torch.Tensor, ...]:
         (gradient,) = torch.autograd.grad(function(*inputs), inputs[0], cotangent, create_graph=True)
-        return torch.autograd.grad(gradient, (*inputs, cotangent), tangent)
+        return torch.autograd.grad(gradient, (*inputs, cotangent), tangent, allow_unused=True)
 
     return passes
 
@@ -288,6 +292,31 @@ def fit(
     return {name: Fit(_field(network, x), losses[name], seconds[name]) for name, network in networks.items()}
 
 
+def steps_within(
+    seconds: float, target: Field, sines: Mapping[str, Function], width: int = 128, trial: int = 5
+) -> tuple[int, float]:
+    """The number of training steps of :func:`fit` that take so many seconds on this machine, all activations together.
+
+    Trains networks of its own for a few steps, and throws them away. The median step counts: the first compiles.
+
+    Args:
+        seconds: how long the training may take.
+        target, sines, width: what :func:`fit` will be given.
+        trial: how many steps to measure.
+
+    Returns:
+        The number of steps, a multiple of ten from 10 to 300, and the seconds of one.
+
+    Example:
+        >>> steps, _ = steps_within(1e6, load_picture(side=16), {"native": torch.sin})
+        >>> steps == MOST_STEPS
+        True
+    """
+    fits = fit(target, sines, trial, width)
+    step = sum(statistics.median(each.seconds) for each in fits.values())
+    return max(FIRST_STEPS, min(MOST_STEPS, int(seconds / step) // 10 * 10)), step
+
+
 def _field(network: nn.Module, x: torch.Tensor) -> Field:
     value = network(x)
     (slope,) = torch.autograd.grad(value.sum(), x)
@@ -312,7 +341,8 @@ def run(
 
     Args:
         device: ``"cpu"`` or ``"cuda"``.
-        steps: how many training steps; by default 300, or 30 if quick.
+        steps: how many training steps; by default as many as take half a minute on this machine, from 10 to 300, or 30
+            if quick.
         output: the folder for the pictures, made if it is not there.
         quick: smaller sizes, a few seconds in all.
         picture: the picture to learn; by default a portrait that matplotlib ships.
@@ -329,8 +359,7 @@ def run(
     say = functools.partial(console.print, soft_wrap=True)
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    steps = steps or (30 if quick else 300)
-    target = load_picture(48 if quick else 96, picture)
+    target = load_picture(48 if quick else 64, picture)
     target = Field(target.picture.to(device), target.gradient.to(device))
 
     console.rule("The derivatives are right")
@@ -347,12 +376,20 @@ def run(
     for op, native, inputs in workloads(device, quick):
         pair = [three_passes(f, inputs) for f in (op, native)]
         label = f"{op.__name__} {escape(str(list(inputs[0].shape)))}"
-        table.add_row(label, *_row(*time_alternately(pair, device, seconds=0.2 if quick else 2.0)))
+        table.add_row(label, *_row(*time_alternately(pair, device, seconds=0.2 if quick else 2.0, least=5)))
     console.print(table, "", sep="\n")
 
     console.rule("A sine network learns a picture from its gradient")
     sines: dict[str, Function] = {"torch.sin": torch.sin, "torchad_ext.sin": sin}
-    fits = fit(target, sines, steps, 64 if quick else 128, lambda r: track(r, "Training both", console=console))
+    width = 64 if quick else 128
+    if steps is None and quick:
+        steps = 30
+    elif steps is None:
+        steps, step = steps_within(TRAINING_SECONDS, target, sines, width)
+        say(
+            f"{step:.2g} s for a step of both: {steps} steps, about {steps * step:.0f} s (--steps takes another number)"
+        )
+    fits = fit(target, sines, steps, width, lambda r: track(r, "Training both", console=console))
     native_fit, our_fit = fits.values()
     for name, each in fits.items():
         decibels = psnr(each.field.picture, target.picture)

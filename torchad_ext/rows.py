@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,9 @@ __all__ = [  # noqa: RUF022, in the order of this file
     "distance",
 ]  # fmt: skip
 ROW_CATALOGUE: dict[str, Rowwise] = {}
+_SUMMARIES: dict[str, str] = {}
+_STANDS_IN_FOR: dict[str, str] = {}
+_BAR = r"\vert "
 
 _DOC = """{summary}
 
@@ -192,8 +196,29 @@ def _op(
             [*("x" if i == 0 else "x.detach().sin()" for i, _ in enumerate(tensors)), *_CALLS.get(name, [])]
         ),
     )
-    ROW_CATALOGUE[name] = op
+    ROW_CATALOGUE[name], _SUMMARIES[name], _STANDS_IN_FOR[name] = op, summary, like
     return op
+
+
+def stands_in_for(name: str) -> str:
+    """The function of PyTorch that an op is a drop-in for; empty if there is none."""
+    return _STANDS_IN_FOR[name]
+
+
+def _formula(found: re.Match[str]) -> str:
+    """A formula for a cell of a table, in which a bar would end the cell."""
+    return f"${found[1].replace('|', _BAR).strip()}$"
+
+
+def table() -> str:
+    """The catalogue of row ops as a table in Markdown."""
+    lines = ["| op of rows | what it computes | stands in for |", "|---|---|---|"]
+    for name, op in ROW_CATALOGUE.items():
+        tensors = [p.name for p in op.__signature__.parameters.values() if p.default is p.empty]
+        summary = re.sub(r":math:`(.*?)`", _formula, _SUMMARIES[name]).replace("``", "`")
+        like = f"`{stands_in_for(name)}`" if stands_in_for(name) else ""
+        lines.append(f"| `ad.{name}({', '.join(tensors)}, ...)` | {summary} | {like} |")
+    return "\n".join(lines) + "\n"
 
 
 def _softmax(input: torch.Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> torch.Tensor:

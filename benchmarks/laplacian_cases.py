@@ -132,7 +132,9 @@ def operations() -> Iterator[Case]:
 
             natives = {"nested autograd": nested_laplacian} if operation == "huber_loss" else ways
             inputs = points(6, 512, (36, 6), record=record)
-            yield Case(f"laplacian of {operation}: {name}", "512 × 6", run(f), inputs, natives, ours, 1 / 1.2)
+            is_right = not (record and operation == "logcumsumexp")  # PyTorch's third derivative of it is nan
+            row = f"laplacian of {operation}: {name}"
+            yield Case(row, "512 × 6", run(f), inputs, natives, ours, 1 / 1.2, equal=is_right)
 
 
 CASES = tuple(operations())

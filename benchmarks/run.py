@@ -199,8 +199,9 @@ def start(startup: Startup, device: str, count: int) -> Json:
     samples = []
     for _ in range(1 + count):
         with tempfile.TemporaryDirectory() as empty:
+            usual = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
             env = {
-                **os.environ,
+                **usual,
                 **({} if startup.cached else {"TORCHAD_EXT_CACHE_DIR": empty, "TORCHAD_EXT_EAGER": ""}),
             }
             command = [sys.executable, "-c", startup.program, device]

@@ -10,7 +10,8 @@
 
 namespace torchad_ext {
 
-template <class Functor, class T>
+// With only_wide no row is shorter than `shortest`.
+template <class Functor, class T, bool only_wide = false>
 struct RowsCpu {
   using Inputs = typename Functor::Inputs;
   using Outputs = typename Functor::Outputs;
@@ -421,8 +422,10 @@ struct RowsCpu {
 
   static void run(const Rows& rows, const double* scalars, int64_t begin, int64_t end, double* sums) {
     const Functor functor(scalars);
-    if (rows.length == 3) return run_short<3>(functor, rows, begin, end, sums);
-    if (rows.length < shortest) return run_short<0>(functor, rows, begin, end, sums);
+    if constexpr (!only_wide) {
+      if (rows.length == 3) return run_short<3>(functor, rows, begin, end, sums);
+      if (rows.length < shortest) return run_short<0>(functor, rows, begin, end, sums);
+    }
     run_wide(functor, rows, begin, end, sums);
   }
 
@@ -456,10 +459,10 @@ struct RowsCpu {
 }  // namespace torchad_ext
 
 // Exports a functor of rows as a RowKernel.
-#define TORCHAD_EXT_ROW_KERNEL(name, Functor, dtype)                                            \
-  extern "C" {                                                                                  \
-  extern const torchad_ext::RowKernel name;                                                     \
-  const torchad_ext::RowKernel name =                                                           \
-      torchad_ext::RowsCpu<Functor, torchad_ext::storage_t<torchad_ext::Dtype::dtype>>::kernel( \
-          torchad_ext::Dtype::dtype, #Functor);                                                 \
+#define TORCHAD_EXT_ROW_KERNEL(name, Functor, dtype, only_wide)                                            \
+  extern "C" {                                                                                             \
+  extern const torchad_ext::RowKernel name;                                                                \
+  const torchad_ext::RowKernel name =                                                                      \
+      torchad_ext::RowsCpu<Functor, torchad_ext::storage_t<torchad_ext::Dtype::dtype>, only_wide>::kernel( \
+          torchad_ext::Dtype::dtype, #Functor);                                                            \
   }

@@ -354,6 +354,10 @@ class Declared:
             function = function.vjp((True,) * inputs, (True,) * outputs).function
         return function
 
+    def _kernels_of_order(self, order: int) -> list[Elementwise]:
+        """The functions whose kernels compute a derivative of the usual call, every gradient wanted."""
+        return [self._order(order)]
+
     def source(self, order: int = 0) -> str:
         """The functor, in C++, whose kernel computes the value (0), the gradient (1), the double backward (2), ...
 
@@ -437,7 +441,7 @@ class Declared:
             >>> import torchad_ext
             >>> torchad_ext.square.compile(orders=[0])
         """
-        functions = [f for order in orders if (f := self._order(order)).program.outputs]
+        functions = [f for order in orders for f in self._kernels_of_order(order) if f.program.outputs]
         for device in devices:
             compile_kernels([(f, dtype) for f in functions for dtype in dtypes], device)
 

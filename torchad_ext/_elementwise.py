@@ -391,12 +391,7 @@ class _ApplyUnderTransforms(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        xs = ctx.saved_tensors
-        wanted = tuple([w and is_wanted(ctx, i) for i, w in enumerate(ctx.needs_input_grad[2:])])
-        given = tuple([g is not None for g in grads])
-        arguments = (*xs, *(g for g in grads if g is not None))
-        gradients = iter(ctx.op.vjp(wanted, given).apply(arguments, ctx.scalars, sum(wanted)))
-        return (None, None, *(next(gradients) if w else None for w in wanted))
+        return pullback(ctx, ctx.saved_tensors, ctx.scalars, grads)
 
     @staticmethod
     def jvp(ctx: Any, _op: None, _scalars: None, *tangents: torch.Tensor | None) -> Any:
@@ -411,6 +406,17 @@ class _ApplyUnderTransforms(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], op: Elementwise, scalars: Scalars, *xs: torch.Tensor) -> Any:
         count = len(op.program.outputs)
         return op.apply_batched(info.batch_size, in_dims[2:], xs, scalars), 0 if count == 1 else (0,) * count
+
+
+def pullback(
+    ctx: Any, xs: Sequence[torch.Tensor | None], scalars: Any, grads: Sequence[torch.Tensor | None]
+) -> tuple[torch.Tensor | None, ...]:
+    """The backward of a Function that applies an Elementwise, from the saved inputs and the cotangents."""
+    wanted = tuple([w and is_wanted(ctx, i) for i, w in enumerate(ctx.needs_input_grad[2:])])
+    given = tuple([g is not None for g in grads])
+    arguments = (*xs, *(g for g in grads if g is not None))
+    gradients = iter(ctx.op.vjp(wanted, given).apply(arguments, scalars, sum(wanted)))
+    return (None, None, *(next(gradients) if w else None for w in wanted))
 
 
 class _Apply(_ApplyUnderTransforms):

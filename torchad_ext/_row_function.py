@@ -8,14 +8,25 @@ column is the sum over all rows, so that the class is closed under ``vjp`` and `
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 
-from ._elementwise import Derivative, Elementwise, HandWritten, Tensors, _Apply, _ApplyUnderTransforms, _subset
-from ._native import kernels
+from ._elementwise import (
+    Derivative,
+    Elementwise,
+    HandWritten,
+    Tensors,
+    _Apply,
+    _ApplyUnderTransforms,
+    _subset,
+    pullback,
+)
+from ._native import fast_path, kernels
 from ._symbolic import cpp, row_cpp
 from ._symbolic.evaluate import evaluate_rows
 from ._symbolic.expr import Expr, make, tensor, topological
@@ -23,7 +34,44 @@ from ._symbolic.program import Program, ProgramDerivative
 from ._torch_state import in_forward_mode, transforms_active
 
 Shape = tuple[int, ...]
-Call = tuple[Shape, tuple[float, ...]]  # the shape of the operands with a value an element, and the numbers
+HALF = {torch.float16, torch.bfloat16}  # computed in float32
+SHORT = 16  # rows that are so short are read in less time than their values would be
+
+
+# Expressions of kept values by number, as C++ calls them.
+_expressions: WeakValueDictionary[int, Expr] = WeakValueDictionary()
+_NUMBER_OF_KIND = {"tensor": 0, "row": 1, "column": 2}  # of Kind in csrc/rowwise.h
+
+
+class Call(NamedTuple):
+    """The arguments of a function of rows beside its tensors.
+
+    Attributes:
+        shape: of the operands with a value an element: a derivative may have none of them.
+        numbers: for its scalars.
+        known: values of the row ``[..., 1]`` that an earlier call has computed, by their expressions.
+    """
+
+    shape: Shape
+    numbers: tuple[float, ...]
+    known: Mapping[Expr, torch.Tensor] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A function of rows that takes values of the row instead of computing them, and keeps those its derivative takes.
+
+    Attributes:
+        function: gives the outputs, then what it keeps.
+        operands: the places of its operands among the inputs and the known values.
+        kept: the expressions that it keeps.
+        passed: the known ones that the derivative takes too.
+    """
+
+    function: RowFunction
+    operands: tuple[int, ...]
+    kept: tuple[Expr, ...]
+    passed: tuple[Expr, ...]
 
 
 def shape_of(kind: str, shape: Shape) -> Shape:
@@ -34,8 +82,9 @@ def shape_of(kind: str, shape: Shape) -> Shape:
 class RowFunction(Elementwise):
     """k functions of the rows of m tensors and of some numbers.
 
-    It is differentiated, named and cached as an Elementwise. Its calls take the shape of the tensors beside the
-    numbers: a derivative may have none of them as its operand.
+    It is differentiated, named and cached as an Elementwise. A call whose gradient is wanted keeps the sums over rows
+    that the gradient needs again. They are no more than what the gradient's kernel would compute: every derivative
+    is one of the program in the inputs.
     """
 
     devices = ("cpu",)  # that there are kernels for
@@ -47,9 +96,12 @@ class RowFunction(Elementwise):
         order: int = 0,
         chosen: str = "",
         family: set[tuple[str, torch.dtype]] | None = None,
+        of_wide_rows: bool = False,
     ) -> None:
         super().__init__(program, functools.partial(evaluate_rows, program), name, order, chosen, family=family)
         self.kinds = program.kinds or ("tensor",) * len(program.outputs)
+        self.of_wide_rows = of_wide_rows  # alone
+        self._recordings: dict[tuple[Expr, ...], Recording] = {}
 
     def functor(self, dtype: str = "float64") -> tuple[str, str]:
         """The name of the functors for a dtype, and the C++ that defines them."""
@@ -60,7 +112,7 @@ class RowFunction(Elementwise):
         """The source of a kernel."""
         of = kernels.dtype_name(dtype)
         name, functor = self.functor(of)
-        return row_cpp.row_kernel(functor, name, self.program, of)
+        return row_cpp.row_kernel(functor, name, self.program, of, self.of_wide_rows)
 
     def _compile(self, device: str, dtype: torch.dtype) -> Any:
         if device not in self.devices or not self.keeps(dtype):
@@ -69,32 +121,132 @@ class RowFunction(Elementwise):
 
     def run(self, xs: Tensors, call: Call) -> Any:  # type: ignore[override]
         """The results without derivatives: by the kernel, or by the definition."""
-        return self._run_on(kernels.device_of(xs) if 0 not in call[0] else None, xs, call)
+        return self._run_on(kernels.device_of(xs) if 0 not in call.shape else None, xs, call)
 
     def _run_on(self, device: str | None, xs: Tensors, call: Call) -> Any:
-        shape, scalars = call
+        if call.known and device:
+            return self.run_recorded(device, xs, call)[0]
         kernel: Any = device and self.kernel(device, xs[0].dtype)
         if not kernel:
-            return self.definition(shape, *xs, *scalars)
-        return self._results(kernel(xs, scalars, shape))
+            return self.definition(call.shape, *xs, *call.numbers)
+        return self._results(kernel(xs, call.numbers, call.shape))
+
+    def run_recorded(self, device: str, xs: Tensors, call: Call) -> tuple[Any, dict[Expr, torch.Tensor]]:
+        """The results, and the values of the row that their gradients take."""
+        recording = self.recorded(tuple(call.known))
+        operands = (*xs, *call.known.values())
+        given = [operands[i] for i in recording.operands]
+        function = recording.function
+        kernel: Any = function.kernel(device, xs[0].dtype)
+        if kernel:
+            outputs: Any = kernel(given, call.numbers, call.shape)
+        else:
+            outputs = function.definition(call.shape, *given, *call.numbers)
+            outputs = [outputs] if function._single else outputs
+        count = len(self.program.outputs)
+        kept = dict(zip(recording.kept, outputs[count:], strict=True))
+        kept |= {node: call.known[node] for node in recording.passed}
+        return self._results(outputs[:count]), kept
+
+    def recorded(self, known: tuple[Expr, ...]) -> Recording:
+        """How a call is computed whose gradients take values of the row from it, where some are known already."""
+        if known not in self._recordings:
+            all_gradients = self.vjp(*self._masks(-1, -1)).function.program
+            shared = self.program.shared_rows(all_gradients)
+            passed = tuple(node for node in shared if node in known)
+            kept = tuple(node for node in shared if node not in known)
+            program, operands = self.program.recording(known, kept)
+            is_same = not kept and operands == tuple(range(len(self.program.inputs)))
+            function = self
+            if not is_same:
+                function = RowFunction(program, f"{self.name}_recorded", family=self._failed, of_wide_rows=True)
+            self._recordings[known] = Recording(function, operands, kept, passed)
+            _expressions.update({id(node): node for node in kept})
+        return self._recordings[known]
+
+    @property
+    def fast_function(self) -> Any:
+        """The ``RowFunction`` of ``csrc/fast_path`` that applies it to plain tensors, None while there is none."""
+        operands = len(self.program.inputs) + len(self.program.outputs)
+        if self._fast_function is None and operands <= 64 and (module := fast_path.module()):
+            node = cpp.struct_name(self._stem + self._suffix(self._order + 1))
+            scalars, outputs = len(self.program.scalars), len(self.program.outputs)
+            # The first of two threads decides.
+            self.__dict__.setdefault("_fast_function", module.RowFunction(self, scalars, outputs, self.name, node))
+        return self._fast_function
+
+    def apply_in_cpp(self, device: str, xs: Tensors, call: Call) -> Any:  # type: ignore[override]
+        """The results of ``csrc/fast_path``, NotImplemented where it does not take such tensors."""
+        fast = self.fast_function
+        if fast is None:  # as long as its compiler runs
+            return NotImplemented
+        arguments = xs, call.numbers, call.shape, tuple(map(id, call.known)), tuple(call.known.values())
+        outputs = fast.apply(*arguments)
+        if outputs is NotImplemented:  # it may not know the kernel yet
+            needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in xs)
+            is_recorded = call.known or (needs_gradient and self._keeps(xs, call))
+            function = self.recorded(tuple(call.known)).function if is_recorded else self
+            kernel = function.kernel(device, xs[0].dtype)
+            if kernel and (of := function.fast_function):
+                of.set_kernel(kernels.DTYPES[xs[0].dtype], kernel.address)
+                outputs = fast.apply(*arguments)
+        return outputs
+
+    def vjp_of_masks(self, wanted: int, given: int) -> tuple[Any, ...]:
+        """The derivative whose wanted results and given cotangents are the bits that are set, for C++ to ask for."""
+        derivative = self.vjp(*self._masks(wanted, given))
+        assert isinstance(derivative, RowDerivative)
+        kinds = tuple([_NUMBER_OF_KIND[kind] for kind in derivative.kinds])
+        function = derivative.function.fast_function
+        return function, derivative.arguments, derivative.scalars, derivative.results, kinds
+
+    def recorded_with(self, known: Sequence[int]) -> tuple[Any, ...]:
+        """The Recording for known expressions by their numbers, for C++ to ask for."""
+        expressions = tuple([_expressions[number] for number in known])
+        recording = self.recorded(expressions)
+        passed = tuple([expressions.index(node) for node in recording.passed])
+        return recording.function.fast_function, recording.operands, tuple(map(id, recording.kept)), passed
+
+    def pullback_of_rows(
+        self,
+        arguments: Tensors,
+        numbers: tuple[float, ...],
+        wanted: int,
+        given: int,
+        shape: Shape,
+        known: Sequence[int],
+        values: Tensors,
+    ) -> Tensors:
+        """The wanted gradients from the inputs and the given cotangents, by whatever route; for C++ to ask for."""
+        call = Call(shape, numbers, {_expressions[number]: x for number, x in zip(known, values, strict=True)})
+        gradients: Tensors = self.vjp(*self._masks(wanted, given)).apply(arguments, call, wanted.bit_count())  # type: ignore[arg-type]
+        return gradients
 
     def apply(self, xs: Tensors, call: Call) -> Any:  # type: ignore[override]
         """The results, by the route that their derivatives need."""
-        shape, scalars = call
-        device = None if 0 in shape else kernels.device_for(xs)
-        return self.definition(shape, *xs, *scalars) if device is None else self.on_device(device, xs, call)
+        device = None if 0 in call.shape else kernels.device_for(xs)
+        return self.definition(call.shape, *xs, *call.numbers) if device is None else self.on_device(device, xs, call)
 
     def on_device(self, device: str, xs: Tensors, call: Call) -> Any:
         """The results of tensors on a device, where no mode has to see the definition."""
         if transforms_active():
-            return _ApplyUnderTransforms.apply(self, call, *xs)
-        if in_forward_mode() or (torch.is_grad_enabled() and any(x.requires_grad for x in xs)):
-            return _Apply.apply(self, call, *xs)
+            return _ApplyUnderTransforms.apply(self, call._replace(known={}), *xs)
+        if in_forward_mode():
+            return _Apply.apply(self, call._replace(known={}), *xs)
+        outputs = self.apply_in_cpp(device, xs, call)
+        if outputs is not NotImplemented:
+            return outputs
+        if torch.is_grad_enabled() and any(x.requires_grad for x in xs):
+            return (_ApplyRecording if self._keeps(xs, call) else _Apply).apply(self, call, *xs)
         return self._run_on(device, xs, call)
+
+    def _keeps(self, xs: Tensors, call: Call) -> bool:
+        """Does a call keep values of the row? They have the dtype of the tensors, so it is to be the computed one."""
+        return call.shape[-1] > SHORT and xs[0].dtype not in HALF
 
     def apply_batched(self, size: int, dims: Sequence[int | None], xs: Tensors, call: Call) -> Any:  # type: ignore[override]
         """The results of a batch, along their first dimension; ``dims`` says where the tensors have it, if at all."""
-        shape, scalars = call
+        shape = call.shape
         whole = size, *shape
         kinds = [x.op for x in self.program.inputs]
         # Columns of the members of a batch differ, and so do sums over the rows of each.
@@ -111,7 +263,7 @@ class RowFunction(Elementwise):
             if kind == "column":
                 first = first.reshape(-1, *[1] * (len(shape) - 1), shape[-1])
             batched.append(first.expand(shape_of("row" if kind == "row" else "tensor", whole)))
-        outputs = function.apply(batched, (whole, scalars))
+        outputs = function.apply(batched, Call(whole, call.numbers))
         if "column" not in self.kinds or len(shape) == 1:
             return outputs
         between = tuple(range(1, len(shape)))
@@ -164,15 +316,36 @@ class RowDerivative(Derivative):
 
     def apply(self, arguments: Sequence[torch.Tensor], call: Call, count: int) -> Sequence[torch.Tensor]:  # type: ignore[override]
         """All ``count`` results, for all arguments; those that it does not take may be None."""
-        shape, scalars = call
         xs = [arguments[i] for i in self.arguments]
         outputs: Any = ()
         if self.results:
-            outputs = self.function.apply(xs, (shape, tuple([scalars[i] for i in self.scalars])))  # type: ignore[arg-type]
+            numbers = tuple([call.numbers[i] for i in self.scalars])
+            outputs = self.function.apply(xs, call._replace(numbers=numbers))  # type: ignore[arg-type]
             outputs = (outputs,) if len(self.results) == 1 else outputs
         known = dict(zip(self.results, outputs, strict=True))
         like = next((x for x in arguments if x is not None), None)
         if like is None:  # no cotangent is defined, so that no gradient is
             return [None] * count  # type: ignore[list-item]
         zero = like.new_zeros(())
-        return [known[i] if i in known else zero.expand(shape_of(self.kinds[i], shape)) for i in range(count)]
+        return [known[i] if i in known else zero.expand(shape_of(self.kinds[i], call.shape)) for i in range(count)]
+
+
+class _ApplyRecording(_Apply):
+    """Applies a RowFunction where there is no transform, and keeps the values of the row that its gradients take."""
+
+    @staticmethod
+    def forward(ctx: Any, op: RowFunction, call: Call, *xs: torch.Tensor) -> Any:  # type: ignore[override]
+        device = xs[0].device.type
+        output, kept = op.run_recorded(device, xs, call)
+        _ApplyUnderTransforms.setup_context(ctx, (op, call._replace(known={}), *xs), output)
+        saved = [x if i in op.read_by_derivatives else None for i, x in enumerate(xs)]
+        ctx.save_for_backward(*saved, *kept.values())
+        ctx.kept = tuple(kept)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        count = len(saved) - len(ctx.kept)
+        call = ctx.scalars._replace(known=dict(zip(ctx.kept, saved[count:], strict=True)))
+        return pullback(ctx, saved[:count], call, grads)

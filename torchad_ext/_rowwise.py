@@ -10,12 +10,13 @@ from typing import Any, overload
 import torch
 from torch.overrides import has_torch_function
 
-from ._declared import COLUMN, ROW, TENSOR, Declared, Interval, is_tensor
+from ._declared import COLUMN, ROW, SCALAR, TENSOR, Declared, Interval, is_tensor
 from ._elementwise import Elementwise
-from ._native import kernels
+from ._native import fast_path, kernels
 from ._native.kernels import DTYPES
-from ._row_function import RowFunction, shape_of
+from ._row_function import HALF, Call, RowFunction, shape_of
 from ._symbolic.captured import plain
+from ._symbolic.expr import Expr
 from ._symbolic.program import Program
 from ._symbolic.refusals import NumberExpected
 from ._torch_state import is_autocast_enabled, is_being_traced, traced_before_autograd
@@ -37,6 +38,7 @@ class Rowwise(Declared):
     """
 
     decorator = "rowwise"
+    _front: Any = None  # in C++
 
     def sample(
         self,
@@ -66,6 +68,10 @@ class Rowwise(Declared):
             if self._captures:
                 self._check_captured()
             return _in_float32(self.definition, args, kwargs)
+        if self._front:
+            result = self._front.call(args, kwargs)
+            if result is not NotImplemented:
+                return result
         if kwargs or len(args) != len(self._parameters) or self._keywords:
             args = self.bound(args, kwargs)
         if is_being_traced():
@@ -74,8 +80,14 @@ class Rowwise(Declared):
             return self._define(args) if traced_before_autograd() else self._handled(args)
         return self.computed(args)
 
-    def computed(self, args: Sequence[Any], sweep: Any = None) -> Any:
-        """The results for an argument for each parameter; by a sweep, those of tensors that carry derivatives in it."""
+    def computed(self, args: Sequence[Any], sweep: Any = None, called: Sequence[Any] | None = None) -> Any:
+        """The results for an argument for each parameter.
+
+        Args:
+            args: the arguments, whose rows are the last dimension.
+            sweep: of tensors that carry derivatives in it.
+            called: those that the op was called with, if it made others of them.
+        """
         tensors = [x for x in args if isinstance(x, torch.Tensor)]
         if not _are_alike(tensors) or (shape := _shape(tensors)) is None:
             return self._define(args)
@@ -99,16 +111,66 @@ class Rowwise(Declared):
                     x = x.reshape(whole) if kind is COLUMN else x.expand(whole)
                 xs.append(x)
         numbers = tuple([float(args[i]) for i in scalars])
-        call = shape, numbers
+        call = Call(shape, numbers)
         result = member.on_device(device, xs, call) if sweep is None else sweep.rowwise(member, xs, call)
         if result is NotImplemented:
             return self._define(args)
         dropped = self._dropped.get(member)
+        if device == "cpu" and member._fast_function and sweep is None:
+            self._put_in_front(args if called is None else called, args, kinds, member, scalars, dropped)
         if dropped is None:
             return result
         if not isinstance(result, tuple):
             return result.squeeze(-1)
         return tuple([y.squeeze(-1) if d else y for y, d in zip(result, dropped, strict=True)])
+
+    @functools.cached_property
+    def _in_front(self) -> set[tuple[Any, ...]]:
+        """The calls that C++ takes."""
+        return set()
+
+    def _put_in_front(
+        self,
+        called: Sequence[Any],
+        args: Sequence[Any],
+        kinds: tuple[Any, ...],
+        member: RowFunction,
+        scalars: Sequence[int],
+        dropped: tuple[bool, ...] | None,
+    ) -> None:
+        """Lets C++ take such calls from now on, if it understands them: tensors are as given, of the shapes of their
+        kinds, and of what is neither a tensor nor a number it compares values."""
+        arguments, options, dims = [], [], 0
+        for x, y, kind in zip(called, args, kinds, strict=True):
+            option = None
+            if is_tensor(kind):
+                argument = _ARGUMENTS[kind]
+                if x is not y:
+                    return
+            elif kind is SCALAR and x is y:
+                argument = _NUMBER
+            elif isinstance(x, (tuple, list)) and len(x) == 1 and y is None:
+                argument = _LENGTH
+            elif x is y and (x is None or type(x) in (bool, int, str)):
+                argument, option = _OPTION, x
+            elif x is None:  # what stands for it depends on the dtype
+                argument = _OPTION
+            elif type(x) is int and y == -1:  # the last of so many dimensions
+                argument, option, dims = _OPTION, x, max(a.dim() for a in args if isinstance(a, torch.Tensor))
+            else:
+                return
+            arguments.append(argument)
+            options.append((type(option), option))
+        dtype = next(x.dtype for x, kind in zip(args, kinds, strict=True) if is_tensor(kind))
+        numbers = tuple([(i, 0.0) if arguments[i] == _NUMBER else (-1, float(args[i])) for i in scalars])
+        key = dtype, dims, *arguments, *options, *numbers
+        if TENSOR not in kinds or key in self._in_front or len(kinds) > _MOST_PARAMETERS:
+            return
+        front = self.__dict__.setdefault("_front", fast_path.front(tuple(self._parameters.values())))
+        bits = sum(1 << k for k, is_dropped in enumerate(dropped or ()) if is_dropped)
+        values = tuple([value for _, value in options])
+        front.add_rows(member._fast_function, kernels.DTYPES[dtype], tuple(arguments), values, numbers, bits, dims)
+        self._in_front.add(key)
 
     def _define(self, arguments: Sequence[Any]) -> Any:
         if self._captures:
@@ -125,6 +187,15 @@ class Rowwise(Declared):
             return kinds
         return tuple([kind_in_rows(x, dims) if kind is TENSOR else kind for x, kind in zip(args, kinds, strict=True)])
 
+    def _kernels_of_order(self, order: int) -> list[Elementwise]:
+        known: tuple[Expr, ...] = ()
+        for lower in range(order + 1):
+            function = self._order(lower)
+            assert isinstance(function, RowFunction)
+            recording = function.recorded(known)
+            known = recording.kept + recording.passed
+        return list(dict.fromkeys((function, recording.function)))
+
     def _member(self, program: Program, definition: Callable[..., Any]) -> RowFunction:
         dropped = tuple([kind == "dropped" for kind in program.kinds])
         kinds = tuple(["row" if kind == "dropped" else kind for kind in program.kinds])
@@ -139,9 +210,11 @@ class Rowwise(Declared):
         return {}
 
 
-HALF = {torch.float16, torch.bfloat16}
 _LONG_FORMULA = 300  # characters of LaTeX
 _NAMES = {TENSOR: "tensor", ROW: "row", COLUMN: "column"}
+_MOST_PARAMETERS = 64  # most_parameters of csrc/fast_path/function.cpp
+_ARGUMENTS = {TENSOR: 0, ROW: 1, COLUMN: 2}  # Argument of csrc/fast_path/rows.h
+_NUMBER, _OPTION, _LENGTH = 3, 4, 5
 
 
 def _in_float32(definition: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

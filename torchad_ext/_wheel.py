@@ -10,8 +10,10 @@ import torch
 from ._declared import Declared
 from ._elementwise import Elementwise
 from ._native.kernels import DTYPES
+from ._row_function import RowFunction
 from ._symbolic import cpp
 from ._symbolic.cpp import Kernel
+from ._symbolic.expr import Expr
 from .ops import CATALOGUE, exp, sin
 from .rows import ROW_CATALOGUE
 
@@ -49,11 +51,18 @@ def _family(op: Declared, highest: int) -> Iterator[Elementwise]:
     """The functions that usual calls of an op, and their derivatives, apply."""
     for options in ({}, _OTHER_CALLS.get(op.__name__, {})):
         usual = dict(zip(op.__signature__.parameters, op._usual_arguments, strict=True))
-        members = [op.resolve(list({**usual, **options}.values()))[1]]
-        yield from members
-        for order in range(1, highest + 1):
-            members = [d for member in members for d in _derivatives(member, order < HIGHEST_ORDER)]
-            yield from members
+        members: list[tuple[Elementwise, tuple[Expr, ...]]] = [(op.resolve(list({**usual, **options}.values()))[1], ())]
+        for order in range(highest + 1):
+            derivatives = []
+            for member, known in members:
+                yield member
+                if isinstance(member, RowFunction):
+                    recording = member.recorded(known)
+                    yield recording.function
+                    known = recording.kept + recording.passed
+                if order < highest:
+                    derivatives += [(d, known) for d in _derivatives(member, order + 1 < HIGHEST_ORDER)]
+            members = derivatives
 
 
 def _derivatives(function: Elementwise, rest: bool) -> Iterator[Elementwise]:

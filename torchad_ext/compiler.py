@@ -26,6 +26,7 @@ from ._elementwise import Elementwise, _ApplyUnderTransforms
 from ._pointwise import Pointwise
 from ._rewrites import rewritten
 from ._row_calls import written_view
+from ._row_function import SHORT, RowFunction
 from ._rowwise import Rowwise, kind_in_rows
 from ._symbolic.refusals import TraceError
 from ._torch_state import elementwise_strides, is_autocast_enabled, register_backend, share_memory
@@ -150,8 +151,18 @@ def _compile_kernels(ops: Sequence[tuple[Declared, Sequence[Any], bool]]) -> Non
             function, wanted = op._usual, tuple(x.requires_grad for x in tensors)
             outputs = (True,) * len(function.program.outputs)
             gradient = [function.vjp(wanted, outputs).function] if needs_gradient else []
-            work.update(dict.fromkeys((f, tensors[0].dtype) for f in (function, *gradient) if f.program.outputs))
+            functions = [function, *gradient]
+            if isinstance(function, RowFunction) and gradient and _are_wide(tensors):
+                recording = function.recorded(())
+                functions = [recording.function, *(f.recorded(recording.kept).function for f in gradient)]
+            work.update(dict.fromkeys((f, tensors[0].dtype) for f in functions if f.program.outputs))
     compile_kernels(work)
+
+
+def _are_wide(tensors: Sequence[torch.Tensor]) -> bool:
+    """Have they rows of which a call keeps values? A length that is a symbol may be any."""
+    lengths = [x.shape[-1] for x in tensors if x.dim()]
+    return any(not isinstance(n, int) or n > SHORT for n in lengths)
 
 
 def _clustered(nodes: Sequence[Node]) -> tuple[Clusters, dict[Node, Declared]]:

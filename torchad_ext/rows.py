@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from ._declared import COLUMN, Interval
-from ._rowwise import HALF, Rowwise
+from ._row_function import HALF
+from ._rowwise import Rowwise
 
 __all__ = [  # noqa: RUF022, in the order of this file
     "softmax", "log_softmax", "logsumexp", "layer_norm", "rms_norm", "vector_norm", "normalize", "cosine_similarity",
@@ -75,7 +76,7 @@ class _AlongDim(Rowwise):
 
         return is_usual
 
-    def computed(self, args: Sequence[Any], sweep: Any = None) -> Any:
+    def computed(self, args: Sequence[Any], sweep: Any = None, called: Sequence[Any] | None = None) -> Any:
         if self._is_usual(args):
             return super().computed(args, sweep)
         given = dict(zip(self._parameters, args, strict=True))
@@ -88,17 +89,17 @@ class _AlongDim(Rowwise):
         if not is_known or given.get("dtype") is not None or order not in (1, 2, math.inf):
             return self._define(args)
         if dim in (-1, dims - 1):
-            return super().computed(list((given | {"dim": -1}).values()), sweep)
+            return super().computed(list((given | {"dim": -1}).values()), sweep, args)
         whole = torch.broadcast_tensors(*tensors.values()) if len(tensors) > 1 else tensors.values()
         given |= {name: x.movedim(dim, -1) for name, x in zip(tensors, whole, strict=True)}
-        moved = super().computed(list((given | {"dim": -1}).values()), sweep)
+        moved = super().computed(list((given | {"dim": -1}).values()), sweep, args)
         return moved if self.drops_dim and not given.get("keepdim") else moved.movedim(-1, dim).contiguous()
 
 
 class _OverDims(Rowwise):
     """A normalisation over the last dimensions, which are made one."""
 
-    def computed(self, args: Sequence[Any], sweep: Any = None) -> Any:
+    def computed(self, args: Sequence[Any], sweep: Any = None, called: Sequence[Any] | None = None) -> Any:
         given = dict(zip(self._parameters, args, strict=True))
         x, shape = given["input"], given["normalized_shape"]
         if not isinstance(x, torch.Tensor):
@@ -111,13 +112,13 @@ class _OverDims(Rowwise):
             given |= {name: y.to(dtype) for name, y in tensors.items()}
             return self.computed(list(given.values()), sweep).to(x.dtype)
         if shape is None:
-            return super().computed(list(given.values()), sweep)
+            return super().computed(list(given.values()), sweep, args)
         _check_shape(self.__name__, tensors, shape)
         given["normalized_shape"] = None
         if len(shape) == 1:
-            return super().computed(list(given.values()), sweep)
+            return super().computed(list(given.values()), sweep, args)
         given |= {name: y.flatten(-len(shape)) for name, y in tensors.items()}
-        return super().computed(list(given.values()), sweep).reshape(x.shape)
+        return super().computed(list(given.values()), sweep, args).reshape(x.shape)
 
 
 def _check_shape(name: str, tensors: Mapping[str, torch.Tensor], shape: Sequence[int]) -> None:

@@ -8,6 +8,7 @@
 
 #include "python.h"
 #include "quadratic_form.h"
+#include "rows.h"
 
 namespace torchad_ext {
 namespace {
@@ -24,9 +25,10 @@ struct Front {
   py::object names, defaults;  // tuples over the parameters; Ellipsis where there is no default
   Py_ssize_t positional;       // how many of them are not keyword-only
   std::vector<Call> calls;
+  std::vector<RowCall> row_calls;
 };
 
-PyTypeObject* function_type;
+PyTypeObject *function_type, *row_function_type;
 
 PyObject* wrap(std::optional<Tensors> outputs) {
   if (!outputs) Py_RETURN_NOTIMPLEMENTED;
@@ -50,6 +52,20 @@ PyObject* applied(const FunctionPtr function, const Tensors& xs, const Numbers& 
   return wrap(std::move(outputs));
 }
 
+// The same of rows; results whose bits are set lose their last dimension, of size 1.
+PyObject* applied(const RowFunctionPtr function, const Tensors& xs, const Numbers& numbers, const Shape& shape,
+                  const Known& known, uint64_t dropped) {
+  std::optional<Tensors> results;
+  {
+    const py::gil_scoped_release no_gil;
+    results = function->apply(xs, numbers, shape, known);
+    for (size_t k = 0; results && k < results->size(); ++k) {
+      if (dropped >> k & 1) (*results)[k] = (*results)[k].squeeze(-1);
+    }
+  }
+  return wrap(std::move(results));
+}
+
 constexpr Py_ssize_t most_parameters = 64;
 
 // The argument of each parameter; false where Python has to say what is wrong.
@@ -69,10 +85,6 @@ bool bind(const Front& front, PyObject* arguments, PyObject* keywords, std::arra
   return std::find(given.begin(), given.begin() + count, Py_Ellipsis) == given.begin() + count;
 }
 
-bool are_equal_options(PyObject* a, PyObject* b) {
-  return a == b || (PyUnicode_CheckExact(a) && PyUnicode_CheckExact(b) && !PyUnicode_Compare(a, b));
-}
-
 // front.call(arguments, keywords): the results, or NotImplemented where the way through Python has to be taken.
 PyObject* front_call(PyObject* self, PyObject* args) {
   HANDLE_TH_ERRORS
@@ -83,6 +95,15 @@ PyObject* front_call(PyObject* self, PyObject* args) {
     Py_RETURN_NOTIMPLEMENTED;
   }
   const Py_ssize_t count = PyTuple_GET_SIZE(front.names.ptr());
+  for (const RowCall& call : front.row_calls) {
+    Tensors xs;
+    Numbers numbers;
+    Shape shape;
+    if (fits(call, given.data(), xs, numbers, shape)) {
+      if (PyErr_Occurred()) return nullptr;
+      return applied(value_of<RowFunctionPtr>(call.function.ptr()), xs, numbers, shape, {}, call.dropped);
+    }
+  }
   uint64_t tensors = 0, numbers = 0;
   Tensors xs;
   for (Py_ssize_t i = 0; i < count; ++i) {
@@ -138,6 +159,35 @@ PyObject* front_add(PyObject* self, PyObject* args) {
   END_HANDLE_TH_ERRORS
 }
 
+// front.add_rows(function, dtype, arguments, options, numbers, dropped, dims): the number of a dtype; an Argument and
+// the value of an option for each parameter; for each scalar a pair of its parameter, or -1, and its value; a bit for
+// each result without a last dimension; how many dimensions tensors have, 0 for any number.
+PyObject* front_add_rows(PyObject* self, PyObject* args) {
+  HANDLE_TH_ERRORS
+  PyObject *function, *arguments, *options, *numbers;
+  int dtype;
+  unsigned long long dropped;
+  Py_ssize_t dims;
+  if (!PyArg_ParseTuple(args, "O!iO!O!O!Kn", row_function_type, &function, &dtype, &PyTuple_Type, &arguments,
+                        &PyTuple_Type, &options, &PyTuple_Type, &numbers, &dropped, &dims)) {
+    return nullptr;
+  }
+  Front& front = value_of<Front>(self);
+  RowCall call{py::reinterpret_borrow<py::object>(function), at::ScalarType(dtype), {}, {}, {}, dropped, size_t(dims)};
+  for (const py::handle argument : py::reinterpret_borrow<py::tuple>(arguments)) {
+    call.arguments.push_back(Argument(argument.cast<int>()));
+  }
+  for (const py::handle option : py::reinterpret_borrow<py::tuple>(options)) {
+    call.options.push_back(py::reinterpret_borrow<py::object>(option));
+  }
+  call.numbers = py::handle(numbers).cast<std::vector<std::pair<int64_t, double>>>();
+  const size_t count = PyTuple_GET_SIZE(front.names.ptr());
+  TORCH_CHECK_VALUE(call.arguments.size() == count && call.options.size() == count, "one of each parameter");
+  front.row_calls.push_back(std::move(call));
+  Py_RETURN_NONE;
+  END_HANDLE_TH_ERRORS
+}
+
 // Front(names, defaults, positional)
 PyObject* front_new(PyTypeObject* type, PyObject* args, PyObject*) {
   HANDLE_TH_ERRORS
@@ -148,7 +198,7 @@ PyObject* front_new(PyTypeObject* type, PyObject* args, PyObject*) {
   TORCH_CHECK_VALUE(count <= most_parameters && PyTuple_GET_SIZE(defaults) == count && positional <= count,
                     "a Front takes ", most_parameters, " parameters at the most, and a default or Ellipsis for each");
   const auto held = [](PyObject* x) { return py::reinterpret_borrow<py::object>(x); };
-  return new_object(type, Front{held(names), held(defaults), positional, {}});
+  return new_object(type, Front{held(names), held(defaults), positional, {}, {}});
   END_HANDLE_TH_ERRORS
 }
 
@@ -157,12 +207,14 @@ int front_traverse(PyObject* self, visitproc visit, void* arg) {
   const Front& front = value_of<Front>(self);
   Py_VISIT(front.defaults.ptr());
   for (const Call& call : front.calls) Py_VISIT(call.function.ptr());
+  for (const RowCall& call : front.row_calls) Py_VISIT(call.function.ptr());
   return 0;
 }
 
 int front_clear(PyObject* self) {
   Front& front = value_of<Front>(self);
   const auto calls = std::exchange(front.calls, {});
+  const auto row_calls = std::exchange(front.row_calls, {});
   const py::object defaults = std::exchange(front.defaults, py::tuple());
   front.names = py::tuple();
   return 0;
@@ -185,6 +237,24 @@ Shape shape_of(py::handle sizes) {
   return shape;
 }
 
+Tensors tensors_of(py::handle tensors) {
+  Tensors xs;
+  for (const py::handle x : py::reinterpret_borrow<py::sequence>(tensors)) {
+    TORCH_CHECK_TYPE(THPVariable_Check(x.ptr()), "apply takes tensors");
+    xs.push_back(THPVariable_Unpack(x.ptr()));
+  }
+  return xs;
+}
+
+// Of a tuple; a Python error may be set.
+Numbers numbers_of(PyObject* numbers) {
+  Numbers scalars;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(numbers); ++i) {
+    scalars.push_back(PyFloat_AsDouble(PyTuple_GET_ITEM(numbers, i)));
+  }
+  return scalars;
+}
+
 // function.apply(tensors, numbers, shape, results): the results, or NotImplemented; for tensors that broadcast also
 // their shape and those of the results.
 PyObject* function_apply(PyObject* self, PyObject* args) {
@@ -194,15 +264,8 @@ PyObject* function_apply(PyObject* self, PyObject* args) {
                         &results)) {
     return nullptr;
   }
-  Tensors xs;
-  for (const py::handle x : py::reinterpret_borrow<py::sequence>(tensors)) {
-    TORCH_CHECK_TYPE(THPVariable_Check(x.ptr()), "apply takes tensors");
-    xs.push_back(THPVariable_Unpack(x.ptr()));
-  }
-  Numbers scalars;
-  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(numbers); ++i) {
-    scalars.push_back(PyFloat_AsDouble(PyTuple_GET_ITEM(numbers, i)));
-  }
+  const Tensors xs = tensors_of(tensors);
+  const Numbers scalars = numbers_of(numbers);
   if (PyErr_Occurred()) return nullptr;
   TORCH_CHECK_VALUE(!xs.empty(), "apply takes a tensor at the least");
   Broadcast broadcast;
@@ -214,6 +277,50 @@ PyObject* function_apply(PyObject* self, PyObject* args) {
   }
   return applied(value_of<FunctionPtr>(self), xs, scalars, std::move(broadcast));
   END_HANDLE_TH_ERRORS
+}
+
+// RowFunction(function, scalars, outputs, name, node_name)
+PyObject* row_function_new(PyTypeObject* type, PyObject* args, PyObject*) {
+  HANDLE_TH_ERRORS
+  PyObject* function;
+  Py_ssize_t scalars, outputs;
+  const char *name, *node_name;
+  if (!PyArg_ParseTuple(args, "Onnss", &function, &scalars, &outputs, &name, &node_name)) return nullptr;
+  return new_object(type, std::make_shared<RowFunction>(function, scalars, outputs, name, node_name));
+  END_HANDLE_TH_ERRORS
+}
+
+// function.apply(tensors, numbers, shape, names, values): the results, or NotImplemented.
+PyObject* row_function_apply(PyObject* self, PyObject* args) {
+  HANDLE_TH_ERRORS
+  PyObject *tensors, *numbers, *shape, *names, *values;
+  if (!PyArg_ParseTuple(args, "OO!OOO", &tensors, &PyTuple_Type, &numbers, &shape, &names, &values)) return nullptr;
+  const Tensors xs = tensors_of(tensors);
+  const Numbers scalars = numbers_of(numbers);
+  if (PyErr_Occurred()) return nullptr;
+  const Shape whole = shape_of(shape);
+  Known known;
+  for (const py::handle name : py::reinterpret_borrow<py::sequence>(names)) {
+    known.names.push_back(name.cast<int64_t>());
+  }
+  known.values = tensors_of(values);
+  return applied(value_of<RowFunctionPtr>(self), xs, scalars, whole, known, /*dropped=*/0);
+  END_HANDLE_TH_ERRORS
+}
+
+// function.set_kernel(dtype, address): a torch.dtype's number, a RowKernel.
+PyObject* row_function_set_kernel(PyObject* self, PyObject* args) {
+  int dtype;
+  unsigned long long address;
+  if (!PyArg_ParseTuple(args, "iK", &dtype, &address)) return nullptr;
+  const int place = Function::place(at::ScalarType(dtype));
+  if (place < 0) {
+    PyErr_SetString(PyExc_ValueError, "no kernel is made for this dtype");
+    return nullptr;
+  }
+  auto& kernel = value_of<RowFunctionPtr>(self)->kernels[place];
+  kernel.store(reinterpret_cast<const RowKernel*>(address), std::memory_order_release);
+  Py_RETURN_NONE;
 }
 
 // function.set_kernel(device, dtype, address): 0 for the CPU and 1 for CUDA, a torch.dtype's number, a Kernel.
@@ -243,6 +350,27 @@ int function_clear(PyObject* self) {
   const auto& function = value_of<FunctionPtr>(self);
   if (function.use_count() == 1) Py_CLEAR(function->elementwise);
   return 0;
+}
+
+int row_function_traverse(PyObject* self, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(self));
+  const auto& function = value_of<RowFunctionPtr>(self);
+  if (function && function.use_count() == 1) Py_VISIT(function->function);
+  return 0;
+}
+
+int row_function_clear(PyObject* self) {
+  const auto& function = value_of<RowFunctionPtr>(self);
+  if (function.use_count() == 1) Py_CLEAR(function->function);
+  return 0;
+}
+
+// set_run_rows(address): how kernels of rows are run, a RunKernel.
+PyObject* set_run_rows(PyObject*, PyObject* address) {
+  const unsigned long long number = PyLong_AsUnsignedLongLong(address);
+  if (PyErr_Occurred()) return nullptr;
+  run_rows.store(reinterpret_cast<RunKernel>(number), std::memory_order_release);
+  Py_RETURN_NONE;
 }
 
 // set_run(device, address): how kernels are run on a device, a RunKernel.
@@ -276,8 +404,20 @@ PyType_Slot function_slots[] = {{Py_tp_new, reinterpret_cast<void*>(function_new
                                 {Py_tp_clear, reinterpret_cast<void*>(function_clear)},
                                 {Py_tp_methods, function_methods},
                                 {}};
+PyMethodDef row_function_methods[] = {
+    {"apply", row_function_apply, METH_VARARGS,
+     "apply(tensors, numbers, shape, names, values): the results, or NotImplemented"},
+    {"set_kernel", row_function_set_kernel, METH_VARARGS, "set_kernel(dtype, address)"},
+    {}};
+PyType_Slot row_function_slots[] = {{Py_tp_new, reinterpret_cast<void*>(row_function_new)},
+                                    {Py_tp_dealloc, reinterpret_cast<void*>(dealloc<RowFunctionPtr>)},
+                                    {Py_tp_traverse, reinterpret_cast<void*>(row_function_traverse)},
+                                    {Py_tp_clear, reinterpret_cast<void*>(row_function_clear)},
+                                    {Py_tp_methods, row_function_methods},
+                                    {}};
 PyMethodDef front_methods[] = {
     {"call", front_call, METH_VARARGS, "call(arguments, keywords): the results, or NotImplemented"},
+    {"add_rows", front_add_rows, METH_VARARGS, "add_rows(function, dtype, arguments, options, numbers, dropped, dims)"},
     {"add", front_add, METH_VARARGS, "add(function, tensors, numbers, reads, options)"},
     {}};
 PyType_Slot front_slots[] = {{Py_tp_new, reinterpret_cast<void*>(front_new)},
@@ -288,6 +428,7 @@ PyType_Slot front_slots[] = {{Py_tp_new, reinterpret_cast<void*>(front_new)},
                              {}};
 PyMethodDef module_methods[] = {
     {"set_run", set_run, METH_VARARGS, "set_run(device, address)"},
+    {"set_run_rows", set_run_rows, METH_O, "set_run_rows(address)"},
     {"is_wanted", is_wanted, METH_O, "is_wanted(tensor)"},
     {"quadratic_form", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(quadratic_form)), METH_FASTCALL,
      "quadratic_form(x, A): the result, or NotImplemented"},
@@ -311,10 +452,13 @@ PyMODINIT_FUNC PyInit_torchad_ext_eager() {
   PyObject* result = PyModule_Create(&module);
   auto function_spec = type_spec<FunctionPtr>("torchad_ext_eager.Function", function_slots);
   auto front_spec = type_spec<Front>("torchad_ext_eager.Front", front_slots);
+  auto row_spec = type_spec<RowFunctionPtr>("torchad_ext_eager.RowFunction", row_function_slots);
+  row_function_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&row_spec));
   function_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&function_spec));
   PyObject* front_type = PyType_FromSpec(&front_spec);
-  if (!result || !function_type || !front_type) return nullptr;
+  if (!result || !function_type || !front_type || !row_function_type) return nullptr;
   PyModule_AddObject(result, "Function", Py_NewRef(reinterpret_cast<PyObject*>(function_type)));
   PyModule_AddObject(result, "Front", front_type);
+  PyModule_AddObject(result, "RowFunction", Py_NewRef(reinterpret_cast<PyObject*>(row_function_type)));
   return result;
 }

@@ -363,8 +363,7 @@ class Sweep:
 
     def rowwise(self, member: RowFunction, xs: Sequence[Tensor], call: Call) -> Any:
         """y = f(x) for functions of rows, by a fused kernel for some directions at a time."""
-        shape, numbers = call
-        return self.by_kernel(member, xs, None, lambda scalars: (shape, scalars), numbers, _ROWS_AT_ONCE)
+        return self.by_kernel(member, xs, None, lambda scalars: Call(call.shape, scalars), call.numbers, _ROWS_AT_ONCE)
 
     def by_kernel(
         self,

@@ -52,6 +52,7 @@ def _load(load: Callable[[], ModuleType | None]) -> None:
     try:
         if loaded := load():
             loaded.set_run(_DEVICES["cpu"], loader.run_kernel("cpu"))
+            loaded.set_run_rows(loader.run_kernel("cpu", "rows"))
             state.fast_path = loaded
     except (RuntimeError, OSError, AttributeError) as error:  # it may lack what is asked of it
         state.fast_path_failure = BuildError(f"torchad_ext has no native calls: {error}")

@@ -126,9 +126,10 @@ def is_loaded(what: str) -> bool:
     return what in state.libraries
 
 
-def run_kernel(device: str) -> int:
-    """The address of the function that runs the kernels of a device, whose operators are loaded."""
-    function = getattr(ctypes.CDLL(str(state.libraries[device])), f"torchad_ext_run_{device}")
+def run_kernel(device: str, of: str = "") -> int:
+    """The address of the function that runs the kernels of a device, whose operators are loaded; ``of="rows"`` for
+    those of rows, on the CPU."""
+    function = getattr(ctypes.CDLL(str(state.libraries[device])), f"torchad_ext_run_{of or device}")
     return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 

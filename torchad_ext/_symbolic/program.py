@@ -261,6 +261,28 @@ class Program:
             results |= {f"d{b}_{name}": terms.get(b) for b in rows}
         return self._derivative(seeds, results)
 
+    def shared_rows(self, derivative: Program) -> list[Expr]:
+        """The values of the row, made of sums over it, that a derivative needs and this program computes anyway."""
+        own = topological(self.outputs)
+        summed: set[Expr] = set()
+        for node in own:
+            if (node.op in OPERATIONS and OPERATIONS[node.op].reduction) or any(arg in summed for arg in node.args):
+                summed.add(node)
+        shared = {node for node in own if node in summed and node.is_row and not node.is_mask}
+        found: dict[Expr, None] = {}
+        seen: set[Expr] = set()
+        stack = list(derivative.outputs)
+        while stack:
+            node = stack.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if node in shared:
+                found[node] = None
+            else:
+                stack.extend(node.args)
+        return list(found)
+
     @property
     def _is_of_rows(self) -> bool:
         """Are its functions of rows, and of no elements alone?"""
@@ -298,6 +320,35 @@ class Program:
         for (x, b), seed in zip(keys, seeds, strict=True):
             deltas.setdefault(x, {})[b] = seed if b <= count else 0.5 * signs[0] * seed
         return self._propagated(seeds, deltas, algebra, names, [1.0] * count + [2.0 * signs[0]])
+
+    def recording(self, known: Sequence[Expr], kept: Sequence[Expr]) -> tuple[Program, tuple[int, ...]]:
+        """The same functions, which take some values of the row instead of computing them, and give others too.
+
+        Args:
+            known: values of the row that are given, as operands after the inputs.
+            kept: those that become results after the outputs.
+
+        Returns:
+            The program, and the places of its operands among the inputs and ``known``: those that it still needs.
+        """
+        given = self._symbols("kept_", [str(i) for i in range(len(known))], ["row"] * len(known))
+        values: dict[Expr, Expr] = dict(zip(known, given, strict=True))
+        wanted = (*self.outputs, *kept)
+        for node in topological(wanted):
+            if node not in values:
+                values[node] = make(node.op, *(values[arg] for arg in node.args)) if node.args else node
+        outputs = tuple(values[y] for y in wanted)
+        occurring = set(topological(outputs))
+        operands = (*self.inputs, *given)
+        used = tuple(i for i, x in enumerate(operands) if x in occurring) or (0,)
+        program = Program(
+            tuple(operands[i] for i in used),
+            self.scalars,
+            outputs,
+            (*self.names, *(f"kept_{i}" for i in range(len(kept)))),
+            (*(self.kinds or ("tensor",) * len(self.outputs)), *("row" for _ in kept)),
+        )
+        return program, used
 
     def _symbols(self, prefix: str, names: Sequence[str], kinds: Sequence[str] = ()) -> list[Expr]:
         taken = [str(x.value) for x in (*self.inputs, *self.scalars)]

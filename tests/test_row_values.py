@@ -1,0 +1,260 @@
+"""Values of rows that a call keeps for its gradients: derivatives are those that compute them again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd.graph import save_on_cpu
+from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
+
+import torchad_ext as ad
+from torchad_ext import _row_function
+from torchad_ext._symbolic.expr import topological
+from torchad_ext.rows import ROW_CATALOGUE
+
+
+def normal(*shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_()
+
+
+@ad.rowwise
+def gate(x, scale):  # type: ignore[no-untyped-def]
+    """Two sums, one of what the other gives, and two results."""
+    share = torch.softmax(x * scale, -1)
+    norm = torch.linalg.vector_norm(x - share, dim=-1, keepdim=True)
+    return x * share / norm, norm
+
+
+def derivatives(f: Callable[..., Any], xs: tuple[torch.Tensor, ...], orders: int = 3) -> list[torch.Tensor]:
+    """The gradients of each order, each of sines of multiples of the one before."""
+    found: list[torch.Tensor] = []
+    results = f(*xs)
+    for _ in range(orders):
+        results = results if isinstance(results, tuple) else (results,)
+        multiples = [y * torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape) for y in results]
+        results = torch.autograd.grad(sum(y.sin().sum() for y in multiples), xs, create_graph=True)
+        found += results
+    return found
+
+
+@pytest.fixture(params=[pytest.param("C++", marks=pytest.mark.fast_path), "Python"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """By which route a call goes."""
+    if request.param == "Python":
+        monkeypatch.setattr(_row_function.RowFunction, "fast_function", None)
+    return str(request.param)
+
+
+OPS: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
+    **{
+        name: (lambda x, op=ROW_CATALOGUE[name]: op(x), ROW_CATALOGUE[name].definition, ((3, 24),))
+        for name in ("softmax", "log_softmax", "logsumexp", "vector_norm", "normalize")
+    },
+    "gate": (gate, gate.definition, ((2, 3, 24), (2, 3, 1))),
+}
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_three_orders(name: str, way: str) -> None:
+    op, definition, shapes = OPS[name]
+    xs = tuple(normal(*shape) for shape in shapes)
+    for y, expected in zip(derivatives(op, xs), derivatives(definition, xs), strict=True):
+        assert_close(y, expected, rtol=1e-10, atol=1e-12 * float(expected.detach().abs().max()))
+
+
+def reductions(member: _row_function.RowFunction) -> list[str]:
+    return [node.op for node in topological(member.program.outputs) if node.op.startswith("row_")]
+
+
+def test_what_the_value_sums_the_gradient_does_not() -> None:
+    member = ROW_CATALOGUE["softmax"]._usual
+    recording = member.recorded(())
+    assert len(recording.kept) == 2  # the largest element, and a function of the sum
+    gradient = member.vjp((True,), (True,)).function
+    assert sorted(reductions(gradient)) == ["row_amax", "row_sum", "row_sum"]
+    reading = gradient.recorded(recording.kept).function
+    assert reductions(reading) == ["row_sum"]  # with the cotangent
+
+
+def saved_by(f: Callable[[], torch.Tensor]) -> list[tuple[int, ...]]:
+    """The shapes of what the graph of a result saves."""
+    shapes: list[tuple[int, ...]] = []
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        shapes.append(tuple(x.shape))
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        f()
+    return shapes
+
+
+def test_a_value_a_row_is_kept_but_of_short_rows_half_types_and_constants(way: str) -> None:
+    ad.softmax(normal(3, 24), -1)  # and what calls it in C++ is there
+    x = normal(3, 24)
+    assert saved_by(lambda: ad.softmax(x, -1)) == [(3, 24), (3, 1), (3, 1)]
+    short, half, constant = normal(3, 4), normal(3, 24).half(), normal(3, 24).detach()
+    assert saved_by(lambda: ad.softmax(short, -1)) == [(3, 4)]
+    assert (3, 1) not in saved_by(lambda: ad.softmax(half, -1))
+    assert saved_by(lambda: ad.softmax(constant, -1)) == []
+
+
+def test_some_gradients_of_some_results(way: str) -> None:
+    x, scale = normal(3, 24), normal(3, 1)
+    for wanted in ((x,), (scale,), (x, scale)):
+        for k in (0, 1):
+            mine, expected = (
+                torch.autograd.grad(f(x, scale)[k].sin().sum(), wanted, create_graph=True)
+                for f in (gate, gate.definition)
+            )
+            assert_close(mine, expected)
+            second = [torch.autograd.grad(g[0].square().sum(), (x, scale)) for g in (mine, expected)]
+            assert_close(*second)
+
+
+@pytest.mark.parametrize("context", [nullcontext, save_on_cpu])
+def test_hooks_of_saved_tensors(context: Any) -> None:
+    x = normal(3, 24)
+    with context():
+        mine = derivatives(gate_of, (x,), 2)
+    assert_close(mine, derivatives(lambda x: gate.definition(x, 2.0 * torch.ones_like(x[:, :1])), (x,), 2))
+
+
+def gate_of(x: torch.Tensor) -> Any:
+    return gate(x, 2.0 * torch.ones_like(x[:, :1]))
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpoint(use_reentrant: bool) -> None:
+    x = normal(3, 24)
+    y = checkpoint(lambda x: ad.softmax(x, -1), x, use_reentrant=use_reentrant)
+    y.square().sum().backward()
+    assert_close(x.grad, torch.autograd.grad(torch.softmax(x, -1).square().sum(), x)[0])
+
+
+def test_a_result_may_be_written_in_place() -> None:
+    x = normal(3, 24)
+    y = ad.normalize(x, dim=-1)
+    y.mul_(2)
+    expected = torch.autograd.grad(2 * torch.nn.functional.normalize(x, dim=-1).sin().sum() / 2, x)[0]
+    assert_close(torch.autograd.grad((y / 2).sin().sum(), x)[0], expected)
+
+
+def test_batches_of_cotangents() -> None:
+    x, v = normal(3, 24), normal(5, 3, 24).detach()
+    for create_graph in (False, True):
+        y = ad.softmax(x, -1)
+        mine = torch.autograd.grad(y, x, v, is_grads_batched=True, create_graph=create_graph)[0]
+        assert_close(mine, torch.stack([torch.autograd.grad(torch.softmax(x, -1), x, one)[0] for one in v]))
+
+
+def test_transforms_over_a_recorded_call() -> None:
+    x, v = normal(3, 24), normal(3, 24).detach()
+
+    def product(f: Callable[..., torch.Tensor]) -> torch.Tensor:
+        y = f(x, -1)
+        (g,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        return torch.func.vmap(lambda v: torch.autograd.grad(g, x, v, retain_graph=True)[0])(v.expand(2, 3, 24))
+
+    assert_close(product(ad.softmax), product(torch.softmax))
+
+
+def test_the_graph_frees_what_it_kept(way: str) -> None:
+    y = ad.softmax(normal(3, 24), -1)
+    y.sum().backward()
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        y.sum().backward()
+
+
+def weight_of(x: torch.Tensor) -> torch.Tensor:
+    return x.flatten(0, -2)[0]
+
+
+SPELLINGS: dict[str, list[tuple[Callable[..., Any], Callable[..., Any]]]] = {
+    "softmax": [
+        (lambda x: ad.softmax(x, -1), lambda x: torch.softmax(x, -1)),
+        (lambda x: ad.softmax(x, dim=-1), lambda x: torch.softmax(x, -1)),
+        (lambda x: ad.softmax(x, 1), lambda x: torch.softmax(x, 1)),
+        (lambda x: ad.softmax(x, 0), lambda x: torch.softmax(x, 0)),
+        (lambda x: ad.softmax(x, -1, dtype=torch.float64), lambda x: torch.softmax(x, -1, dtype=torch.float64)),
+    ],
+    "layer_norm": [
+        (lambda x: ad.layer_norm(x, x.shape[-1:]), lambda x: F.layer_norm(x, x.shape[-1:])),
+        (
+            lambda x: ad.layer_norm(x, [x.shape[-1]], weight_of(x)),
+            lambda x: F.layer_norm(x, x.shape[-1:], weight_of(x)),
+        ),
+        (lambda x: ad.layer_norm(x, x.shape[-1:], eps=1), lambda x: F.layer_norm(x, x.shape[-1:], eps=1)),
+        (lambda x: ad.layer_norm(x, x.shape[-2:]), lambda x: F.layer_norm(x, x.shape[-2:])),
+        (
+            lambda x: ad.layer_norm(x, None, None, weight_of(x)),
+            lambda x: F.layer_norm(x, x.shape[-1:], None, weight_of(x)),
+        ),
+    ],
+    "rms_norm": [(lambda x: ad.rms_norm(x, x.shape[-1:]), lambda x: F.rms_norm(x, x.shape[-1:]))],
+    "vector_norm": [
+        (lambda x: ad.vector_norm(x, dim=-1), lambda x: torch.linalg.vector_norm(x, dim=-1)),
+        (lambda x: ad.vector_norm(x, 2, -1, True), lambda x: torch.linalg.vector_norm(x, 2, -1, True)),
+        (lambda x: ad.vector_norm(x, 1, -1), lambda x: torch.linalg.vector_norm(x, 1, -1)),
+        (lambda x: ad.vector_norm(x, 3, 1), lambda x: torch.linalg.vector_norm(x, 3, 1)),
+        (lambda x: ad.vector_norm(x), lambda x: torch.linalg.vector_norm(x)),
+    ],
+    "normalize": [
+        (lambda x: ad.normalize(x), lambda x: F.normalize(x)),
+        (lambda x: ad.normalize(x, 1), lambda x: F.normalize(x, 1)),
+    ],
+    "logsumexp": [
+        (lambda x: ad.logsumexp(x, -1), lambda x: torch.logsumexp(x, -1)),
+        (lambda x: ad.logsumexp(x, 1, True), lambda x: torch.logsumexp(x, 1, True)),
+    ],
+    "cosine_similarity": [
+        (lambda x: ad.cosine_similarity(x, x[:, :1]), lambda x: F.cosine_similarity(x, x[:, :1])),
+        (lambda x: ad.cosine_similarity(x, x.sin(), -1), lambda x: F.cosine_similarity(x, x.sin(), -1)),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_a_call_that_was_seen_before_is_not_taken_for_another(name: str) -> None:
+    for _ in range(3):
+        for ours, native in SPELLINGS[name]:
+            for shape in ((3, 24), (2, 3, 24), (3, 5), (2, 5, 1)):
+                for dtype in (torch.float64, torch.float32):
+                    x = normal(*shape).detach().to(dtype).requires_grad_()
+                    y, expected = ours(x), native(x)
+                    assert y.dtype == expected.dtype and y.shape == expected.shape
+                    assert_close(y, expected)
+                    if dtype is torch.float32:
+                        continue  # of one element the gradient is a difference of terms of 1 / sqrt(eps)
+                    cotangent = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape)
+                    assert_close(*(torch.autograd.grad(of, x, cotangent)[0] for of in (y, expected)))
+
+
+def test_a_wrong_call_raises_after_right_ones() -> None:
+    x = normal(3, 24)
+    for _ in range(3):
+        ad.layer_norm(x, (24,), normal(24))
+    with pytest.raises(RuntimeError, match="expected input with shape"):
+        ad.layer_norm(x, (23,))
+    with pytest.raises(RuntimeError, match="expected weight with shape"):
+        ad.layer_norm(x, (24,), normal(1))
+    with pytest.raises(TypeError, match="layer_norm"):
+        ad.layer_norm(x, (24,), wait=1)
+
+
+@pytest.mark.fast_path
+def test_the_second_call_is_taken_by_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = normal(3, 24)
+    for _ in range(2):
+        ad.layer_norm(x, (24,), normal(24), normal(24), 1e-3)
+    monkeypatch.setattr(type(ad.layer_norm), "computed", lambda *_: pytest.fail("it went through Python"))
+    for eps in (1e-3, 1e-2, 1):
+        y = ad.layer_norm(x, [24], normal(24), bias=normal(24), eps=eps)
+        assert_close(y, F.layer_norm(x, (24,), normal(24), normal(24), eps))

@@ -133,7 +133,8 @@ struct Reduce {
       constexpr int width = lanes<Lane<V>>, distance = width / n;
       constexpr auto all = std::make_index_sequence<width>{};
       const V a = across_each<n / 2>(x), b = across_each<n / 2>(x + n / 2);
-      return combine(picked<Halves<distance, 0, width>>(a, b, all), picked<Halves<distance, distance, width>>(a, b, all));
+      return combine(picked<Halves<distance, 0, width>>(a, b, all),
+                     picked<Halves<distance, distance, width>>(a, b, all));
     }
   }
 };

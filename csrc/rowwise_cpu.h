@@ -71,13 +71,13 @@ struct RowsCpu {
     }
   }
 
-  // Some rows, a vector of the elements of one at a time. A value of the row is in some lanes of a vector: what is slow,
-  // a root, a division, is computed for all rows at once.
+  // Some rows, a vector of the elements of one at a time. A value of the row is in some lanes of a vector: what is
+  // slow, a root, a division, is computed for all rows at once.
   struct Wide {
-    static constexpr int together = 4;     // vectors of elements in one turn of a loop
-    static constexpr int64_t leaf = 32;    // turns of a loop that sums in one order
+    static constexpr int together = 4;       // vectors of elements in one turn of a loop
+    static constexpr int64_t leaf = 32;      // turns of a loop that sums in one order
     static constexpr int64_t cache = 32768;  // bytes that stay in the first cache from pass to pass
-    static constexpr int64_t stores = 4096;   // bytes that leave for memory while others are computed
+    static constexpr int64_t stores = 4096;  // bytes that leave for memory while others are computed
     const Functor& functor;
     const Rows& rows;
     const int64_t length = rows.length, padded = (length + width - 1) / width * width;
@@ -88,7 +88,7 @@ struct RowsCpu {
     std::vector<T> repeated = std::vector<T>(rows_repeated(rows) * at_once * padded);
     const T* from[inputs][width] = {};
     const T* number[inputs][width] = {};  // which a row of equal elements is made of
-    T* to[outputs];
+    T* to[outputs] = {};
     int count = 0;
 
     static constexpr bool is_row(int input) { return Inputs::kind[input] == Kind::row; }
@@ -195,7 +195,9 @@ struct RowsCpu {
     }
 
     template <class Stage>
-    static constexpr int chains = Stage::count <= 2 ? 4 : Stage::count <= 4 ? 2 : 1;
+    static constexpr int chains = Stage::count <= 2   ? 4
+                                  : Stage::count <= 4 ? 2
+                                                      : 1;
 
     // Elements [begin, end) of a row reduced in each lane.
     template <class Stage>
@@ -287,16 +289,14 @@ struct RowsCpu {
     TORCHAD_EXT_INLINE void write_all(const typename Functor::Elements& elements, const V* values, int64_t i,
                                       int64_t some) const {
       V sum[columns][vectors];
-      each<columns>([&](auto c) {
-        each<vectors>([&](auto j) { sum[c][j] = load(sums + c * padded + i + j * width); });
-      });
+      each<columns>(
+          [&](auto c) { each<vectors>([&](auto j) { sum[c][j] = load(sums + c * padded + i + j * width); }); });
       const bool cached = this->cached;
       for (int p = 0; p < count; ++p) {
         write<vectors, whole>(elements, this->row<typename Functor::Elements>(values, p), i, some, cached, sum);
       }
-      each<columns>([&](auto c) {
-        each<vectors>([&](auto j) { store(sums + c * padded + i + j * width, sum[c][j]); });
-      });
+      each<columns>(
+          [&](auto c) { each<vectors>([&](auto j) { store(sums + c * padded + i + j * width, sum[c][j]); }); });
     }
 
     TORCHAD_EXT_INLINE void end(const V* values) const {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch.overrides import has_torch_function
@@ -19,6 +19,55 @@ from ._symbolic.captured import plain
 from ._symbolic.program import Program
 from ._symbolic.refusals import NumberExpected
 from ._torch_state import is_autocast_enabled, is_being_traced, traced_before_autograd
+
+
+class _Plan(NamedTuple):
+    """How a call runs, whatever the elements of its tensors and its numbers are.
+
+    Attributes:
+        member: what it applies.
+        shape: of the tensors with a value an element.
+        places: of each tensor its place among the arguments, the shape that it is given if it has another, and whether
+            it is a column.
+        numbers: of each number its place, and its value where the argument is no float.
+    """
+
+    member: RowFunction
+    shape: tuple[int, ...]
+    places: tuple[tuple[int, tuple[int, ...] | None, bool], ...]
+    numbers: tuple[tuple[int, float], ...]
+
+
+_MOST_PLANS = 256  # of an op
+_PLAIN = frozenset((int, bool, str, type(None), torch.dtype, torch.Size))  # options that are their own key
+
+
+def _key(args: Sequence[Any], are_fixed: bool) -> tuple[Any, ...] | None:
+    """What the plan of a call depends on; None where that is not told here.
+
+    Args:
+        args: of the call.
+        are_fixed: does it depend on the values of numbers?
+    """
+    key: list[Any] = []
+    for x in args:
+        if isinstance(x, torch.Tensor):
+            if x.is_nested:
+                return None
+            key.append((x.dtype, x.device, x.shape))
+            continue
+        of = type(x)
+        if of is float:
+            if are_fixed and not x:  # -0.0 equals 0.0
+                return None
+            key.append(x if are_fixed else of)
+        elif of in _PLAIN:
+            key.append((of, x))
+        elif of is tuple:
+            key.append((of, *map(type, x), *x))
+        else:
+            return None
+    return tuple(key)
 
 
 class Rowwise(Declared):
@@ -67,43 +116,84 @@ class Rowwise(Declared):
             return self._define(args)
         if has_torch_function(args):
             return self._define(args) if traced_before_autograd() else self._handled(args)
+        plan = self._known_plan(args)
+        if plan is not None and (result := self._run(plan, args)) is not NotImplemented:
+            return result
         return self.computed(args)
 
     def computed(self, args: Sequence[Any], sweep: Any = None) -> Any:
         """The results for an argument for each parameter; by a sweep, those of tensors that carry derivatives in it."""
+        plan = self._plan(args)
+        result = NotImplemented if plan is None else self._run(plan, args, sweep)
+        return self._define(args) if result is NotImplemented else result
+
+    def _arranged(self, args: Sequence[Any]) -> Sequence[Any] | None:
+        """The arguments as the traced function takes them; None where it takes other tensors than are given."""
+        return args
+
+    def _known_plan(self, args: Sequence[Any]) -> _Plan | None:
+        """The plan of a call, kept for the next one with arguments that are alike; None where there is none."""
+        key = _key(args, bool(self._fixed))
+        if key is None:
+            return None
+        try:
+            plan = self._plans.get(key, self)
+        except TypeError:  # a size is a symbol
+            return None
+        if plan is self:
+            arranged = self._arranged(args)
+            plan = None if arranged is None else self._plan(arranged)
+            if len(self._plans) >= _MOST_PLANS:
+                self._plans.clear()
+            self._plans[key] = plan
+        return plan  # type: ignore[return-value]
+
+    def _plan(self, args: Sequence[Any]) -> _Plan | None:
+        """How a kernel computes the results; None where none does."""
         tensors = [x for x in args if isinstance(x, torch.Tensor)]
         if not _are_alike(tensors) or (shape := _shape(tensors)) is None:
-            return self._define(args)
+            return None
         try:
             kinds, member, scalars = self.resolve(args)
         except NumberExpected:  # PyTorch reads that of a tensor without dimensions, or says what is wrong
-            return self._define(args)
+            return None
         assert isinstance(member, RowFunction)
-        device = kernels.device_for(tensors if sweep is None else list(map(sweep.value, tensors)))
-        if device is None or not member.keeps(tensors[0].dtype):
-            return self._define(args)
-        if sweep is not None and device not in RowFunction.devices:  # its definition is made of operations with rules
-            return self._define(args)
-        if not member.results_are_whole(tensors):
-            return self._define(args)  # an output has the shape of what it depends on
-        xs = []
-        for x, kind in zip(args, kinds, strict=True):
+        if not tensors or not member.keeps(tensors[0].dtype) or not member.results_are_whole(tensors):
+            return None  # an output has the shape of what it depends on
+        places = []
+        for i, (x, kind) in enumerate(zip(args, kinds, strict=True)):
             if is_tensor(kind):
                 whole = shape_of(_NAMES[kind], shape)
-                if x.shape != whole:
-                    x = x.reshape(whole) if kind is COLUMN else x.expand(whole)
-                xs.append(x)
-        numbers = tuple([float(args[i]) for i in scalars])
-        call = shape, numbers
+                places.append((i, whole if x.shape != whole else None, kind is COLUMN))
+        return _Plan(member, shape, tuple(places), tuple([(i, float(args[i])) for i in scalars]))
+
+    def _run(self, plan: _Plan, args: Sequence[Any], sweep: Any = None) -> Any:
+        """The results by a kernel, for arguments that are like those of the plan; NotImplemented where none runs."""
+        member, shape, places, numbers = plan
+        xs = [args[i] for i, _, _ in places]
+        device = kernels.device_for(xs if sweep is None else list(map(sweep.value, xs)))
+        if device is None:
+            return NotImplemented
+        if sweep is not None and device not in RowFunction.devices:  # its definition is made of operations with rules
+            return NotImplemented
+        for j, (_, whole, is_column) in enumerate(places):
+            if whole is not None:
+                xs[j] = xs[j].reshape(whole) if is_column else xs[j].expand(whole)
+        call = shape, tuple([args[i] if type(args[i]) is float else number for i, number in numbers])
         result = member.on_device(device, xs, call) if sweep is None else sweep.rowwise(member, xs, call)
         if result is NotImplemented:
-            return self._define(args)
+            return result
         dropped = self._dropped.get(member)
         if dropped is None:
             return result
         if not isinstance(result, tuple):
             return result.squeeze(-1)
         return tuple([y.squeeze(-1) if d else y for y, d in zip(result, dropped, strict=True)])
+
+    @functools.cached_property
+    def _plans(self) -> dict[tuple[Any, ...], _Plan | None]:
+        """The plans of calls, by what they depend on."""
+        return {}
 
     def _define(self, arguments: Sequence[Any]) -> Any:
         if self._captures:

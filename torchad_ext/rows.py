@@ -71,34 +71,68 @@ class _AlongDim(Rowwise):
 
         return is_usual
 
-    def computed(self, args: Sequence[Any], sweep: Any = None) -> Any:
+    def _arranged(self, args: Sequence[Any]) -> Sequence[Any] | None:
         if self._is_usual(args):
-            return super().computed(args, sweep)
+            return args
+        given = dict(zip(self._parameters, args, strict=True))
+        dims = max((x.dim() for x in args if isinstance(x, torch.Tensor)), default=0)
+        if not self._is_known(given, dims) or _only(given["dim"]) not in (-1, dims - 1):
+            return None
+        return list((given | {"dim": -1}).values())
+
+    @staticmethod
+    def _is_known(given: Mapping[str, Any], dims: int) -> bool:
+        """Are these arguments along one dimension, with no option that needs the definition?"""
+        dim, order = _only(given["dim"]), given.get("ord", given.get("p", 2))
+        is_dim = isinstance(dim, int) and not isinstance(dim, bool) and -dims <= dim < dims
+        return is_dim and given.get("dtype") is None and order in (1, 2, math.inf)
+
+    def computed(self, args: Sequence[Any], sweep: Any = None) -> Any:
+        arranged = self._arranged(args)
+        if arranged is not None:
+            return super().computed(arranged, sweep)
         given = dict(zip(self._parameters, args, strict=True))
         tensors = {name: x for name, x in given.items() if isinstance(x, torch.Tensor)}
-        dim, dims = given["dim"], max((x.dim() for x in tensors.values()), default=0)
-        if isinstance(dim, (tuple, list)) and len(dim) == 1:
-            dim = dim[0]
-        is_known = isinstance(dim, int) and not isinstance(dim, bool) and -dims <= dim < dims
-        order = given.get("ord", given.get("p", 2))
-        if not is_known or given.get("dtype") is not None or order not in (1, 2, math.inf):
+        if not self._is_known(given, max((x.dim() for x in tensors.values()), default=0)):
             return self._define(args)
-        if dim in (-1, dims - 1):
-            return super().computed(list((given | {"dim": -1}).values()), sweep)
+        dim = _only(given["dim"])
         whole = torch.broadcast_tensors(*tensors.values()) if len(tensors) > 1 else tensors.values()
         given |= {name: x.movedim(dim, -1) for name, x in zip(tensors, whole, strict=True)}
         moved = super().computed(list((given | {"dim": -1}).values()), sweep)
         return moved if self.drops_dim and not given.get("keepdim") else moved.movedim(-1, dim).contiguous()
 
 
+def _only(dim: Any) -> Any:
+    """The dimension in a sequence of one."""
+    return dim[0] if isinstance(dim, (tuple, list)) and len(dim) == 1 else dim
+
+
 class _OverDims(Rowwise):
     """A normalisation over the last dimensions, which are made one."""
 
-    def computed(self, args: Sequence[Any], sweep: Any = None) -> Any:
+    def _arranged(self, args: Sequence[Any]) -> Sequence[Any] | None:
         given = dict(zip(self._parameters, args, strict=True))
         x, shape = given["input"], given["normalized_shape"]
         if not isinstance(x, torch.Tensor):
-            return super().computed(args, sweep)
+            return args
+        if given["eps"] is None and self._defaults["eps"] is None:
+            given["eps"] = _epsilon(x.dtype)
+        tensors = {name: y for name in ("input", "weight", "bias") if isinstance(y := given.get(name), torch.Tensor)}
+        if any(y.dtype != x.dtype for y in tensors.values()):
+            return None
+        if shape is not None:
+            _check_shape(self.__name__, tensors, shape)
+            if len(shape) != 1:
+                return None
+            given["normalized_shape"] = None
+        return list(given.values())
+
+    def computed(self, args: Sequence[Any], sweep: Any = None) -> Any:
+        arranged = self._arranged(args)
+        if arranged is not None:
+            return super().computed(arranged, sweep)
+        given = dict(zip(self._parameters, args, strict=True))
+        x, shape = given["input"], given["normalized_shape"]
         if given["eps"] is None and self._defaults["eps"] is None:
             given["eps"] = _epsilon(x.dtype)
         tensors = {name: y for name in ("input", "weight", "bias") if isinstance(y := given.get(name), torch.Tensor)}
@@ -106,12 +140,7 @@ class _OverDims(Rowwise):
             dtype = functools.reduce(torch.promote_types, (y.dtype for y in tensors.values()))
             given |= {name: y.to(dtype) for name, y in tensors.items()}
             return self.computed(list(given.values()), sweep).to(x.dtype)
-        if shape is None:
-            return super().computed(list(given.values()), sweep)
-        _check_shape(self.__name__, tensors, shape)
         given["normalized_shape"] = None
-        if len(shape) == 1:
-            return super().computed(list(given.values()), sweep)
         given |= {name: y.flatten(-len(shape)) for name, y in tensors.items()}
         return super().computed(list(given.values()), sweep).reshape(x.shape)
 

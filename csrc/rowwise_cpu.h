@@ -99,7 +99,7 @@ struct RowsCpu {
       for (int k = 0; k < inputs; ++k) read += Inputs::kind[k] == Kind::element ? length * sizeof(T) : 0;
       for (int k = 0; k < outputs; ++k) written += Outputs::kind[k] == Kind::element ? length * sizeof(T) : 0;
       int some = width;
-      while (some > 1 && (some * read > cache || some * written > stores)) some /= 2;
+      while (some > 1 && (some * read > cache || (some > 4 && some * written > stores))) some /= 2;
       return some;
     }
     // Operands with one number in all elements of a row, which is written out.

@@ -89,6 +89,15 @@ struct Transposed {
   }
 };
 
+// Two vectors in groups of 2 distance lanes: the lanes of each group from `first` on, distance of them.
+template <int distance, int first, int width>
+struct Halves {
+  static constexpr int place(int lane) {
+    const int at = lane % (width / 2);
+    return lane / (width / 2) * width + at / distance * 2 * distance + at % distance + first;
+  }
+};
+
 template <Reduction reduction>
 struct Reduce {
   template <class V>
@@ -112,6 +121,20 @@ struct Reduce {
     } else {
       constexpr auto all = std::make_index_sequence<lanes<Lane<V>>>{};
       return across<distance / 2>(combine(x, swapped<distance>(x, all)));
+    }
+  }
+
+  // Lane i of the result is vector i of n reduced over its lanes; for n below its lanes, over some of them.
+  template <int n, class V>
+  static V across_each(const V* x) {
+    if constexpr (n == 1) {
+      return *x;
+    } else {
+      constexpr int width = lanes<Lane<V>>, distance = width / n;
+      constexpr auto all = std::make_index_sequence<width>{};
+      const V a = across_each<n / 2>(x), b = across_each<n / 2>(x + n / 2);
+      return combine(picked<Halves<distance, 0, width>>(a, b, all),
+                     picked<Halves<distance, distance, width>>(a, b, all));
     }
   }
 };

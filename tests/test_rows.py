@@ -322,3 +322,35 @@ def test_logsumexp_beside_an_infinity(dtype: torch.dtype) -> None:
     x = torch.tensor([math.inf, 90.0, 1.0, -math.inf], dtype=dtype, requires_grad=True)
     (slope,) = torch.autograd.grad(ad.logsumexp(x, -1), x)
     assert slope[1:].tolist() == [0, 0, 0]
+
+
+def test_calls_that_are_nearly_alike_keep_their_own_options() -> None:
+    x, weight = normal(5, 20), normal(20)
+    for _ in range(2):  # the second time, each has been seen before
+        for eps in (1e-5, 0.5, 2.0):
+            assert_close(ad.layer_norm(x, (20,), weight, None, eps), F.layer_norm(x, (20,), weight, None, eps))
+        for order in (1, 2, math.inf, 3):
+            assert_close(ad.vector_norm(x, order, -1), torch.linalg.vector_norm(x, order, -1))
+        for dim in (-1, 0, 1):
+            for keepdim in (True, False):
+                assert_close(ad.vector_norm(x, 2, dim, keepdim), torch.linalg.vector_norm(x, 2, dim, keepdim))
+        for of in (x, x.float(), x[0], x.T, x.expand(2, 5, 20)):
+            assert_close(ad.softmax(of, -1), torch.softmax(of, -1))
+            assert_close(ad.rms_norm(of), F.rms_norm(of, of.shape[-1:]))
+        with pytest.raises(RuntimeError, match="normalized_shape"):
+            ad.layer_norm(x, (19,))
+
+
+@pytest.mark.parametrize("length", [17, 64, 100, 256, 5000])
+def test_a_row_has_the_same_bits_in_any_company(length: int) -> None:
+    x, weight = normal(37, length).float().requires_grad_(), normal(length).float()
+    cotangent = normal(37, length).float()
+    for op in (lambda x: ad.layer_norm(x, None, weight, weight), ad.softmax, lambda x: ad.normalize(x, dim=-1)):
+        y = op(x)
+        (slope,) = torch.autograd.grad(y, x, cotangent)
+        for rows in (slice(0, 1), slice(3, 8), slice(20, 37)):
+            alone = x[rows].detach().requires_grad_()
+            z = op(alone)
+            (of_alone,) = torch.autograd.grad(z, alone, cotangent[rows])
+            assert torch.equal(z, y[rows])
+            assert torch.equal(of_alone, slope[rows])

@@ -154,7 +154,10 @@ def _compile_kernels(ops: Sequence[tuple[Declared, Sequence[Any], bool]]) -> Non
             functions = [function, *gradient]
             if isinstance(function, RowFunction) and gradient and _are_wide(tensors):
                 recording = function.recorded(())
-                functions = [recording.function, *(f.recorded(recording.kept).function for f in gradient)]
+                functions = [
+                    recording.function,
+                    *(f.recorded(recording.kept).function for f in gradient if isinstance(f, RowFunction)),
+                ]
             work.update(dict.fromkeys((f, tensors[0].dtype) for f in functions if f.program.outputs))
     compile_kernels(work)
 

@@ -86,6 +86,7 @@ class Elementwise:
         self._partials: dict[tuple[tuple[tuple[bool, ...], ...], JetAlgebra], Derivative] = {}
 
     _fast_function: Any = None
+    _class_in_cpp = "Function"  # of csrc/fast_path
     broadcast: Any  # Broadcast, which _broadcast.py puts here: it stands on this class
 
     @functools.cached_property
@@ -244,13 +245,14 @@ class Elementwise:
 
     @property
     def fast_function(self) -> Any:
-        """The ``Function`` of ``csrc/fast_path`` that applies this one to plain tensors, None while there is none."""
+        """What applies this one to plain tensors in ``csrc/fast_path``, None while there is none."""
         operands = len(self.program.inputs) + len(self.program.outputs)
         if self._fast_function is None and operands <= 64 and (module := fast_path.module()):
             node = cpp.struct_name(self._stem + self._suffix(self._order + 1))
             scalars, outputs = len(self.program.scalars), len(self.program.outputs)
             # The first of two threads decides.
-            self.__dict__.setdefault("_fast_function", module.Function(self, scalars, outputs, self.name, node))
+            made = getattr(module, self._class_in_cpp)(self, scalars, outputs, self.name, node)
+            self.__dict__.setdefault("_fast_function", made)
         return self._fast_function
 
     def vjp_of_masks(self, wanted: int, given: int) -> tuple[Any, ...]:

@@ -26,7 +26,7 @@ from ._elementwise import (
     _subset,
     pullback,
 )
-from ._native import fast_path, kernels
+from ._native import kernels
 from ._symbolic import cpp, row_cpp
 from ._symbolic.evaluate import evaluate_rows
 from ._symbolic.expr import Expr, make, tensor, topological
@@ -88,6 +88,7 @@ class RowFunction(Elementwise):
     """
 
     devices = ("cpu",)  # that there are kernels for
+    _class_in_cpp = "RowFunction"
 
     def __init__(
         self,
@@ -163,17 +164,6 @@ class RowFunction(Elementwise):
             self._recordings[known] = Recording(function, operands, kept, passed)
             _expressions.update({id(node): node for node in kept})
         return self._recordings[known]
-
-    @property
-    def fast_function(self) -> Any:
-        """The ``RowFunction`` of ``csrc/fast_path`` that applies it to plain tensors, None while there is none."""
-        operands = len(self.program.inputs) + len(self.program.outputs)
-        if self._fast_function is None and operands <= 64 and (module := fast_path.module()):
-            node = cpp.struct_name(self._stem + self._suffix(self._order + 1))
-            scalars, outputs = len(self.program.scalars), len(self.program.outputs)
-            # The first of two threads decides.
-            self.__dict__.setdefault("_fast_function", module.RowFunction(self, scalars, outputs, self.name, node))
-        return self._fast_function
 
     def apply_in_cpp(self, device: str, xs: Tensors, call: Call) -> Any:  # type: ignore[override]
         """The results of ``csrc/fast_path``, NotImplemented where it does not take such tensors."""

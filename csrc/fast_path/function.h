@@ -264,30 +264,13 @@ const Derivative& Function::vjp(Masks masks) {
   return vjps.emplace(masks, std::move(derivative)).first->second;
 }
 
-struct Pullback : torch::autograd::Node {
-  // Saves the inputs that the gradients of those which require one depend on.
-  Pullback(std::shared_ptr<Function> owner, const Tensors& xs, const Numbers& scalars, const Broadcast& broadcast)
-      : function(std::move(owner)), scalars(scalars), shape(broadcast.shape) {
-    if (!broadcast.is_trivial()) {
-      for (const at::Tensor& x : xs) operands.emplace_back(x.sizes().begin(), x.sizes().end());
-    }
-    uint64_t wanted = 0;
-    for (size_t i = 0; i < xs.size(); ++i) wanted |= uint64_t(xs[i].requires_grad()) << i;
-    saved.resize(xs.size());
-    for (const auto i : function->vjp({wanted, all_bits(function->outputs)}).arguments) {
-      if (size_t(i) < xs.size()) saved[i] = torch::autograd::SavedVariable(xs[i], /*is_output=*/false);
-    }
-  }
-
-  std::string name() const override { return function->node_name; }
+// A node that saves tensors: its inputs first, undefined where no derivative reads one.
+struct SavingNode : torch::autograd::Node {
+  explicit SavingNode(size_t inputs) : inputs(inputs), saved(inputs) {}
 
   void release_variables() override {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (auto& x : saved) x.reset_data();
-  }
-
-  variable_list apply(variable_list&& grads) override {
-    return gradients(*function, scalars, shape, operands, unpacked(), grads, wanted(), num_outputs());
   }
 
   Tensors unpacked() {
@@ -297,10 +280,35 @@ struct Pullback : torch::autograd::Node {
     return xs;
   }
 
+  // The inputs whose gradients will be used, a bit each.
   uint64_t wanted() const {
     uint64_t mask = 0;
-    for (size_t i = 0; i < saved.size(); ++i) mask |= uint64_t(task_should_compute_output(i)) << i;
+    for (size_t i = 0; i < inputs; ++i) mask |= uint64_t(task_should_compute_output(i)) << i;
     return mask;
+  }
+
+  const size_t inputs;
+  std::vector<torch::autograd::SavedVariable> saved;
+};
+
+struct Pullback : SavingNode {
+  // Saves the inputs that the gradients of those which require one depend on.
+  Pullback(std::shared_ptr<Function> owner, const Tensors& xs, const Numbers& scalars, const Broadcast& broadcast)
+      : SavingNode(xs.size()), function(std::move(owner)), scalars(scalars), shape(broadcast.shape) {
+    if (!broadcast.is_trivial()) {
+      for (const at::Tensor& x : xs) operands.emplace_back(x.sizes().begin(), x.sizes().end());
+    }
+    uint64_t wanted = 0;
+    for (size_t i = 0; i < xs.size(); ++i) wanted |= uint64_t(xs[i].requires_grad()) << i;
+    for (const auto i : function->vjp({wanted, all_bits(function->outputs)}).arguments) {
+      if (size_t(i) < inputs) saved[i] = torch::autograd::SavedVariable(xs[i], /*is_output=*/false);
+    }
+  }
+
+  std::string name() const override { return function->node_name; }
+
+  variable_list apply(variable_list&& grads) override {
+    return gradients(*function, scalars, shape, operands, unpacked(), grads, wanted(), num_outputs());
   }
 
   static variable_list gradients(Function& function, const Numbers& scalars, const Shape& shape, const Shapes& operands,
@@ -376,7 +384,6 @@ struct Pullback : torch::autograd::Node {
   const Numbers scalars;
   const Shape shape;  // that the tensors broadcast to,
   Shapes operands;    // and their own; none if they have one shape
-  std::vector<torch::autograd::SavedVariable> saved;
 };
 
 // Is an operation on these tensors to be differentiated? Not inside another one, below the autograd keys.

@@ -133,12 +133,15 @@ std::optional<Tensors> RowFunction::compute(const Tensors& xs, const Numbers& nu
   return results;
 }
 
-struct RowPullback : torch::autograd::Node {
+struct RowPullback : SavingNode {
   // Saves the inputs that the gradients of those which require one depend on, and values of the row.
   RowPullback(RowFunctionPtr owner, const Tensors& xs, const Numbers& numbers, const Shape& shape, uint64_t wanted,
               Known known)
-      : function(std::move(owner)), numbers(numbers), shape(shape), names(std::move(known.names)), inputs(xs.size()) {
-    saved.resize(inputs);
+      : SavingNode(xs.size()),
+        function(std::move(owner)),
+        numbers(numbers),
+        shape(shape),
+        names(std::move(known.names)) {
     for (const auto i : function->vjp({wanted, all_bits(function->outputs)}).arguments) {
       if (size_t(i) < inputs) saved[i] = torch::autograd::SavedVariable(xs[i], /*is_output=*/false);
     }
@@ -147,26 +150,8 @@ struct RowPullback : torch::autograd::Node {
 
   std::string name() const override { return function->node_name; }
 
-  void release_variables() override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    for (auto& x : saved) x.reset_data();
-  }
-
   variable_list apply(variable_list&& grads) override {
     return gradients(*function, numbers, shape, names, inputs, unpacked(), grads, wanted(), num_outputs());
-  }
-
-  Tensors unpacked() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    Tensors xs;
-    for (const auto& x : saved) xs.push_back(x.unpack());
-    return xs;
-  }
-
-  uint64_t wanted() const {
-    uint64_t mask = 0;
-    for (size_t i = 0; i < inputs; ++i) mask |= uint64_t(task_should_compute_output(i)) << i;
-    return mask;
   }
 
   static variable_list gradients(RowFunction& function, const Numbers& numbers, const Shape& shape, const Places& names,
@@ -265,8 +250,6 @@ struct RowPullback : torch::autograd::Node {
   const Numbers numbers;
   const Shape shape;  // of the operands with a value an element
   const Places names;
-  const size_t inputs;
-  std::vector<torch::autograd::SavedVariable> saved;
 };
 
 // The results of a call with its node in the graph.

@@ -13,6 +13,11 @@ import pytest
 import torch
 from marks import replace_between
 
+from torchad_ext._native.kernels import RowKernel
+from torchad_ext._row_function import RowFunction
+from torchad_ext._rowwise import Rowwise
+from torchad_ext.rows import ROW_CATALOGUE
+
 HAS_HEADERS = Path(sysconfig.get_path("include"), "Python.h").exists()
 # "wait" is for what a user has once it is compiled; without Python.h no user ever has it.
 os.environ.setdefault("TORCHAD_EXT_EAGER", "wait" if HAS_HEADERS else "0")
@@ -50,6 +55,18 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     from random_modules import interpret
 
     interpret(monkeypatch.setattr)
+
+
+@pytest.fixture
+def row_kernels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels of rows that run, all of them by Python."""
+    names: list[str] = []
+    run = RowKernel.__call__
+    monkeypatch.setattr(RowFunction, "fast_function", None)
+    for op in (Rowwise, *ROW_CATALOGUE.values()):
+        monkeypatch.setattr(op, "_front", None)
+    monkeypatch.setattr(RowKernel, "__call__", lambda self, *args: names.append(self._name) or run(self, *args))
+    return names
 
 
 @pytest.fixture(autouse=True)

@@ -322,7 +322,7 @@ class Program:
         return self._propagated(seeds, deltas, algebra, names, [1.0] * count + [2.0 * signs[0]])
 
     def recording(self, known: Sequence[Expr], kept: Sequence[Expr]) -> tuple[Program, tuple[int, ...]]:
-        """The same functions, which take some values of the row instead of computing them, and give others too.
+        """The program with some values of the row as operands instead of computing them, and with others as results.
 
         Args:
             known: values of the row that are given, as operands after the inputs.

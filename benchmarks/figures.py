@@ -103,7 +103,7 @@ def ratios() -> str:
             native = row["native"]
             against = native if native in PROSE else f"`{native}`"
             lines.append(f"| {text} | {against} | {_ratio(row['ratio']['median'])} |")
-    startup = {row["name"]: duration(row["seconds"]["median"]) for row in read("cpu-v4-float32")["startup"]}
+    startup = {row["name"]: duration(row["seconds"]["median"]) for row in read("cpu-v4-startup")["startup"]}
     first, later = startup["first call, nothing compiled yet"], startup["first call, kernels in the cache"]
     new, imported = startup["first call of a newly declared op"], startup["import torchad_ext, after import torch"]
     times = f"`import torchad_ext` takes {imported}, the first call ever {first}, that of later processes {later}, the"

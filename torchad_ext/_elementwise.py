@@ -245,7 +245,7 @@ class Elementwise:
 
     @property
     def fast_function(self) -> Any:
-        """What applies this one to plain tensors in ``csrc/fast_path``, None while there is none."""
+        """Applies this one to plain tensors in ``csrc/fast_path``; None while there is none."""
         operands = len(self.program.inputs) + len(self.program.outputs)
         if self._fast_function is None and operands <= 64 and (module := fast_path.module()):
             node = cpp.struct_name(self._stem + self._suffix(self._order + 1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -171,6 +173,20 @@ def test_the_graph_frees_what_it_kept(way: str) -> None:
     y.sum().backward()
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
         y.sum().backward()
+
+
+@pytest.mark.parametrize(
+    "function", [lambda x: torch.softmax(x, -1), lambda x: x - x.mean(-1, keepdim=True)], ids=["kept", "nothing kept"]
+)
+def test_an_op_that_is_used_no_more_is_freed(function: Callable[..., torch.Tensor]) -> None:
+    op = ad.rowwise(lambda x: function(x))
+    for _ in range(3):
+        derivatives(op, (normal(3, 24),), 2)
+    member = weakref.ref(op._usual)
+    del op
+    for _ in range(4):  # each frees one order of derivative
+        gc.collect()
+    assert member() is None
 
 
 def weight_of(x: torch.Tensor) -> torch.Tensor:

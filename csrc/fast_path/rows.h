@@ -20,7 +20,8 @@ struct Known {
 
 // How a call is computed whose gradients take values of the row from it, in the terms of _row_function.py.
 struct Recording {
-  std::shared_ptr<struct RowFunction> function;
+  std::shared_ptr<struct RowFunction> function;  // null: only Python can compute it, or the function is its own
+  bool is_itself;
   std::vector<int64_t> operands, kept, passed;  // passed are places among the known values
 };
 
@@ -100,7 +101,9 @@ const Recording& RowFunction::recorded(const Places& known) {
   Recording made = ask_python([&] {
     auto [of, operands, kept, passed] =
         py::handle(function).attr("recorded_with")(known).cast<std::tuple<py::object, Places, Places, Places>>();
-    return Recording{row_function(of), operands, kept, passed};
+    RowFunctionPtr found = row_function(of);
+    const bool is_itself = found.get() == this;
+    return Recording{is_itself ? nullptr : std::move(found), is_itself, operands, kept, passed};
   });
   const std::lock_guard<std::mutex> lock(mutex);
   return recordings.emplace(known, std::move(made)).first->second;
@@ -279,10 +282,10 @@ std::optional<Tensors> RowFunction::apply(const Tensors& xs, const Numbers& numb
     return results && wanted ? with_node(*this, xs, numbers, shape, wanted, std::move(*results), {}) : results;
   }
   const Recording& how = recorded(known.names);
-  if (!how.function) return std::nullopt;
+  if (!how.function && !how.is_itself) return std::nullopt;
   Tensors operands;
   for (const auto i : how.operands) operands.push_back(size_t(i) < xs.size() ? xs[i] : known.values[i - xs.size()]);
-  std::optional<Tensors> results = how.function->compute(operands, numbers, shape);
+  std::optional<Tensors> results = (how.is_itself ? *this : *how.function).compute(operands, numbers, shape);
   if (!results) return std::nullopt;
   Known kept{how.kept, Tensors(results->begin() + outputs, results->end())};
   results->resize(outputs);

@@ -338,30 +338,19 @@ PyObject* function_set_kernel(PyObject* self, PyObject* args) {
   Py_RETURN_NONE;
 }
 
-// While a graph holds the Function too, its Elementwise is in use.
+// While a graph holds the function too, its Python object is in use.
+template <class Pointer>
 int function_traverse(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(Py_TYPE(self));
-  const auto& function = value_of<FunctionPtr>(self);
+  const auto& function = value_of<Pointer>(self);
   if (function && function.use_count() == 1) Py_VISIT(function->elementwise);
   return 0;
 }
 
+template <class Pointer>
 int function_clear(PyObject* self) {
-  const auto& function = value_of<FunctionPtr>(self);
+  const auto& function = value_of<Pointer>(self);
   if (function.use_count() == 1) Py_CLEAR(function->elementwise);
-  return 0;
-}
-
-int row_function_traverse(PyObject* self, visitproc visit, void* arg) {
-  Py_VISIT(Py_TYPE(self));
-  const auto& function = value_of<RowFunctionPtr>(self);
-  if (function && function.use_count() == 1) Py_VISIT(function->function);
-  return 0;
-}
-
-int row_function_clear(PyObject* self) {
-  const auto& function = value_of<RowFunctionPtr>(self);
-  if (function.use_count() == 1) Py_CLEAR(function->function);
   return 0;
 }
 
@@ -400,8 +389,8 @@ PyMethodDef function_methods[] = {
     {}};
 PyType_Slot function_slots[] = {{Py_tp_new, reinterpret_cast<void*>(function_new)},
                                 {Py_tp_dealloc, reinterpret_cast<void*>(dealloc<FunctionPtr>)},
-                                {Py_tp_traverse, reinterpret_cast<void*>(function_traverse)},
-                                {Py_tp_clear, reinterpret_cast<void*>(function_clear)},
+                                {Py_tp_traverse, reinterpret_cast<void*>(function_traverse<FunctionPtr>)},
+                                {Py_tp_clear, reinterpret_cast<void*>(function_clear<FunctionPtr>)},
                                 {Py_tp_methods, function_methods},
                                 {}};
 PyMethodDef row_function_methods[] = {
@@ -411,8 +400,8 @@ PyMethodDef row_function_methods[] = {
     {}};
 PyType_Slot row_function_slots[] = {{Py_tp_new, reinterpret_cast<void*>(row_function_new)},
                                     {Py_tp_dealloc, reinterpret_cast<void*>(dealloc<RowFunctionPtr>)},
-                                    {Py_tp_traverse, reinterpret_cast<void*>(row_function_traverse)},
-                                    {Py_tp_clear, reinterpret_cast<void*>(row_function_clear)},
+                                    {Py_tp_traverse, reinterpret_cast<void*>(function_traverse<RowFunctionPtr>)},
+                                    {Py_tp_clear, reinterpret_cast<void*>(function_clear<RowFunctionPtr>)},
                                     {Py_tp_methods, row_function_methods},
                                     {}};
 PyMethodDef front_methods[] = {

@@ -291,6 +291,31 @@ struct SavingNode : torch::autograd::Node {
   std::vector<torch::autograd::SavedVariable> saved;
 };
 
+// Arguments and results of Python's pullbacks.
+py::tuple tuple_of_tensors(const Tensors& tensors) {
+  py::tuple result(tensors.size());
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    result[i] = py::reinterpret_steal<py::object>(THPVariable_Wrap(tensors[i]));
+  }
+  return result;
+}
+
+py::tuple tuple_of_numbers(const Numbers& numbers) {
+  py::tuple result(numbers.size());
+  for (size_t i = 0; i < numbers.size(); ++i) result[i] = numbers[i];
+  return result;
+}
+
+Tensors gradients_of(const py::object& results, uint64_t wanted) {
+  Tensors gradients;
+  for (const py::handle gradient : results) {
+    TORCH_CHECK_TYPE(THPVariable_Check(gradient.ptr()), "pullback gives tensors");
+    gradients.push_back(THPVariable_Unpack(gradient.ptr()));
+  }
+  TORCH_INTERNAL_ASSERT(int(gradients.size()) == __builtin_popcountll(wanted));
+  return gradients;
+}
+
 struct Pullback : SavingNode {
   // Saves the inputs that the gradients of those which require one depend on.
   Pullback(std::shared_ptr<Function> owner, const Tensors& xs, const Numbers& scalars, const Broadcast& broadcast)
@@ -340,23 +365,12 @@ struct Pullback : SavingNode {
 
   static Tensors pullback(const Function& function, const Numbers& scalars, const Shape& shape, const Shapes& operands,
                           const Tensors& arguments, Masks masks) {
-    py::tuple xs(arguments.size()), numbers(scalars.size());
-    for (size_t i = 0; i < arguments.size(); ++i) {
-      xs[i] = py::reinterpret_steal<py::object>(THPVariable_Wrap(arguments[i]));
-    }
-    for (size_t i = 0; i < scalars.size(); ++i) numbers[i] = scalars[i];
     const py::handle elementwise = function.elementwise;
     py::tuple shapes(operands.size());
     for (size_t i = 0; i < operands.size(); ++i) shapes[i] = tuple_of(operands[i]);
-    const py::object results =
-        elementwise.attr("pullback")(xs, numbers, masks.first, masks.second, tuple_of(shape), shapes);
-    Tensors gradients;
-    for (const py::handle gradient : results) {
-      TORCH_CHECK_TYPE(THPVariable_Check(gradient.ptr()), "pullback gives tensors");
-      gradients.push_back(THPVariable_Unpack(gradient.ptr()));
-    }
-    TORCH_INTERNAL_ASSERT(int(gradients.size()) == __builtin_popcountll(masks.first));
-    return gradients;
+    const py::object results = elementwise.attr("pullback")(tuple_of_tensors(arguments), tuple_of_numbers(scalars),
+                                                            masks.first, masks.second, tuple_of(shape), shapes);
+    return gradients_of(results, masks.first);
   }
 
   // Compiled autograd: what this node depends on, and the node as a function of that.

@@ -31,8 +31,8 @@ struct RowDerivative {
 };
 
 struct RowFunction : std::enable_shared_from_this<RowFunction> {
-  RowFunction(PyObject* function, size_t scalars, size_t outputs, std::string name, std::string node_name)
-      : function(Py_NewRef(function)),
+  RowFunction(PyObject* elementwise, size_t scalars, size_t outputs, std::string name, std::string node_name)
+      : elementwise(Py_NewRef(elementwise)),
         scalars(scalars),
         outputs(outputs),
         name("torchad_ext::" + std::move(name)),
@@ -42,9 +42,9 @@ struct RowFunction : std::enable_shared_from_this<RowFunction> {
   RowFunction(const RowFunction&) = delete;
 
   ~RowFunction() {
-    if (!function || !Py_IsInitialized()) return;
+    if (!elementwise || !Py_IsInitialized()) return;
     const py::gil_scoped_acquire gil;
-    Py_DECREF(function);
+    Py_DECREF(elementwise);
   }
 
   const RowKernel* kernel(at::ScalarType dtype) const {
@@ -55,7 +55,7 @@ struct RowFunction : std::enable_shared_from_this<RowFunction> {
   const RowDerivative& vjp(Masks masks);
   const Recording& recorded(const std::vector<int64_t>& known);
 
-  PyObject* function;
+  PyObject* elementwise;
   const size_t scalars, outputs;
   const std::string name, node_name;
   std::array<std::atomic<const RowKernel*>, 4> kernels;
@@ -84,7 +84,7 @@ const RowDerivative& RowFunction::vjp(Masks masks) {
     if (const auto found = vjps.find(masks); found != vjps.end()) return found->second;
   }
   RowDerivative derivative = ask_python([&] {
-    auto [of, arguments, scalars, results, kinds] = py::handle(function)
+    auto [of, arguments, scalars, results, kinds] = py::handle(elementwise)
                                                         .attr("vjp_of_masks")(masks.first, masks.second)
                                                         .cast<std::tuple<py::object, Places, Places, Places, Places>>();
     return RowDerivative{row_function(of), arguments, scalars, results, kinds};
@@ -100,7 +100,7 @@ const Recording& RowFunction::recorded(const Places& known) {
   }
   Recording made = ask_python([&] {
     auto [of, operands, kept, passed] =
-        py::handle(function).attr("recorded_with")(known).cast<std::tuple<py::object, Places, Places, Places>>();
+        py::handle(elementwise).attr("recorded_with")(known).cast<std::tuple<py::object, Places, Places, Places>>();
     RowFunctionPtr found = row_function(of);
     const bool is_itself = found.get() == this;
     return Recording{is_itself ? nullptr : std::move(found), is_itself, operands, kept, passed};
@@ -206,26 +206,11 @@ struct RowPullback : SavingNode {
 
   static Tensors pullback(const RowFunction& function, const Tensors& arguments, const Numbers& numbers, Masks masks,
                           const Shape& shape, const Known& known) {
-    const auto wrapped = [](const Tensors& tensors) {
-      py::tuple result(tensors.size());
-      for (size_t i = 0; i < tensors.size(); ++i) {
-        result[i] = py::reinterpret_steal<py::object>(THPVariable_Wrap(tensors[i]));
-      }
-      return result;
-    };
-    py::tuple of_numbers(numbers.size());
-    for (size_t i = 0; i < numbers.size(); ++i) of_numbers[i] = numbers[i];
     const py::object results =
-        py::handle(function.function)
-            .attr("pullback_of_rows")(wrapped(arguments), of_numbers, masks.first, masks.second, tuple_of(shape),
-                                      tuple_of(known.names), wrapped(known.values));
-    Tensors gradients;
-    for (const py::handle gradient : results) {
-      TORCH_CHECK_TYPE(THPVariable_Check(gradient.ptr()), "pullback gives tensors");
-      gradients.push_back(THPVariable_Unpack(gradient.ptr()));
-    }
-    TORCH_INTERNAL_ASSERT(int(gradients.size()) == __builtin_popcountll(masks.first));
-    return gradients;
+        py::handle(function.elementwise)
+            .attr("pullback_of_rows")(tuple_of_tensors(arguments), tuple_of_numbers(numbers), masks.first, masks.second,
+                                      tuple_of(shape), tuple_of(known.names), tuple_of_tensors(known.values));
+    return gradients_of(results, masks.first);
   }
 
   // Compiled autograd: what this node depends on, and the node as a function of that.

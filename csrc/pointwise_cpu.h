@@ -12,6 +12,8 @@ namespace torchad_ext {
 struct Cpu {
   static constexpr int block = 512;         // elements gathered at a time
   static constexpr int shortest_row = 128;  // a shorter row is gathered, with its neighbours
+  static constexpr int ways = 8;            // of a set of the smallest caches
+  static constexpr int stage = 64;          // elements of a stream read at a time where streams crowd a set
 
   // An input as the inner loop reads it: element i stands at data[i * step], where step is 1, or 0 for one vector full
   // of the same number.
@@ -81,6 +83,50 @@ struct Cpu {
     if (!cached) some(functor, to, from, 0, i = std::min(n, until_aligned<T>(to[0])));
     for (; i + lanes<T> <= n; i += lanes<T>) one_vector(functor, to, from, i, cached);
     some(functor, to, from, i, n - i);
+  }
+
+  // The same for operands whose lines crowd one set of a cache, where a line would go before all of it is used: a few
+  // lines of each operand are copied at a time.
+  template <class Functor, class T, int inputs, int outputs>
+  __attribute__((noinline)) static void staged_loop(const Functor& functor, T* const (&to)[outputs],
+                                                    const Input<T> (&from)[inputs], int64_t n, bool cached) {
+    constexpr int64_t line = 64 / sizeof(T);  // a copy begins in another set than its neighbour
+    alignas(64) T x[inputs][stage + line], y[outputs][stage + line];
+    Input<T> copied[inputs];
+    T* results[outputs];
+    for (int k = 0; k < inputs; ++k) copied[k] = {from[k].step ? x[k] : from[k].data, from[k].step};
+    for (int k = 0; k < outputs; ++k) results[k] = y[k];
+    int64_t size;
+    for (int64_t i = 0; i < n; i += size) {
+      const int64_t ahead = until_aligned<T>(to[0] + i);
+      size = std::min<int64_t>(n - i, ahead ? ahead : stage);
+      for (int k = 0; k < inputs; ++k) {
+        if (from[k].step) std::memcpy(x[k], from[k].data + i, size * sizeof(T));
+      }
+      inner_loop(functor, results, copied, size, true);
+      for (int k = 0; k < outputs; ++k) {
+        if (cached || size < stage || sizeof(T) == 2) {
+          std::memcpy(to[k] + i, y[k], size * sizeof(T));
+        } else {
+          for (int j = 0; j < stage; j += lanes<T>) store_uncached(to[k] + i + j, load(y[k] + j));
+        }
+      }
+    }
+  }
+
+  // Do lines of more operands than a set of the cache has ways fall into one set? Caches of the first level have 64 sets
+  // of 8 or 12 lines, so that addresses that are alike modulo 4096 share one.
+  template <class T, int inputs, int outputs>
+  static bool crowd_a_set(T* const (&to)[outputs], const Input<T> (&from)[inputs]) {
+    if constexpr (inputs + outputs <= ways) return false;
+    uint8_t lines[64] = {};
+    bool crowded = false;
+    const auto count = [&](const T* data) { crowded |= ++lines[uintptr_t(data) / 64 % 64] > ways; };
+    for (int k = 0; k < outputs; ++k) count(to[k]);
+    for (int k = 0; k < inputs; ++k) {
+      if (from[k].step) count(from[k].data);
+    }
+    return crowded;
   }
 
   // The elements before the next vector that is aligned.
@@ -186,7 +232,11 @@ struct Cpu {
       // Outputs are dense and lead the loop, so they are contiguous in its order.
       T* to[outputs];
       for (int k = 0; k < outputs; ++k) to[k] = static_cast<T*>(loop.data[k]) + at;
-      inner_loop(functor, to, from, size, plan.cached);
+      if (size >= stage && crowd_a_set(to, from)) {
+        staged_loop(functor, to, from, size, plan.cached);
+      } else {
+        inner_loop(functor, to, from, size, plan.cached);
+      }
     }
     if (!plan.cached) store_fence();
   }

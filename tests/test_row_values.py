@@ -71,6 +71,14 @@ def test_three_orders(name: str, way: str) -> None:
         assert_close(y, expected, rtol=1e-10, atol=1e-12 * float(expected.detach().abs().max()))
 
 
+def rows_softmax(x: torch.Tensor) -> torch.Tensor:
+    return ad.softmax(x, -1)
+
+
+def native_softmax(x: torch.Tensor) -> torch.Tensor:
+    return torch.softmax(x, -1)
+
+
 def reductions(member: _row_function.RowFunction) -> list[str]:
     return [node.op for node in topological(member.program.outputs) if node.op.startswith("row_")]
 
@@ -78,11 +86,13 @@ def reductions(member: _row_function.RowFunction) -> list[str]:
 def test_what_the_value_sums_the_gradient_does_not() -> None:
     member = ROW_CATALOGUE["softmax"]._usual
     recording = member.recorded(())
-    assert len(recording.kept) == 2  # the largest element, and a function of the sum
+    assert recording.kept[0] is member.program.outputs[0]
+    assert [node.op for node in recording.kept[1:]] == ["reciprocal"]  # of the sum
     gradient = member.vjp((True,), (True,)).function
     assert sorted(reductions(gradient)) == ["row_amax", "row_sum", "row_sum"]
     reading = gradient.recorded(recording.kept).function
     assert reductions(reading) == ["row_sum"]  # with the cotangent
+    assert not any(node.op == "exp" for node in topological(reading.program.outputs))
 
 
 def saved_by(f: Callable[[], torch.Tensor]) -> list[tuple[int, ...]]:
@@ -101,7 +111,8 @@ def saved_by(f: Callable[[], torch.Tensor]) -> list[tuple[int, ...]]:
 def test_a_value_a_row_is_kept_but_of_short_rows_half_types_and_constants(way: str) -> None:
     ad.softmax(normal(3, 24), -1)  # and what calls it in C++ is there
     x = normal(3, 24)
-    assert saved_by(lambda: ad.softmax(x, -1)) == [(3, 24), (3, 1), (3, 1)]
+    assert saved_by(lambda: ad.softmax(x, -1)) == [(3, 24), (3, 24), (3, 1)]  # x, the result, a function of the sum
+    assert saved_by(lambda: ad.log_softmax(x, -1)) == [(3, 24), (3, 1), (3, 1)]
     short, half, constant = normal(3, 4), normal(3, 24).half(), normal(3, 24).detach()
     assert saved_by(lambda: ad.softmax(short, -1)) == [(3, 4)]
     assert (3, 1) not in saved_by(lambda: ad.softmax(half, -1))
@@ -147,6 +158,26 @@ def test_a_result_may_be_written_in_place() -> None:
     y.mul_(2)
     expected = torch.autograd.grad(2 * torch.nn.functional.normalize(x, dim=-1).sin().sum() / 2, x)[0]
     assert_close(torch.autograd.grad((y / 2).sin().sum(), x)[0], expected)
+
+
+def test_a_softmax_may_not(way: str) -> None:
+    """As in PyTorch, whose softmax keeps its result too."""
+    y = ad.softmax(normal(3, 24), -1)
+    y.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 30.0, 1e5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_shares_that_vanish(dtype: torch.dtype, scale: float, way: str) -> None:
+    """Gradients from a result that is small, subnormal or zero are no worse than those of plain PyTorch."""
+    x = (scale * normal(4, 300)).detach().to(dtype).requires_grad_()
+    mine, expected = derivatives(rows_softmax, (x,), 2), derivatives(native_softmax, (x,), 2)
+    exact = derivatives(native_softmax, (x.detach().double().requires_grad_(),), 2)
+    for y, native, true in zip(mine, expected, exact, strict=True):
+        worst = float((native.double() - true).abs().max())
+        assert float((y.double() - true).abs().max()) <= 4 * worst + torch.finfo(dtype).eps * float(true.abs().max())
 
 
 def test_batches_of_cotangents() -> None:

@@ -49,7 +49,7 @@ class Call(NamedTuple):
     Attributes:
         shape: of the operands with a value an element: a derivative may have none of them.
         numbers: for its scalars.
-        known: values of the row ``[..., 1]`` that an earlier call has computed, by their expressions.
+        known: values that an earlier call has computed, by their expressions: of the row ``[..., 1]``, or results.
     """
 
     shape: Shape
@@ -59,18 +59,20 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True)
 class Recording:
-    """A function of rows that takes values of the row instead of computing them, and keeps those its derivative takes.
+    """A function of rows that takes values instead of computing them, and keeps those that its derivative takes.
 
     Attributes:
-        function: gives the outputs, then what it keeps.
+        function: gives the outputs, then values of the row that it keeps.
         operands: the places of its operands among the inputs and the known values.
         kept: the expressions that it keeps.
+        places: where each is among the results.
         passed: the known ones that the derivative takes too.
     """
 
     function: RowFunction
     operands: tuple[int, ...]
     kept: tuple[Expr, ...]
+    places: tuple[int, ...]
     passed: tuple[Expr, ...]
 
 
@@ -83,8 +85,8 @@ class RowFunction(Elementwise):
     """k functions of the rows of m tensors and of some numbers.
 
     It is differentiated, named and cached as an Elementwise. A call whose gradient is wanted keeps the sums over rows
-    that the gradient needs again. They are no more than what the gradient's kernel would compute: every derivative
-    is one of the program in the inputs.
+    that the gradient needs again, and a result that is a softmax. They are no more than what the gradient's kernel would
+    compute: every derivative is one of the program in the inputs.
     """
 
     devices = ("cpu",)  # that there are kernels for
@@ -144,24 +146,26 @@ class RowFunction(Elementwise):
         else:
             outputs = function.definition(call.shape, *given, *call.numbers)
             outputs = [outputs] if function._single else outputs
-        count = len(self.program.outputs)
-        kept = dict(zip(recording.kept, outputs[count:], strict=True))
+        kept = {node: outputs[place] for node, place in zip(recording.kept, recording.places, strict=True)}
         kept |= {node: call.known[node] for node in recording.passed}
-        return self._results(outputs[:count]), kept
+        return self._results(outputs[: len(self.program.outputs)]), kept
 
     def recorded(self, known: tuple[Expr, ...]) -> Recording:
-        """How a call is computed whose gradients take values of the row from it, where some are known already."""
+        """How a call is computed whose gradients take values from it, where some are known already."""
         if known not in self._recordings:
             all_gradients = self.vjp(*self._masks(-1, -1)).function.program
-            shared = self.program.shared_rows(all_gradients)
+            shared = self.program.shared(all_gradients, known)
             passed = tuple(node for node in shared if node in known)
+            results = list(self.program.outputs)
             kept = tuple(node for node in shared if node not in known)
-            program, operands = self.program.recording(known, kept)
-            is_same = not kept and operands == tuple(range(len(self.program.inputs)))
+            of_rows = [node for node in kept if node not in results]
+            places = tuple((results + of_rows).index(node) for node in kept)
+            program, operands = self.program.recording(known, of_rows)
+            is_same = not of_rows and operands == tuple(range(len(self.program.inputs)))
             function = self
             if not is_same:
                 function = RowFunction(program, f"{self.name}_recorded", family=self._failed, of_wide_rows=True)
-            self._recordings[known] = Recording(function, operands, kept, passed)
+            self._recordings[known] = Recording(function, operands, kept, places, passed)
             _expressions.update({id(node): node for node in kept})
         return self._recordings[known]
 
@@ -195,7 +199,8 @@ class RowFunction(Elementwise):
         expressions = tuple([_expressions[number] for number in known])
         recording = self.recorded(expressions)
         passed = tuple([expressions.index(node) for node in recording.passed])
-        return recording.function.fast_function, recording.operands, tuple(map(id, recording.kept)), passed
+        kept = tuple(map(id, recording.kept))
+        return recording.function.fast_function, recording.operands, kept, recording.places, passed
 
     def pullback_of_rows(
         self,
@@ -337,5 +342,6 @@ class _ApplyRecording(_Apply):
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         saved = ctx.saved_tensors
         count = len(saved) - len(ctx.kept)
-        call = ctx.scalars._replace(known=dict(zip(ctx.kept, saved[count:], strict=True)))
+        known = {node: x.detach() for node, x in zip(ctx.kept, saved[count:], strict=True)}
+        call = ctx.scalars._replace(known=known)
         return pullback(ctx, saved[:count], call, grads)

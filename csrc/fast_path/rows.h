@@ -12,17 +12,17 @@ namespace {
 std::atomic<RunKernel> run_rows;
 constexpr int64_t longest_short_row = 16;  // whose values are computed again: reading them would take longer
 
-// Values of the row that earlier calls have computed, by the numbers that Python gave to their expressions.
+// Values that earlier calls have computed, by the numbers that Python gave to their expressions.
 struct Known {
   std::vector<int64_t> names;
   Tensors values;
 };
 
-// How a call is computed whose gradients take values of the row from it, in the terms of _row_function.py.
+// How a call is computed whose gradients take values from it, in the terms of _row_function.py.
 struct Recording {
   std::shared_ptr<struct RowFunction> function;  // null: only Python can compute it, or the function is its own
   bool is_itself;
-  std::vector<int64_t> operands, kept, passed;  // passed are places among the known values
+  std::vector<int64_t> operands, kept, places, passed;  // places among the results, passed among the known values
 };
 
 struct RowDerivative {
@@ -99,11 +99,13 @@ const Recording& RowFunction::recorded(const Places& known) {
     if (const auto found = recordings.find(known); found != recordings.end()) return found->second;
   }
   Recording made = ask_python([&] {
-    auto [of, operands, kept, passed] =
-        py::handle(elementwise).attr("recorded_with")(known).cast<std::tuple<py::object, Places, Places, Places>>();
+    auto [of, operands, kept, places, passed] =
+        py::handle(elementwise)
+            .attr("recorded_with")(known)
+            .cast<std::tuple<py::object, Places, Places, Places, Places>>();
     RowFunctionPtr found = row_function(of);
     const bool is_itself = found.get() == this;
-    return Recording{is_itself ? nullptr : std::move(found), is_itself, operands, kept, passed};
+    return Recording{is_itself ? nullptr : std::move(found), is_itself, operands, kept, places, passed};
   });
   const std::lock_guard<std::mutex> lock(mutex);
   return recordings.emplace(known, std::move(made)).first->second;
@@ -272,9 +274,15 @@ std::optional<Tensors> RowFunction::apply(const Tensors& xs, const Numbers& numb
   for (const auto i : how.operands) operands.push_back(size_t(i) < xs.size() ? xs[i] : known.values[i - xs.size()]);
   std::optional<Tensors> results = (how.is_itself ? *this : *how.function).compute(operands, numbers, shape);
   if (!results) return std::nullopt;
-  Known kept{how.kept, Tensors(results->begin() + outputs, results->end())};
+  if (!wanted) {
+    results->resize(outputs);
+    return results;
+  }
+  Known kept{how.kept, {}};
+  for (const auto i : how.places) {  // a result is kept without its node, which keeps it
+    kept.values.push_back(size_t(i) < outputs ? (*results)[i].detach() : (*results)[i]);
+  }
   results->resize(outputs);
-  if (!wanted) return results;
   for (const auto i : how.passed) {
     kept.names.push_back(known.names[i]);
     kept.values.push_back(known.values[i]);

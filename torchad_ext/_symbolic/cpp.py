@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .expr import OPERATIONS, Expr, Operation, constant, make, topological
-from .operations import mul, pow_, reciprocal, rsqrt, sqrt
+from .operations import mul, pow_, reciprocal, row_sum, rsqrt, sqrt
 from .program import Program
 
 DTYPES = {"float16": 5, "float32": 6, "float64": 7, "bfloat16": 15}  # of kernels, and their numbers in C++
@@ -108,7 +108,7 @@ def struct_name(name: str) -> str:
 
 def lower(program: Program, dtype: str = "float64") -> tuple[Expr, ...]:
     """The outputs as a kernel of a dtype computes them: powers as the few multiplications that PyTorch makes of them,
-    roundings where numbers are computed with more bits than the dtype has."""
+    norms as roots of sums, roundings where numbers are computed with more bits than the dtype has."""
     lowered: dict[Expr, Expr] = {}
     for node in topological(program.outputs):
         args = tuple(lowered[arg] for arg in node.args)
@@ -122,6 +122,9 @@ def lower(program: Program, dtype: str = "float64") -> tuple[Expr, ...]:
             lowered[node] = args[0]
         else:
             lowered[node] = node if args == node.args else make(node.op, *args)
+        if lowered[node].op == "row_norm":
+            (x,) = lowered[node].args
+            lowered[node] = sqrt(row_sum(mul(x, x)))
     return tuple(lowered[y] for y in program.outputs)
 
 

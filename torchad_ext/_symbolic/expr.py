@@ -141,8 +141,9 @@ class Operation:
         is_mask: does it give a truth value?
         is_analytic: is it holomorphic in complex numbers, with the derivatives that it has in real ones?
         is_family: is its first operand, a constant, the order of a function of the second?
-        reduction: what it does with the elements of a row, in C++: ``"+"``, ``">"`` (the largest) or ``"<"``. Its
-            derivative is g times the slope in one element, so that its tangent is the sum of that over the row.
+        reduction: what it does with the elements of a row, in C++: ``"+"``, ``">"`` (the largest) or ``"<"``; or
+            ``"norm"``, which is lowered to a root of a sum. Its derivative is g times the slope in one element, so that
+            its tangent is the sum of that over the row.
     """
 
     name: str

@@ -137,7 +137,7 @@ div = _define(
     is_analytic=True,
 )
 reciprocal = _define(
-    "reciprocal", lambda g, y, x: -(g * (y * y)), fold=lambda x: 1 / x, latex=r"\frac{1}{%s}", is_analytic=True
+    "reciprocal", lambda g, y, x: -(g * y * y), fold=lambda x: 1 / x, latex=r"\frac{1}{%s}", is_analytic=True
 )
 lerp = _define("lerp", lambda g, y, a, b, w: (g * (1 - w), g * w, g * (b - a)), is_analytic=True)
 
@@ -318,6 +318,14 @@ row_amin = _define(
     reference=lambda x: x.amin(-1, keepdim=True),
     latex=r"\min_{j} %s",
     reduction="<",
+)
+# The Euclidean norm. Its slope x / |x| has no part that leaves the range of a dtype, as |x|^3 would; at 0 it is 0.
+row_norm = _define(
+    "row_norm",
+    lambda g, y, x: g * (x * reciprocal(where(eq(y, 0), math.inf, y))),
+    reference=special_functions.row_norm,
+    latex=r"\left\|%s\right\|",
+    reduction="norm",
 )
 
 # Dtypes and gradients

@@ -71,6 +71,17 @@ def _total(x: Expr, known: dict[Expr, Expr]) -> Expr:
     return make("row_sum", x)
 
 
+def _softmaxes(values: Iterable[Expr]) -> dict[Expr, tuple[Expr, Expr]]:
+    """The exponentials e of each softmax y = e r among some values, r = 1 / Σe, with y and r."""
+    found = {}
+    for y in values:
+        if y.op == "mul":
+            for e, r in (y.args, y.args[::-1]):
+                if e.op == "exp" and r is make("reciprocal", make("row_sum", e)):
+                    found[e] = y, r
+    return found
+
+
 def _unique(name: str, taken: Iterable[str]) -> str:
     taken = set(taken)
     candidates = (name if i == 1 else f"{name}{i}" for i in range(1, len(taken) + 2))
@@ -131,11 +142,27 @@ def _of_operation(node: Expr, deltas: Mapping[Expr, Mapping[int, Expr]], algebra
     return numbers
 
 
+def _without_norms(outputs: Iterable[Expr]) -> list[Expr]:
+    """The outputs with roots of sums of squares, of no slope at 0, in place of norms."""
+    known: dict[Expr, Expr] = {}
+    outputs = list(outputs)
+    for node in topological(outputs):
+        known[node] = make(node.op, *(known[arg] for arg in node.args)) if node.args else node
+        if node.op == "row_norm":
+            x = known[node.args[0]]
+            square = make("row_sum", x * x)
+            is_zero = make("eq", square, 0)
+            root = make("sqrt", make("where", is_zero, 1, square))
+            known[node] = root * make("where", is_zero, 0, 1)
+    return [known[y] for y in outputs]
+
+
 def propagated(
     outputs: Sequence[Expr], deltas: Mapping[Expr, Mapping[int, Expr]], algebra: JetAlgebra
 ) -> list[Mapping[int, Expr]]:
     """The numbers after the value of each output, operation by operation, from those of the inputs that have some."""
     known = dict(deltas)
+    outputs = _without_norms(outputs)
     for node in topological(outputs):
         if node in known or not node.args or OPERATIONS[node.op].derivative is None:
             continue
@@ -261,14 +288,17 @@ class Program:
             results |= {f"d{b}_{name}": terms.get(b) for b in rows}
         return self._derivative(seeds, results)
 
-    def shared_rows(self, derivative: Program) -> list[Expr]:
-        """The values of the row, made of sums over it, that a derivative needs and this program computes anyway."""
+    def shared(self, derivative: Program, known: Iterable[Expr]) -> list[Expr]:
+        """The values that a derivative needs and that are known, or that this program computes anyway: values of the row
+        made of sums over it, and each output that is a softmax."""
         own = topological(self.outputs)
         summed: set[Expr] = set()
         for node in own:
             if (node.op in OPERATIONS and OPERATIONS[node.op].reduction) or any(arg in summed for arg in node.args):
                 summed.add(node)
+        softmaxes = _softmaxes((*self.outputs, *known))
         shared = {node for node in own if node in summed and node.is_row and not node.is_mask}
+        shared |= {y for y, _ in softmaxes.values()} | set(known)
         found: dict[Expr, None] = {}
         seen: set[Expr] = set()
         stack = list(derivative.outputs)
@@ -280,7 +310,7 @@ class Program:
             if node in shared:
                 found[node] = None
             else:
-                stack.extend(node.args)
+                stack.extend(softmaxes.get(node, node.args))
         return list(found)
 
     @property
@@ -322,17 +352,21 @@ class Program:
         return self._propagated(seeds, deltas, algebra, names, [1.0] * count + [2.0 * signs[0]])
 
     def recording(self, known: Sequence[Expr], kept: Sequence[Expr]) -> tuple[Program, tuple[int, ...]]:
-        """The program with some values of the row as operands instead of computing them, and with others as results.
+        """The program with some values as operands instead of computing them, and with values of the row as results.
 
         Args:
-            known: values of the row that are given, as operands after the inputs.
-            kept: those that become results after the outputs.
+            known: values that are given, as operands after the inputs.
+            kept: values of the row that become results after the outputs.
 
         Returns:
             The program, and the places of its operands among the inputs and ``known``: those that it still needs.
         """
-        given = self._symbols("kept_", [str(i) for i in range(len(known))], ["row"] * len(known))
+        kinds = ["row" if node.is_row else "tensor" for node in known]
+        given = self._symbols("kept_", [str(i) for i in range(len(known))], kinds)
         values: dict[Expr, Expr] = dict(zip(known, given, strict=True))
+        for e, (y, r) in _softmaxes(known).items():
+            if r in values:
+                values.setdefault(e, values[y] * make("reciprocal", values[r]))
         wanted = (*self.outputs, *kept)
         for node in topological(wanted):
             if node not in values:

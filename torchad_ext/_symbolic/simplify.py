@@ -70,7 +70,20 @@ def pow_(a: Expr, b: Expr) -> Expr | None:
 def where(condition: Expr, a: Expr, b: Expr) -> Expr | None:
     if a is b:
         return a
-    return make("where", condition.args[0], b, a) if condition.op == "not" else None
+    if condition.op == "not":
+        return make("where", condition.args[0], b, a)
+    return _norm(condition, a, b)
+
+
+def _norm(condition: Expr, a: Expr, b: Expr) -> Expr | None:
+    """The root of a sum of squares where that is not 0, else 0 and no slope."""
+    if a is not constant(0.0) or b.op != "sqrt" or condition.op != "eq" or a not in condition.args:
+        return None
+    square = next((x for x in condition.args if x.op == "row_sum"), None)
+    if square is None or b.args[0] is not make("where", condition, 1, square):
+        return None
+    x, *_ = (*square.args[0].args, square)
+    return make("row_norm", x) if square.args[0] in (make("mul", x, x), make("pow", x, 2)) else None
 
 
 def neg(x: Expr) -> Expr | None:

@@ -47,3 +47,10 @@ def largest(x: torch.Tensor) -> torch.Tensor:
     """The largest number of the dtype, with the sign of an infinite x."""
     limits = torch.finfo(x.dtype)
     return torch.clamp(x, limits.min, limits.max)
+
+
+def row_norm(x: torch.Tensor) -> torch.Tensor:
+    """The Euclidean norm of a row, which is 0 with all its derivatives where x is 0."""
+    square = (x * x).sum(-1, keepdim=True)
+    is_zero = square == 0
+    return torch.where(is_zero, 0.0, torch.where(is_zero, 1.0, square).sqrt())

@@ -61,7 +61,7 @@ def _vector_norm(x: Expr, ord: Any = 2) -> Expr:
         return op.row_amax(op.abs_(x))
     if ord != 2:
         raise Problem(f"has the order {ord!r} in a row op; those of order 1, 2 and inf are there")
-    return _root(op.row_sum(x * x))
+    return op.row_norm(x)
 
 
 # By the name in PyTorch: the function of the row, and what it gives: a value a row, or an element.

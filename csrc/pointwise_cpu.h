@@ -13,6 +13,7 @@ struct Cpu {
   static constexpr int block = 512;         // elements gathered at a time
   static constexpr int shortest_row = 128;  // a shorter row is gathered, with its neighbours
   static constexpr int ways = 8;            // of a set of the smallest caches
+  static constexpr int line_buffers = 6;    // that a core is sure to have free
   static constexpr int stage = 64;          // elements of a stream read at a time where streams crowd a set
 
   // An input as the inner loop reads it: element i stands at data[i * step], where step is 1, or 0 for one vector full
@@ -85,8 +86,9 @@ struct Cpu {
     some(functor, to, from, i, n - i);
   }
 
-  // The same for operands whose lines crowd one set of a cache, where a line would go before all of it is used: a few
-  // lines of each operand are copied at a time.
+  // The same with a few lines of each operand copied at a time, where a vector is less than a line: for operands whose
+  // lines crowd one set of a cache, where a line would go before all of it is used, and for more uncached results than
+  // the buffers of unfinished lines can hold.
   template <class Functor, class T, int inputs, int outputs>
   __attribute__((noinline)) static void staged_loop(const Functor& functor, T* const (&to)[outputs],
                                                     const Input<T> (&from)[inputs], int64_t n, bool cached) {
@@ -114,11 +116,10 @@ struct Cpu {
     }
   }
 
-  // Do lines of more operands than a set of the cache has ways fall into one set? Caches of the first level have 64 sets
-  // of 8 or 12 lines, so that addresses that are alike modulo 4096 share one.
+  // Do lines of more operands than a set of the cache has ways fall into one set? Caches of the first level have 64
+  // sets of 8 or 12 lines, so that addresses that are alike modulo 4096 share one.
   template <class T, int inputs, int outputs>
   static bool crowd_a_set(T* const (&to)[outputs], const Input<T> (&from)[inputs]) {
-    if constexpr (inputs + outputs <= ways) return false;
     uint8_t lines[64] = {};
     bool crowded = false;
     const auto count = [&](const T* data) { crowded |= ++lines[uintptr_t(data) / 64 % 64] > ways; };
@@ -232,11 +233,13 @@ struct Cpu {
       // Outputs are dense and lead the loop, so they are contiguous in its order.
       T* to[outputs];
       for (int k = 0; k < outputs; ++k) to[k] = static_cast<T*>(loop.data[k]) + at;
-      if (size >= stage && crowd_a_set(to, from)) {
-        staged_loop(functor, to, from, size, plan.cached);
-      } else {
-        inner_loop(functor, to, from, size, plan.cached);
+      if constexpr (lanes<T> * sizeof(T) < 64 && inputs + outputs > ways) {
+        if (size >= stage && ((!plan.cached && outputs > line_buffers) || crowd_a_set(to, from))) {
+          staged_loop(functor, to, from, size, plan.cached);
+          continue;
+        }
       }
+      inner_loop(functor, to, from, size, plan.cached);
     }
     if (!plan.cached) store_fence();
   }

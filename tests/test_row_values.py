@@ -86,8 +86,8 @@ def reductions(member: _row_function.RowFunction) -> list[str]:
 def test_what_the_value_sums_the_gradient_does_not() -> None:
     member = ROW_CATALOGUE["softmax"]._usual
     recording = member.recorded(())
-    assert recording.kept[0] is member.program.outputs[0]
-    assert [node.op for node in recording.kept[1:]] == ["reciprocal"]  # of the sum
+    of_sum, result = sorted(recording.kept, key=lambda node: node.op != "reciprocal")
+    assert of_sum.op == "reciprocal" and result is member.program.outputs[0]
     gradient = member.vjp((True,), (True,)).function
     assert sorted(reductions(gradient)) == ["row_amax", "row_sum", "row_sum"]
     reading = gradient.recorded(recording.kept).function
@@ -111,7 +111,7 @@ def saved_by(f: Callable[[], torch.Tensor]) -> list[tuple[int, ...]]:
 def test_a_value_a_row_is_kept_but_of_short_rows_half_types_and_constants(way: str) -> None:
     ad.softmax(normal(3, 24), -1)  # and what calls it in C++ is there
     x = normal(3, 24)
-    assert saved_by(lambda: ad.softmax(x, -1)) == [(3, 24), (3, 24), (3, 1)]  # x, the result, a function of the sum
+    assert saved_by(lambda: ad.softmax(x, -1)) == [(3, 24), (3, 1), (3, 24)]  # x, a function of the sum, the result
     assert saved_by(lambda: ad.log_softmax(x, -1)) == [(3, 24), (3, 1), (3, 1)]
     short, half, constant = normal(3, 4), normal(3, 24).half(), normal(3, 24).detach()
     assert saved_by(lambda: ad.softmax(short, -1)) == [(3, 4)]
@@ -169,15 +169,15 @@ def test_a_softmax_may_not(way: str) -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-3, 30.0, 1e5])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_shares_that_vanish(dtype: torch.dtype, scale: float, way: str) -> None:
+def test_shares_that_vanish(scale: float, way: str) -> None:
     """Gradients from a result that is small, subnormal or zero are no worse than those of plain PyTorch."""
-    x = (scale * normal(4, 300)).detach().to(dtype).requires_grad_()
-    mine, expected = derivatives(rows_softmax, (x,), 2), derivatives(native_softmax, (x,), 2)
+    x = (scale * normal(4, 300)).detach().float().requires_grad_()
+    mine, native = derivatives(rows_softmax, (x,), 2), derivatives(native_softmax, (x,), 2)
     exact = derivatives(native_softmax, (x.detach().double().requires_grad_(),), 2)
-    for y, native, true in zip(mine, expected, exact, strict=True):
-        worst = float((native.double() - true).abs().max())
-        assert float((y.double() - true).abs().max()) <= 4 * worst + torch.finfo(dtype).eps * float(true.abs().max())
+    for y, of_pytorch, true in zip(mine, native, exact, strict=True):
+        errors = [float((of.double() - true).detach().abs().max()) for of in (y, of_pytorch)]
+        least = torch.finfo(torch.float32).eps * float(true.detach().abs().max())
+        assert errors[0] <= 4 * max(errors[1], least)
 
 
 def test_batches_of_cotangents() -> None:

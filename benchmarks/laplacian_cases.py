@@ -122,9 +122,9 @@ def operations() -> Iterator[Case]:
         # A gradient through forward mode of a solver is wrong.
         ways = {"nested autograd": nested_laplacian} if record else both
         inputs = points(24, 512, *orbitals, record=record)
-        yield Case(
-            f"laplacian of log |det|, 8 electrons: {name}", "512 × 24", run(wave_function), inputs, ways, ours, 2.0
-        )
+        title = f"laplacian of log |det|, 8 electrons: {name}"
+        # Of 512 determinants some nearly vanish: in float32 their Laplacians have three digits, by any way.
+        yield Case(title, "512 × 24", run(wave_function), inputs, ways, ours, 2.0, equal=False)
         for operation, of in OPERATIONS.items():
 
             def f(weight: Tensor, of: Op = of) -> Op:

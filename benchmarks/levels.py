@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 
 from torchad_ext._native import toolchain
 
-# The environment in which our kernels, PyTorch's, MKL's and oneDNN's use one level of x86-64.
+# The environment in which our kernels, PyTorch's, MKL's and oneDNN's use one level of x86-64. Inductor takes kernels of
+# another level out of its cache, where it finds some.
 ENVIRONMENTS = {
     "v3": {
         "TORCHAD_EXT_CPU_LEVEL": "x86-64-v3",
         "ATEN_CPU_CAPABILITY": "avx2",
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
         "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "TORCHINDUCTOR_CACHE_DIR": os.path.join(tempfile.gettempdir(), "torchinductor-x86-64-v3"),
     },
     "v4": {"TORCHAD_EXT_CPU_LEVEL": "x86-64-v4", "ATEN_CPU_CAPABILITY": "avx512"},
 }

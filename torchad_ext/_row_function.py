@@ -85,8 +85,8 @@ class RowFunction(Elementwise):
     """k functions of the rows of m tensors and of some numbers.
 
     It is differentiated, named and cached as an Elementwise. A call whose gradient is wanted keeps the sums over rows
-    that the gradient needs again, and a result that is a softmax. They are no more than what the gradient's kernel would
-    compute: every derivative is one of the program in the inputs.
+    that the gradient needs again, and a result that is a softmax. They are no more than what the gradient's kernel
+    would compute: every derivative is one of the program in the inputs.
     """
 
     devices = ("cpu",)  # that there are kernels for

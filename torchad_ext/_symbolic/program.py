@@ -289,8 +289,8 @@ class Program:
         return self._derivative(seeds, results)
 
     def shared(self, derivative: Program, known: Iterable[Expr]) -> list[Expr]:
-        """The values that a derivative needs and that are known, or that this program computes anyway: values of the row
-        made of sums over it, and each output that is a softmax."""
+        """The values that a derivative needs and that are known, or that this program computes anyway: values of the
+        row made of sums over it, and each output that is a softmax."""
         own = topological(self.outputs)
         summed: set[Expr] = set()
         for node in own:

@@ -21,6 +21,7 @@ _formula
 _wheel compiler nn
 _rewrites
 _clusters
+_graph_calls
 _row_calls
 ops rows plot doctor
 _verify _cost _dependency_graph

@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from ._clusters import Clusters, gain_of_rows, is_number, spoken, value_of, written_tensors
+from ._clusters import Clusters
 from ._declared import TENSOR, Declared, compile_kernels
 from ._elementwise import Elementwise, _ApplyUnderTransforms
+from ._graph_calls import gain_of_rows, is_number, spoken, value_of, written_tensors
 from ._pointwise import Pointwise
 from ._rewrites import rewritten
 from ._row_calls import written_view

@@ -26,6 +26,7 @@ _row_calls
 ops rows plot doctor
 _verify _cost _dependency_graph
 _comparison
+_faults _rounding_errors
 _hessian
 _forward
 _rowwise

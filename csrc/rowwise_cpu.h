@@ -10,8 +10,7 @@
 
 namespace torchad_ext {
 
-// With only_wide no row is shorter than `shortest`.
-template <class Functor, class T, bool only_wide = false>
+template <class Functor, class T, bool is_short>
 struct RowsCpu {
   using Inputs = typename Functor::Inputs;
   using Outputs = typename Functor::Outputs;
@@ -19,7 +18,6 @@ struct RowsCpu {
   using V = Vector<C>;
   static constexpr int width = lanes<T>;
   static constexpr int inputs = Inputs::count, outputs = Outputs::count;
-  static constexpr int shortest = 17;      // a shorter row is computed beside others, one in each lane
   static constexpr int rows_a_block = 64;  // whose sums over rows are made in the type that is computed in
 
   static constexpr int count(Kind kind) {
@@ -347,7 +345,7 @@ struct RowsCpu {
   // As many short rows as a vector has lanes, of a length that is known to the compiler, or 0.
   template <int fixed>
   struct Short {
-    static constexpr int most = fixed ? fixed : shortest - 1;
+    static constexpr int most = fixed ? fixed : int(longest_short_row);
     const Functor& functor;
     int64_t length;
     V from[inputs][most];
@@ -494,7 +492,7 @@ struct RowsCpu {
   // Are the outputs to pass by the caches? They are when they are large, and a vector of each is aligned.
   static bool is_uncached(const Rows& rows) {
     int of_elements = 0;
-    bool aligned = rows.length < shortest || rows.length % width == 0;
+    bool aligned = is_short || rows.length % width == 0;
     for (int k = 0; k < outputs; ++k) {
       if (Outputs::kind[k] != Kind::element) continue;
       ++of_elements;
@@ -505,11 +503,13 @@ struct RowsCpu {
 
   static void run(const Rows& rows, const double* scalars, int64_t begin, int64_t end, double* sums) {
     const Functor functor(scalars);
-    if constexpr (!only_wide) {
-      if (rows.length == 3) return run_short<3>(functor, rows, begin, end, sums);
-      if (rows.length < shortest) return run_short<0>(functor, rows, begin, end, sums);
+    if constexpr (!is_short) {
+      run_wide(functor, rows, begin, end, sums);
+    } else if (rows.length == 3) {
+      run_short<3>(functor, rows, begin, end, sums);
+    } else {
+      run_short<0>(functor, rows, begin, end, sums);
     }
-    run_wide(functor, rows, begin, end, sums);
   }
 
   static void store_sum(const double* sums, int64_t count, int64_t stride, int64_t length, void* to) {
@@ -535,17 +535,17 @@ struct RowsCpu {
   static constexpr auto kinds = joined(std::make_index_sequence<outputs>{}, std::make_index_sequence<inputs>{});
 
   static constexpr RowKernel kernel(Dtype dtype, const char* name) {
-    return {{inputs, outputs, dtype, name}, kinds.kind, run, store_sum};
+    return {{inputs, outputs, dtype, name}, kinds.kind, run, store_sum, is_short};
   }
 };
 
 }  // namespace torchad_ext
 
-// Exports a functor of rows as a RowKernel.
-#define TORCHAD_EXT_ROW_KERNEL(name, Functor, dtype, only_wide)                                            \
+// Exports a functor of short rows, or of longer ones, as a RowKernel.
+#define TORCHAD_EXT_ROW_KERNEL(name, Functor, dtype, is_short)                                            \
   extern "C" {                                                                                             \
   extern const torchad_ext::RowKernel name;                                                                \
   const torchad_ext::RowKernel name =                                                                      \
-      torchad_ext::RowsCpu<Functor, torchad_ext::storage_t<torchad_ext::Dtype::dtype>, only_wide>::kernel( \
+      torchad_ext::RowsCpu<Functor, torchad_ext::storage_t<torchad_ext::Dtype::dtype>, is_short>::kernel( \
           torchad_ext::Dtype::dtype, #Functor);                                                            \
   }

@@ -204,7 +204,7 @@ def interpret(set_attribute: Callable[[Any, str, Any], object]) -> None:
     """Runs derivatives as programs of PyTorch's calls: a kernel takes a third of a second of a compiler each."""
     # In place of the method that keeps kernels: functions of the library outlive a test.
     for function in (Elementwise, RowFunction):
-        set_attribute(function, "kernel", lambda self, device, dtype: Interpreted(self))
+        set_attribute(function, "kernel", lambda self, device, dtype, *variant: Interpreted(self))
     set_attribute(compiler, "compile_kernels", lambda work: None)
     set_attribute(fast_path, "module", lambda: None)
     set_attribute(Elementwise, "apply_in_cpp", lambda self, *args: NotImplemented)  # by what other tests made in C++

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import torchad_ext as ad
 from torchad_ext import _row_function
+from torchad_ext._native.keys import CSRC
 from torchad_ext._symbolic.expr import topological
 from torchad_ext.rows import ROW_CATALOGUE
 
@@ -274,3 +275,18 @@ def test_the_second_call_is_taken_by_cpp(monkeypatch: pytest.MonkeyPatch) -> Non
     for eps in (1e-3, 1e-2, 1):
         y = ad.layer_norm(x, [24], normal(24), bias=normal(24), eps=eps)
         assert_close(y, F.layer_norm(x, (24,), normal(24), normal(24), eps))
+
+
+def test_python_and_cpp_agree_on_which_rows_are_short() -> None:
+    header = (CSRC / "rowwise.h").read_text(encoding="utf-8")
+    assert f"longest_short_row = {_row_function.SHORT};" in header
+
+
+@pytest.mark.parametrize(("length", "is_short"), [(16, True), (17, False)])
+def test_rows_of_another_length_than_a_kernel_is_for_are_refused(length: int, is_short: bool) -> None:
+    x = normal(2, length).detach()
+    op = ROW_CATALOGUE["softmax"]._usual
+    right, wrong = (op.kernel("cpu", x.dtype, short) for short in (is_short, not is_short))
+    assert_close(right([x], [], x.shape)[0], torch.softmax(x, -1))
+    with pytest.raises(RuntimeError, match=f"rows was given rows of {length} elements"):
+        wrong([x], [], x.shape)

@@ -145,21 +145,22 @@ def _fused(graph: GraphModule, explanation: Explanation) -> GraphModule:
 
 def _compile_kernels(ops: Sequence[tuple[Declared, Sequence[Any], bool]]) -> None:
     """Compiles the kernels of values and gradients side by side; those of higher orders wait for their first use."""
-    work: dict[tuple[Elementwise, torch.dtype], None] = {}
+    work: dict[tuple[Any, ...], None] = {}
     for op, inputs, needs_gradient in ops:
         tensors = [x for x in inputs if not is_number(x)]
         if tensors[0].device.type == "cpu":
             function, wanted = op._usual, tuple(x.requires_grad for x in tensors)
             outputs = (True,) * len(function.program.outputs)
             gradient = [function.vjp(wanted, outputs).function] if needs_gradient else []
-            functions = [function, *gradient]
-            if isinstance(function, RowFunction) and gradient and _are_wide(tensors):
+            functions, is_wide = [function, *gradient], _are_wide(tensors)
+            if isinstance(function, RowFunction) and gradient and is_wide:
                 recording = function.recorded(())
                 functions = [
                     recording.function,
                     *(f.recorded(recording.kept).function for f in gradient if isinstance(f, RowFunction)),
                 ]
-            work.update(dict.fromkeys((f, tensors[0].dtype) for f in functions if f.program.outputs))
+            variant = [not is_wide] if isinstance(function, RowFunction) else []
+            work.update(dict.fromkeys((f, tensors[0].dtype, *variant) for f in functions if f.program.outputs))
     compile_kernels(work)
 
 

@@ -386,11 +386,9 @@ class _ApplyUnderTransforms(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.op, ctx.scalars, *xs = inputs
-        saved = [x if i in ctx.op.read_by_derivatives else None for i, x in enumerate(xs)]
+        saved = to_save(ctx, *inputs)
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
@@ -409,6 +407,13 @@ class _ApplyUnderTransforms(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], op: Elementwise, scalars: Scalars, *xs: torch.Tensor) -> Any:
         count = len(op.program.outputs)
         return op.apply_batched(info.batch_size, in_dims[2:], xs, scalars), 0 if count == 1 else (0,) * count
+
+
+def to_save(ctx: Any, op: Elementwise, scalars: Any, *xs: torch.Tensor) -> list[torch.Tensor | None]:
+    """Tells a Function what it applies; gives the tensors that it is to save, None for those that no derivative reads."""
+    ctx.op, ctx.scalars = op, scalars
+    ctx.set_materialize_grads(False)
+    return [x if i in op.read_by_derivatives else None for i, x in enumerate(xs)]
 
 
 def pullback(

@@ -25,6 +25,7 @@ from ._elementwise import (
     _ApplyUnderTransforms,
     _subset,
     pullback,
+    to_save,
 )
 from ._native import kernels
 from ._symbolic import cpp, row_cpp
@@ -328,9 +329,7 @@ class _ApplyRecording(_Apply):
     def forward(ctx: Any, op: RowFunction, call: Call, *xs: torch.Tensor) -> Any:  # type: ignore[override]
         device = xs[0].device.type
         output, kept = op.run_recorded(device, xs, call)
-        _ApplyUnderTransforms.setup_context(ctx, (op, call._replace(known={}), *xs), output)
-        saved = [x if i in op.read_by_derivatives else None for i, x in enumerate(xs)]
-        ctx.save_for_backward(*saved, *kept.values())
+        ctx.save_for_backward(*to_save(ctx, op, call._replace(known={}), *xs), *kept.values())
         ctx.kept = tuple(kept)
         return output
 

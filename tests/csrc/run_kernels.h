@@ -6,7 +6,8 @@
 #include <thread>
 #include <vector>
 
-#include "rowwise_cpu.h"
+#include "long_rows.h"
+#include "short_rows.h"
 
 namespace torchad_ext {
 

@@ -44,8 +44,9 @@ def row_kernel(functor: str, name: str, program: Program, dtype: str, is_short: 
     digest = hashlib.sha256(f"cpu\0{functor}\0{dtype}\0{is_short}".encode()).hexdigest()[:16]
     symbol = f"{name}_{dtype}_{digest}"
     namespace, functor = declared(functor, symbol, "cpu")
+    loops, header = ("ShortRows", "short_rows.h") if is_short else ("LongRows", "long_rows.h")
     text = (
-        f'#include "pointwise_cpu.h"\n#include "rowwise_cpu.h"\n{functor}\n'
-        f"TORCHAD_EXT_ROW_KERNEL({symbol}, {namespace}::{name}Rows, {dtype}, {str(is_short).lower()})\n"
+        f'#include "pointwise_cpu.h"\n#include "{header}"\n{functor}\n'
+        f"TORCHAD_EXT_ROW_KERNEL({symbol}, {loops}, {namespace}::{name}Rows, {dtype})\n"
     )
     return Kernel(symbol, text, len(program.inputs), len(program.outputs), DTYPES[dtype])

@@ -12,19 +12,11 @@ namespace torchad_ext {
 template <class Functor, class T>
 struct LongRows : RowsCpu<Functor, T> {
   using Base = RowsCpu<Functor, T>;
-  using typename Base::C;
-  using typename Base::Inputs;
-  using typename Base::Outputs;
-  using typename Base::V;
-  using Base::column;
-  using Base::columns;
-  using Base::inputs;
-  using Base::of_elements;
-  using Base::of_rows;
-  using Base::outputs;
-  using Base::rows_a_block;
-  using Base::stages;
-  using Base::width;
+  using C = typename Base::C;
+  using Inputs = typename Base::Inputs;
+  using Outputs = typename Base::Outputs;
+  using V = typename Base::V;
+  static constexpr int width = Base::width, inputs = Base::inputs, outputs = Base::outputs, columns = Base::columns;
   static constexpr bool is_short = false;
   static constexpr int together = 4;       // vectors of elements in one turn of a loop
   static constexpr int64_t leaf = 32;      // turns of a loop that sums in one order
@@ -226,9 +218,9 @@ struct LongRows : RowsCpu<Functor, T> {
       const int64_t at = i + j * width;
       const auto y = computed<whole>(elements, row, at, some);
       each<y.count>([&](auto n) {
-        constexpr int k = of_elements(n);
+        constexpr int k = Base::of_elements(n);
         if constexpr (Outputs::kind[k] == Kind::column) {
-          sum[column(k)][j] += y.value[n];
+          sum[Base::column(k)][j] += y.value[n];
         } else if constexpr (!whole) {
           store_some(row.to[k] + at, y.value[n], some);
         } else {
@@ -273,8 +265,8 @@ struct LongRows : RowsCpu<Functor, T> {
     }
     each<Functor::RowOutputs::count>([&](auto r) {
       const V value = values[Functor::RowOutputs::place[r]];
-      if (share == 1) return store_some(to[of_rows(r)], value, count);
-      for (int p = 0; p < count; ++p) store_some(to[of_rows(r)] + p, all_lanes<V>(value[p * share]), 1);
+      if (share == 1) return store_some(to[Base::of_rows(r)], value, count);
+      for (int p = 0; p < count; ++p) store_some(to[Base::of_rows(r)] + p, all_lanes<V>(value[p * share]), 1);
     });
   }
 
@@ -285,9 +277,9 @@ struct LongRows : RowsCpu<Functor, T> {
     for (int64_t row = begin; row < end; row += some.at_once) {
       const int count = int(std::min<int64_t>(some.at_once, end - row));
       some.begin(row, count, values);
-      stages(functor.stages, values, some);
+      Base::stages(functor.stages, values, some);
       some.end(values);
-      if (columns == 0 || ((row - begin + count) % rows_a_block != 0 && row + count < end)) continue;
+      if (columns == 0 || ((row - begin + count) % Base::rows_a_block != 0 && row + count < end)) continue;
       for (int c = 0; c < columns; ++c) {
         C* sum = some.sums + c * some.padded;
         for (int64_t j = 0; j < rows.length; ++j) sums[c * rows.length + j] += sum[j];

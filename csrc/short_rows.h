@@ -8,19 +8,11 @@ namespace torchad_ext {
 template <class Functor, class T>
 struct ShortRows : RowsCpu<Functor, T> {
   using Base = RowsCpu<Functor, T>;
-  using typename Base::C;
-  using typename Base::Inputs;
-  using typename Base::Outputs;
-  using typename Base::V;
-  using Base::column;
-  using Base::columns;
-  using Base::inputs;
-  using Base::of_elements;
-  using Base::of_rows;
-  using Base::outputs;
-  using Base::rows_a_block;
-  using Base::stages;
-  using Base::width;
+  using C = typename Base::C;
+  using Inputs = typename Base::Inputs;
+  using Outputs = typename Base::Outputs;
+  using V = typename Base::V;
+  static constexpr int width = Base::width, inputs = Base::inputs, outputs = Base::outputs, columns = Base::columns;
   static constexpr bool is_short = true;
 
   // Some rows, of a length that is known to the compiler, or 0.
@@ -115,7 +107,7 @@ struct ShortRows : RowsCpu<Functor, T> {
         }
         if constexpr (of_rows) values[k] = some.from[k][0];
       });
-      stages(functor.stages, values, some);
+      Base::stages(functor.stages, values, some);
       if constexpr (!Functor::Elements::is_none) {
         constexpr int given = decltype(functor.elements(values))::count;
         V written[given][Block<fixed>::most];
@@ -125,16 +117,16 @@ struct ShortRows : RowsCpu<Functor, T> {
           some.template fetch<typename Functor::Elements>(v, values, j);
           const auto y = functor.elements(v);
           each<given>([&](auto e) {
-            constexpr int k = of_elements(e);
+            constexpr int k = Base::of_elements(e);
             if constexpr (Outputs::kind[k] == Kind::column) {
-              sum[column(k)][j] += count == width ? y.value[e] : before<V>(count) ? y.value[e] : V{};
+              sum[Base::column(k)][j] += count == width ? y.value[e] : before<V>(count) ? y.value[e] : V{};
             } else {
               written[e][j] = y.value[e];
             }
           });
         }
         each<given>([&](auto e) {
-          constexpr int k = of_elements(e);
+          constexpr int k = Base::of_elements(e);
           if constexpr (Outputs::kind[k] == Kind::element) {
             T* to = static_cast<T*>(rows.data[k]) + row * n;
             if constexpr (fixed != 0) {
@@ -155,10 +147,10 @@ struct ShortRows : RowsCpu<Functor, T> {
         });
       }
       each<Functor::RowOutputs::count>([&](auto r) {
-        constexpr int k = of_rows(r);
+        constexpr int k = Base::of_rows(r);
         store_some(static_cast<T*>(rows.data[k]) + row, values[Functor::RowOutputs::place[r]], count);
       });
-      if (columns == 0 || (++blocks % rows_a_block != 0 && row + width < end)) continue;
+      if (columns == 0 || (++blocks % Base::rows_a_block != 0 && row + width < end)) continue;
       for (int c = 0; c < columns; ++c) {
         for (int64_t j = 0; j < n; ++j) {
           for (int i = 0; i < width; ++i) sums[c * n + j] += sum[c][j][i];

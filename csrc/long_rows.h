@@ -1,11 +1,18 @@
 // The CPU loops over long rows: a vector of the elements of one at a time.
 #pragma once
 
-#include <vector>
-
 #include "rowwise_cpu.h"
 
 namespace torchad_ext {
+
+// Zeros, without the header of std::vector, which takes as long to read as all of these.
+template <class T>
+struct Memory {
+  T* const data;
+  explicit Memory(int64_t count) : data(new T[count]()) {}
+  Memory(const Memory&) = delete;
+  ~Memory() { delete[] data; }
+};
 
 // Some rows. A value of the row is in some lanes of a vector: what is slow, a root, a division, is computed for all rows
 // at once.
@@ -27,9 +34,9 @@ struct LongRows : RowsCpu<Functor, T> {
   const int64_t length = rows.length, padded = (length + width - 1) / width * width;
   const bool cached = !Base::is_uncached(rows, length % width == 0);
   const int at_once = rows_at_once(length), share = width / at_once;  // rows, and the lanes of each
-  std::vector<C> scratch = std::vector<C>((at_once * Functor::kept + columns) * padded);
-  C* const sums = scratch.data() + at_once * Functor::kept * padded;
-  std::vector<T> repeated = std::vector<T>(rows_repeated(rows) * at_once * padded);
+  const Memory<C> scratch{(at_once * Functor::kept + columns) * padded};
+  C* const sums = scratch.data + at_once * Functor::kept * padded;
+  const Memory<T> repeated{rows_repeated(rows) * at_once * padded};
   const T* from[inputs][width] = {};
   const T* number[inputs][width] = {};  // which a row of equal elements is made of
   T* to[outputs] = {};
@@ -57,7 +64,7 @@ struct LongRows : RowsCpu<Functor, T> {
 
   TORCHAD_EXT_INLINE void begin(int64_t row, int some, V* values) {
     count = some;
-    T* free = repeated.data();
+    T* free = repeated.data;
     each<inputs>([&](auto k) {
       const T* const data = static_cast<const T*>(rows.data[outputs + k]);
       if constexpr (is_row(k)) {
@@ -104,7 +111,7 @@ struct LongRows : RowsCpu<Functor, T> {
         }
       }
     });
-    each<Functor::kept>([&](auto k) { row.kept[k] = const_cast<C*>(scratch.data()) + (k * at_once + p) * padded; });
+    each<Functor::kept>([&](auto k) { row.kept[k] = scratch.data + (k * at_once + p) * padded; });
     each<outputs>([&](auto k) { row.to[k] = to[k] + p * length; });
     return row;
   }
@@ -169,16 +176,21 @@ struct LongRows : RowsCpu<Functor, T> {
     each<Stage::count>([&](auto r) { result[r] = sum[0][r]; });
   }
 
-  // Long ranges by halves, so that rounding errors grow as log(n).
+  // A row reduced in each lane, long ones as sums of sums, so that rounding errors grow as log(n).
   template <class Stage>
-  static void reduce_halves(const Stage& stage, const Row& row, int64_t begin, int64_t end, V* result) {
-    constexpr int64_t step = chains<Stage> * width;
-    if (end - begin <= leaf * step) return reduce_some(stage, row, begin, end, result);
-    const int64_t middle = begin + (end - begin) / 2 / step * step;
-    V right[Stage::count];
-    reduce_halves(stage, row, begin, middle, result);
-    reduce_halves(stage, row, middle, end, right);
-    each<Stage::count>([&](auto r) { result[r] = Reduce<Stage::reduction[r]>::combine(result[r], right[r]); });
+  static TORCHAD_EXT_INLINE void reduce_row(const Stage& stage, const Row& row, int64_t n, V* result) {
+    constexpr int64_t range = leaf * chains<Stage> * width;
+    const auto combine = [](V* a, const V* b) {
+      each<Stage::count>([&](auto r) { a[r] = Reduce<Stage::reduction[r]>::combine(a[r], b[r]); });
+    };
+    V sums[64][Stage::count];  // of 2^k ranges each, the largest first
+    int depth = 0;
+    for (int64_t begin = 0, ranges = 1; begin < n; begin += range, ++ranges) {
+      reduce_some(stage, row, begin, std::min(n, begin + range), sums[depth++]);
+      for (int64_t odd = ranges; odd % 2 == 0; odd /= 2, --depth) combine(sums[depth - 2], sums[depth - 1]);
+    }
+    for (; depth > 1; --depth) combine(sums[depth - 2], sums[depth - 1]);
+    each<Stage::count>([&](auto r) { result[r] = sums[0][r]; });
   }
 
   template <class Stage>
@@ -189,11 +201,7 @@ struct LongRows : RowsCpu<Functor, T> {
     for (int p = 0; p < count; ++p) {
       const Row row = this->row<typename Stage::Terms>(values, p);
       V sum[Stage::count];
-      if (n <= leaf * chains<Stage> * width) {
-        reduce_some(stage, row, 0, n, sum);
-      } else {
-        reduce_halves(stage, row, 0, n, sum);
-      }
+      reduce_row(stage, row, n, sum);
       each<Stage::count>([&](auto r) { lanes[r][p] = sum[r]; });
     }
     each<Stage::count>([&](auto r) {

@@ -76,7 +76,7 @@ struct RowsCpu {
     for (int k = 0; k < outputs; ++k) {
       if (Outputs::kind[k] != Kind::element) continue;
       ++of_elements;
-      aligned = aligned && Cpu::until_aligned<T>(rows.data[k]) == 0;
+      aligned = aligned && until_aligned<T>(rows.data[k]) == 0;
     }
     return aligned && rows.count * rows.length * of_elements * int64_t(sizeof(T)) >= most_cached_bytes;
   }

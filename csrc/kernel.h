@@ -19,8 +19,8 @@ struct Kernel {
   const char* name;  // of its functor, for messages
 };
 
-// Elements that a CPU kernel computes in one go. Element i of an output is stored at place i; that of an input stands at
-// data[i * step], where step is 1, or 0 for one vector full of the same number.
+// Elements that a CPU kernel computes in one go. Element i of an output is stored at place i; that of an input stands
+// at data[i * step], where step is 1, or 0 for one vector full of the same number.
 struct CpuInput {
   const void* data;
   int64_t step;

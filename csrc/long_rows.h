@@ -14,8 +14,8 @@ struct Memory {
   ~Memory() { delete[] data; }
 };
 
-// Some rows. A value of the row is in some lanes of a vector: what is slow, a root, a division, is computed for all rows
-// at once.
+// Some rows. A value of the row is in some lanes of a vector: what is slow, a root, a division, is computed for all
+// rows at once.
 template <class Functor, class T>
 struct LongRows : RowsCpu<Functor, T> {
   using Base = RowsCpu<Functor, T>;
@@ -169,8 +169,7 @@ struct LongRows : RowsCpu<Functor, T> {
     if (i < end) add<false>(stage, row, i, end - i, sum[chains - 1]);
     for (int c = chains / 2; c > 0; c /= 2) {
       for (int j = 0; j < c; ++j) {
-        each<Stage::count>(
-            [&](auto r) { sum[j][r] = Reduce<Stage::reduction[r]>::combine(sum[j][r], sum[j + c][r]); });
+        each<Stage::count>([&](auto r) { sum[j][r] = Reduce<Stage::reduction[r]>::combine(sum[j][r], sum[j + c][r]); });
       }
     }
     each<Stage::count>([&](auto r) { result[r] = sum[0][r]; });
@@ -243,14 +242,12 @@ struct LongRows : RowsCpu<Functor, T> {
   TORCHAD_EXT_INLINE void write_all(const typename Functor::Elements& elements, const V* values, int64_t i,
                                     int64_t some) const {
     V sum[columns][vectors];
-    each<columns>(
-        [&](auto c) { each<vectors>([&](auto j) { sum[c][j] = load(sums + c * padded + i + j * width); }); });
+    each<columns>([&](auto c) { each<vectors>([&](auto j) { sum[c][j] = load(sums + c * padded + i + j * width); }); });
     const bool cached = this->cached;
     for (int p = 0; p < count; ++p) {
       write<vectors, whole>(elements, this->row<typename Functor::Elements>(values, p), i, some, cached, sum);
     }
-    each<columns>(
-        [&](auto c) { each<vectors>([&](auto j) { store(sums + c * padded + i + j * width, sum[c][j]); }); });
+    each<columns>([&](auto c) { each<vectors>([&](auto j) { store(sums + c * padded + i + j * width, sum[c][j]); }); });
   }
 
   TORCHAD_EXT_INLINE void end(const V* values) const {

@@ -53,8 +53,8 @@ struct Cpu {
 
   // Less than a vector.
   template <class Functor, class T, int inputs, int outputs>
-  __attribute__((noinline)) static void some(const Functor& functor, T* const (&to)[outputs], const Input<T> (&from)[inputs], int64_t i,
-                   int64_t count) {
+  __attribute__((noinline)) static void some(const Functor& functor, T* const (&to)[outputs],
+                                             const Input<T> (&from)[inputs], int64_t i, int64_t count) {
     if (count == 0) return;
     T x[inputs][lanes<T>] = {};
     T y[outputs][lanes<T>];

@@ -14,7 +14,8 @@ namespace torchad_ext {
 enum class Kind { element, row, column };
 enum class Reduction { sum, largest, smallest };
 
-// A row of no more elements is short. Kernels of short rows, which are computed side by side, and of longer ones are two.
+// A row of no more elements is short. Kernels of short rows, which are computed side by side, and of longer ones are
+// two.
 constexpr int64_t longest_short_row = 16;
 
 template <Kind... given>

@@ -106,16 +106,17 @@ struct RowsCpu {
 
 template <class Loops>
 constexpr RowKernel row_kernel(Dtype dtype, const char* name) {
-  return {{Loops::inputs, Loops::outputs, dtype, name}, Loops::kinds.kind, Loops::run, Loops::store_sum, Loops::is_short};
+  return {
+      {Loops::inputs, Loops::outputs, dtype, name}, Loops::kinds.kind, Loops::run, Loops::store_sum, Loops::is_short};
 }
 
 }  // namespace torchad_ext
 
 // Exports the loops over rows of a functor, ShortRows or LongRows, as a RowKernel.
-#define TORCHAD_EXT_ROW_KERNEL(name, Rows_, Functor, dtype)                                                  \
-  extern "C" {                                                                                               \
-  extern const torchad_ext::RowKernel name;                                                                  \
-  const torchad_ext::RowKernel name =                                                                        \
+#define TORCHAD_EXT_ROW_KERNEL(name, Rows_, Functor, dtype)                                                    \
+  extern "C" {                                                                                                 \
+  extern const torchad_ext::RowKernel name;                                                                    \
+  const torchad_ext::RowKernel name =                                                                          \
       torchad_ext::row_kernel<torchad_ext::Rows_<Functor, torchad_ext::storage_t<torchad_ext::Dtype::dtype>>>( \
-          torchad_ext::Dtype::dtype, #Functor);                                                              \
+          torchad_ext::Dtype::dtype, #Functor);                                                                \
   }

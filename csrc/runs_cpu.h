@@ -45,8 +45,7 @@ struct RunsCpu {
       const int copied = runs.access[k] == Access::gathered ? block : lanes<T>;
       runs.copies[k] = static_cast<T*>(__builtin_alloca(copied * sizeof(T)));
     }
-    kernel.run(
-        scalars, [](void* runs, CpuRun& run) { return static_cast<RunsCpu*>(runs)->next(run); }, &runs);
+    kernel.run(scalars, [](void* runs, CpuRun& run) { return static_cast<RunsCpu*>(runs)->next(run); }, &runs);
     if (!runs.cached) store_fence();
   }
 

@@ -262,7 +262,9 @@ class Comparison:
         rounded = [size.max() for size in sizes if size is not None and size.numel()]
         common = torch.stack(rounded).max().expand_as(reference) if rounded else None
         elements = [
-            named_element(name, x, i) for name, x in zip(self.names[1], self.inputs, strict=True) for i in range(x.numel())
+            named_element(name, x, i)
+            for name, x in zip(self.names[1], self.inputs, strict=True)
+            for i in range(x.numel())
         ]
 
         def where(index: Index, _shape: torch.Size) -> str:
@@ -402,5 +404,3 @@ def _largest_difference(
 def _tangent(x: torch.Tensor) -> torch.Tensor:
     primal, tangent = forward_ad.unpack_dual(x)
     return (torch.zeros_like(primal) if tangent is None else tangent).detach().flatten()
-
-

@@ -145,7 +145,7 @@ class Elementwise:
         """The kernel, compiled on its first use; None if there is none. It gives a list of the outputs."""
         key = device, dtype, *variant
         if key not in self._kernels:
-            self._kernels[key] = None if key in self._failed else self._compile(*key)
+            self._kernels[key] = None if key in self._failed else self._compile(device, dtype, *variant)
             if self._kernels[key] is None:
                 self._failed.add(key)
         return self._kernels[key]
@@ -410,7 +410,7 @@ class _ApplyUnderTransforms(torch.autograd.Function):
 
 
 def to_save(ctx: Any, op: Elementwise, scalars: Any, *xs: torch.Tensor) -> list[torch.Tensor | None]:
-    """Tells a Function what it applies; gives the tensors that it is to save, None for those that no derivative reads."""
+    """Tells a Function what it applies; gives what it is to save, None for tensors that no derivative reads."""
     ctx.op, ctx.scalars = op, scalars
     ctx.set_materialize_grads(False)
     return [x if i in op.read_by_derivatives else None for i, x in enumerate(xs)]

@@ -90,7 +90,7 @@ class RowFunction(Elementwise):
 
     devices = ("cpu",)  # that there are kernels for
     _class_in_cpp = "RowFunction"
-    variants = ((True,), (False,))  # kernels of short rows and of longer ones
+    variants: tuple[tuple[bool, ...], ...] = ((True,), (False,))  # kernels of short rows and of longer ones
 
     def __init__(
         self,

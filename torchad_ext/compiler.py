@@ -22,7 +22,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from ._clusters import Clusters
 from ._declared import TENSOR, Declared, compile_kernels
-from ._elementwise import Elementwise, _ApplyUnderTransforms
+from ._elementwise import _ApplyUnderTransforms
 from ._graph_calls import gain_of_rows, is_number, spoken, value_of, written_tensors
 from ._pointwise import Pointwise
 from ._rewrites import rewritten

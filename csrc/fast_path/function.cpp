@@ -308,7 +308,8 @@ PyObject* row_function_apply(PyObject* self, PyObject* args) {
   END_HANDLE_TH_ERRORS
 }
 
-// function.set_kernel(dtype, is_short, address): a torch.dtype's number, and a RowKernel of short rows or of longer ones.
+// function.set_kernel(dtype, is_short, address): a torch.dtype's number, and a RowKernel of short rows or of longer
+// ones.
 PyObject* row_function_set_kernel(PyObject* self, PyObject* args) {
   int dtype, is_short;
   unsigned long long address;

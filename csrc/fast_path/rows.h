@@ -60,7 +60,7 @@ struct RowFunction : std::enable_shared_from_this<RowFunction> {
   const size_t scalars, outputs;
   const std::string name, node_name;
   std::array<std::array<std::atomic<const RowKernel*>, 4>, 2> kernels;  // of longer rows, of short ones
-  std::mutex mutex;  // of what follows
+  std::mutex mutex;                                                     // of what follows
   std::map<Masks, RowDerivative> vjps;
   std::map<std::vector<int64_t>, Recording> recordings;
 };

@@ -24,7 +24,7 @@ from ._faults import (
     wrong_structure,
 )
 from ._pointwise import Pointwise
-from ._rounding_errors import MoreRounding, RunningErrors, are_same, is_differentiated, ulps
+from ._rounding_errors import MoreRounding, RunningErrors, are_same, in_ulps, is_differentiated
 from ._rowwise import Rowwise
 
 Tensors = tuple[torch.Tensor, ...]
@@ -175,7 +175,7 @@ class Comparison:
         """Checks (label, result, reference, sizes), and describes the element with the largest error."""
         largest, relative, detail = 0.0, 0.0, ""
         for label, result, reference, sizes in compared:
-            errors = ulps(result, reference, self.inputs[0].dtype, sizes)
+            errors = in_ulps(result, reference, self.inputs[0].dtype, sizes)
             if errors.numel() and float(errors.max()) > largest:
                 largest = float(errors.max())
                 index = index_of(int(errors.argmax()), reference.shape)

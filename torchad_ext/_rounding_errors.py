@@ -119,7 +119,7 @@ def are_same(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return (x == y) | (x.isnan() & y.isnan())
 
 
-def ulps(
+def in_ulps(
     result: torch.Tensor, reference: torch.Tensor, dtype: torch.dtype, sizes: torch.Tensor | None = None
 ) -> torch.Tensor:
     """The differences in units in the last place of ``dtype``; infinite where one of the two is not finite.

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from selection import few
 from torch.autograd.graph import save_on_cpu
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
@@ -64,7 +65,7 @@ OPS: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[tuple[int, ..
 }
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", few(OPS, lambda name: name in ("softmax", "vector_norm", "gate")))
 def test_three_orders(name: str, way: str) -> None:
     op, definition, shapes = OPS[name]
     xs = tuple(normal(*shape) for shape in shapes)
@@ -109,17 +110,16 @@ def test_a_value_a_row_is_kept_but_of_short_rows_half_types_and_constants(way: s
     assert saved_by(lambda: ad.softmax(constant, -1)) == []
 
 
-def test_some_gradients_of_some_results(way: str) -> None:
+@pytest.mark.parametrize("k", few([0, 1], lambda k: k == 1))
+def test_some_gradients_of_some_results(k: int, way: str) -> None:
     x, scale = normal(3, 24), normal(3, 1)
     for wanted in ((x,), (scale,), (x, scale)):
-        for k in (0, 1):
-            mine, expected = (
-                torch.autograd.grad(f(x, scale)[k].sin().sum(), wanted, create_graph=True)
-                for f in (gate, gate.definition)
-            )
-            assert_close(mine, expected)
-            second = [torch.autograd.grad(g[0].square().sum(), (x, scale)) for g in (mine, expected)]
-            assert_close(*second)
+        mine, expected = (
+            torch.autograd.grad(f(x, scale)[k].sin().sum(), wanted, create_graph=True) for f in (gate, gate.definition)
+        )
+        assert_close(mine, expected)
+        second = [torch.autograd.grad(g[0].square().sum(), (x, scale)) for g in (mine, expected)]
+        assert_close(*second)
 
 
 @pytest.mark.parametrize("context", [nullcontext, save_on_cpu])
@@ -238,7 +238,7 @@ SPELLINGS: dict[str, list[tuple[Callable[..., Any], Callable[..., Any]]]] = {
 }
 
 
-@pytest.mark.parametrize("name", SPELLINGS)
+@pytest.mark.parametrize("name", few(SPELLINGS, lambda name: name in ("softmax", "layer_norm", "vector_norm")))
 def test_a_call_that_was_seen_before_is_not_taken_for_another(name: str) -> None:
     for _ in range(3):
         for ours, native in SPELLINGS[name]:

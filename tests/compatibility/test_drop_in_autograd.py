@@ -51,7 +51,7 @@ def gated(x: torch.Tensor, y: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
 
 
 def in_turn(subject: Subject, modes: str) -> bool:
-    """Is it the turn of a mode among those of its order? Up to the second it always is for sin, exp and a few others."""
+    """Is it the turn of a mode among those of its order? A few subjects take all of the first and second."""
     of_order = THIRD if modes in THIRD else SECOND
     return modes == of_order[SUBJECTS.index(subject) % len(of_order)] or (subject in A_FEW and modes in SECOND)
 

@@ -4,7 +4,8 @@ Each mutant is the module with one operator, comparison, number or truth value e
 collected once, and run once to see how long each takes and which lines of the module it runs. For each mutant a fork
 of that process puts the mutated code in the place of what was imported and runs the tests of the changed line, the
 quickest first, until one fails. Programs run in the place of kernels, which would have to be compiled for each mutant.
-Mutants that no test kills are printed as diffs: a test is missing, or the mutant computes the same.
+Mutants that no test kills are printed as diffs: a test is missing, or the mutant computes the same. Then its line
+stands in ``equivalent_mutants.py``, with the reason.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import pytest
 import torch
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
+from equivalent_mutants import EQUIVALENT
 from hypothesis import settings
 from rich.progress import track
 
@@ -216,11 +218,18 @@ def changed_lines(source: str, mutant: str) -> Iterator[int]:
     return (i for i, (line, other) in enumerate(pairs, start=1) if line != other)
 
 
+def is_equivalent(source: str, mutant: str) -> bool:
+    """Is it known that a mutant computes the same?"""
+    lines = mutant.splitlines()
+    return any(lines[i - 1].strip() in EQUIVALENT for i in changed_lines(source, mutant))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("module", type=Path)
     parser.add_argument("tests", nargs="+", help="arguments of pytest")
     parser.add_argument("--part", default="1/1", help="2/3 takes the second of every three mutants")
+    parser.add_argument("--lines", default="", help="33,65 takes the mutants of these lines")
     parser.add_argument("--kernels", action="store_true", help="compile kernels")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -228,7 +237,11 @@ def main() -> int:
     settings.load_profile("mutants")
     part, parts = map(int, options.part.split("/"))
     module = options.module.resolve()
-    chosen = list(mutants(module.read_text(encoding="utf-8")))[part - 1 :: parts]
+    source = module.read_text(encoding="utf-8")
+    chosen = [mutant for mutant in mutants(source) if not is_equivalent(source, mutant[1])][part - 1 :: parts]
+    if options.lines:
+        wanted = set(map(int, options.lines.split(",")))
+        chosen = [mutant for mutant in chosen if wanted & set(changed_lines(source, mutant[1]))]
     killer = Killer(module, chosen, options.kernels)
     quiet = ["-q", "--no-header", "--tb=no", "-s", "-p", "no:cacheprovider", "-p", "no:xdist"]
     pytest.main([*quiet, *options.tests], plugins=[killer])

@@ -37,10 +37,10 @@ coverage: $(INSTALLED)  ## Run the tests, or those of ROOMS=tests/native, on the
 	$(PYTEST) --device cpu --cov --cov-report=term $(ROOMS)
 
 MODULE := torchad_ext/_symbolic/operations.py
-TESTS := tests/symbolic/test_trace.py tests/symbolic/test_expr.py tests/symbolic/test_torch_functions.py
-mutants: $(INSTALLED)  ## Run TESTS on every mutant of MODULE, and show those that no test kills; hours
+OF_MODULE := tests/symbolic/test_operations.py tests/symbolic/test_expr.py tests/symbolic/test_trace.py tests/test_rowwise.py
+mutants: $(INSTALLED)  ## Run the tests OF_MODULE on every mutant of MODULE, and show those that no test kills
 	$(PYTHON) -m pip install --quiet -c constraints.txt -e '.[mutants]'
-	$(PYTHON) tests/mutants.py $(MODULE) $(TESTS)
+	$(PYTHON) tests/mutants.py $(MODULE) $(OF_MODULE)
 
 PYTORCH := $(foreach library,torch torch_cpu torch_python c10,--exclude lib$(library).so)
 wheel: $(INSTALLED)  ## Build a wheel for where there is no compiler: both catalogues, for every level of x86-64

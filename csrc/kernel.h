@@ -19,9 +19,22 @@ struct Kernel {
   const char* name;  // of its functor, for messages
 };
 
+// Elements that a CPU kernel computes in one go. Element i of an output is stored at place i; that of an input stands
+// at data[i * step], where step is 1, or 0 for one vector full of the same number.
+struct CpuInput {
+  const void* data;
+  int64_t step;
+};
+struct CpuRun {
+  int64_t size;
+  bool cached;  // are the results to stay in the caches?
+  void* const* to;
+  const CpuInput* from;
+};
+
 struct CpuKernel : Kernel {
-  // Computes the elements [begin, end) of the loop.
-  void (*run)(const Loop& loop, const double* scalars, int64_t begin, int64_t end);
+  // Computes the runs that next(runs, run) gives, until it gives no more.
+  void (*run)(const double* scalars, bool (*next)(void* runs, CpuRun& run), void* runs);
 };
 
 // Runs a kernel over operands of one shape, fresh dense outputs first, on the tensors' device and its current stream:

@@ -2,6 +2,7 @@
 #include "pointwise.h"
 
 #include "huge_pages.h"
+#include "runs_cpu.h"
 #include "sums_cpu.h"
 
 namespace torchad_ext {
@@ -16,8 +17,9 @@ struct Cpu {
   }
 
   static void run(const Kernel& kernel, const Loop& loop, const double* scalars, int64_t n, int) {
-    const auto run = static_cast<const CpuKernel&>(kernel).run;
-    torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { run(loop, scalars, begin, end); });
+    const auto& of_cpu = static_cast<const CpuKernel&>(kernel);
+    torch::stable::parallel_for(0, n, grain,
+                                [&](int64_t begin, int64_t end) { compute(of_cpu, loop, scalars, begin, end); });
   }
 
   static void run_summed(const Kernel& kernel, const Loop& loop, const double* scalars, int64_t, int) {

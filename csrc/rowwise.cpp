@@ -103,6 +103,8 @@ void run_rows(const Kernel& kernel_, int dims, const int64_t* shape, const int64
   const auto& kernel = static_cast<const RowKernel&>(kernel_);
   const int operands = kernel.outputs + kernel.inputs;
   const int64_t length = shape[dims - 1];
+  STD_TORCH_CHECK((length <= longest_short_row) == kernel.is_short, "torchad_ext: a kernel of ",
+                  kernel.is_short ? "short" : "long", " rows was given rows of ", length, " elements");
   int64_t rows = 1;
   for (int d = 0; d + 1 < dims; ++d) rows *= shape[d];
   std::vector<void*> data(data_, data_ + operands);

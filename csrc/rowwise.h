@@ -14,6 +14,10 @@ namespace torchad_ext {
 enum class Kind { element, row, column };
 enum class Reduction { sum, largest, smallest };
 
+// A row of no more elements is short. Kernels of short rows, which are computed side by side, and of longer ones are
+// two.
+constexpr int64_t longest_short_row = 16;
+
 template <Kind... given>
 struct Kinds {
   static constexpr int count = sizeof...(given);
@@ -126,6 +130,7 @@ struct RowKernel : Kernel {
   void (*run)(const Rows& rows, const double* scalars, int64_t begin, int64_t end, double* sums);
   // Stores the sum of `count` arrays of numbers, `stride` apart.
   void (*store_sum)(const double* sums, int64_t count, int64_t stride, int64_t length, void* to);
+  bool is_short;
 };
 
 }  // namespace torchad_ext

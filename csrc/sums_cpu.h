@@ -13,6 +13,7 @@
 
 #include "kernel.h"
 #include "lanes.h"
+#include "runs_cpu.h"
 #include "strided.h"
 
 namespace torchad_ext {
@@ -342,7 +343,7 @@ struct SumsCpu {
         data[outputs[k].operand] = reinterpret_cast<void*>(start - begin * sizeof(T));
       }
       known = count;
-      kernel.run(of_tile, scalars, begin, begin + elements);
+      RunsCpu<T>::compute(kernel, of_tile, scalars, begin, begin + elements);
       for (size_t k = 0; k < outputs.size(); ++k) {
         int64_t offset = 0;
         for (int d = cut.split; d < loop.dims; ++d) offset += position[d] * outputs[k].strides[d];

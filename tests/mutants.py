@@ -1,28 +1,38 @@
 """Mutation testing: ``python tests/mutants.py torchad_ext/_symbolic/operations.py tests/symbolic/test_trace.py ...``
 
-Each mutant is the module with one operator, comparison, number or truth value exchanged (by cosmic-ray). The tests run
-on it in a process that is forked when PyTorch and pytest are imported. Mutants that no test kills are printed as diffs:
-a test is missing, or the mutant computes the same.
+Each mutant is the module with one operator, comparison, number or truth value exchanged (by cosmic-ray). The tests are
+collected once, and run once to see how long each takes and which lines of the module it runs. For each mutant a fork
+of that process puts the mutated code in the place of what was imported and runs the tests of the changed line, the
+quickest first, until one fails. Programs run in the place of kernels, which would have to be compiled for each mutant.
+Mutants that no test kills are printed as diffs: a test is missing, or the mutant computes the same. Then its line
+stands in ``equivalent_mutants.py``, with the reason.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import difflib
-import importlib.machinery
+import gc
+import inspect
 import itertools
 import os
+import pickle
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import CodeType, FrameType, FunctionType, ModuleType
+from typing import Any
 
 import pytest
 import torch
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
+from equivalent_mutants import EQUIVALENT
+from hypothesis import settings
 from rich.progress import track
 
 # Exchanges of which a reader would overlook one; those by bit operations fail at once.
@@ -43,59 +53,200 @@ def mutants(source: str) -> Iterator[tuple[str, str]]:
         yield from ((name, text) for text in itertools.takewhile(bool, texts))
 
 
-def is_killed(module: Path, source: str, tests: list[str], seconds: float) -> bool:
-    """Do the tests fail with this source in the module's place?"""
+def codes(code: CodeType, path: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], CodeType]]:
+    """The code of a module and of all functions in it, by where they stand in one another."""
+    yield path, code
+    nested = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    for i, inner in enumerate(nested):
+        yield from codes(inner, (*path, i))
+
+
+def identity(code: CodeType) -> Any:
+    """What tells code from that of an equal function in the same line."""
+    return code, tuple(code.co_positions())
+
+
+def own(code: CodeType) -> Any:
+    """What a code object does by itself, without the functions in it."""
+    return code.co_code, [c for c in code.co_consts if not isinstance(c, CodeType)], code.co_names
+
+
+class Mutated:
+    """A module that is imported, and what puts mutated code in its place.
+
+    Args:
+        module: the module.
+        source: its source.
+    """
+
+    def __init__(self, module: ModuleType, source: str) -> None:
+        assert module.__file__
+        self.module, self.file = module, module.__file__
+        self.original = dict(codes(compile(source, self.file, "exec", dont_inherit=True)))
+        gc.unfreeze()
+        self.functions: dict[Any, list[FunctionType]] = defaultdict(list)
+        for function in gc.get_objects():
+            if isinstance(function, FunctionType) and function.__code__.co_filename == self.file:
+                self.functions[identity(function.__code__)].append(function)
+
+    def put(self, source: str) -> None:
+        """Gives functions the code of a mutant; what it changes outside of functions is executed again."""
+        made = compile(source, self.file, "exec", dont_inherit=True)
+        for path, code in codes(made):
+            for function in self.functions[identity(self.original[path])]:
+                function.__code__ = code
+        if self.is_of_module(source):
+            exec(made, vars(self.module))
+
+    def is_of_module(self, source: str) -> bool:
+        """Does a mutant change what is executed when the module is imported?"""
+        return any(
+            own(code) != own(self.original[path])
+            for path, code in codes(compile(source, self.file, "exec", dont_inherit=True))
+            if not code.co_flags & inspect.CO_OPTIMIZED  # the module and its classes
+        )
+
+
+class Lines:
+    """The lines of a file that are run."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.found: set[int] = set()
+
+    def trace(self, frame: FrameType, event: str, argument: object) -> Any:
+        if frame.f_code.co_filename != self.file:
+            return None
+        self.found.add(frame.f_lineno)
+        return self.trace
+
+
+class Killer:
+    """A plugin of pytest that runs the collected tests on mutants in the place of its own loop.
+
+    Attributes:
+        survivors: the name and the source of each mutant that was not killed.
+    """
+
+    def __init__(self, module: Path, chosen: Sequence[tuple[str, str]], has_kernels: bool) -> None:
+        self.path, self.chosen, self.has_kernels = module, chosen, has_kernels
+        self.source = module.read_text(encoding="utf-8")
+        self.failed = False
+        self.survivors: list[tuple[str, str]] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.failed = self.failed or report.failed
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        if not self.has_kernels:
+            from random_modules import interpret
+
+            interpret(setattr)
+        module = next(m for m in list(sys.modules.values()) if getattr(m, "__file__", None) == str(self.path))
+        self.mutated, self.items = Mutated(module, self.source), session.items
+        self.seconds, self.lines = in_fork(self.measured)
+        for name, text in track(self.chosen, "mutants", disable=not sys.stderr.isatty()):
+            if not self.is_killed(text):
+                self.survivors.append((name, text))
+                print(name, *changes(self.source, text), sep="\n", flush=True)
+        return True
+
+    def fails(self, item: pytest.Item) -> bool:
+        self.failed = False
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+        return self.failed
+
+    def measured(self) -> tuple[dict[int, float], dict[int, set[int]]]:
+        """The seconds that each test takes and the lines that it runs, by its number, of those that pass."""
+        seconds, lines = {}, {}
+        for i, item in enumerate(self.items):
+            found, start = Lines(self.mutated.file), time.perf_counter()
+            threading.settrace(found.trace)
+            sys.settrace(found.trace)
+            fails = self.fails(item)
+            sys.settrace(None)
+            threading.settrace(None)  # type: ignore[arg-type]
+            if not fails:
+                seconds[i], lines[i] = time.perf_counter() - start, found.found
+        return seconds, lines
+
+    def is_killed(self, source: str) -> bool:
+        """Does a test of the changed lines fail, or hang, with this source in the module's place?"""
+        changed = set(changed_lines(self.source, source))
+        everywhere = self.mutated.is_of_module(source)
+        tests = [i for i in self.seconds if everywhere or changed & self.lines[i]]
+        tests.sort(key=lambda i: (not changed & self.lines[i], self.seconds[i]))
+        child = os.fork()
+        if not child:
+            signal.alarm(30 + int(10 * sum(self.seconds[i] for i in tests)))  # it hangs
+            with open(os.devnull, "w", encoding="utf-8") as nowhere:
+                os.dup2(nowhere.fileno(), 1)
+                os.dup2(nowhere.fileno(), 2)
+            try:
+                self.mutated.put(source)
+                os._exit(any(self.fails(self.items[i]) for i in tests))
+            finally:
+                os._exit(1)
+        return os.waitpid(child, 0)[1] != 0
+
+
+def in_fork(function: Callable[[], Any]) -> Any:
+    """The result of a function that a fork of this process computes."""
+    reading, writing = os.pipe()
     child = os.fork()
     if not child:
-        with open(os.devnull, "w", encoding="utf-8") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
-            os.dup2(nowhere.fileno(), 2)
-        _replace(module, source)
-        os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests])) != 0)
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return status != 0
-        time.sleep(0.02)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(child, signal.SIGKILL)
+        try:
+            with open(writing, "wb") as pipe:
+                pickle.dump(function(), pipe)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        result = pipe.read()
     os.waitpid(child, 0)
-    return True  # it hangs
+    return pickle.loads(result)
 
 
-def _replace(module: Path, source: str) -> None:
-    get_data = importlib.machinery.SourceFileLoader.get_data
+def changes(source: str, mutant: str) -> list[str]:
+    return list(difflib.unified_diff(source.splitlines(), mutant.splitlines(), lineterm="", n=0))[2:]
 
-    def mutated(self: importlib.machinery.SourceFileLoader, path: str) -> bytes:
-        if path.endswith(".pyc") and f"/{module.stem}." in path:
-            raise OSError("compiled from the module itself")
-        return source.encode() if Path(path) == module else get_data(self, path)
 
-    importlib.machinery.SourceFileLoader.get_data = mutated  # type: ignore[method-assign]
-    sys.dont_write_bytecode = True
+def changed_lines(source: str, mutant: str) -> Iterator[int]:
+    """The lines of the source that a mutant changes."""
+    pairs = zip(source.splitlines(), mutant.splitlines(), strict=True)
+    return (i for i, (line, other) in enumerate(pairs, start=1) if line != other)
+
+
+def is_equivalent(source: str, mutant: str) -> bool:
+    """Is it known that a mutant computes the same?"""
+    lines = mutant.splitlines()
+    return any(lines[i - 1].strip() in EQUIVALENT for i in changed_lines(source, mutant))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("module", type=Path)
-    parser.add_argument("tests", nargs="+", help="arguments of pytest; those that kill most come first")
-    parser.add_argument("--seconds", type=float, default=900.0, help="after which a mutant hangs")
+    parser.add_argument("tests", nargs="+", help="arguments of pytest")
     parser.add_argument("--part", default="1/1", help="2/3 takes the second of every three mutants")
+    parser.add_argument("--lines", default="", help="33,65 takes the mutants of these lines")
+    parser.add_argument("--kernels", action="store_true", help="compile kernels")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    module, source = options.module.resolve(), options.module.read_text(encoding="utf-8")
-    if is_killed(module, source, options.tests, options.seconds):
-        sys.exit("the tests fail without a mutation")
+    settings.register_profile("mutants", derandomize=True, database=None)
+    settings.load_profile("mutants")
     part, parts = map(int, options.part.split("/"))
-    survived, chosen = 0, list(mutants(source))[part - 1 :: parts]
-    for name, text in track(chosen, "mutants", disable=not sys.stderr.isatty()):
-        if not is_killed(module, text, options.tests, options.seconds):
-            survived += 1
-            lines = difflib.unified_diff(source.splitlines(), text.splitlines(), lineterm="", n=0)
-            print(name, *list(lines)[2:], sep="\n", flush=True)
-    print(f"{len(chosen) - survived} of {len(chosen)} mutants of {options.module} killed")
-    return bool(survived)
+    module = options.module.resolve()
+    source = module.read_text(encoding="utf-8")
+    chosen = [mutant for mutant in mutants(source) if not is_equivalent(source, mutant[1])][part - 1 :: parts]
+    if options.lines:
+        wanted = set(map(int, options.lines.split(",")))
+        chosen = [mutant for mutant in chosen if wanted & set(changed_lines(source, mutant[1]))]
+    killer = Killer(module, chosen, options.kernels)
+    quiet = ["-q", "--no-header", "--tb=no", "-s", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    pytest.main([*quiet, *options.tests], plugins=[killer])
+    print(f"{len(chosen) - len(killer.survivors)} of {len(chosen)} mutants of {options.module} killed")
+    return bool(killer.survivors)
 
 
 if __name__ == "__main__":

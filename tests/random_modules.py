@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchad_ext import _clusters, compiler
+from torchad_ext import _graph_calls, compiler
 from torchad_ext._elementwise import Elementwise
 from torchad_ext._native import fast_path
 from torchad_ext._row_function import RowFunction
@@ -204,11 +204,11 @@ def interpret(set_attribute: Callable[[Any, str, Any], object]) -> None:
     """Runs derivatives as programs of PyTorch's calls: a kernel takes a third of a second of a compiler each."""
     # In place of the method that keeps kernels: functions of the library outlive a test.
     for function in (Elementwise, RowFunction):
-        set_attribute(function, "kernel", lambda self, device, dtype: Interpreted(self))
+        set_attribute(function, "kernel", lambda self, device, dtype, *variant: Interpreted(self))
     set_attribute(compiler, "compile_kernels", lambda work: None)
     set_attribute(fast_path, "module", lambda: None)
     set_attribute(Elementwise, "apply_in_cpp", lambda self, *args: NotImplemented)  # by what other tests made in C++
-    set_attribute(_clusters, "SMALLEST", 0)
+    set_attribute(_graph_calls, "SMALLEST", 0)
     set_attribute(compiler, "_ops", {})  # those of other tests have kernels
 
 
@@ -218,7 +218,7 @@ if __name__ == "__main__":
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--kernels", action="store_true")
     given = parser.parse_args()
-    _clusters.SMALLEST = 0
+    _graph_calls.SMALLEST = 0
     if not given.kernels:
         interpret(setattr)
     compared = clusters = 0

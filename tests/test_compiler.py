@@ -27,7 +27,7 @@ from torch.fx import Graph
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext import _clusters, compiler
+from torchad_ext import _clusters, _graph_calls, compiler
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +156,7 @@ class TestWhatIsFused:
 
     @pytest.mark.parametrize("seed", few(range(1000, 1004), lambda seed: seed == 1000))
     def test_random_modules_by_kernels(self, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(_clusters, "SMALLEST", 0)
+        monkeypatch.setattr(_graph_calls, "SMALLEST", 0)
         check(seed)
 
     def test_what_compiles_at_the_end_is_faster_to_call_than_the_parts(self) -> None:

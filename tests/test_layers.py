@@ -21,10 +21,12 @@ _formula
 _wheel compiler nn
 _rewrites
 _clusters
+_graph_calls
 _row_calls
 ops rows plot doctor
 _verify _cost _dependency_graph
 _comparison
+_faults _rounding_errors
 _hessian
 _forward
 _rowwise

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext import _clusters, compiler
+from torchad_ext import _graph_calls, compiler
 
 WEIGHT = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
 
@@ -176,7 +176,7 @@ LEFT: dict[str, Function] = {
 
 def test_by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(_clusters, "SMALLEST", 0)
+    monkeypatch.setattr(_graph_calls, "SMALLEST", 0)
     monkeypatch.setattr(compiler, "_ops", {})
 
     def f(x: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ class TestWhatIsLeft:
         assert sizes(lambda x: (x @ x).softmax(-1), x_like(3, 3).requires_grad_()) == [1]
 
     def test_few_elements(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(_clusters, "SMALLEST", 65_536)
+        monkeypatch.setattr(_graph_calls, "SMALLEST", 65_536)
 
         def f(x: Tensor) -> Tensor:
             return x.sin().softmax(-1)

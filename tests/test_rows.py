@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -75,7 +75,7 @@ def test_a_wrong_normalized_shape() -> None:
         ad.layer_norm(normal(2, 4), (5,))
 
 
-@pytest.mark.parametrize("name", few(ROW_CATALOGUE, lambda name: name in ("softmax", "layer_norm", "vector_norm")))
+@pytest.mark.parametrize("name", few(ROW_CATALOGUE, lambda name: name in ("softmax", "vector_norm")))
 def test_verified(name: str) -> None:
     assert ad.verify(ROW_CATALOGUE[name], dtypes=torch.float64, quiet=True).passed
 
@@ -84,7 +84,7 @@ def test_verified_in_float32() -> None:
     assert ad.verify(ad.layer_norm, dtypes=torch.float32, quiet=True).passed
 
 
-@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
+@pytest.mark.parametrize("name", few(["softmax", "log_softmax", "logsumexp"], lambda name: name == "log_softmax"))
 def test_orders_up_to_3_are_pytorchs(name: str) -> None:
     x = normal(2, 5)
 
@@ -121,8 +121,9 @@ AT_ZERO: dict[str, tuple[Callable[..., torch.Tensor], float]] = {
 }
 
 
-@pytest.mark.parametrize("name", AT_ZERO)
-@pytest.mark.parametrize("length", [3, 20])
+@pytest.mark.parametrize(
+    ("name", "length"), few(product(AT_ZERO, [3, 20]), lambda name, n: n == (20 if name == "distance" else 3))
+)
 def test_derivatives_at_zero(name: str, length: int) -> None:
     f, slope = AT_ZERO[name]
     x = torch.zeros(2, length, dtype=torch.float64)
@@ -208,7 +209,11 @@ def test_results_are_contiguous(name: str, dim: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("of", "beside"), [((2, 3, 4), (1, 3, 4)), ((2, 3, 4), (2, 3, 1)), ((3, 4), (4,)), ((1, 4), (3, 1))]
+    ("of", "beside"),
+    few(
+        [((2, 3, 4), (1, 3, 4)), ((2, 3, 4), (2, 3, 1)), ((3, 4), (4,)), ((1, 4), (3, 1))],
+        lambda of, beside: len(beside) == len(of) == 3,
+    ),
 )
 @pytest.mark.parametrize("name", ["cosine_similarity", "distance"])
 def test_points_broadcast_before_they_are_reduced(name: str, of: tuple[int, ...], beside: tuple[int, ...]) -> None:
@@ -282,16 +287,17 @@ def test_the_dtype_that_is_asked_for(dtype: torch.dtype, wanted: torch.dtype) ->
     assert ad.vector_norm(normal(3, 4).to(dtype), dim=-1, dtype=wanted).dtype == wanted
 
 
+SCALED = ["vector_norm", "normalize", "cosine_similarity", "distance", "layer_norm", "rms_norm"]
+
+
 @pytest.mark.parametrize(
-    ("name", "scale"),
-    [
-        *itertools.product(("vector_norm", "normalize", "distance"), (1e-15, 1e-12, 1e12, 1e15)),
-        *itertools.product(("cosine_similarity", "layer_norm", "rms_norm"), (1e-12, 1e12)),  # the cube of a root
-    ],
+    ("name", "length"), few(product(SCALED, [3, 24]), lambda name, n: n == (3, 24)[SCALED.index(name) % 2])
 )
-@pytest.mark.parametrize("length", [3, 24])
+@pytest.mark.parametrize("scale", [1e-15, 1e-12, 1e12, 1e15])
 def test_second_derivatives_at_any_scale(name: str, scale: float, length: int) -> None:
     """What norms compute on the way stays in the range of float32 as long as the squares of x do."""
+    if name in ("cosine_similarity", "layer_norm", "rms_norm") and not 1e-13 < scale < 1e13:
+        pytest.skip("the cube of a norm is beyond float32")
     options: dict[str, Any] = {} if name in ("vector_norm", "distance") else {"eps": 0.0}
     options |= {} if name in ("layer_norm", "rms_norm") else {"dim": -1}
     op = ROW_CATALOGUE[name]

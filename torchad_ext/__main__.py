@@ -324,7 +324,8 @@ def source(op: str, order: int, device: str | None, dtype: str, as_json: bool) -
     else:
         if device == "cuda" and isinstance(found, torchad_ext.Rowwise):
             raise Mistake(f"{op} is of rows, whose kernels are for the CPU; on a GPU its definition runs")
-        text = found._order(order).source(device, _DTYPES[dtype]).text
+        function = found._order(order)
+        text = function.source(device, _DTYPES[dtype], *function.variants[-1]).text
     if as_json:
         _print_json({"op": op, "order": order, "device": device, "source": text})
     elif sys.stdout.isatty():

@@ -1,267 +1,32 @@
 """Clusters of elementwise calls and of calls along rows in a graph: which calls one op may compute, and in which order.
 
-A graph is cut into regions by barriers, calls that may write or switch a mode; nothing moves across one. Within a
-region a cluster grows along the data. It has to be convex, no path may leave it and come back, or there would be no
-order in which to run the graph once the cluster is one call. A cluster with a call along rows ``[..., n]`` has one
-shape of its rows: its results have a value an element, a row ``[..., 1]``, or a row without that dimension.
+Within a region a cluster grows along the data. It has to be convex, no path may leave it and come back, or there would
+be no order in which to run the graph once the cluster is one call. A cluster with a call along rows ``[..., n]`` has
+one shape of its rows: its results have a value an element, a row ``[..., 1]``, or a row without that dimension.
 """
 
 from __future__ import annotations
 
-import functools
 import heapq
-import inspect
-import math
-import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.fx import Node
 
-from ._native.kernels import DTYPES
-from ._row_calls import RowCall, row_call, view_of_rows
-from ._symbolic.expr import scalar, tensor
-from ._symbolic.refusals import TraceError
-from ._symbolic.torch_functions import FUNCTIONS
-from ._symbolic.torch_names import is_of_torch, name_of, written_by
-from ._symbolic.tracing import ValueNeeded, trace
-from ._torch_state import usual_size
+from ._graph_calls import (
+    hands_over,
+    is_neutral,
+    reason_to_leave,
+    regions,
+    requires_grad,
+    row_call_of,
+    value_of,
+    viewed_rows,
+)
 
 LONGEST = 100  # calls of a cluster: a kernel's double backward has several times as many operations
 WIDEST = 16  # tensors that a cluster reads
-SMALLEST = 65_536  # elements of long rows: of fewer the call of a row op takes longer than what it saves
-SHORT = 16  # elements of rows that a kernel computes side by side: an eighth of them will do
-
-# Calls that only compute: they write nothing, draw nothing and switch no mode, so that others may move across them.
-_PURE = frozenset(
-    "linear matmul mm bmm mv dot addmm addmv baddbmm einsum tensordot outer inner cross bilinear kron embedding "
-    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d unfold fold sum mean prod amax amin "
-    "argmax argmin std var std_mean var_mean norm linalg_norm linalg_vector_norm linalg_vecdot "
-    "vector_norm matrix_norm normalize softmax log_softmax logsumexp "
-    "layer_norm group_norm rms_norm cosine_similarity pairwise_distance cdist cumsum cumprod median sort topk any all "
-    "mse_loss l1_loss getitem getattr index_select gather take take_along_dim narrow select split chunk unbind view "
-    "reshape flatten unflatten ravel transpose permute swapaxes movedim t T mT H mH adjoint unsqueeze squeeze expand "
-    "expand_as broadcast_to broadcast_tensors cat concat stack hstack vstack roll flip repeat repeat_interleave tile "
-    "pad triu tril diag diagonal diag_embed trace meshgrid scatter scatter_add index_add index_copy index_put "
-    "masked_select segment_reduce one_hot bincount zeros ones full empty arange linspace eye empty_like size shape "
-    "dim ndim numel stride is_contiguous item to type type_as float double half bfloat16 int long bool clone "
-    "contiguous detach view_as reshape_as inverse det slogdet solve cholesky eigh qr svd bucketize".split()
-)
-# Constants, and names of one value: in a cluster they are worth nothing by themselves.
-_CONSTANTS = frozenset("zeros_like ones_like full_like".split())
-_LEFT = frozenset(
-    "to type_as clone contiguous tensor as_tensor scalar_tensor positive detach data new_tensor new_full new_zeros "
-    "new_ones".split()
-)
-_OPERATORS = {"truediv": "div", "mod": "remainder"}
-
-
-def value_of(node: Node) -> Any:
-    """The fake tensor, or the number, that Dynamo has for a node."""
-    return node.meta.get("example_value")
-
-
-def spoken(node: Node) -> str:
-    """The function of a call as FUNCTIONS names it."""
-    if isinstance(node.target, str):
-        name = node.target.rpartition(".")[2]
-    else:
-        name = getattr(node.target, "__name__", "") and name_of(node.target)
-    name = name.strip("_")
-    return _OPERATORS.get(name, name)
-
-
-def _is_write(node: Node) -> bool:
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    if node.target in (operator.setitem, operator.delitem) or node.kwargs.get("out") is not None:
-        return True
-    if getattr(node.target, "__module__", "") == "_operator":
-        return f"__{name}__" in _AUGMENTED
-    if node.op == "call_function" and True in node.args and inspect.isfunction(node.target):  # F.silu(x, True)
-        names = list(inspect.signature(node.target).parameters)
-        if "inplace" in names and names.index("inplace") < len(node.args) and node.args[names.index("inplace")]:
-            return True
-    return written_by(name, node.kwargs) is not None
-
-
-_DRAWS = frozenset("dropout feature_dropout alpha_dropout feature_alpha_dropout scaled_dot_product_attention".split())
-_AUGMENTED = frozenset(f"__i{name}__" for name in "add sub mul truediv floordiv pow mod and or xor matmul".split())
-
-
-def written_tensors(nodes: Iterable[Node]) -> Iterable[tuple[Node, torch.Tensor]]:
-    """Each call that writes a tensor, and what it writes; of a barrier that is not known, all tensors it is given."""
-    for node in nodes:
-        if is_barrier(node):
-            given = [node.kwargs.get("out"), *node.args[:1]] if _is_write(node) else node.all_input_nodes
-            given = [] if spoken(node) in _DRAWS else given
-            for x in given:
-                if isinstance(x, Node) and isinstance(value_of(x), torch.Tensor):
-                    yield node, value_of(x)
-
-
-def is_barrier(node: Node) -> bool:
-    """May a call do anything but compute its result? Then nothing moves across it."""
-    if not node.op.startswith("call"):
-        return False
-    if node.op == "call_module" or _is_write(node):
-        return True
-    of_torch = node.op == "call_method" or getattr(node.target, "__module__", "") in ("_operator", "builtins")
-    if not of_torch and not is_of_torch(node.target):
-        return True
-    return not (spoken(node) in FUNCTIONS or spoken(node) in _PURE)
-
-
-def regions(nodes: Sequence[Node]) -> dict[Node, int]:
-    """The region of each node, barriers being regions of their own."""
-    result, region = {}, 0
-    for node in nodes:
-        barrier = is_barrier(node)
-        region += barrier
-        result[node] = region
-        region += barrier
-    return result
-
-
-def is_number(x: Any) -> bool:
-    return isinstance(x, (int, float, torch.SymInt, torch.SymFloat)) and not isinstance(x, bool)
-
-
-def _requires_grad(node: Node) -> bool:
-    return isinstance(value_of(node), torch.Tensor) and bool(value_of(node).requires_grad)
-
-
-def is_neutral(node: Node) -> bool:
-    """Is a result a truth value or a constant, which has no derivative and is computed again where it is used?"""
-    return value_of(node).dtype == torch.bool or spoken(node) in _CONSTANTS
-
-
-def reason_to_leave(node: Node) -> str | None:
-    """Why no op computes a call, None if one may; ``""`` of a call that is not elementwise at all."""
-    name = spoken(node)
-    row = _row_call(node)
-    if row is None and (node.op not in _CALLS or name not in FUNCTIONS or name in _LEFT):
-        return ""
-    result, inputs = value_of(node), [value_of(x) for x in node.all_input_nodes]
-    if not isinstance(result, torch.Tensor):
-        return ""
-    if is_barrier(node):
-        return "writes in place"
-    if result.dtype not in DTYPES and (result.dtype != torch.bool or row):
-        return f"has the dtype {result.dtype}"
-    if type(result) is not torch.Tensor and not _is_fake(result):
-        return f"is a {type(result).__name__}"
-    tensors = [x for x in inputs if isinstance(x, torch.Tensor)]
-    if not tensors or not all(isinstance(x, torch.Tensor) or is_number(x) for x in inputs):
-        return "takes no tensor, or something else beside"
-    if any(x.device != result.device or x.layout != torch.strided for x in tensors):
-        return "takes tensors of several devices or layouts"
-    dtypes = {x.dtype for x in tensors} - {torch.bool}
-    if result.dtype != torch.bool and not dtypes <= {result.dtype}:
-        return f"takes {', '.join(sorted(map(str, dtypes)))} and gives {result.dtype}"
-    if row is not None:
-        return _reason_no_rows(row, tensors)
-    return _reason_not_traced(node.target, *_pattern(node))
-
-
-_CALLS = ("call_function", "call_method")
-
-
-def _row_call(node: Node) -> RowCall | None:
-    return row_call(spoken(node), node) if node.op in _CALLS and not is_barrier(node) else None
-
-
-def _reason_no_rows(call: RowCall, tensors: Sequence[torch.Tensor]) -> str | None:
-    rows = value_of(call.args[0])
-    if rows.device.type != "cpu":
-        return "there are row kernels for the CPU alone"
-    if gain_of_rows(call) < 1:
-        return f"of {usual_size(rows.numel()):,} elements it is as fast as it is"
-    return None
-
-
-def gain_of_rows(call: RowCall) -> float:
-    """The elements of the rows of a call, in multiples of those from which on an op pays."""
-    rows = value_of(call.args[0])
-    smallest = SMALLEST / 8 if usual_size(rows.shape[-1]) <= SHORT else SMALLEST
-    return usual_size(rows.numel()) / smallest if smallest else math.inf
-
-
-def _is_fake(x: torch.Tensor) -> bool:
-    return type(x).__module__.startswith("torch.")
-
-
-class _Place:
-    """An argument that is a node, by what it is: ``"tensor"``, ``"mask"`` or ``"number"``."""
-
-    def __init__(self, place: int, kind: str) -> None:
-        self.place, self.kind = place, kind
-
-    def __repr__(self) -> str:
-        return f"<{self.kind} {self.place}>"
-
-
-def _pattern(node: Node) -> tuple[str, Any]:
-    """The arguments of a call with a place for each node, as a key and as they are."""
-    places = {
-        x: _Place(i, "number" if is_number(value_of(x)) else "mask" if value_of(x).dtype == torch.bool else "tensor")
-        for i, x in enumerate(node.all_input_nodes)
-    }
-    arguments = torch.fx.map_arg((node.args, node.kwargs), places.__getitem__)  # type: ignore[arg-type]
-    return repr(arguments), _ByIdentity((node.op, arguments))
-
-
-class _ByIdentity:
-    """Passes a value through a cache without being part of the key."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ByIdentity)
-
-    def __hash__(self) -> int:
-        return 0
-
-
-@functools.lru_cache(10_000)
-def _reason_not_traced(target: Any, pattern: str, call: _ByIdentity) -> str | None:
-    """The reason why one call is no op by itself; None if there is none."""
-    op, (args, kwargs) = call.value
-    places: dict[int, _Place] = {}
-    _map((args, kwargs), lambda x: places.setdefault(x.place, x) and None)
-
-    def function(given: Sequence[Any]) -> Any:
-        xs = {i: x > 0 if places[i].kind == "mask" else x for i, x in zip(sorted(places), given[1:], strict=True)}
-        positional, named = _map((args, kwargs), lambda x: xs[x.place])
-        method = op == "call_method"
-        y = getattr(positional[0], target)(*positional[1:], **named) if method else target(*positional, **named)
-        return torch.where(y, given[0], 0.0 * given[0]) if _is_mask(y) else y + 0 * given[0]
-
-    symbols = [(scalar if places[i].kind == "number" else tensor)(f"x{i}") for i in sorted(places)]
-    try:
-        trace(function, [tensor("like"), *symbols], spoken_target(target))
-    except ValueNeeded:
-        return "asks for the value of a number"
-    except TraceError as error:
-        return str(error).splitlines()[-1].strip()
-    return None
-
-
-def spoken_target(target: Any) -> str:
-    return target if isinstance(target, str) else name_of(target)
-
-
-def _is_mask(x: Any) -> bool:
-    return getattr(x, "kind", "") == "mask"
-
-
-def _map(x: Any, of: Callable[[_Place], Any]) -> Any:
-    if isinstance(x, _Place):
-        return of(x)
-    if isinstance(x, (tuple, list)):
-        return type(x)([_map(y, of) for y in x])
-    return {key: _map(y, of) for key, y in x.items()} if isinstance(x, dict) else x
 
 
 class Clusters:
@@ -284,13 +49,13 @@ class Clusters:
         self.region = regions(nodes)
         self._index = {node: i for i, node in enumerate(nodes)}
         self.left = {n: reason for n in nodes if (reason := reason_to_leave(n)) is not None} | dict(apart or {})
-        self.rows = {n: call for n in nodes if n not in self.left and (call := _row_call(n))}
+        self.rows = {n: call for n in nodes if n not in self.left and (call := row_call_of(n))}
         self.inner: dict[Node, list[Node]] = {}
         self._neutral = {n for n in nodes if n not in self.left and is_neutral(n)}
         for node in nodes:
             if node not in self.left and node not in self._neutral:
                 self._take_neutral_inputs(node)
-        self._handed = {n for n in nodes if _requires_grad(n) and any(map(_hands_over, n.users))}
+        self._handed = {n for n in nodes if requires_grad(n) and any(map(hands_over, n.users))}
         self._read: dict[Node, list[Node]] = {}
         self._alive: set[Node] | None = None
         self._group: dict[Node, int] = {}
@@ -299,7 +64,7 @@ class Clusters:
         self._below: dict[int, int] = {}
         self.views: dict[Node, Node] = {}
         for node in nodes:
-            x = view_of_rows(spoken(node), node) if node.op in _CALLS and self.rows else None
+            x = viewed_rows(node) if self.rows else None
             if x is not None and self.region[x] == self.region[node]:
                 self.views[node] = x
         for node in nodes:
@@ -320,7 +85,7 @@ class Clusters:
             self.left[node] = "takes a truth value from elsewhere"
         elif not tensors or any(x.dtype != own.dtype or x.device != own.device for x in tensors):
             self.left[node] = "takes truth values of tensors of another dtype"
-        elif not own.requires_grad and any(_requires_grad(y) for y in outside - set(node.all_input_nodes)):
+        elif not own.requires_grad and any(requires_grad(y) for y in outside - set(node.all_input_nodes)):
             self.left[node] = "takes a truth value of what requires a gradient, and requires none itself"
         else:
             self.inner[node] = sorted(inner, key=self._index.__getitem__)
@@ -502,11 +267,6 @@ class Clusters:
     def _rank(self, group: int) -> tuple[int, int, int]:
         first = self._members[group][0]
         return self.region[first], self._index[first], group
-
-
-def _hands_over(node: Node) -> bool:
-    """Does a call give its arguments to Python, or to a function that is not known?"""
-    return node.op == "output" or (is_barrier(node) and not _is_write(node) and spoken(node) not in _DRAWS)
 
 
 def _span(x: torch.Tensor) -> str:

@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
-import itertools
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.autograd import forward_ad, gradcheck
 from torch.autograd.functional import hessian, jacobian
 from torch.autograd.gradcheck import GradcheckError
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
+from ._faults import (
+    Index,
+    found_by_gradcheck,
+    got_and_expected,
+    index_of,
+    named_element,
+    place_of,
+    raised,
+    wrong_layout,
+    wrong_structure,
+)
 from ._pointwise import Pointwise
+from ._rounding_errors import MoreRounding, RunningErrors, are_same, in_ulps, is_differentiated
 from ._rowwise import Rowwise
-from ._symbolic.cpp import lower
-from ._symbolic.evaluate import evaluate_nodes
-from ._symbolic.expr import topological
-from ._symbolic.program import Program
 
 Tensors = tuple[torch.Tensor, ...]
 Function = Callable[..., Tensors]
-Index = tuple[int, ...]
-
-
-def is_differentiated(x: Any) -> bool:
-    """Is x a tensor of floating point?"""
-    return isinstance(x, torch.Tensor) and x.is_floating_point()
 
 
 def like(x: Any, device: str, dtype: torch.dtype) -> Any:
@@ -86,7 +82,7 @@ class Comparison:
         except Exception as failure:
             given = ", ".join(f"{n} {list(x.shape)} {x.dtype}" for n, x in zip(names, self.inputs, strict=True))
             raise ValueError(
-                f"torchad_ext.verify: the definition of {name} {_raised(failure)}; it was called with {given}"
+                f"torchad_ext.verify: the definition of {name} {raised(failure)}; it was called with {given}"
             ) from failure
         several = len(self.native) > 1
         outputs = [f"output {i}" if several else "" for i in range(len(self.native))]
@@ -102,7 +98,7 @@ class Comparison:
             and len(places) == len(arguments)
             and {y.shape for y in self.native} == {torch.broadcast_shapes(*(x.shape for x in self.inputs))}
         )
-        self.running_errors = _RunningErrors(op, self.inputs) if isinstance(op, Pointwise) and alike else None
+        self.running_errors = RunningErrors(op, self.inputs) if isinstance(op, Pointwise) and alike else None
 
     def orders(self) -> bool:
         """Compares value, gradient and double backward; gives False where there is no value to differentiate."""
@@ -113,11 +109,11 @@ class Comparison:
             try:
                 _, tensors = next(results)
             except Exception as failure:
-                self.check(derivative, _raised(failure))
+                self.check(derivative, raised(failure))
                 return order > 0
             if order == 0:
-                wrong = _structure(tensors, self.native)
-                if not all(bool(_same(x, leaf).all()) for x, leaf in zip(leaves, self.inputs, strict=True)):
+                wrong = wrong_structure(tensors, self.native)
+                if not all(bool(are_same(x, leaf).all()) for x, leaf in zip(leaves, self.inputs, strict=True)):
                     wrong = "is computed by changing the inputs in place; leave them as they are"
                 if wrong:
                     self.check(derivative, wrong)
@@ -125,7 +121,7 @@ class Comparison:
                 native = [_copied(y, self.inputs) for y in self.native]
                 # Results of rows are contiguous.
                 self.check(
-                    derivative, _layout(tensors, [y.contiguous() for y in native] if self.is_of_rows else native)
+                    derivative, wrong_layout(tensors, [y.contiguous() for y in native] if self.is_of_rows else native)
                 )
                 # An integer result depends on the dtype of the inputs.
                 references = [e if is_differentiated(e) else y for e, y in zip(references, self.native, strict=True)]
@@ -133,7 +129,7 @@ class Comparison:
             labels = [f"{'with respect to ' if order else ''}{name} " if name else "" for name in self.names[order]]
             sizes = self._sizes(order, self.grad_outputs, self.grad_grads)
             compared = zip(labels, tensors, references, sizes, strict=True)
-            self._check_largest(derivative, compared, functools.partial(_at, known), remark)
+            self._check_largest(derivative, compared, functools.partial(place_of, known), remark)
             seen = any(y.requires_grad for y in tensors)
             remark = (
                 "" if seen else f"; the {derivative} does not require grad, so autograd did not see how it was made"
@@ -145,7 +141,7 @@ class Comparison:
         largest = [[torch.zeros_like(y) for y in tensors] for _, tensors in self.references]
         for seed in range(4):
             copies = [[x.detach().clone() for x in xs] for xs in double]
-            with _MoreRounding(seed, self.is_of_rows):
+            with MoreRounding(seed, self.is_of_rows):
                 moved = list(_orders(self.definition, *copies))
             for sizes, (_, exact), (_, tensors) in zip(largest, self.references, moved, strict=True):
                 for i, (x, y) in enumerate(zip(tensors, exact, strict=True)):
@@ -179,11 +175,11 @@ class Comparison:
         """Checks (label, result, reference, sizes), and describes the element with the largest error."""
         largest, relative, detail = 0.0, 0.0, ""
         for label, result, reference, sizes in compared:
-            errors = _ulps(result, reference, self.inputs[0].dtype, sizes)
+            errors = in_ulps(result, reference, self.inputs[0].dtype, sizes)
             if errors.numel() and float(errors.max()) > largest:
                 largest = float(errors.max())
-                index = _index(int(errors.argmax()), reference.shape)
-                relative, text = _got(result[index], reference[index])
+                index = index_of(int(errors.argmax()), reference.shape)
+                relative, text = got_and_expected(result[index], reference[index])
                 ulps = f" ({largest:.3g} ulp, at most {self.bound:.3g} allowed)" if largest < float("inf") else ""
                 at = where(index, reference.shape)
                 detail = f"differs from that of the definition: {label}{at}: {text}{ulps}{remark}"
@@ -232,9 +228,9 @@ class Comparison:
                 return False
             labels = self.names[-1][: len(inputs)], [outputs[i] for i in kept]
             where = _largest_difference(mine, inputs, *labels, forward)
-            self.check(name, where or _mode(failure))
+            self.check(name, where or found_by_gradcheck(failure))
         except Exception as failure:
-            self.check(name, _raised(failure))
+            self.check(name, raised(failure))
         return True
 
     def hessians(self) -> None:
@@ -260,13 +256,15 @@ class Comparison:
         try:
             result = of(self.op)
         except Exception as failure:
-            self.check("Hessian", _raised(failure))
+            self.check("Hessian", raised(failure))
             return
         sizes = self._sizes(2, weights, [torch.ones_like(x) for x in self.inputs])
         rounded = [size.max() for size in sizes if size is not None and size.numel()]
         common = torch.stack(rounded).max().expand_as(reference) if rounded else None
         elements = [
-            _element(name, x, i) for name, x in zip(self.names[1], self.inputs, strict=True) for i in range(x.numel())
+            named_element(name, x, i)
+            for name, x in zip(self.names[1], self.inputs, strict=True)
+            for i in range(x.numel())
         ]
 
         def where(index: Index, _shape: torch.Size) -> str:
@@ -274,95 +272,6 @@ class Comparison:
             return f"entry ({x}, {y}) at {', '.join(dict.fromkeys(map(' = '.join, pair)))}"
 
         self._check_largest("Hessian", [("", result, reference, common)], where)
-
-
-class _MoreRounding(TorchDispatchMode):
-    """Moves each result of PyTorch's by up to a unit in its last place, at random: Monte Carlo arithmetic (D. Parker,
-    UCLA CSD-970002, 1997)."""
-
-    def __init__(self, seed: int, moves_summands: bool) -> None:
-        super().__init__()
-        self._seed, self._calls, self._moves_summands = seed, itertools.count(), moves_summands
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self._moves_summands and func.overloadpacket is torch.ops.aten.sum:  # its roundings are those of n numbers
-            args = (self._moved(args[0]), *args[1:])
-        result = func(*args, **(kwargs or {}))
-        if func._schema.is_mutable or any(y.alias_info is not None for y in func._schema.returns):
-            return result
-        return tree_map(self._moved, result)
-
-    def _moved(self, y: Any) -> Any:
-        if not is_differentiated(y):
-            return y
-        generator = torch.Generator(y.device).manual_seed(1000 * next(self._calls) + self._seed)
-        unit = 2 * torch.rand(y.shape, generator=generator, dtype=y.dtype, device=y.device) - 1
-        return y * (1 + torch.finfo(y.dtype).eps * unit)
-
-
-class _RunningErrors:
-    """How large the numbers are that a pointwise op rounds on its way to each element of its derivatives."""
-
-    def __init__(self, op: Pointwise, inputs: Tensors) -> None:
-        arguments = op.bound(inputs, {})
-        _, member, scalars = op.resolve(arguments)
-        self._program, self._inputs = member.program, inputs
-        self._scalars = [float(arguments[i]) for i in scalars]
-
-    def of(self, order: int, *cotangents: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
-        """For each result: the sum of abs(d result / d node) abs(node) over all nodes computed; None where it is zero.
-
-        In units of the inputs' dtype, however precise it is computed.
-
-        Args:
-            order: 0 for the values, 1 for the gradients, 2 for the gradients of these in inputs and cotangents.
-            cotangents: of the values, and of the gradients.
-        """
-        program, scalars = self._program, self._scalars
-        shapes = [x.shape for x in (*self._inputs, *cotangents[0])]
-        everything = [x.expand(shapes[-1]) for x in self._inputs]
-        taken, present = list(range(len(everything))), list(range(len(program.outputs)))
-        count = len(present)
-        for seeds in cotangents[:order]:
-            derivative = program.vjp([True] * len(program.inputs), [True] * len(program.outputs))
-            places = taken + [len(everything) + i for i in present]
-            count, present = len(everything), [taken[i] for i in derivative.results]
-            everything += [x.expand(shapes[-1]) for x in seeds]
-            taken = [places[i] for i in derivative.arguments]
-            scalars = [scalars[i] for i in derivative.scalars]
-            program = derivative.program
-        limits = torch.finfo(self._inputs[0].dtype)
-        # float16 and bfloat16 are computed in float32.
-        precision = min(limits.eps, torch.finfo(torch.float32).eps) / limits.eps
-        sizes = iter(self._sizes(program, [everything[i] for i in taken], scalars))
-        results: list[torch.Tensor | None] = [None] * count
-        for i in present:
-            value, rounded = (x.expand(shapes[-1]) for x in next(sizes))
-            target = shapes[i if order else i + len(self._inputs)]
-            # The gradient of an input that was expanded is a sum of elements that were rounded each.
-            size = precision * rounded + value if target != shapes[-1] else precision * rounded
-            results[i] = size.sum_to_size(target)
-        return results
-
-    @staticmethod
-    def _sizes(program: Program, arguments: list[torch.Tensor], scalars: list[float]) -> Iterator[Tensors]:
-        if not arguments:  # the outputs are numbers, or none
-            yield from ((torch.zeros(()), torch.zeros(())) for _ in program.outputs)
-            return
-        program = dataclasses.replace(program, outputs=lower(program))
-        leaves = [x.detach().double().requires_grad_() for x in arguments]
-        with torch.enable_grad():
-            known = evaluate_nodes(program, *leaves, *scalars)
-        nodes = [known[n] for n in topological(program.outputs) if n.args and not n.is_mask]
-        rounded = [x for x in nodes if x.requires_grad]
-        for output in (torch.as_tensor(known[y], dtype=torch.float64) for y in program.outputs):
-            total = output.detach().abs()
-            if output.requires_grad and rounded:
-                slopes = torch.autograd.grad(output.sum(), rounded, allow_unused=True, retain_graph=True)
-                for slope, node in zip(slopes, rounded, strict=True):
-                    if slope is not None:
-                        total = total + (slope * node).detach().abs()
-            yield output.detach().abs().nan_to_num(0.0), total.nan_to_num(0.0)
 
 
 def _of_some(f: Callable[..., Any], arguments: Sequence[Any], places: list[int]) -> Function:
@@ -445,58 +354,10 @@ def _gradient(f: Function, count: int, *arguments: torch.Tensor) -> Tensors:
     return tuple(_pullback(f(*xs[:count]), xs[:count], xs[count:]))
 
 
-def _same(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    return (x == y) | (x.isnan() & y.isnan())
-
-
-def _ulps(
-    result: torch.Tensor, reference: torch.Tensor, dtype: torch.dtype, sizes: torch.Tensor | None = None
-) -> torch.Tensor:
-    """The differences in units in the last place of ``dtype``; infinite where one of the two is not finite.
-
-    The units are those of ``sizes`` or of the element itself, whichever is larger; by default of the largest element.
-    """
-    limits = torch.finfo(dtype)
-    exact = not reference.is_floating_point()
-    result, reference = result.detach().double().cpu(), reference.detach().double().cpu()
-    size, finite = reference.abs(), reference.isfinite()
-    if sizes is None or dtype == torch.float64:  # a float64 reference has rounding errors of its own
-        size = size[finite].max().expand_as(size) if finite.any() else size
-    if sizes is not None:
-        size = torch.maximum(size, sizes.cpu())
-    infinity = float("inf")
-    distance = (result - reference).abs() / (0.0 if exact else limits.eps * size.clamp_min(limits.tiny))
-    return torch.where(_same(result, reference), 0.0, distance.nan_to_num(infinity, posinf=infinity))
-
-
-def _structure(results: Sequence[torch.Tensor], native: Sequence[torch.Tensor]) -> str:
-    """The fault in the number of results or their shapes."""
-    if len(results) != len(native):
-        return f"has {len(results)} tensors, expected {len(native)}"
-    return _difference("shape", [list(x.shape) for x in results], [list(x.shape) for x in native])
-
-
-def _layout(results: Sequence[torch.Tensor], native: Sequence[torch.Tensor]) -> str:
-    """The fault in the dtypes, devices or strides of the results."""
-    return (
-        _difference("dtype", [x.dtype for x in results], [x.dtype for x in native])
-        or _difference("device", [x.device for x in results], [x.device for x in native])
-        or _difference("strides", [list(x.stride()) for x in results], [list(x.stride()) for x in native])
-    )
-
-
 def _copied(x: torch.Tensor, inputs: Tensors) -> torch.Tensor:
     """A copy of x if it is a view of an input."""
     memory = {y.untyped_storage().data_ptr() for y in inputs}
     return x.clone() if x.untyped_storage().data_ptr() in memory else x
-
-
-def _difference(what: str, got: list[Any], expected: list[Any]) -> str:
-    for i, (mine, native) in enumerate(zip(got, expected, strict=True)):
-        if mine != native:
-            of = f"output {i} " if len(expected) > 1 else ""
-            return f"differs from that of the definition: {of}has {what} {mine}, expected {native}"
-    return ""
 
 
 def _has_forward_mode(f: Function, inputs: Tensors) -> bool:
@@ -520,7 +381,7 @@ def _largest_difference(
         others = [y.detach() for y in inputs]
         for i in range(x.numel()):
             direction = torch.zeros_like(x, requires_grad=False)
-            direction[_index(i, x.shape)] = 1.0
+            direction[index_of(i, x.shape)] = 1.0
             behind, ahead = (f(*others[:k], others[k] + t * direction, *others[k + 1 :]) for t in (-step, step))
             modes = {"": [block[k].reshape(-1, x.numel())[:, i] for block in blocks]}
             if forward:
@@ -534,69 +395,12 @@ def _largest_difference(
                     excess = excess.nan_to_num(float("inf"), posinf=float("inf"))
                     if excess.numel() and float(excess.max()) > largest:
                         largest, row = float(excess.max()), int(excess.argmax())
-                        (y, _), (at, value) = _element(output, high, row), _element(name, x, i)
-                        text = _got(column[row], numerical[row])[1]
+                        (y, _), (at, value) = named_element(output, high, row), named_element(name, x, i)
+                        text = got_and_expected(column[row], numerical[row])[1]
                         detail = f"differs from finite differences: d {y} / d {at} {mode}at {at} = {value}: {text}"
     return detail
-
-
-def _mode(failure: GradcheckError) -> str:
-    """The fault that gradcheck found though the Jacobian is right."""
-    if failure.__cause__:
-        reason = f"{type(failure.__cause__).__name__}: {first_line(failure.__cause__)}"
-        return f"fails for batched gradients (is_grads_batched=True), as torch.func takes them: {reason}"
-    return f"fails: {first_line(failure)}"
 
 
 def _tangent(x: torch.Tensor) -> torch.Tensor:
     primal, tangent = forward_ad.unpack_dual(x)
     return (torch.zeros_like(primal) if tangent is None else tangent).detach().flatten()
-
-
-def _index(position: int, shape: torch.Size) -> Index:
-    return tuple(int(i) for i in torch.unravel_index(torch.tensor(position), shape)) if shape else ()
-
-
-def _element(name: str, x: torch.Tensor, position: int) -> tuple[str, str]:
-    """The name and the value of an element of x."""
-    index = _index(position, x.shape)
-    return name + (str(list(index)) if index else ""), _number(x[index])
-
-
-def _at(known: dict[str, torch.Tensor], index: Index, shape: torch.Size) -> str:
-    """Where an element of a result is: its index, and those inputs that broadcast to the shape of the result."""
-    fitting = {n: x.expand(shape)[index] for n, x in known.items() if _broadcasts(x.shape, shape)}
-    values = ", ".join(f"{name} = {_number(x)}" for name, x in fitting.items())
-    place = f"at element {list(index)}" if index else "at"
-    if not values and sum(x.numel() for x in known.values()) <= 8:
-        values = ", ".join(f"{name} = {x.tolist()}" for name, x in known.items())
-    return f"{place}, {values}" if index and values else f"{place} {values}" if values else place if index else "in all"
-
-
-def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
-    return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False))
-
-
-def _number(x: torch.Tensor) -> str:
-    return repr(x.item()) if x.dtype == torch.float64 or not x.is_floating_point() else f"{x.item():.9g}"
-
-
-def _got(got: torch.Tensor, expected: torch.Tensor) -> tuple[float, str]:
-    """The relative error, and a phrase that says what was got and what was expected."""
-    text = f"got {_number(got)}, expected {_number(expected.to(got.dtype))}"
-    error, size = abs(got.item() - expected.item()), abs(expected.item())
-    relative = error / size if size else float("inf")
-    return relative, text + (f", relative error {relative:.2g}" if relative < float("inf") else "")
-
-
-def first_line(failure: BaseException) -> str:
-    """The first line of what an exception says."""
-    return next(iter(str(failure).strip().splitlines()), "").rstrip(", ")
-
-
-def _raised(failure: BaseException) -> str:
-    """The exception, and the line that raised it, outside of PyTorch and of this package."""
-    own = (str(Path(__file__).parent), str(Path(torch.__file__).parent))
-    frames = [f for f in traceback.extract_tb(failure.__traceback__) if not f.filename.startswith(own)]
-    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if len(frames) else ""
-    return f"raised {type(failure).__name__}: {first_line(failure)}{where}"

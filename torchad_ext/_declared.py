@@ -443,24 +443,28 @@ class Declared:
         """
         functions = [f for order in orders for f in self._kernels_of_order(order) if f.program.outputs]
         for device in devices:
-            compile_kernels([(f, dtype) for f in functions for dtype in dtypes], device)
+            compile_kernels([(f, dtype, *v) for f in functions for dtype in dtypes for v in f.variants], device)
 
 
-def compile_kernels(work: Iterable[tuple[Elementwise, torch.dtype]], device: str = "cpu") -> None:
-    """Compiles the kernels of functions for dtypes, on the CPU several at a time.
+def compile_kernels(work: Iterable[tuple[Any, ...]], device: str = "cpu") -> None:
+    """Compiles kernels, on the CPU several at a time.
+
+    Args:
+        work: Elementwise, dtype and variant of each.
+        device: ``"cpu"`` or ``"cuda"``.
 
     Raises:
         BuildError: a kernel could not be compiled and ``TORCHAD_EXT_STRICT=1``; else there is one warning.
     """
-    lacking = [(f, dtype) for f, dtype in work if (device, dtype) not in f._kernels]
+    lacking = [(f, of) for f, *of in work if (device, *of) not in f._kernels]
     if not lacking or not loader.load(device):
         return
     if device == "cpu":
         loader.compile_kernels(
-            [(kernels.title(f.name, dtype), f.source(device, dtype)) for f, dtype in lacking if f.keeps(dtype)]
+            [(kernels.title(f.name, of[0]), f.source(device, *of)) for f, of in lacking if f.keeps(of[0])]
         )
-    for f, dtype in lacking:
-        f.kernel(device, dtype)
+    for f, of in lacking:
+        f.kernel(device, *of)
 
 
 def _restored(cls: type[Declared], definition: Callable[..., Any], name: str, module: str, domain: Any) -> Declared:

@@ -70,7 +70,7 @@ class Elementwise:
         order: int = 0,
         chosen: str = "",
         written: HandWritten | None = None,
-        family: set[tuple[str, torch.dtype]] | None = None,
+        family: set[tuple[Any, ...]] | None = None,
     ) -> None:
         self.program = program
         self.definition = definition
@@ -78,8 +78,8 @@ class Elementwise:
         self._stem, self._order = name, order
         self.written = written
         self._single = len(program.outputs) == 1
-        self._kernels: dict[tuple[str, torch.dtype], kernels.PointwiseKernel | None] = {}
-        self._failed: set[tuple[str, torch.dtype]] = set() if family is None else family
+        self._kernels: dict[tuple[Any, ...], kernels.PointwiseKernel | None] = {}
+        self._failed: set[tuple[Any, ...]] = set() if family is None else family
         self._vjps: dict[tuple[tuple[bool, ...], tuple[bool, ...]], Derivative] = {}
         self._jvps: dict[tuple[bool, ...], Derivative] = {}
         self._laplacians: dict[tuple[tuple[int, ...], tuple[int, ...]], Derivative] = {}
@@ -87,6 +87,7 @@ class Elementwise:
 
     _fast_function: Any = None
     _class_in_cpp = "Function"  # of csrc/fast_path
+    variants: tuple[tuple[bool, ...], ...] = ((),)  # of the kernels for a device and a dtype
     broadcast: Any  # Broadcast, which _broadcast.py puts here: it stands on this class
 
     @functools.cached_property
@@ -140,11 +141,11 @@ class Elementwise:
         name = cpp.struct_name(self.name)
         return name, cpp.functor(self.program, name, dtype)
 
-    def kernel(self, device: str, dtype: torch.dtype) -> kernels.PointwiseKernel | None:
+    def kernel(self, device: str, dtype: torch.dtype, *variant: bool) -> kernels.PointwiseKernel | None:
         """The kernel, compiled on its first use; None if there is none. It gives a list of the outputs."""
-        key = device, dtype
+        key = device, dtype, *variant
         if key not in self._kernels:
-            self._kernels[key] = None if key in self._failed else self._compile(device, dtype)
+            self._kernels[key] = None if key in self._failed else self._compile(device, dtype, *variant)
             if self._kernels[key] is None:
                 self._failed.add(key)
         return self._kernels[key]
@@ -385,11 +386,9 @@ class _ApplyUnderTransforms(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.op, ctx.scalars, *xs = inputs
-        saved = [x if i in ctx.op.read_by_derivatives else None for i, x in enumerate(xs)]
+        saved = to_save(ctx, *inputs)
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
@@ -408,6 +407,13 @@ class _ApplyUnderTransforms(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], op: Elementwise, scalars: Scalars, *xs: torch.Tensor) -> Any:
         count = len(op.program.outputs)
         return op.apply_batched(info.batch_size, in_dims[2:], xs, scalars), 0 if count == 1 else (0,) * count
+
+
+def to_save(ctx: Any, op: Elementwise, scalars: Any, *xs: torch.Tensor) -> list[torch.Tensor | None]:
+    """Tells a Function what it applies; gives what it is to save, None for tensors that no derivative reads."""
+    ctx.op, ctx.scalars = op, scalars
+    ctx.set_materialize_grads(False)
+    return [x if i in op.read_by_derivatives else None for i, x in enumerate(xs)]
 
 
 def pullback(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Graph, Node
 
-from ._clusters import is_neutral, reason_to_leave, regions, spoken, value_of
+from ._graph_calls import is_neutral, reason_to_leave, regions, spoken, value_of
 from ._row_calls import row_call
 
 

@@ -25,6 +25,7 @@ from ._elementwise import (
     _ApplyUnderTransforms,
     _subset,
     pullback,
+    to_save,
 )
 from ._native import kernels
 from ._symbolic import cpp, row_cpp
@@ -35,7 +36,7 @@ from ._torch_state import in_forward_mode, transforms_active
 
 Shape = tuple[int, ...]
 HALF = {torch.float16, torch.bfloat16}  # computed in float32
-SHORT = 16  # rows that are so short are read in less time than their values would be
+SHORT = 16  # longest_short_row of csrc/rowwise.h; such rows are read in less time than their values would be
 
 
 # Expressions of kept values by number, as C++ calls them.
@@ -91,6 +92,7 @@ class RowFunction(Elementwise):
 
     devices = ("cpu",)  # that there are kernels for
     _class_in_cpp = "RowFunction"
+    variants: tuple[tuple[bool, ...], ...] = ((True,), (False,))  # kernels of short rows and of longer ones
 
     def __init__(
         self,
@@ -98,12 +100,10 @@ class RowFunction(Elementwise):
         name: str,
         order: int = 0,
         chosen: str = "",
-        family: set[tuple[str, torch.dtype]] | None = None,
-        of_wide_rows: bool = False,
+        family: set[tuple[Any, ...]] | None = None,
     ) -> None:
         super().__init__(program, functools.partial(evaluate_rows, program), name, order, chosen, family=family)
         self.kinds = program.kinds or ("tensor",) * len(program.outputs)
-        self.of_wide_rows = of_wide_rows  # alone
         self._recordings: dict[tuple[Expr, ...], Recording] = {}
 
     def functor(self, dtype: str = "float64") -> tuple[str, str]:
@@ -111,16 +111,16 @@ class RowFunction(Elementwise):
         name = cpp.struct_name(self.name)
         return name, row_cpp.row_functor(self.program, name, dtype)
 
-    def source(self, device: str, dtype: torch.dtype) -> cpp.Kernel:
-        """The source of a kernel."""
+    def source(self, device: str, dtype: torch.dtype, is_short: bool) -> cpp.Kernel:  # type: ignore[override]
+        """The source of the kernel of short rows, or of longer ones."""
         of = kernels.dtype_name(dtype)
         name, functor = self.functor(of)
-        return row_cpp.row_kernel(functor, name, self.program, of, self.of_wide_rows)
+        return row_cpp.row_kernel(functor, name, self.program, of, is_short)
 
-    def _compile(self, device: str, dtype: torch.dtype) -> Any:
+    def _compile(self, device: str, dtype: torch.dtype, is_short: bool) -> Any:  # type: ignore[override]
         if device not in self.devices or not self.keeps(dtype):
             return None
-        return kernels.compile_rowwise(self.name, dtype, device, self.source(device, dtype))
+        return kernels.compile_rowwise(self.name, dtype, device, self.source(device, dtype, is_short))
 
     def run(self, xs: Tensors, call: Call) -> Any:  # type: ignore[override]
         """The results without derivatives: by the kernel, or by the definition."""
@@ -129,7 +129,7 @@ class RowFunction(Elementwise):
     def _run_on(self, device: str | None, xs: Tensors, call: Call) -> Any:
         if call.known and device:
             return self.run_recorded(device, xs, call)[0]
-        kernel: Any = device and self.kernel(device, xs[0].dtype)
+        kernel: Any = device and self.kernel(device, xs[0].dtype, call.shape[-1] <= SHORT)
         if not kernel:
             return self.definition(call.shape, *xs, *call.numbers)
         return self._results(kernel(xs, call.numbers, call.shape))
@@ -140,7 +140,7 @@ class RowFunction(Elementwise):
         operands = (*xs, *call.known.values())
         given = [operands[i] for i in recording.operands]
         function = recording.function
-        kernel: Any = function.kernel(device, xs[0].dtype)
+        kernel: Any = function.kernel(device, xs[0].dtype, call.shape[-1] <= SHORT)
         if kernel:
             outputs: Any = kernel(given, call.numbers, call.shape)
         else:
@@ -164,7 +164,8 @@ class RowFunction(Elementwise):
             is_same = not of_rows and operands == tuple(range(len(self.program.inputs)))
             function = self
             if not is_same:
-                function = RowFunction(program, f"{self.name}_recorded", family=self._failed, of_wide_rows=True)
+                function = RowFunction(program, f"{self.name}_recorded", family=self._failed)
+                function.variants = ((False,),)  # no values of short rows are kept
             self._recordings[known] = Recording(function, operands, kept, places, passed)
             _expressions.update({id(node): node for node in kept})
         return self._recordings[known]
@@ -180,9 +181,10 @@ class RowFunction(Elementwise):
             needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in xs)
             is_recorded = call.known or (needs_gradient and self._keeps(xs, call))
             function = self.recorded(tuple(call.known)).function if is_recorded else self
-            kernel = function.kernel(device, xs[0].dtype)
+            is_short = call.shape[-1] <= SHORT
+            kernel = function.kernel(device, xs[0].dtype, is_short)
             if kernel and (of := function.fast_function):
-                of.set_kernel(kernels.DTYPES[xs[0].dtype], kernel.address)
+                of.set_kernel(kernels.DTYPES[xs[0].dtype], is_short, kernel.address)
                 outputs = fast.apply(*arguments)
         return outputs
 
@@ -332,9 +334,7 @@ class _ApplyRecording(_Apply):
     def forward(ctx: Any, op: RowFunction, call: Call, *xs: torch.Tensor) -> Any:  # type: ignore[override]
         device = xs[0].device.type
         output, kept = op.run_recorded(device, xs, call)
-        _ApplyUnderTransforms.setup_context(ctx, (op, call._replace(known={}), *xs), output)
-        saved = [x if i in op.read_by_derivatives else None for i, x in enumerate(xs)]
-        ctx.save_for_backward(*saved, *kept.values())
+        ctx.save_for_backward(*to_save(ctx, op, call._replace(known={}), *xs), *kept.values())
         ctx.kept = tuple(kept)
         return output
 

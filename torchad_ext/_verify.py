@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 
-from ._comparison import Comparison, first_line, is_differentiated, like
+from ._comparison import Comparison, like
 from ._declared import Declared
+from ._faults import first_line
 from ._pointwise import Pointwise
+from ._rounding_errors import is_differentiated
 from ._rowwise import Rowwise
 from ._warnings import warn_user
 

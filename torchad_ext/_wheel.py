@@ -43,7 +43,7 @@ def prebuilt_kernels(device: str) -> list[Kernel]:
         return kernels + [cpp.quadratic_form(dtype) for dtype in cpp.DTYPES]
     members = [member for op in CATALOGUE.values() for member in _family(op, HIGHEST_ORDER)]
     members += [member for op in ROW_CATALOGUE.values() for member in _family(op, HIGHEST_ROW_ORDER)]
-    found = (member.source(device, dtype) for member in members for dtype in DTYPES_ON_CPU)
+    found = (m.source(device, dtype, *variant) for m in members for variant in m.variants for dtype in DTYPES_ON_CPU)
     return list({kernel.symbol: kernel for kernel in found}.values())
 
 

@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from ._clusters import Clusters, gain_of_rows, is_number, spoken, value_of, written_tensors
+from ._clusters import Clusters
 from ._declared import TENSOR, Declared, compile_kernels
-from ._elementwise import Elementwise, _ApplyUnderTransforms
+from ._elementwise import _ApplyUnderTransforms
+from ._graph_calls import gain_of_rows, is_number, spoken, value_of, written_tensors
 from ._pointwise import Pointwise
 from ._rewrites import rewritten
 from ._row_calls import written_view
@@ -144,21 +145,22 @@ def _fused(graph: GraphModule, explanation: Explanation) -> GraphModule:
 
 def _compile_kernels(ops: Sequence[tuple[Declared, Sequence[Any], bool]]) -> None:
     """Compiles the kernels of values and gradients side by side; those of higher orders wait for their first use."""
-    work: dict[tuple[Elementwise, torch.dtype], None] = {}
+    work: dict[tuple[Any, ...], None] = {}
     for op, inputs, needs_gradient in ops:
         tensors = [x for x in inputs if not is_number(x)]
         if tensors[0].device.type == "cpu":
             function, wanted = op._usual, tuple(x.requires_grad for x in tensors)
             outputs = (True,) * len(function.program.outputs)
             gradient = [function.vjp(wanted, outputs).function] if needs_gradient else []
-            functions = [function, *gradient]
-            if isinstance(function, RowFunction) and gradient and _are_wide(tensors):
+            functions, is_wide = [function, *gradient], _are_wide(tensors)
+            if isinstance(function, RowFunction) and gradient and is_wide:
                 recording = function.recorded(())
                 functions = [
                     recording.function,
                     *(f.recorded(recording.kept).function for f in gradient if isinstance(f, RowFunction)),
                 ]
-            work.update(dict.fromkeys((f, tensors[0].dtype) for f in functions if f.program.outputs))
+            variant = [not is_wide] if isinstance(function, RowFunction) else []
+            work.update(dict.fromkeys((f, tensors[0].dtype, *variant) for f in functions if f.program.outputs))
     compile_kernels(work)
 
 

@@ -308,17 +308,18 @@ PyObject* row_function_apply(PyObject* self, PyObject* args) {
   END_HANDLE_TH_ERRORS
 }
 
-// function.set_kernel(dtype, address): a torch.dtype's number, a RowKernel.
+// function.set_kernel(dtype, is_short, address): a torch.dtype's number, and a RowKernel of short rows or of longer
+// ones.
 PyObject* row_function_set_kernel(PyObject* self, PyObject* args) {
-  int dtype;
+  int dtype, is_short;
   unsigned long long address;
-  if (!PyArg_ParseTuple(args, "iK", &dtype, &address)) return nullptr;
+  if (!PyArg_ParseTuple(args, "ipK", &dtype, &is_short, &address)) return nullptr;
   const int place = Function::place(at::ScalarType(dtype));
   if (place < 0) {
     PyErr_SetString(PyExc_ValueError, "no kernel is made for this dtype");
     return nullptr;
   }
-  auto& kernel = value_of<RowFunctionPtr>(self)->kernels[place];
+  auto& kernel = value_of<RowFunctionPtr>(self)->kernels[is_short != 0][place];
   kernel.store(reinterpret_cast<const RowKernel*>(address), std::memory_order_release);
   Py_RETURN_NONE;
 }
@@ -396,7 +397,7 @@ PyType_Slot function_slots[] = {{Py_tp_new, reinterpret_cast<void*>(function_new
 PyMethodDef row_function_methods[] = {
     {"apply", row_function_apply, METH_VARARGS,
      "apply(tensors, numbers, shape, names, values): the results, or NotImplemented"},
-    {"set_kernel", row_function_set_kernel, METH_VARARGS, "set_kernel(dtype, address)"},
+    {"set_kernel", row_function_set_kernel, METH_VARARGS, "set_kernel(dtype, is_short, address)"},
     {}};
 PyType_Slot row_function_slots[] = {{Py_tp_new, reinterpret_cast<void*>(row_function_new)},
                                     {Py_tp_dealloc, reinterpret_cast<void*>(dealloc<RowFunctionPtr>)},

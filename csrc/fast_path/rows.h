@@ -10,7 +10,6 @@ namespace torchad_ext {
 namespace {
 
 std::atomic<RunKernel> run_rows;
-constexpr int64_t longest_short_row = 16;  // whose values are computed again: reading them would take longer
 
 // Values that earlier calls have computed, by the numbers that Python gave to their expressions.
 struct Known {
@@ -37,7 +36,9 @@ struct RowFunction : std::enable_shared_from_this<RowFunction> {
         outputs(outputs),
         name("torchad_ext::" + std::move(name)),
         node_name(std::move(node_name)) {
-    for (auto& kernel : kernels) kernel = nullptr;
+    for (auto& of_length : kernels) {
+      for (auto& kernel : of_length) kernel = nullptr;
+    }
   }
   RowFunction(const RowFunction&) = delete;
 
@@ -47,8 +48,8 @@ struct RowFunction : std::enable_shared_from_this<RowFunction> {
     Py_DECREF(elementwise);
   }
 
-  const RowKernel* kernel(at::ScalarType dtype) const {
-    return kernels[Function::place(dtype)].load(std::memory_order_acquire);
+  const RowKernel* kernel(at::ScalarType dtype, int64_t length) const {
+    return kernels[length <= longest_short_row][Function::place(dtype)].load(std::memory_order_acquire);
   }
   std::optional<Tensors> compute(const Tensors& xs, const Numbers& numbers, const Shape& shape) const;
   std::optional<Tensors> apply(const Tensors& xs, const Numbers& numbers, const Shape& shape, const Known& known);
@@ -58,8 +59,8 @@ struct RowFunction : std::enable_shared_from_this<RowFunction> {
   PyObject* elementwise;
   const size_t scalars, outputs;
   const std::string name, node_name;
-  std::array<std::atomic<const RowKernel*>, 4> kernels;
-  std::mutex mutex;  // of what follows
+  std::array<std::array<std::atomic<const RowKernel*>, 4>, 2> kernels;  // of longer rows, of short ones
+  std::mutex mutex;                                                     // of what follows
   std::map<Masks, RowDerivative> vjps;
   std::map<std::vector<int64_t>, Recording> recordings;
 };
@@ -113,7 +114,7 @@ const Recording& RowFunction::recorded(const Places& known) {
 
 // The results of the kernel; none if there is none yet, or an operand has not the shape of its kind.
 std::optional<Tensors> RowFunction::compute(const Tensors& xs, const Numbers& numbers, const Shape& shape) const {
-  const RowKernel* const kernel = this->kernel(xs[0].scalar_type());
+  const RowKernel* const kernel = this->kernel(xs[0].scalar_type(), shape.back());
   if (!kernel || size_t(kernel->inputs) != xs.size()) return std::nullopt;
   RECORD_FUNCTION(name, std::vector<c10::IValue>());
   Tensors results;
@@ -263,6 +264,7 @@ std::optional<Tensors> RowFunction::apply(const Tensors& xs, const Numbers& numb
   if (is_recorded(xs)) {
     for (size_t i = 0; i < xs.size(); ++i) wanted |= uint64_t(xs[i].requires_grad()) << i;
   }
+  // Values of short rows are computed again: reading them would take longer.
   const bool keeps = shape.back() > longest_short_row && (dtype == at::kFloat || dtype == at::kDouble);
   if (known.names.empty() && !(wanted && keeps)) {
     std::optional<Tensors> results = compute(xs, numbers, shape);

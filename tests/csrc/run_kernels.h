@@ -6,7 +6,9 @@
 #include <thread>
 #include <vector>
 
-#include "rowwise_cpu.h"
+#include "long_rows.h"
+#include "runs_cpu.h"
+#include "short_rows.h"
 
 namespace torchad_ext {
 
@@ -44,7 +46,7 @@ inline void run_kernel(const CpuKernel& kernel, int64_t n) {
   }
   const double scalars[8] = {1, 1, 1, 1, 1, 1, 1, 1};
   const Loop loop{1, &n, strides.data(), data.data()};
-  in_parallel(n, [&](int64_t begin, int64_t end) { kernel.run(loop, scalars, begin, end); });
+  in_parallel(n, [&](int64_t begin, int64_t end) { compute(kernel, loop, scalars, begin, end); });
 }
 
 inline void run_kernel(const RowKernel& kernel, int64_t rows, int64_t length) {

@@ -22,8 +22,10 @@ BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 
 def is_due(subject: Subject, dtype: torch.dtype) -> bool:
-    """float64 for the catalogue, whose kernels other tests compile too, and float32 for the others."""
-    return (dtype == torch.float64) is (subject.name in CATALOGUE)
+    """float64 for the catalogue, whose kernels other tests compile too, and float32 for every third of the others."""
+    if subject.name in CATALOGUE:
+        return dtype == torch.float64
+    return dtype == torch.float32 and SUBJECTS.index(subject) % 3 == 0
 
 
 def named(x: Subject | torch.dtype) -> str:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from selection import few
 from torch import Tensor, nn
 from torch.autograd import grad, gradcheck, gradgradcheck
 from torch.func import functional_call, vmap
@@ -268,7 +269,7 @@ class TestPrograms:
     def test_a_network_to_order_six_in_one(self) -> None:
         agree(network(d=1), points(5, 1), [(0,) * n for n in range(7)], 1e-8, 1e-8)
 
-    @pytest.mark.parametrize("name", CATALOGUE)
+    @pytest.mark.parametrize("name", few(CATALOGUE, lambda name: list(CATALOGUE).index(name) % 4 == 0))
     def test_every_op_of_the_catalogue(self, name: str) -> None:
         op = CATALOGUE[name]
         ((low, high),) = [op.intervals[argument] for argument in op.domain][:1]

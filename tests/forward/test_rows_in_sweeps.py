@@ -43,7 +43,7 @@ OPS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     ),
 }
 
-FEW = ("softmax", "layer_norm", "vector_norm")
+FEW = ("softmax", "vector_norm")
 
 
 def function(name: str) -> Callable[[torch.Tensor], torch.Tensor]:

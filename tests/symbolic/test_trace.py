@@ -23,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
+from torchad_ext import pointwise
 from torchad_ext._symbolic import expr, operations
 from torchad_ext._symbolic.evaluate import evaluate, evaluate_nodes
 from torchad_ext._symbolic.expr import OPERATIONS, Expr, Gradients
@@ -747,6 +748,16 @@ def test_more_accurate_than_native(text: str, function: Function, at: float) -> 
     with mpmath.workdps(60):
         exact = [float(mpmath.diff(function, mpmath.mpf(at), n)) for n in range(3)]
     assert slopes(text, [at], 2) == pytest.approx(exact, rel=1e-13, abs=1e-30 if at < -1 else 1e-16)
+
+
+def test_a_power_whose_exponent_is_a_tensor_of_zeros(interpreted: None) -> None:
+    """x^0 is 1 everywhere; the slope of its slope in the exponent, at 0, is 1 / x."""
+    x = torch.tensor([0.0, NAN, 2.0], dtype=torch.float64, requires_grad=True)
+    y = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(pointwise(lambda x, y: x**y)(x, y).sum(), x, create_graph=True)
+    assert slope.tolist() == [0, 0, 0]
+    (mixed,) = torch.autograd.grad(slope.sum(), y)
+    assert mixed[2] == 0.5
 
 
 def test_floor_division_is_that_of_the_exact_quotient() -> None:

@@ -39,13 +39,14 @@ def row_functor(program: Program, name: str, dtype: str = "float64") -> str:
     return "\n".join([*texts, f"using {name}Rows = RowFunctor<\n{joined}>;\n"])
 
 
-def row_kernel(functor: str, name: str, program: Program, dtype: str, only_wide: bool) -> Kernel:
-    """The file that compiles to the kernel of a functor of rows for the CPU, of all rows or of wide ones."""
-    digest = hashlib.sha256(f"cpu\0{functor}\0{dtype}\0{only_wide}".encode()).hexdigest()[:16]
+def row_kernel(functor: str, name: str, program: Program, dtype: str, is_short: bool) -> Kernel:
+    """The file that compiles to the kernel of a functor for the CPU, of short rows or of longer ones."""
+    digest = hashlib.sha256(f"cpu\0{functor}\0{dtype}\0{is_short}".encode()).hexdigest()[:16]
     symbol = f"{name}_{dtype}_{digest}"
     namespace, functor = declared(functor, symbol, "cpu")
+    loops, header = ("ShortRows", "short_rows.h") if is_short else ("LongRows", "long_rows.h")
     text = (
-        f'#include "pointwise_cpu.h"\n#include "rowwise_cpu.h"\n{functor}\n'
-        f"TORCHAD_EXT_ROW_KERNEL({symbol}, {namespace}::{name}Rows, {dtype}, {str(only_wide).lower()})\n"
+        f'#include "pointwise_cpu.h"\n#include "{header}"\n{functor}\n'
+        f"TORCHAD_EXT_ROW_KERNEL({symbol}, {loops}, {namespace}::{name}Rows, {dtype})\n"
     )
     return Kernel(symbol, text, len(program.inputs), len(program.outputs), DTYPES[dtype])

@@ -1,5 +1,10 @@
 // How a loop over elements is cut into runs, which a CPU kernel computes one after another. It is the same for every
 // kernel, and compiled once.
+//
+// Where a vector is less than a cache line, a kernel of many operands comes back to each line after it has touched one
+// of every other operand. If those fall into one set of a cache, as in tensors that lie a multiple of 4096 bytes apart,
+// or if more results are written past the caches than there are buffers for unfinished lines, the line is gone by then.
+// Such a run is computed in pieces: a few lines of each operand are copied at a time.
 #pragma once
 
 #include <algorithm>
@@ -15,6 +20,10 @@ template <class T>
 struct RunsCpu {
   static constexpr int block = 512;         // elements gathered at a time
   static constexpr int shortest_row = 128;  // a shorter row is gathered, with its neighbours
+  static constexpr int piece = 64;          // elements
+  static constexpr int line = 64 / sizeof(T);
+  static constexpr int ways = 8;          // of a set of the smallest caches
+  static constexpr int line_buffers = 6;  // that a core is sure to have free
 
   // How the elements of an input reach the kernel: as they lie in memory, as one number for a whole run, or copied one
   // after another.
@@ -30,6 +39,12 @@ struct RunsCpu {
   T** copies;      // of elements of each input
   CpuInput* from;  // what the kernel reads in a run, and where it writes
   void** to;
+  int64_t left = 0;     // of the run
+  int64_t written = 0;  // elements of a piece
+  bool may_crowd, in_pieces = false;
+  T* pieces;             // of the inputs, then of the outputs
+  CpuInput* piece_from;  // what the kernel reads in a piece, and where it writes
+  void** piece_to;
 
   // Computes elements [begin, end) of the loop.
   static void compute(const CpuKernel& kernel, const Loop& loop, const double* scalars, int64_t begin, int64_t end) {
@@ -39,6 +54,12 @@ struct RunsCpu {
     runs.copies = static_cast<T**>(__builtin_alloca(inputs * sizeof(T*)));
     runs.from = static_cast<CpuInput*>(__builtin_alloca(inputs * sizeof(CpuInput)));
     runs.to = static_cast<void**>(__builtin_alloca(outputs * sizeof(void*)));
+    runs.may_crowd = lanes<T> * sizeof(T) < 64 && inputs + outputs > ways;
+    if (runs.may_crowd) {
+      runs.piece_from = static_cast<CpuInput*>(__builtin_alloca(inputs * sizeof(CpuInput)));
+      runs.piece_to = static_cast<void**>(__builtin_alloca(outputs * sizeof(void*)));
+      runs.pieces = static_cast<T*>(__builtin_alloca((inputs + outputs) * (piece + line) * sizeof(T)));
+    }
     runs.plan();
     for (int k = 0; k < inputs; ++k) {
       if (runs.access[k] == Access::direct) continue;
@@ -69,16 +90,71 @@ struct RunsCpu {
     }
   }
 
-  // The next run; false if there is none.
+  // The next run, or piece of one; false if there is none.
   bool next(CpuRun& run) {
-    if (at >= end) return false;
-    const int64_t size = std::min({end - at, row - at % row, longest});
-    for (int k = 0; k < kernel.inputs; ++k) from[k] = read(k, size);
-    // Outputs are dense and lead the loop, so they are contiguous in its order.
-    for (int k = 0; k < kernel.outputs; ++k) to[k] = static_cast<T*>(loop.data[k]) + at;
-    run = {size, cached, to, from};
-    at += size;
+    store_piece();
+    if (left == 0) {
+      if (at >= end) return false;
+      left = std::min({end - at, row - at % row, longest});
+      for (int k = 0; k < kernel.inputs; ++k) from[k] = read(k, left);
+      // Outputs are dense and lead the loop, so they are contiguous in its order.
+      for (int k = 0; k < kernel.outputs; ++k) to[k] = static_cast<T*>(loop.data[k]) + at;
+      at += left;
+      in_pieces = may_crowd && left >= piece && ((!cached && kernel.outputs > line_buffers) || crowd_a_set());
+    }
+    if (in_pieces) {
+      run = next_piece();
+    } else {
+      run = {left, cached, to, from};
+      left = 0;
+    }
     return true;
+  }
+
+  // Do lines of more operands than a set of the cache has ways fall into one set? Caches of the first level have 64
+  // sets.
+  bool crowd_a_set() const {
+    uint8_t lines[64] = {};
+    bool crowded = false;
+    const auto count = [&](const void* data) { crowded |= ++lines[uintptr_t(data) / 64 % 64] > ways; };
+    for (int k = 0; k < kernel.outputs; ++k) count(to[k]);
+    for (int k = 0; k < kernel.inputs; ++k) {
+      if (from[k].step) count(from[k].data);
+    }
+    return crowded;
+  }
+
+  CpuRun next_piece() {
+    const int64_t ahead = until_aligned<T>(to[0]);
+    const int64_t size = std::min<int64_t>(left, ahead ? ahead : piece);
+    T* copy = pieces;
+    for (int k = 0; k < kernel.inputs; ++k, copy += piece + line) {  // each begins in another set than its neighbour
+      piece_from[k] = from[k];
+      if (!from[k].step) continue;
+      std::memcpy(copy, from[k].data, size * sizeof(T));
+      piece_from[k].data = copy;
+      from[k].data = static_cast<const T*>(from[k].data) + size;
+    }
+    for (int k = 0; k < kernel.outputs; ++k, copy += piece + line) piece_to[k] = copy;
+    left -= size;
+    written = size;
+    return {size, true, piece_to, piece_from};
+  }
+
+  // Copies the piece that was computed to where it belongs.
+  void store_piece() {
+    if (written == 0) return;
+    for (int k = 0; k < kernel.outputs; ++k) {
+      const T* const from = static_cast<const T*>(piece_to[k]);
+      T* const result = static_cast<T*>(to[k]);
+      if (cached || written < piece) {
+        std::memcpy(result, from, written * sizeof(T));
+      } else {
+        for (int i = 0; i < piece; i += lanes<T>) store_uncached(result + i, load(from + i));
+      }
+      to[k] = result + written;
+    }
+    written = 0;
   }
 
   // The next n elements of an input.

@@ -22,31 +22,7 @@ struct RowsCpu {
   static constexpr int shortest = 17;      // a shorter row is computed beside others, one in each lane
   static constexpr int rows_a_block = 64;  // whose sums over rows are made in the type that is computed in
 
-  static constexpr int count(Kind kind) {
-    int found = 0;
-    for (int k = 0; k < outputs; ++k) found += Outputs::kind[k] == kind;
-    return found;
-  }
-  static constexpr int columns = count(Kind::column);
-
-  // Which output is the n-th that Elements gives?
-  static constexpr int of_elements(int n) {
-    for (int k = 0; k < outputs; ++k) {
-      if (Outputs::kind[k] != Kind::row && n-- == 0) return k;
-    }
-    return -1;
-  }
-  static constexpr int of_rows(int n) {
-    for (int k = 0; k < outputs; ++k) {
-      if (Outputs::kind[k] == Kind::row && n-- == 0) return k;
-    }
-    return -1;
-  }
-  static constexpr int column(int output) {
-    int found = 0;
-    for (int k = 0; k < output; ++k) found += Outputs::kind[k] == Kind::column;
-    return found;
-  }
+  static constexpr int columns = Outputs::count_of(Kind::column);
 
   template <int n, class F>
   static TORCHAD_EXT_INLINE void each(F f) {
@@ -273,9 +249,9 @@ struct RowsCpu {
         const int64_t at = i + j * width;
         const auto y = computed<whole>(elements, row, at, some);
         each<y.count>([&](auto n) {
-          constexpr int k = of_elements(n);
+          constexpr int k = Outputs::of_elements(n);
           if constexpr (Outputs::kind[k] == Kind::column) {
-            sum[column(k)][j] += y.value[n];
+            sum[Outputs::columns_before(k)][j] += y.value[n];
           } else if constexpr (!whole) {
             store_some(row.to[k] + at, y.value[n], some);
           } else {
@@ -320,8 +296,8 @@ struct RowsCpu {
       }
       each<Functor::RowOutputs::count>([&](auto r) {
         const V value = values[Functor::RowOutputs::place[r]];
-        if (share == 1) return store_some(to[of_rows(r)], value, count);
-        for (int p = 0; p < count; ++p) store_some(to[of_rows(r)] + p, all_lanes<V>(value[p * share]), 1);
+        if (share == 1) return store_some(to[Outputs::of_rows(r)], value, count);
+        for (int p = 0; p < count; ++p) store_some(to[Outputs::of_rows(r)] + p, all_lanes<V>(value[p * share]), 1);
       });
     }
   };
@@ -447,16 +423,16 @@ struct RowsCpu {
           some.template fetch<typename Functor::Elements>(v, values, j);
           const auto y = functor.elements(v);
           each<given>([&](auto e) {
-            constexpr int k = of_elements(e);
+            constexpr int k = Outputs::of_elements(e);
             if constexpr (Outputs::kind[k] == Kind::column) {
-              sum[column(k)][j] += count == width ? y.value[e] : before<V>(count) ? y.value[e] : V{};
+              sum[Outputs::columns_before(k)][j] += count == width ? y.value[e] : before<V>(count) ? y.value[e] : V{};
             } else {
               written[e][j] = y.value[e];
             }
           });
         }
         each<given>([&](auto e) {
-          constexpr int k = of_elements(e);
+          constexpr int k = Outputs::of_elements(e);
           if constexpr (Outputs::kind[k] == Kind::element) {
             T* to = static_cast<T*>(rows.data[k]) + row * n;
             if constexpr (fixed != 0) {
@@ -477,7 +453,7 @@ struct RowsCpu {
         });
       }
       each<Functor::RowOutputs::count>([&](auto r) {
-        constexpr int k = of_rows(r);
+        constexpr int k = Outputs::of_rows(r);
         store_some(static_cast<T*>(rows.data[k]) + row, values[Functor::RowOutputs::place[r]], count);
       });
       if (columns == 0 || (++blocks % rows_a_block != 0 && row + width < end)) continue;

@@ -322,8 +322,6 @@ def source(op: str, order: int, device: str | None, dtype: str, as_json: bool) -
     elif device is None:
         text = found.source(order)
     else:
-        if device == "cuda" and isinstance(found, torchad_ext.Rowwise):
-            raise Mistake(f"{op} is of rows, whose kernels are for the CPU; on a GPU its definition runs")
         text = found._order(order).source(device, _DTYPES[dtype]).text
     if as_json:
         _print_json({"op": op, "order": order, "device": device, "source": text})

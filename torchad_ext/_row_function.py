@@ -40,7 +40,6 @@ SHORT = 16  # rows that are so short are read in less time than their values wou
 
 # Expressions of kept values by number, as C++ calls them.
 _expressions: WeakValueDictionary[int, Expr] = WeakValueDictionary()
-_NUMBER_OF_KIND = {"tensor": 0, "row": 1, "column": 2}  # of Kind in csrc/rowwise.h
 
 
 class Call(NamedTuple):
@@ -87,7 +86,6 @@ class RowFunction(Elementwise):
     is one of the program in the inputs.
     """
 
-    devices = ("cpu",)  # that there are kernels for
     _class_in_cpp = "RowFunction"
 
     def __init__(
@@ -113,10 +111,10 @@ class RowFunction(Elementwise):
         """The source of a kernel."""
         of = kernels.dtype_name(dtype)
         name, functor = self.functor(of)
-        return row_cpp.row_kernel(functor, name, self.program, of, self.of_wide_rows)
+        return row_cpp.row_kernel(functor, name, self.program, device, of, self.of_wide_rows)
 
     def _compile(self, device: str, dtype: torch.dtype) -> Any:
-        if device not in self.devices or not self.keeps(dtype):
+        if not self.keeps(dtype):
             return None
         return kernels.compile_rowwise(self.name, dtype, device, self.source(device, dtype))
 
@@ -166,9 +164,9 @@ class RowFunction(Elementwise):
         return self._recordings[known]
 
     def apply_in_cpp(self, device: str, xs: Tensors, call: Call) -> Any:  # type: ignore[override]
-        """The results of ``csrc/fast_path``, NotImplemented where it does not take such tensors."""
-        fast = self.fast_function
-        if fast is None:  # as long as its compiler runs
+        """The results of ``csrc/fast_path``, NotImplemented where it does not take such tensors: on CUDA it takes none."""
+        fast = self.fast_function if device == "cpu" else None
+        if fast is None:  # as long as its compiler runs, too
             return NotImplemented
         arguments = xs, call.numbers, call.shape, tuple(map(id, call.known)), tuple(call.known.values())
         outputs = fast.apply(*arguments)
@@ -186,7 +184,7 @@ class RowFunction(Elementwise):
         """The derivative whose wanted results and given cotangents are the bits that are set, for C++ to ask for."""
         derivative = self.vjp(*self._masks(wanted, given))
         assert isinstance(derivative, RowDerivative)
-        kinds = tuple([_NUMBER_OF_KIND[kind] for kind in derivative.kinds])
+        kinds = tuple([row_cpp.NUMBER_OF_KIND[kind] for kind in derivative.kinds])
         function = derivative.function.fast_function
         return function, derivative.arguments, derivative.scalars, derivative.results, kinds
 

@@ -9,6 +9,7 @@ from .passes import Part, Stage, split
 from .program import Program
 
 _KIND = {"tensor": "Kind::element", "row": "Kind::row", "column": "Kind::column"}
+NUMBER_OF_KIND = {kind: number for number, kind in enumerate(_KIND)}  # of Kind in csrc/rowwise.h
 _REDUCTION = {"+": "Reduction::sum", ">": "Reduction::largest", "<": "Reduction::smallest"}
 
 
@@ -31,7 +32,7 @@ def row_functor(program: Program, name: str, dtype: str = "float64") -> str:
     stages = [stage(of, number) for number, of in enumerate(passes.stages)]
     elements = part(passes.elements, "Elements")
     inputs = ", ".join(_KIND[x.op] for x in program.inputs)
-    outputs = ", ".join(_KIND[kind] for kind in program.kinds or ("tensor",) * len(program.outputs))
+    outputs = ", ".join(_KIND[kind] for kind in _kinds(program))
     rows = ", ".join(map(str, passes.row_outputs))
     numbers = f"{passes.values}, {passes.kept}"
     lines = [f"Kinds<{inputs}>", f"Kinds<{outputs}>", f"Places<{rows}>", elements, numbers, *stages]
@@ -39,13 +40,22 @@ def row_functor(program: Program, name: str, dtype: str = "float64") -> str:
     return "\n".join([*texts, f"using {name}Rows = RowFunctor<\n{joined}>;\n"])
 
 
-def row_kernel(functor: str, name: str, program: Program, dtype: str, only_wide: bool) -> Kernel:
-    """The file that compiles to the kernel of a functor of rows for the CPU, of all rows or of wide ones."""
-    digest = hashlib.sha256(f"cpu\0{functor}\0{dtype}\0{only_wide}".encode()).hexdigest()[:16]
+def row_kernel(functor: str, name: str, program: Program, device: str, dtype: str, only_wide: bool = False) -> Kernel:
+    """The file that compiles to the kernel of a functor of rows for a device, of all rows or, on the CPU, of wide ones."""
+    headers, last = {
+        "cpu": (("pointwise_cpu.h", "rowwise_cpu.h"), f"{dtype}, {str(only_wide).lower()}"),
+        "cuda": (("cuda/rowwise.cuh",), f"{1 + len(program.scalars)}, {dtype}"),  # the last is the length of a row
+    }[device]
+    digest = hashlib.sha256(f"{device}\0{functor}\0{last}".encode()).hexdigest()[:16]
     symbol = f"{name}_{dtype}_{digest}"
-    namespace, functor = declared(functor, symbol, "cpu")
-    text = (
-        f'#include "pointwise_cpu.h"\n#include "rowwise_cpu.h"\n{functor}\n'
-        f"TORCHAD_EXT_ROW_KERNEL({symbol}, {namespace}::{name}Rows, {dtype}, {str(only_wide).lower()})\n"
-    )
-    return Kernel(symbol, text, len(program.inputs), len(program.outputs), DTYPES[dtype])
+    namespace, functor = declared(functor, symbol, device)
+    includes = "\n".join(f'#include "{header}"' for header in headers)
+    text = f"{includes}\n{functor}\nTORCHAD_EXT_ROW_KERNEL({symbol}, {namespace}::{name}Rows, {last})\n"
+    kinds = (*_kinds(program), *(x.op for x in program.inputs))
+    counts = len(program.inputs), len(program.outputs)
+    return Kernel(symbol, text, *counts, DTYPES[dtype], tuple(NUMBER_OF_KIND[kind] for kind in kinds))
+
+
+def _kinds(program: Program) -> tuple[str, ...]:
+    """The kinds of the outputs."""
+    return program.kinds or ("tensor",) * len(program.outputs)

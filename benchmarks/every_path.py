@@ -53,7 +53,12 @@ def main(device: str) -> None:
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         for n in (1, 3, 8, 33, 256, 1000, 1500):
             x, weight, shift = torch.randn(41, n), torch.linspace(-1, 2, n), torch.randn(40, 1)
-            for layout in (x[1:], x.T.contiguous().T[1:], x[1:, :1].expand(40, n), x.flatten()[1 : 1 + n * 40].view(40, n)):
+            for layout in (
+                x[1:],
+                x.T.contiguous().T[1:],
+                x[1:, :1].expand(40, n),
+                x.flatten()[1 : 1 + n * 40].view(40, n),
+            ):
                 check(norm, *(operand.to(device, dtype) for operand in (layout, weight, shift)))
     print("every path is right")
 

@@ -1,7 +1,7 @@
 // The operator that runs kernels of rows, for any device: it allocates the outputs.
 //
-// Device: Cpu (rowwise.cpp) or Cuda (cuda/rowwise.cpp). Outputs are contiguous; the last of the numbers that a kernel is
-// given is the length of a row.
+// Device: Cpu (rowwise.cpp) or Cuda (cuda/rowwise.cpp). Outputs are contiguous; the last of the numbers that a kernel
+// is given is the length of a row.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

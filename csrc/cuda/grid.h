@@ -39,7 +39,7 @@ constexpr int sum_threads = 1024;  // of the sums over all rows
 // How rows are cut: a group of `lanes` threads computes a row, and `rows_a_group` one after another.
 struct RowCut {
   int64_t length, rows;
-  int64_t packs;  // of a row
+  int packs;  // of a row
   int lanes, rows_a_group;
 };
 

@@ -1,6 +1,5 @@
 // The operator that runs kernels of rows, for CUDA: on PyTorch's current stream and the tensors' own device.
 #include "../row_operator.h"
-
 #include "driver.h"
 #include "grid.h"
 
@@ -37,7 +36,7 @@ struct CudaRowKernel : RowKernel {
 
 // Sums over all rows have memory for each block: there are fewer blocks then.
 RowCut cut_rows(int64_t rows, int64_t length, int pack, bool has_sums) {
-  RowCut cut{length, rows, (length + pack - 1) / pack, 1, 1};
+  RowCut cut{length, rows, int((length + pack - 1) / pack), 1, 1};
   while (cut.lanes < warp && cut.lanes < cut.packs) cut.lanes *= 2;
   if (length > longest_of_a_warp) cut.lanes = row_threads;
   const int64_t blocks = !has_sums ? 4096 : cut.lanes <= warp ? 1024 : 256;
@@ -74,8 +73,10 @@ struct Cuda {
     const Loop loop{loop_dims, sizes, loop_strides.get(), data};
     const int64_t rows = loop.elements();
     STD_TORCH_CHECK(rows > 0 && length > 0, "torchad_ext: a kernel of rows was given no elements");
-
     const int pack = pack_size(size_of(kernel.dtype));
+    STD_TORCH_CHECK(length < max_index * pack - row_threads * pack, "torchad_ext: a row of ", length,
+                    " elements is too long for a kernel");
+
     const std::unique_ptr<bool[]> packed(new bool[operands]);
     for (int k = 0; k < operands; ++k) {
       packed[k] = kernel.kinds[k] != Kind::row && steps[k] == 1 && length % pack == 0 && is_aligned(data[k]);
@@ -88,7 +89,7 @@ struct Cuda {
     const RowCut cut = cut_rows(rows, length, pack, columns > 0);
     const int64_t groups = row_threads / cut.lanes, of_a_block = groups * cut.rows_a_group;
     const int64_t blocks = (rows + of_a_block - 1) / of_a_block;
-    const Tensor memory = scratch(x, blocks * groups * columns * cut.packs * pack);
+    const Tensor memory = scratch(x, blocks * groups * columns * int64_t(cut.packs) * pack);
     const void* const sums = memory.data_ptr();
     kernel.rows.launch(kernel.name, device, blocks, row_threads,
                        {data, steps.data(), packed.get(), strided.get(), scalars, &cut, &sums});

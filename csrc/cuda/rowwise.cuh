@@ -1,9 +1,9 @@
 // The CUDA loop over rows: any functor of rows, over operands of any stride.
 //
-// A group of lanes computes a row: as few as read it in one access each, at most a warp; the whole block where a row has
-// more than 1,024 elements. Elements move in packs of 16 bytes, which the lanes take in turn. Every pass reads the row
-// again, from the first cache, or from registers where a lane has one pack of it; what a pass keeps for others on the
-// CPU is computed again, which takes less time than memory.
+// A group of lanes computes a row: as few as read it in one access each, at most a warp; the whole block where a row
+// has more than 1,024 elements. Elements move in packs of 16 bytes, which the lanes take in turn. Every pass reads the
+// row again, from the first cache, or from registers where a lane has one pack of it; what a pass keeps for others on
+// the CPU is computed again, which takes less time than memory.
 //
 // Nothing depends on the order in which threads run. A sum over a row has the order that its length and the dtype give:
 // 64 numbers of a lane one after another and such sums in double, then the lanes by halves, then the warps of a block
@@ -84,16 +84,16 @@ struct RowLane {
   Number* const sums;  // of the group, [columns, packs, Pack::size]
   const int lane = int(threadIdx.x) % cut.lanes;
 
-  T* at[operands];                     // the first element of the row
-  Number values[Functor::kept_from];   // of the row
-  Pack from[inputs];                   // the pack of each operand that was read last
-  int64_t read = -1;                   // its number
+  T* at[operands];                        // the first element of the row
+  Number values[Functor::kept_from];      // of the row
+  Pack from[inputs];                      // the pack of each operand that was read last
+  int read = -1;                          // its number
   Number added[columns + 1][Pack::size];  // sums over rows of a pack
-  int64_t adding = -1;                    // its number
+  int adding = -1;                        // its number
 
   // How many elements does a pack have?
-  __device__ __forceinline__ int size_of(int64_t pack) const {
-    return int(min(int64_t(Pack::size), cut.length - pack * Pack::size));
+  __device__ __forceinline__ int size_of(int pack) const {
+    return int(min(int64_t(Pack::size), cut.length - int64_t(pack) * Pack::size));
   }
 
   __device__ __forceinline__ void begin(int64_t row) {
@@ -111,18 +111,19 @@ struct RowLane {
   }
 
   // Elements past the end are copies of the last one.
-  __device__ __forceinline__ void read_pack(int64_t pack) {
+  __device__ __forceinline__ void read_pack(int pack) {
     if (pack == read) return;
     read = pack;
     each<inputs>([&](auto k) {
       if constexpr (Inputs::kind[k] != Kind::row) {
-        const T* const begin = at[outputs + k];
+        constexpr bool is_column = Inputs::kind[k] == Kind::column;  // which has one place for all rows
+        const T* const begin = is_column ? data.value[outputs + k] : at[outputs + k];
         if (packed.value[outputs + k]) {
           from[k] = reinterpret_cast<const Pack*>(begin)[pack];
         } else {
 #pragma unroll
           for (int j = 0; j < Pack::size; ++j) {
-            const int64_t element = min(pack * Pack::size + j, cut.length - 1);
+            const int64_t element = min(int64_t(pack) * Pack::size + j, cut.length - 1);
             from[k].value[j] = begin[element * steps.value[outputs + k]];
           }
         }
@@ -169,7 +170,7 @@ struct RowLane {
   template <int rest, class Stage>
   __device__ __forceinline__ void reduce(const Stage& stage) {
     constexpr int count = Stage::count, leaf = 64 / Pack::size;
-    const bool is_long = cut.packs > int64_t(leaf) * cut.lanes;
+    const bool is_long = cut.packs > leaf * cut.lanes;
     Number result[count];
     double wide[count];
     each<count>([&](auto r) {
@@ -185,7 +186,7 @@ struct RowLane {
       });
     };
     int turn = 0;
-    for (int64_t pack = lane; pack < cut.packs; pack += cut.lanes) {
+    for (int pack = lane; pack < cut.packs; pack += cut.lanes) {
       read_pack(pack);
       const int size = size_of(pack);
 #pragma unroll
@@ -241,7 +242,7 @@ struct RowLane {
   // Writes the outputs, if there is such a row, and adds to sums, which begin with the first row of the group.
   __device__ __forceinline__ void end(bool is_row, bool is_first) {
     if constexpr (!Functor::Elements::is_none) {
-      for (int64_t pack = lane; pack < cut.packs; pack += cut.lanes) {
+      for (int pack = lane; pack < cut.packs; pack += cut.lanes) {
         read_pack(pack);
         const int size = is_row ? size_of(pack) : 0;
         add_to(pack, is_first);
@@ -262,7 +263,7 @@ struct RowLane {
         }
         each<outputs>([&](auto k) {
           if constexpr (Outputs::kind[k] == Kind::element) {
-            T* const begin = at[k] + pack * Pack::size;
+            T* const begin = at[k] + int64_t(pack) * Pack::size;
             if (packed.value[k]) {
               if (is_row) *reinterpret_cast<Pack*>(begin) = to[k];
             } else {
@@ -283,7 +284,7 @@ struct RowLane {
   }
 
   // Sums over rows are in registers for one pack, and in memory for the others.
-  __device__ __forceinline__ void add_to(int64_t pack, bool is_first) {
+  __device__ __forceinline__ void add_to(int pack, bool is_first) {
     if (columns == 0 || pack == adding) return;
     put_sums();
     adding = pack;
@@ -300,12 +301,12 @@ struct RowLane {
     });
   }
   __device__ __forceinline__ Number* sum(int column, int j) const {
-    return sums + (column * cut.packs + adding) * Pack::size + j;
+    return sums + (int64_t(column) * cut.packs + adding) * Pack::size + j;
   }
 };
 
-// Each group computes rows_a_group rows. Puts the sums over the rows of the block to sums [blocks, groups, ...], those of
-// its first group.
+// Each group computes rows_a_group rows. Puts the sums over the rows of the block to sums [blocks, groups, ...], those
+// of its first group.
 template <class S>
 __device__ __forceinline__ void loop_over_rows(const typename S::Data& data, const typename S::Steps& steps,
                                                const typename S::Packed& packed, const typename S::Loop& loop,
@@ -313,7 +314,7 @@ __device__ __forceinline__ void loop_over_rows(const typename S::Data& data, con
                                                typename S::Number* sums) {
   const typename S::Functor functor(numbers.value);
   const int groups = row_threads / cut.lanes, group = int(threadIdx.x) / cut.lanes;
-  const int64_t sums_of_a_group = S::columns * cut.packs * S::Pack::size;
+  const int64_t sums_of_a_group = int64_t(S::columns) * cut.packs * S::Pack::size;
   typename S::Number* const of_block = sums + int64_t(blockIdx.x) * groups * sums_of_a_group;
   RowLane<S> lane{functor, data, steps, packed, loop, cut, of_block + group * sums_of_a_group};
   int64_t first = int64_t(blockIdx.x) * groups * cut.rows_a_group;
@@ -343,7 +344,7 @@ __device__ __forceinline__ void sum_blocks(const typename S::Data& data, const R
   __shared__ double of_strands[strands][warp];
   const int strand = int(threadIdx.x) / warp, lane = int(threadIdx.x) % warp;
   const int64_t i = int64_t(blockIdx.x) * warp + lane, column = i / cut.length, j = i % cut.length;
-  const int64_t row = cut.packs * S::Pack::size, of_a_block = row_threads / cut.lanes * S::columns * row;
+  const int64_t row = int64_t(cut.packs) * S::Pack::size, of_a_block = row_threads / cut.lanes * S::columns * row;
   double sum = 0;
   for (int64_t block = strand; column < S::columns && block < blocks; block += strands) {
     sum += sums[block * of_a_block + column * row + j];
@@ -362,16 +363,17 @@ __device__ __forceinline__ void sum_blocks(const typename S::Data& data, const R
 }  // namespace torchad_ext
 
 // The kernels of a functor of rows, to which rowwise.cpp gives these arguments.
-#define TORCHAD_EXT_ROW_KERNEL(name, functor, numbers, dtype)                                                        \
-  namespace torchad_ext::name {                                                                                      \
-  using S = RowSignature<functor, numbers, Dtype::dtype>;                                                            \
-  extern "C" __global__ void __launch_bounds__(row_threads, 2)                                                       \
-      name##_rows(S::Data data, S::Steps steps, S::Packed packed, S::Loop loop, S::Numbers given, RowCut cut,        \
-                  S::Number* sums) {                                                                                 \
-    loop_over_rows<S>(data, steps, packed, loop, given, cut, sums);                                                  \
-  }                                                                                                                  \
-  extern "C" __global__ void __launch_bounds__(sum_threads) name##_sums(S::Data data, RowCut cut, S::Number* sums,   \
-                                                                        int64_t blocks) {                            \
-    sum_blocks<S>(data, cut, sums, blocks);                                                                          \
-  }                                                                                                                  \
+#define TORCHAD_EXT_ROW_KERNEL(name, functor, numbers, dtype)                                                      \
+  namespace torchad_ext::name {                                                                                    \
+  using S = RowSignature<functor, numbers, Dtype::dtype>;                                                          \
+  extern "C" __global__ void __launch_bounds__(row_threads, 2) name##_rows(S::Data data, S::Steps steps,           \
+                                                                           S::Packed packed, S::Loop loop,         \
+                                                                           S::Numbers given, RowCut cut,           \
+                                                                           S::Number* sums) {                      \
+    loop_over_rows<S>(data, steps, packed, loop, given, cut, sums);                                                \
+  }                                                                                                                \
+  extern "C" __global__ void __launch_bounds__(sum_threads) name##_sums(S::Data data, RowCut cut, S::Number* sums, \
+                                                                        int64_t blocks) {                          \
+    sum_blocks<S>(data, cut, sums, blocks);                                                                        \
+  }                                                                                                                \
   }

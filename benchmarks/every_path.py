@@ -38,8 +38,8 @@ def check(op: Any, *inputs: Tensor) -> None:
 
 
 def main(device: str) -> None:
-    """Pointwise kernels in every dtype and sort of layout; every size of kernel of the quadratic form; rows of a lane, some
-    lanes, a warp and a block, in every dtype and layout."""
+    """Pointwise kernels in every dtype and sort of layout; every size of kernel of the quadratic form; rows for a lane,
+    some lanes, a warp and a block, in every dtype and layout."""
     x = torch.randn(4099)
     layouts = (x[:1], x, x[1:], x[:1980].view(60, 33).T, x[:9].view(9, 1).expand(9, 7))
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):

@@ -164,9 +164,9 @@ class RowFunction(Elementwise):
         return self._recordings[known]
 
     def apply_in_cpp(self, device: str, xs: Tensors, call: Call) -> Any:  # type: ignore[override]
-        """The results of ``csrc/fast_path``, NotImplemented where it does not take such tensors: on CUDA it takes none."""
+        """The results of ``csrc/fast_path``, NotImplemented where it does not take such tensors."""
         fast = self.fast_function if device == "cpu" else None
-        if fast is None:  # as long as its compiler runs, too
+        if fast is None:  # on CUDA, and as long as its compiler runs
             return NotImplemented
         arguments = xs, call.numbers, call.shape, tuple(map(id, call.known)), tuple(call.known.values())
         outputs = fast.apply(*arguments)

@@ -1,5 +1,4 @@
-"""The CUDA kernels and what launches them on the host, for the fixture ``emulated_cuda``: a thread of the CPU stands for
-each thread of a GPU, by turns."""
+"""The CUDA kernels and what launches them on the host, for the fixture ``emulated_cuda``."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 
 import torchad_ext as ad
 from torchad_ext._native import kernels, loader, toolchain
-from torchad_ext._row_function import Call, RowFunction, shape_of
+from torchad_ext._row_function import RowFunction, shape_of
 from torchad_ext.rows import ROW_CATALOGUE
 
 pytestmark = [

@@ -22,7 +22,7 @@ COMMANDS = {
 PYTORCH = ("torch", "torch_cpu", "c10")  # the libraries that operators are linked to
 # Flags of NVRTC, for which a function without a mark is one of the device.
 CUDA_FLAGS = ["-std=c++17", "-default-device"]
-# Each pass over a row computes a value again, and one is compared with the largest: products and sums round alike in all.
+# Each pass over a row computes a value again, and compares it with the largest: products and sums round alike in all.
 ROWS, ROW_FLAGS = "cuda/rowwise.cuh", ["-fmad=false"]
 
 

@@ -41,7 +41,7 @@ def row_functor(program: Program, name: str, dtype: str = "float64") -> str:
 
 
 def row_kernel(functor: str, name: str, program: Program, device: str, dtype: str, only_wide: bool = False) -> Kernel:
-    """The file that compiles to the kernel of a functor of rows for a device; on the CPU of all rows or of wide ones."""
+    """The file that compiles to the kernel of a functor of rows for a device; on the CPU of all rows or wide ones."""
     headers, last = {
         "cpu": (("pointwise_cpu.h", "rowwise_cpu.h"), f"{dtype}, {str(only_wide).lower()}"),
         "cuda": (("cuda/rowwise.cuh",), f"{1 + len(program.scalars)}, {dtype}"),  # the last is the length of a row

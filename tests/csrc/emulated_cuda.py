@@ -39,7 +39,9 @@ def compile_image(texts: Sequence[str], gpu: str, to: Path) -> None:
         where = namespace or where
         exports += [f"namespace {where} {{ ON_HOST({name}) }}"] if name else []
     source.write_text("\n".join([*texts, *exports]))
-    compile_cxx("-shared", source, *headers, "-o", library)
+    # An access that is not aligned ends the process, as it ends a kernel.
+    strictly = ("-fsanitize=alignment", "-fsanitize-undefined-trap-on-error")
+    compile_cxx("-shared", source, *headers, *strictly, "-o", library)
     to.write_text("\0".join([str(library), *texts]))
 
 

@@ -119,6 +119,7 @@ LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "a dimension that does not merge": lambda x: torch.stack([x, x], 1)[:, 0],
     "every other element": lambda x: torch.stack([x, x], -1)[..., 0],
     "not aligned": lambda x: torch.cat([x.flatten()[:1], x.flatten()])[1:].view(x.shape),
+    "rows an odd number apart": lambda x: torch.cat([x, x[..., :1]], -1)[..., : x.shape[-1]],
     "rows further apart": lambda x: torch.cat([x, x], -1)[..., : x.shape[-1]],
 }
 

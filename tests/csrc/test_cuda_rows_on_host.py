@@ -49,10 +49,15 @@ def product(x, weight):  # type: ignore[no-untyped-def]
     return x * weight
 
 
+def weighted_sum(x, weight):  # type: ignore[no-untyped-def]
+    return x.sum(-1, keepdim=True) * weight
+
+
 KINDS = {  # of their operands
     norm: ("tensor", "column", "column"),
     attention: ("tensor", "row", "column"),
     product: ("tensor", "column"),
+    weighted_sum: ("tensor", "column"),
 }
 
 
@@ -157,6 +162,13 @@ def test_sums_over_many_rows(rows: int, length: int) -> None:
 
 def test_sums_over_more_rows_than_there_are_groups() -> None:
     function, shape = member(product, 1), (300_000, 2)  # two rows a group
+    xs = operands(function, shape, torch.float32)
+    assert_like(run(function, xs, shape), defined(function, xs, shape))
+
+
+def test_the_rows_of_a_block_wait_for_each_other() -> None:
+    """One pass, and two rows a block: the second is not reduced where the first still is."""
+    function, shape = member(weighted_sum, 1), (260, 1028)
     xs = operands(function, shape, torch.float32)
     assert_like(run(function, xs, shape), defined(function, xs, shape))
 

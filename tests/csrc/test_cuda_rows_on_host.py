@@ -303,7 +303,7 @@ def test_the_catalogue(name: str, order: int) -> None:
     op = ROW_CATALOGUE[name]
     function = op._order(order)
     assert isinstance(function, RowFunction)
-    numbers = [float(op._defaults[str(x.value)]) for x in function.program.scalars]
+    numbers = [1e-5] * len(function.program.scalars)  # each is an eps
     for shape in ((3, 3), (4, 40), (2, 1100)):
         xs = operands(function, shape, torch.float64)
         for y, expected in zip(run(function, xs, shape, numbers), defined(function, xs, shape, numbers), strict=True):

@@ -296,6 +296,17 @@ class TestOps:
         assert_close(mine, reference)
 
 
+def test_tensors_on_cuda_are_given_to_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPU tensors that say they are on CUDA: the kernel is found as for every call there."""
+    for asked in ("device_for", "device_of"):
+        monkeypatch.setattr(kernels, asked, lambda xs: "cuda")
+    monkeypatch.setattr(kernels, "_load", lambda name, device: getattr(torch.ops.torchad_ext_on_host, name))
+    op, xs = ad.rowwise(attention), TestOps.of((5, 3), (5, 1), (3,))
+    for y, expected in zip(TestOps.derivatives(op, xs), TestOps.derivatives(attention, xs), strict=True):
+        assert_close(y, expected)
+    assert list(op.resolve(xs)[1]._kernels) == [("cuda", torch.float64)]
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("order", [0, 1, 2])
 @pytest.mark.parametrize("name", ROW_CATALOGUE)

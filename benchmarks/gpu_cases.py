@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -34,7 +34,9 @@ from torch.autograd import grad
 from training import Training, poisson
 
 import torchad_ext as ad
+from torchad_ext._row_function import shape_of
 from torchad_ext.ops import CATALOGUE
+from torchad_ext.rows import ROW_CATALOGUE
 
 SETS = 3  # of buffers, used in turn: no call finds its data in the cache
 DTYPES = (torch.float32, torch.bfloat16)
@@ -48,6 +50,7 @@ def cases(elements: int = 2**26, points: int = 2**16) -> Iterator[Case | Trainin
     yield from declared(elements)
     yield from small()
     yield from quadratic_form(elements)
+    yield from rows(elements)
     start = functools.partial(poisson, ad.sin, 256, points=points)
     yield Training("Poisson, sin", f"4 × 256, {points} points", start, ("torch.sin",), 1.4)
 
@@ -208,3 +211,62 @@ def quadratic_form(elements: int) -> Iterator[Case]:
 
     row = "quadratic_form, one x: f + b for x, and a copy of as many bytes as A"
     yield Case(row, f"{n}", value, buffers, {"out.copy_(x)": copy}, ours, 0.85, equal=False)
+
+
+ROWS: dict[str, tuple[str, Op, Op, int]] = {  # the native way, ours, and how many weights
+    "layer_norm": (
+        "F.layer_norm",
+        lambda x, w, b: F.layer_norm(x, x.shape[-1:], w, b),
+        lambda x, w, b: ad.layer_norm(x, x.shape[-1:], w, b),
+        2,
+    ),
+    "softmax": ("torch.softmax", lambda x: torch.softmax(x, -1), lambda x: ad.softmax(x, -1), 0),
+    "normalize": ("F.normalize", lambda x: F.normalize(x, dim=-1), lambda x: ad.normalize(x, dim=-1), 0),
+}
+
+
+def row_second_pullback(op: Op, *inputs: Tensor) -> Results:
+    """For operands, a cotangent of the result, and one of each gradient."""
+    count = len(inputs) // 2
+    xs, w, second = inputs[:count], inputs[count], inputs[count + 1 :]
+    gradients = grad(op(*xs), xs, w, create_graph=True)
+    return grad(gradients, (*xs, w), second, materialize_grads=True)
+
+
+def rows(elements: int) -> Iterator[Case]:
+    """Functions of rows: all three passes, and bare kernels of two against a copy of as many bytes."""
+    for (name, (way, native, ours, weights)), n in itertools.product(ROWS.items(), (1000, 256, 3)):
+        shape = elements // (4 * n), n
+        shapes = (shape, *[shape[1:]] * weights)
+
+        def inputs(randn: Randn, shapes: Sequence[tuple[int, ...]] = shapes) -> Inputs:
+            wanting = [randn(s).requires_grad_() for s in (*shapes, shapes[0])]
+            return (*wanting, *(randn(s) for s in shapes))
+
+        size = f"{shape[0]} × {n}"
+        yield Case(f"{name}: f + b + bb", size, row_second_pullback, inputs, {way: native}, ours, 5.0)
+
+    def copy(*tensors: Tensor) -> Tensor:
+        *_, source, to = tensors
+        return to.copy_(source)
+
+    for name, order in itertools.product(("softmax", "layer_norm"), range(2)):
+        function = ROW_CATALOGUE[name]._order(order)
+        kinds = [x.op for x in function.program.inputs]
+        moved = elements * (kinds.count("tensor") + 1)
+
+        def buffers(randn: Randn, kinds: Sequence[str] = kinds, moved: int = moved) -> Inputs:
+            shapes = [shape_of(kind, (elements // 256, 256)) for kind in kinds]
+            return tuple(randn(SETS, *size) for size in (*shapes, (moved // 2,), (moved // 2,)))
+
+        def kernel(*tensors: Tensor, function: Any = function) -> Tensor:
+            *xs, _, _ = tensors
+            found = function.kernel(xs[0].device.type, xs[0].dtype)
+            if found is None:
+                raise RuntimeError(f"{function.name} has no kernel for {xs[0].dtype} on {xs[0].device}")
+            result: Tensor = found(xs, [1e-5] * len(function.program.scalars), (elements // 256, 256))[0]
+            return result
+
+        row = f"{name} kernel, {('forward', 'backward')[order]}, and a copy of as many bytes"
+        ways: dict[str, Op] = {"out.copy_(x)": InTurn(copy)}
+        yield Case(row, f"{elements // 256} × 256", value, buffers, ways, InTurn(kernel), 0.85, equal=False)

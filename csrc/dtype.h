@@ -29,6 +29,8 @@ using storage_t = std::conditional_t<
     dtype == Dtype::float16, Half,
     std::conditional_t<dtype == Dtype::bfloat16, BFloat16, std::conditional_t<dtype == Dtype::float32, float, double>>>;
 
+constexpr int size_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
+
 // The type that a number of type T is computed in.
 template <class T>
 using compute_t = std::conditional_t<std::is_same_v<T, Half> || std::is_same_v<T, BFloat16>, float, T>;

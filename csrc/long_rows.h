@@ -225,9 +225,9 @@ struct LongRows : RowsCpu<Functor, T> {
       const int64_t at = i + j * width;
       const auto y = computed<whole>(elements, row, at, some);
       each<y.count>([&](auto n) {
-        constexpr int k = Base::of_elements(n);
+        constexpr int k = Outputs::of_elements(n);
         if constexpr (Outputs::kind[k] == Kind::column) {
-          sum[Base::column(k)][j] += y.value[n];
+          sum[Outputs::columns_before(k)][j] += y.value[n];
         } else if constexpr (!whole) {
           store_some(row.to[k] + at, y.value[n], some);
         } else {
@@ -270,8 +270,8 @@ struct LongRows : RowsCpu<Functor, T> {
     }
     each<Functor::RowOutputs::count>([&](auto r) {
       const V value = values[Functor::RowOutputs::place[r]];
-      if (share == 1) return store_some(to[Base::of_rows(r)], value, count);
-      for (int p = 0; p < count; ++p) store_some(to[Base::of_rows(r)] + p, all_lanes<V>(value[p * share]), 1);
+      if (share == 1) return store_some(to[Outputs::of_rows(r)], value, count);
+      for (int p = 0; p < count; ++p) store_some(to[Outputs::of_rows(r)] + p, all_lanes<V>(value[p * share]), 1);
     });
   }
 

@@ -1,10 +1,4 @@
 // The operator that runs kernels of rows on the CPU: it allocates the outputs and divides the rows among threads.
-#include "rowwise.h"
-
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <cstddef>
 #include <memory>
@@ -12,13 +6,10 @@
 #include <vector>
 
 #include "huge_pages.h"
-#include "tensor.h"
+#include "row_operator.h"
 
 namespace torchad_ext {
 namespace {
-
-using torch::stable::detail::from;
-using torch::stable::detail::to;
 
 constexpr int64_t elements_a_task = 32768;  // worth waking a thread for
 constexpr int64_t most_tasks = 64;          // of a sum over all rows, each has memory for it
@@ -125,7 +116,7 @@ void run_rows(const Kernel& kernel_, int dims, const int64_t* shape, const int64
     } else if (step == 0 || step == 1) {
       steps[k] = step;
     } else {
-      const int64_t bytes_each = kernel.dtype == Dtype::float64 ? 8 : kernel.dtype == Dtype::float32 ? 4 : 2;
+      const int64_t bytes_each = size_of(kernel.dtype);
       copies.push_back(in_rows(x, kind == Kind::column ? length : rows * length, bytes_each, data[k]));
       data[k] = copies.back().get();
       row_strides[k] = kind == Kind::column ? 0 : length;
@@ -153,47 +144,16 @@ void run_rows(const Kernel& kernel_, int dims, const int64_t* shape, const int64
   }
 }
 
-// rowwise(int kernel, Tensor[] inputs, float[] scalars, int[] shape) -> Tensor[]
-void boxed(StableIValue* stack, uint64_t, uint64_t) {
-  const RowKernel& kernel = *reinterpret_cast<const RowKernel*>(to<int64_t>(stack[0]));
-  const auto inputs = to<std::vector<Tensor>>(stack[1]);
-  auto scalars = to<std::vector<double>>(stack[2]);
-  const auto shape = to<std::vector<int64_t>>(stack[3]);
-  STD_TORCH_CHECK(int64_t(inputs.size()) == kernel.inputs && !inputs.empty() && !shape.empty(),
-                  "torchad_ext: a kernel of ", kernel.inputs, " inputs was given ", inputs.size(), " tensors");
-  const int64_t length = shape.back();
-  const auto size_of = [&](Kind kind) {
-    std::vector<int64_t> size = shape;
-    if (kind == Kind::column) size = {length};
-    if (kind == Kind::row) size.back() = 1;
-    return size;
-  };
-  scalars.push_back(double(length));
+struct Cpu {
+  static void prepare(const Tensor& output) {
+    advise_huge_pages(output.data_ptr(), output.numel() * output.element_size());
+  }
 
-  std::vector<Tensor> outputs;
-  std::vector<void*> data;
-  std::vector<const int64_t*> strides(kernel.outputs);
-  for (int k = 0; k < kernel.outputs; ++k) {
-    const auto size = size_of(kernel.kinds[k]);
-    outputs.push_back(empty_contiguous(inputs[0], int64_t(size.size()), size.data()));
-    advise_huge_pages(outputs[k].data_ptr(), outputs[k].numel() * outputs[k].element_size());
-    data.push_back(outputs[k].data_ptr());
+  static void run(const RowKernel& kernel, int dims, const int64_t* shape, const int64_t* const* strides,
+                  void* const* data, const double* scalars, const Tensor&) {
+    run_rows(kernel, dims, shape, strides, data, scalars, -1);
   }
-  for (int k = 0; k < kernel.inputs; ++k) {
-    const Tensor& x = inputs[k];
-    const auto size = size_of(kernel.kinds[kernel.outputs + k]);
-    const auto sizes = x.sizes();
-    STD_TORCH_CHECK(sizes.size() == size.size() && std::equal(size.begin(), size.end(), sizes.begin()),
-                    "torchad_ext: an operand of a kernel of rows has a wrong shape");
-    STD_TORCH_CHECK(int32_t(x.scalar_type()) == int32_t(kernel.dtype), "torchad_ext: a kernel for ",
-                    torch::headeronly::toString(ScalarType(kernel.dtype)), " was given a tensor of ",
-                    torch::headeronly::toString(x.scalar_type()));
-    data.push_back(x.data_ptr());
-    strides.push_back(x.strides().data());
-  }
-  run_rows(kernel, int(shape.size()), shape.data(), strides.data(), data.data(), scalars.data(), -1);
-  stack[0] = from(outputs);
-}
+};
 
 }  // namespace
 }  // namespace torchad_ext
@@ -202,7 +162,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(torchad_ext, m) {
   m.def("rowwise(int kernel, Tensor[] inputs, float[] scalars, int[] shape) -> Tensor[]");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(torchad_ext, CPU, m) { m.impl("rowwise", torchad_ext::boxed); }
+STABLE_TORCH_LIBRARY_IMPL(torchad_ext, CPU, m) { torchad_ext::Rowwise<torchad_ext::Cpu>::implement(m); }
 
 extern "C" void torchad_ext_run_rows(const torchad_ext::Kernel& kernel, int dims, const int64_t* sizes,
                                      const int64_t* const* strides, void* const* data, const double* scalars,

@@ -22,6 +22,27 @@ template <Kind... given>
 struct Kinds {
   static constexpr int count = sizeof...(given);
   static constexpr Kind kind[count + 1] = {given..., Kind::element};
+
+  static TORCHAD_EXT_HOST_DEVICE constexpr int count_of(Kind wanted) { return (0 + ... + (given == wanted)); }
+
+  // The place of the n-th that is computed for each element, a column among them; and of the n-th of a row.
+  static TORCHAD_EXT_HOST_DEVICE constexpr int of_elements(int n) { return find(n, false); }
+  static TORCHAD_EXT_HOST_DEVICE constexpr int of_rows(int n) { return find(n, true); }
+
+  // How many columns come before a place?
+  static TORCHAD_EXT_HOST_DEVICE constexpr int columns_before(int place) {
+    int found = 0;
+    for (int k = 0; k < place; ++k) found += kind[k] == Kind::column;
+    return found;
+  }
+
+ private:
+  static TORCHAD_EXT_HOST_DEVICE constexpr int find(int n, bool of_row) {
+    for (int k = 0; k < count; ++k) {
+      if ((kind[k] == Kind::row) == of_row && n-- == 0) return k;
+    }
+    return -1;
+  }
 };
 
 template <int... given>
@@ -32,8 +53,8 @@ struct Places {
 
 struct None {
   static constexpr bool is_none = true;
-  static constexpr bool takes(int) { return false; }
-  explicit None(const double*) {}
+  static TORCHAD_EXT_HOST_DEVICE constexpr bool takes(int) { return false; }
+  TORCHAD_EXT_FUNCTION explicit None(const double*) {}
 };
 
 template <class Functor, int... arguments>
@@ -41,9 +62,9 @@ struct Part {
   static constexpr bool is_none = false;
   Functor functor;
 
-  explicit Part(const double* scalars) : functor(make_functor<Functor>(scalars)) {}
+  TORCHAD_EXT_FUNCTION explicit Part(const double* scalars) : functor(make_functor<Functor>(scalars)) {}
 
-  static constexpr bool takes(int place) { return ((place == arguments) || ...); }
+  static TORCHAD_EXT_HOST_DEVICE constexpr bool takes(int place) { return ((place == arguments) || ...); }
 
   template <class T>
   TORCHAD_EXT_FUNCTION auto operator()(const T* values) const {
@@ -63,7 +84,7 @@ struct Stage {
   Terms terms;
   Follows follows;
 
-  explicit Stage(const double* scalars) : terms(scalars), follows(scalars) {}
+  TORCHAD_EXT_FUNCTION explicit Stage(const double* scalars) : terms(scalars), follows(scalars) {}
 };
 
 namespace detail {
@@ -71,14 +92,14 @@ namespace detail {
 template <class... Stages>
 struct Chain {
   static constexpr int count = 0;
-  explicit Chain(const double*) {}
+  TORCHAD_EXT_FUNCTION explicit Chain(const double*) {}
 };
 template <class First, class... Rest>
 struct Chain<First, Rest...> {
   static constexpr int count = 1 + sizeof...(Rest);
   First first;
   Chain<Rest...> rest;
-  explicit Chain(const double* scalars) : first(scalars), rest(scalars) {}
+  TORCHAD_EXT_FUNCTION explicit Chain(const double* scalars) : first(scalars), rest(scalars) {}
 };
 
 }  // namespace detail
@@ -97,7 +118,7 @@ struct RowFunctor {
   detail::Chain<Stages...> stages;
   Elements elements;
 
-  explicit RowFunctor(const double* scalars) : stages(scalars), elements(scalars) {}
+  TORCHAD_EXT_FUNCTION explicit RowFunctor(const double* scalars) : stages(scalars), elements(scalars) {}
 };
 
 // How the rows of several operands lie in memory, outputs first: element j of row i of operand k stands at

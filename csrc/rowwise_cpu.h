@@ -29,31 +29,7 @@ struct RowsCpu {
   static constexpr int inputs = Inputs::count, outputs = Outputs::count;
   static constexpr int rows_a_block = 64;  // whose sums over rows are made in the type that is computed in
 
-  static constexpr int count(Kind kind) {
-    int found = 0;
-    for (int k = 0; k < outputs; ++k) found += Outputs::kind[k] == kind;
-    return found;
-  }
-  static constexpr int columns = count(Kind::column);
-
-  // Which output is the n-th that Elements gives?
-  static constexpr int of_elements(int n) {
-    for (int k = 0; k < outputs; ++k) {
-      if (Outputs::kind[k] != Kind::row && n-- == 0) return k;
-    }
-    return -1;
-  }
-  static constexpr int of_rows(int n) {
-    for (int k = 0; k < outputs; ++k) {
-      if (Outputs::kind[k] == Kind::row && n-- == 0) return k;
-    }
-    return -1;
-  }
-  static constexpr int column(int output) {
-    int found = 0;
-    for (int k = 0; k < output; ++k) found += Outputs::kind[k] == Kind::column;
-    return found;
-  }
+  static constexpr int columns = Outputs::count_of(Kind::column);
 
   // The stages of as many rows as a vector has lanes, from the values of each, one a lane, and passes over elements.
   template <class Pass, class Chain>

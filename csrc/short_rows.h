@@ -117,16 +117,16 @@ struct ShortRows : RowsCpu<Functor, T> {
           some.template fetch<typename Functor::Elements>(v, values, j);
           const auto y = functor.elements(v);
           each<given>([&](auto e) {
-            constexpr int k = Base::of_elements(e);
+            constexpr int k = Outputs::of_elements(e);
             if constexpr (Outputs::kind[k] == Kind::column) {
-              sum[Base::column(k)][j] += count == width ? y.value[e] : before<V>(count) ? y.value[e] : V{};
+              sum[Outputs::columns_before(k)][j] += count == width ? y.value[e] : before<V>(count) ? y.value[e] : V{};
             } else {
               written[e][j] = y.value[e];
             }
           });
         }
         each<given>([&](auto e) {
-          constexpr int k = Base::of_elements(e);
+          constexpr int k = Outputs::of_elements(e);
           if constexpr (Outputs::kind[k] == Kind::element) {
             T* to = static_cast<T*>(rows.data[k]) + row * n;
             if constexpr (fixed != 0) {
@@ -147,7 +147,7 @@ struct ShortRows : RowsCpu<Functor, T> {
         });
       }
       each<Functor::RowOutputs::count>([&](auto r) {
-        constexpr int k = Base::of_rows(r);
+        constexpr int k = Outputs::of_rows(r);
         store_some(static_cast<T*>(rows.data[k]) + row, values[Functor::RowOutputs::place[r]], count);
       });
       if (columns == 0 || (++blocks % Base::rows_a_block != 0 && row + width < end)) continue;

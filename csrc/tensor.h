@@ -27,6 +27,14 @@ inline Tensor empty_strided(const Tensor& like, int64_t dims, const int64_t* siz
   return Tensor(result);
 }
 
+// Memory on the device of a tensor for numbers as they are computed, freed in stream order.
+inline Tensor scratch(const Tensor& like, int64_t elements) {
+  const int64_t stored = like.element_size(), computed = stored < 4 ? 4 : stored;
+  const int64_t sizes[] = {elements * (computed / stored)};
+  const int64_t strides[] = {1};
+  return empty_strided(like, 1, sizes, strides);
+}
+
 // A row-major one.
 inline Tensor empty_contiguous(const Tensor& like, int64_t dims, const int64_t* sizes) {
   int64_t strides[64];

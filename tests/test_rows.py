@@ -36,8 +36,8 @@ def normal(*shape: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", NATIVE)
 @pytest.mark.parametrize("dim", [-1, 2, 1, 0, -3])
-def test_along_any_dimension(name: str, dim: int) -> None:
-    op, x = CALLS.get(name, getattr(ad, name)), normal(2, 3, 4)
+def test_along_any_dimension(name: str, dim: int, device: str) -> None:
+    op, x = CALLS.get(name, getattr(ad, name)), normal(2, 3, 4).to(device)
     assert_close(op(x, dim), NATIVE[name](x, dim))
 
 
@@ -76,12 +76,12 @@ def test_a_wrong_normalized_shape() -> None:
 
 
 @pytest.mark.parametrize("name", few(ROW_CATALOGUE, lambda name: name in ("softmax", "vector_norm")))
-def test_verified(name: str) -> None:
-    assert ad.verify(ROW_CATALOGUE[name], dtypes=torch.float64, quiet=True).passed
+def test_verified(name: str, device: str) -> None:
+    assert ad.verify(ROW_CATALOGUE[name], dtypes=torch.float64, devices=device, quiet=True).passed
 
 
-def test_verified_in_float32() -> None:
-    assert ad.verify(ad.layer_norm, dtypes=torch.float32, quiet=True).passed
+def test_verified_in_float32(device: str) -> None:
+    assert ad.verify(ad.layer_norm, dtypes=torch.float32, devices=device, quiet=True).passed
 
 
 @pytest.mark.parametrize("name", few(["softmax", "log_softmax", "logsumexp"], lambda name: name == "log_softmax"))
@@ -141,16 +141,16 @@ def test_derivatives_at_zero(name: str, length: int) -> None:
 
 @pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
 @pytest.mark.parametrize("length", [3, 24])
-def test_rows_of_nan_and_infinities_are_natives(name: str, length: int) -> None:
+def test_rows_of_nan_and_infinities_are_natives(name: str, length: int, device: str) -> None:
     inf, nan = float("inf"), float("nan")
-    x = torch.zeros(6, length)
+    x = torch.zeros(6, length, device=device)
     x[0], x[1, 0], x[2, 1], x[3, 2], x[4] = -inf, -inf, inf, nan, 1e38
     assert_close(getattr(ad, name)(x, -1), NATIVE[name](x, -1), equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_types(dtype: torch.dtype) -> None:
-    x = normal(3, 40).to(dtype)
+def test_half_types(dtype: torch.dtype, device: str) -> None:
+    x = normal(3, 40).to(device, dtype)
     assert_close(ad.softmax(x, -1), torch.softmax(x.float(), -1).to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-6)
 
 

@@ -34,9 +34,10 @@ def attention(scores, scale, mask):  # type: ignore[no-untyped-def]
     return weights, scores.amax(-1, keepdim=True) * scale.sum(-1, keepdim=True), (weights * scores).sum(-1)
 
 
-def of(*shapes: tuple[int, ...]) -> Tensors:
+def of(*shapes: tuple[int, ...], device: str = "cpu") -> Tensors:
     generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(s, dtype=torch.float64, generator=generator).requires_grad_() for s in shapes)
+    numbers = [torch.randn(s, dtype=torch.float64, generator=generator) for s in shapes]
+    return tuple(x.to(device).requires_grad_() for x in numbers)
 
 
 def repeated(f: Callable[..., Any], xs: Tensors, highest: int) -> list[Tensors]:
@@ -45,7 +46,7 @@ def repeated(f: Callable[..., Any], xs: Tensors, highest: int) -> list[Tensors]:
     found = [results if isinstance(results, tuple) else (results,)]
     for _ in range(highest):
         results = [y for y in found[-1] if y.requires_grad]
-        cotangents = [torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape) for y in results]
+        cotangents = [torch.linspace(-1, 2, y.numel(), dtype=y.dtype, device=y.device).view(y.shape) for y in results]
         found.append(
             torch.autograd.grad(results, xs, cotangents, create_graph=True, materialize_grads=True, allow_unused=True)
         )
@@ -71,9 +72,9 @@ OTHERS = ("a row", "a mask of a batch", "layer norm of wide rows")  # with kerne
 @pytest.mark.parametrize(
     ("case", "highest"), few(product(OPERANDS, [2, 4]), lambda case, order: order == 2 and case not in OTHERS)
 )
-def test_orders_0_to_4(case: str, highest: int) -> None:
+def test_orders_0_to_4(case: str, highest: int, device: str) -> None:
     op, shapes = OPERANDS[case]
-    xs = of(*shapes)
+    xs = of(*shapes, device=device)
     both = zip(repeated(op, xs, highest), repeated(op.definition, xs, highest), strict=True)
     for order, (mine, reference) in enumerate(both):
         # For n = 1 the third and fourth are 0: sums of terms as large as some 10^order, which cancel.
@@ -86,9 +87,9 @@ def test_orders_0_to_4(case: str, highest: int) -> None:
 @pytest.mark.parametrize(
     "case", few(["layer norm", "attention", "layer norm of wide rows"], lambda case: case == "layer norm")
 )
-def test_every_mode_against_finite_differences(case: str) -> None:
+def test_every_mode_against_finite_differences(case: str, device: str) -> None:
     op, shapes = OPERANDS[case]
-    xs = of(*shapes)
+    xs = of(*shapes, device=device)
     assert gradcheck(op, xs, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True)
     assert gradgradcheck(op, xs, check_fwd_over_rev=True, check_batched_grad=True)
 
@@ -116,10 +117,10 @@ def test_forward_over_forward_over_reverse() -> None:
 
 
 @pytest.mark.parametrize("dims", [(0, None, None), (0, None, 0), (None, 0, None), (1, None, None), (2, 1, 0)])
-def test_vmap(dims: tuple[int | None, ...]) -> None:
+def test_vmap(dims: tuple[int | None, ...], device: str) -> None:
     sizes = ((3, 4), (4,), (4,))
     xs = []
-    for x, dim in zip(of(*sizes), dims, strict=True):
+    for x, dim in zip(of(*sizes, device=device), dims, strict=True):
         xs.append(x if dim is None else torch.stack([x, x.sin(), x.cos()], min(dim, x.dim())))
     dims = tuple(None if dim is None else min(dim, x.dim() - 1) for dim, x in zip(dims, xs, strict=True))
     assert_close(vmap(norm, dims)(*xs), vmap(norm.definition, dims)(*xs))
@@ -140,9 +141,11 @@ def test_gradients_of_each_sample() -> None:
 @pytest.mark.parametrize("length", [1, 2, 3, 8, 9, 15, 16, 17, 31, 64, 100, 5000])
 @pytest.mark.parametrize("rows", [1, 5, 40])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_lengths(length: int, rows: int, dtype: torch.dtype) -> None:
+def test_lengths(length: int, rows: int, dtype: torch.dtype, device: str) -> None:
     # Small exponents: the error of e^x is that of x times x.
-    xs = [(0.3 * x.detach()).to(dtype).requires_grad_() for x in of((rows, length), (rows, 1), (length,))]
+    xs = [
+        (0.3 * x.detach()).to(dtype).requires_grad_() for x in of((rows, length), (rows, 1), (length,), device=device)
+    ]
     wide = [x.detach().double().requires_grad_() for x in xs]
     for mine, reference in zip(
         repeated(attention, tuple(xs), 2), repeated(attention.definition, tuple(wide), 2), strict=True
@@ -153,10 +156,11 @@ def test_lengths(length: int, rows: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("layout", NAMED)
-def test_layouts(layout: str) -> None:
-    x = NAMED[layout](sample(torch.float64, "cpu")).requires_grad_()
+def test_layouts(layout: str, device: str) -> None:
+    x = NAMED[layout](sample(torch.float64, device)).requires_grad_()
     length = x.shape[-1] if x.dim() else 1
-    weight, bias = (torch.linspace(a, 2, length, dtype=torch.float64, requires_grad=True) for a in (-1, 0.5))
+    of_columns = {"dtype": torch.float64, "device": device, "requires_grad": True}
+    weight, bias = (torch.linspace(a, 2, length, **of_columns) for a in (-1, 0.5))
     results = [
         (y := f(x, weight, bias), *torch.autograd.grad(y.pow(2).sum(), (x, weight, bias)))
         for f in (norm, norm.definition)
@@ -168,21 +172,21 @@ def test_layouts(layout: str) -> None:
         )
 
 
-def test_a_gradient_that_is_one_number() -> None:
-    x, weight, bias = of((4, 20), (20,), (20,))
+def test_a_gradient_that_is_one_number(device: str) -> None:
+    x, weight, bias = of((4, 20), (20,), (20,), device=device)
     (mine,), (reference,) = (torch.autograd.grad(f(x, weight, bias).sum(), weight) for f in (norm, norm.definition))
     assert_close(mine, reference)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("length", [3, 33])
-def test_half_types_are_computed_in_float32(dtype: torch.dtype, length: int) -> None:
-    xs = [x.detach().to(dtype).requires_grad_() for x in of((5, length), (length,), (length,))]
+def test_half_types_are_computed_in_float32(dtype: torch.dtype, length: int, device: str) -> None:
+    xs = [x.detach().to(dtype).requires_grad_() for x in of((5, length), (length,), (length,), device=device)]
     wide = [x.detach().float().requires_grad_() for x in xs]
     mine, exact = norm(*xs), norm.definition(*wide)
     assert mine.dtype == dtype
     assert_close(mine, exact.to(dtype), rtol=torch.finfo(dtype).eps, atol=0)
-    cotangent = torch.randn(5, length).to(dtype)
+    cotangent = torch.randn(5, length).to(device, dtype)
     for g, expected in zip(
         torch.autograd.grad(mine, xs, cotangent), torch.autograd.grad(exact, wide, cotangent.float()), strict=True
     ):
@@ -190,8 +194,8 @@ def test_half_types_are_computed_in_float32(dtype: torch.dtype, length: int) -> 
 
 
 @pytest.mark.parametrize("length", [7, 40])
-def test_a_nan_stays_in_its_row(length: int) -> None:
-    x, weight, bias = of((5, length), (length,), (length,))
+def test_a_nan_stays_in_its_row(length: int, device: str) -> None:
+    x, weight, bias = of((5, length), (length,), (length,), device=device)
     with torch.no_grad():
         x[1, 2], x[3, 0] = float("nan"), float("inf")
     mine, reference = norm(x, weight, bias), norm.definition(x, weight, bias)
@@ -199,9 +203,9 @@ def test_a_nan_stays_in_its_row(length: int) -> None:
     assert mine.isfinite().all(-1).tolist() == [True, False, True, False, True]
 
 
-def test_a_long_sum_is_as_accurate_as_pytorchs() -> None:
+def test_a_long_sum_is_as_accurate_as_pytorchs(device: str) -> None:
     total = ad.rowwise(lambda x: x.sum(-1))
-    x = torch.rand(2, 1_000_003)
+    x = torch.rand(2, 1_000_003, device=device)
     exact = x.double().sum(-1)
     error, native = ((y.double() - exact).abs().max() for y in (total(x), x.sum(-1)))
     assert error <= max(native, torch.finfo(torch.float32).eps * exact.max())
@@ -219,15 +223,13 @@ def test_sums_over_rows_do_not_depend_on_the_number_of_threads() -> None:
     assert torch.equal(*results)
 
 
-def test_no_rows_and_no_elements() -> None:
-    (weight,) = of((4,))
-    x = torch.zeros(0, 4, dtype=torch.float64, requires_grad=True)
+def test_no_rows_and_no_elements(device: str) -> None:
+    (weight,) = of((4,), device=device)
+    x = torch.zeros(0, 4, dtype=torch.float64, device=device, requires_grad=True)
     assert norm(x, weight, weight).shape == (0, 4)
-    assert torch.equal(
-        torch.autograd.grad(norm(x, weight, weight).sum(), weight)[0], torch.zeros(4, dtype=torch.float64)
-    )
+    assert torch.equal(torch.autograd.grad(norm(x, weight, weight).sum(), weight)[0], torch.zeros_like(weight))
     total = ad.rowwise(lambda x: x.sum(-1))
-    assert torch.equal(total(torch.zeros(3, 0)), torch.zeros(3))
+    assert torch.equal(total(torch.zeros(3, 0, device=device)), torch.zeros(3, device=device))
 
 
 SPELLINGS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -296,9 +298,9 @@ def test_what_is_no_row_op_is_refused_with_its_line(f: Any, message: str) -> Non
     assert "test_rowwise.py" in str(error.value)
 
 
-def test_a_kernel_runs(row_kernels: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_runs(row_kernels: list[str], monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     monkeypatch.setattr(norm, "_front", None)
-    x, weight, bias = of((4, 5), (5,), (5,))
+    x, weight, bias = of((4, 5), (5,), (5,), device=device)
     (slope,) = torch.autograd.grad(norm(x, weight, bias).sum(), x, create_graph=True)
     torch.autograd.grad(slope.pow(2).sum(), (x, weight))
     assert [name.partition("_")[2].partition("_grad")[0] for name in row_kernels] == [

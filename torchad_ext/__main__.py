@@ -322,8 +322,6 @@ def source(op: str, order: int, device: str | None, dtype: str, as_json: bool) -
     elif device is None:
         text = found.source(order)
     else:
-        if device == "cuda" and isinstance(found, torchad_ext.Rowwise):
-            raise Mistake(f"{op} is of rows, whose kernels are for the CPU; on a GPU its definition runs")
         function = found._order(order)
         text = function.source(device, _DTYPES[dtype], *function.variants[-1]).text
     if as_json:

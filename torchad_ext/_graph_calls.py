@@ -181,7 +181,7 @@ def viewed_rows(node: Node) -> Node | None:
 def _reason_no_rows(call: RowCall, tensors: Sequence[torch.Tensor]) -> str | None:
     rows = value_of(call.args[0])
     if rows.device.type != "cpu":
-        return "there are row kernels for the CPU alone"
+        return "from which size on row kernels pay was measured on the CPU alone"
     if gain_of_rows(call) < 1:
         return f"of {usual_size(rows.numel()):,} elements it is as fast as it is"
     return None

@@ -41,7 +41,6 @@ SHORT = 16  # longest_short_row of csrc/rowwise.h; such rows are read in less ti
 
 # Expressions of kept values by number, as C++ calls them.
 _expressions: WeakValueDictionary[int, Expr] = WeakValueDictionary()
-_NUMBER_OF_KIND = {"tensor": 0, "row": 1, "column": 2}  # of Kind in csrc/rowwise.h
 
 
 class Call(NamedTuple):
@@ -90,7 +89,6 @@ class RowFunction(Elementwise):
     would compute: every derivative is one of the program in the inputs.
     """
 
-    devices = ("cpu",)  # that there are kernels for
     _class_in_cpp = "RowFunction"
     variants: tuple[tuple[bool, ...], ...] = ((True,), (False,))  # kernels of short rows and of longer ones
 
@@ -111,14 +109,14 @@ class RowFunction(Elementwise):
         name = cpp.struct_name(self.name)
         return name, row_cpp.row_functor(self.program, name, dtype)
 
-    def source(self, device: str, dtype: torch.dtype, is_short: bool) -> cpp.Kernel:  # type: ignore[override]
-        """The source of the kernel of short rows, or of longer ones."""
+    def source(self, device: str, dtype: torch.dtype, is_short: bool = False) -> cpp.Kernel:
+        """The source of the kernel of short rows, or of longer ones; on CUDA of all."""
         of = kernels.dtype_name(dtype)
         name, functor = self.functor(of)
-        return row_cpp.row_kernel(functor, name, self.program, of, is_short)
+        return row_cpp.row_kernel(functor, name, self.program, device, of, is_short)
 
-    def _compile(self, device: str, dtype: torch.dtype, is_short: bool) -> Any:  # type: ignore[override]
-        if device not in self.devices or not self.keeps(dtype):
+    def _compile(self, device: str, dtype: torch.dtype, is_short: bool = False) -> Any:
+        if not self.keeps(dtype):
             return None
         return kernels.compile_rowwise(self.name, dtype, device, self.source(device, dtype, is_short))
 
@@ -172,8 +170,8 @@ class RowFunction(Elementwise):
 
     def apply_in_cpp(self, device: str, xs: Tensors, call: Call) -> Any:  # type: ignore[override]
         """The results of ``csrc/fast_path``, NotImplemented where it does not take such tensors."""
-        fast = self.fast_function
-        if fast is None:  # as long as its compiler runs
+        fast = self.fast_function if device == "cpu" else None
+        if fast is None:  # on CUDA, and as long as its compiler runs
             return NotImplemented
         arguments = xs, call.numbers, call.shape, tuple(map(id, call.known)), tuple(call.known.values())
         outputs = fast.apply(*arguments)
@@ -192,7 +190,7 @@ class RowFunction(Elementwise):
         """The derivative whose wanted results and given cotangents are the bits that are set, for C++ to ask for."""
         derivative = self.vjp(*self._masks(wanted, given))
         assert isinstance(derivative, RowDerivative)
-        kinds = tuple([_NUMBER_OF_KIND[kind] for kind in derivative.kinds])
+        kinds = tuple([row_cpp.NUMBER_OF_KIND[kind] for kind in derivative.kinds])
         function = derivative.function.fast_function
         return function, derivative.arguments, derivative.scalars, derivative.results, kinds
 

@@ -99,8 +99,6 @@ class Rowwise(Declared):
         device = kernels.device_for(tensors if sweep is None else list(map(sweep.value, tensors)))
         if device is None or not member.keeps(tensors[0].dtype):
             return self._define(args)
-        if sweep is not None and device not in RowFunction.devices:  # its definition is made of operations with rules
-            return self._define(args)
         if not member.results_are_whole(tensors):
             return self._define(args)  # an output has the shape of what it depends on
         xs = []

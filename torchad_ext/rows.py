@@ -26,8 +26,8 @@ _BAR = r"\vert "
 
 _DOC = """{summary}
 
-    {drop_in}float16, bfloat16, float32 and float64 on the CPU run on native kernels, one for each order of derivative;
-    every other dtype and device runs the PyTorch definition.
+    {drop_in}float16, bfloat16, float32 and float64 on CPU and CUDA run on native kernels, one for each order of
+    derivative; every other dtype and device runs the PyTorch definition.
 
     Args:
 {arguments}

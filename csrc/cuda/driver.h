@@ -75,8 +75,6 @@ inline void check(int error, const char* doing, const std::string& kernel) {
 // Can it be read in accesses of 16 bytes?
 inline bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
-constexpr int64_t max_index = int64_t(1) << 31;  // below it a 32-bit index, stepped once, does not wrap
-
 inline int64_t blocks_for(int64_t work, int64_t per_block) {
   constexpr int64_t most = int64_t(1) << 22;
   return std::min((work + per_block - 1) / per_block, most);

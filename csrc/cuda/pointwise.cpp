@@ -21,8 +21,6 @@ struct CudaKernel : Kernel {
   }
 };
 
-constexpr int element_size(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
-
 struct Cuda {
   static constexpr int max_dims = most_cuda_dims;
 
@@ -37,7 +35,7 @@ struct Cuda {
     const double no_scalars = 0;
     if (scalars == nullptr) scalars = &no_scalars;
     const int operands = kernel.outputs + kernel.inputs;
-    const int pack = pack_size(element_size(kernel.dtype));
+    const int pack = pack_size(size_of(kernel.dtype));
 
     const std::unique_ptr<bool[]> repeated(new bool[operands]);
     bool contiguous = true;

@@ -12,12 +12,6 @@
 
 namespace torchad_ext {
 
-// An argument of a kernel that its launch knows as a pointer to so many elements.
-template <class T, int n>
-struct Array {
-  T value[n];
-};
-
 // Computes one element, which operand k has at offset[k].
 template <class Functor, int outputs, int operands, class T>
 __device__ __forceinline__ void one_element(const Functor& functor, const Array<T*, operands>& data,

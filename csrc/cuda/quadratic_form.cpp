@@ -35,14 +35,6 @@ Tiles cut(int64_t n, int width) {
   return {rows, (n + rows - 1) / rows, (n + columns - 1) / columns};
 }
 
-// Device memory for numbers as they are computed, freed in stream order with the tensor that owns it.
-Tensor scratch(const Tensor& like, int64_t elements) {
-  const int64_t stored = like.element_size(), computed = std::max<int64_t>(stored, sizeof(float));
-  const int64_t sizes[] = {elements * (computed / stored)};
-  const int64_t strides[] = {1};
-  return empty_strided(like, 1, sizes, strides);
-}
-
 struct Cuda {
   static void prepare(const Tensor&) {}
 

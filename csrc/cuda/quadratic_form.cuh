@@ -8,9 +8,6 @@
 
 namespace torchad_ext {
 
-constexpr int warp = 32;
-constexpr unsigned whole_warp = 0xffffffff;
-
 // The sum over the lanes of a group, in each of them. All lanes of a warp take part.
 template <int group, class Number>
 __device__ Number group_sum(Number v) {

@@ -171,7 +171,7 @@ def bare_calls(device: str) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]
     torch.autograd.grad(ad.quadratic_form(*leaves).sum(), leaves)
     weights = vectors[:, 0].contiguous()
     of_rows = []
-    for order in range(2) if device == "cpu" else ():
+    for order in range(2):
         kernel = ad.softmax._order(order).kernel(device, x.dtype, True)  # of short rows
         assert kernel
         of_rows.append((ops.rowwise.default, (kernel.address, [x, g.reshape(3, 4)][: order + 1], [], [3, 4]), {}))
@@ -216,7 +216,7 @@ class TestBareKernels:
     def test_every_operator_is_called_here(self, device: str) -> None:
         called = {op.name() for op, _, _ in bare_calls(device)}
         named = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("torchad_ext::")}
-        assert called == named - ({"torchad_ext::rowwise"} if device == "cuda" else set())
+        assert called == named
 
     @row("bare kernels")
     @settings(max_examples=200, deadline=None)

@@ -5,23 +5,19 @@ from __future__ import annotations
 
 import functools
 import math
-import re
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from emulated_cuda import GPUS, address, compile_image
 from hypothesis import given, settings
 from layouts import NAMED, sample, steps, strided
 
 import torchad_ext as ad
 from torchad_ext._elementwise import Elementwise
-from torchad_ext._native import cache, compile, keys, loader, nvrtc, prebuilt, toolchain
-from torchad_ext._native.state import state
+from torchad_ext._native import cache, loader, nvrtc, prebuilt, toolchain
 from torchad_ext._symbolic import cpp, expr
 from torchad_ext._symbolic.evaluate import evaluate
 from torchad_ext._symbolic.operations import (
@@ -40,92 +36,18 @@ from torchad_ext._symbolic.operations import (
 from torchad_ext._symbolic.program import Program
 from torchad_ext.ops import CATALOGUE
 
-pytestmark = pytest.mark.skipif(toolchain.find_cxx() is None, reason="no C++ compiler")
+pytestmark = [
+    pytest.mark.skipif(toolchain.find_cxx() is None, reason="no C++ compiler"),
+    pytest.mark.usefixtures("emulated_cuda"),
+]
 
-ON_HOST = Path(__file__).parent / "cuda_on_host"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 DOUBLE_BACKWARD = ad.sin._order(2)  # three inputs, two outputs
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
-GPUS = ("80", "90")  # of the machine that is played, whose driver takes code for the second
-
-
-def compile_cxx(*arguments: object) -> None:
-    flags = ("-std=c++20", "-O1", "-fPIC", "-ffp-contract=off", "-Wno-unknown-pragmas")
-    subprocess.run([toolchain._cxx(), *flags, *map(str, arguments)], check=True)
-
-
-def compile_image(texts: Sequence[str], gpu: str, to: Path) -> None:
-    """In the place of ``compile.compile_image``: kernels that the driver in ``cuda_on_host`` runs."""
-    to.parent.mkdir(parents=True, exist_ok=True)
-    if gpu != GPUS[1]:
-        to.write_text("\0".join(["code for another GPU", *texts]))
-        return
-    source, preprocessed, library = (to.with_suffix(suffix) for suffix in (".cpp", ".ii", ".so"))
-    source.write_text("\n".join(texts))
-    headers = (f"-I{keys.CSRC}", f"-I{ON_HOST}", "-D__CUDACC__", "-include", "cuda.h")
-    compile_cxx("-E", source, *headers, "-o", preprocessed)
-    exports, where = [], ""
-    kernels = re.compile(r'namespace (torchad_ext::\w+)|extern "C" +void +(\w+)\(')
-    for namespace, name in kernels.findall(preprocessed.read_text()):
-        where = namespace or where
-        exports += [f"namespace {where} {{ ON_HOST({name}) }}"] if name else []
-    source.write_text("\n".join([*texts, *exports]))
-    compile_cxx("-shared", source, *headers, "-o", library)
-    to.write_text("\0".join([str(library), *texts]))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What launches the kernels, registered as ``torch.ops.torchad_ext_on_host`` for CPU tensors, on a driver that runs
-    them on the host."""
-    folder = tmp_path_factory.mktemp("on_host")
-    csrc = folder / "csrc"
-    shutil.copytree(keys.CSRC, csrc)
-    shutil.copy(ON_HOST / "half.cuh", csrc / "cuda")
-    compile_cxx("-shared", ON_HOST / "driver.cpp", "-o", folder / "driver.so")
-    for source in (csrc / "pointwise.h", *(csrc / "cuda").glob("*.*")):
-        text = source.read_text().replace("(torchad_ext, CUDA, m)", "(torchad_ext_on_host, CPU, m)")
-        text = text.replace("libcuda.so.1", str(folder / "driver.so")).replace("x.get_device_index()", "0")
-        source.write_text(text)
-    schemas = re.findall(r'm\.def\(".*?"\);', "".join(path.read_text() for path in sorted(csrc.glob("*.cpp"))))
-    (csrc / "cuda" / "on_host.cpp").write_text(
-        "#include <torch/csrc/stable/library.h>\n"
-        f"STABLE_TORCH_LIBRARY_FRAGMENT(torchad_ext_on_host, m) {{ {' '.join(schemas)} }}\n"
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keys, "CSRC", csrc)
-        patch.setattr(compile, "compile_image", compile_image)
-        for module in (loader, prebuilt):
-            patch.setattr(module, "present_gpus", lambda: GPUS)
-        patch.setenv("TORCHAD_EXT_CACHE_DIR", str(folder / "cache"))
-        patch.setenv("TORCHAD_EXT_STRICT", "1")
-        chosen = toolchain.cuda_toolchain()
-        headers = (f"-I{ON_HOST}", "-isystem", str(Path(torch.__file__).resolve().parent / "include"))
-        compile.compile_library(
-            "cuda", replace(chosen, flags=(*headers, *chosen.flags, "-O1")), folder / "operators.so"
-        )
-        torch.ops.load_library(folder / "operators.so")
-        patch.setitem(state.libraries, "cuda", folder / "operators.so")
-        forget()
-        for dtype in cpp.DTYPES:
-            loader.load_quadratic_form("quadratic_form", cpp.quadratic_form(dtype))
-        yield
-    forget()
-
-
-def forget() -> None:
-    """What this process found of CUDA is looked for again."""
-    for cached in (loader._cuda, loader._prebuilt_module, loader._for_images):
-        cached.cache_clear()
-
-
-def address(function: Elementwise, dtype: torch.dtype) -> int:
-    return loader.load_kernel(function.name, "cuda", function.source("cuda", dtype)) or 0
-
 
 @pytest.fixture(scope="module")
-def kernel() -> Callable[[torch.dtype], Callable[..., list[torch.Tensor]]]:
+def kernel(emulated_cuda: None) -> Callable[[torch.dtype], Callable[..., list[torch.Tensor]]]:
     """The CUDA kernel of sin's double backward, to be called with tensors."""
     addresses = {dtype: address(DOUBLE_BACKWARD, dtype) for dtype in DTYPES}
     pointwise = torch.ops.torchad_ext_on_host.pointwise
@@ -301,6 +223,7 @@ class TestFailures:
         with pytest.raises(RuntimeError, match=r"CUDA_ERROR_NO_BINARY_FOR_GPU .* at the loading of Log_float32_\w+;"):
             torch.ops.torchad_ext_on_host.pointwise(log, [torch.ones(3)], [])
 
+    @pytest.mark.usefixtures("forms")
     def test_of_a_quadratic_form(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("FAILING_LAUNCHES", "1")
         on_host = torch.ops.torchad_ext_on_host
@@ -313,6 +236,14 @@ class TestFailures:
             on_host.quadratic_form_outer(x, None, x)
 
 
+@pytest.fixture(scope="module")
+def forms(emulated_cuda: None) -> None:
+    """The kernels of the quadratic form."""
+    for dtype in cpp.DTYPES:
+        loader.load_quadratic_form("quadratic_form", cpp.quadratic_form(dtype))
+
+
+@pytest.mark.usefixtures("forms")
 class TestQuadraticForm:
     """Value, product and outer product."""
 

@@ -30,6 +30,7 @@ from torchad_ext._native import compile, keys, loader, nvrtc, prebuilt, toolchai
 from torchad_ext._symbolic import cpp
 from torchad_ext._symbolic.cpp import Kernel
 from torchad_ext.ops import CATALOGUE
+from torchad_ext.rows import ROW_CATALOGUE
 
 NVCC = shutil.which("nvcc", path=f"{os.environ.get('PATH', '')}:/usr/local/cuda/bin")
 USE_ALL = """
@@ -620,6 +621,13 @@ class TestCudaSources:
         image = (tmp_path / "image.cubin").read_bytes()
         assert all(kernel.symbol.encode() in image for kernel in kernels)
 
+    @pytest.mark.parametrize(("gpu", "dtype"), [("80", "float32"), ("90", "float32"), ("90", "float64")])
+    def test_of_the_rows(self, gpu: str, dtype: str, tmp_path: Path) -> None:
+        for op in ROW_CATALOGUE.values():
+            kernel = op._order(2).source("cuda", getattr(torch, dtype))
+            compile.compile_image([kernel.text], gpu, tmp_path / "image.cubin")
+            assert kernel.symbol.encode() in (tmp_path / "image.cubin").read_bytes()
+
     @pytest.mark.parametrize(("gpu", "dtype"), [("80", "bfloat16"), ("90", "float32"), ("90", "float64")])
     def test_of_the_quadratic_form(self, gpu: str, dtype: str, tmp_path: Path) -> None:
         kernel = cpp.quadratic_form(dtype)
@@ -630,6 +638,7 @@ class TestCudaSources:
     @pytest.mark.parametrize("gpu", ["80", "90"])
     def test_are_taken_by_nvcc(self, gpu: str, tmp_path: Path) -> None:
         kernels = [ad.celu._order(2).source("cuda", torch.bfloat16), cpp.quadratic_form("float32")]
+        kernels.append(ad.layer_norm._order(2).source("cuda", torch.float16))
         (tmp_path / "kernels.cu").write_text("\n".join(kernel.text for kernel in kernels))
         flags = ["-std=c++17", f"-arch=sm_{gpu}", f"-I{keys.CSRC}", "-Werror=all-warnings", "-cubin"]
         subprocess.run([str(NVCC), *flags, "kernels.cu", "-o", "kernels.cubin"], cwd=tmp_path, check=True)
@@ -659,6 +668,25 @@ class TestCudaSources:
         for kernel in kernels:
             assert re.search(r"LDG\.E\S*\.128", kernel), kernel.partition("\n")[0]
             assert re.search(r"STG\.E\S*\.128", kernel), kernel.partition("\n")[0]
+
+    @pytest.mark.parametrize("dtype", cpp.DTYPES)
+    def test_move_rows_in_128_bit_accesses(self, dtype: str, tmp_path: Path, cuobjdump: Callable[..., str]) -> None:
+        kernel = ad.softmax._order(1).source("cuda", getattr(torch, dtype))
+        compile.compile_image([kernel.text], "90", tmp_path / "image.cubin")
+        code = cuobjdump("-sass", tmp_path / "image.cubin")
+        assert re.search(r"LDG\.E\S*\.128", code) and re.search(r"STG\.E\S*\.128", code)
+
+    def test_join_no_product_and_sum_of_a_row(self, tmp_path: Path, cuobjdump: Callable[..., str]) -> None:
+        """The largest of x y + y, computed in one pass, equals an element of the next: both round alike."""
+
+        def f(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return x * y + y
+
+        joined = []
+        for op in (ad.pointwise(f), ad.rowwise(lambda x, y: f(x, y).amax(-1, keepdim=True))):
+            compile.compile_image([op._order(0).source("cuda", torch.float32).text], "90", tmp_path / "image.cubin")
+            joined.append("FFMA" in cuobjdump("-sass", tmp_path / "image.cubin"))
+        assert joined == [True, False]
 
 
 @pytest.mark.parametrize("kernels", few(["cpu", "cuda"], lambda kernels: kernels == "cpu"))

@@ -177,7 +177,8 @@ def compile_image(texts: Sequence[str], gpu: str, to: Path) -> None:
     to.parent.mkdir(parents=True, exist_ok=True)
     source, standard = "\n".join(texts), (keys.CSRC / "cuda" / "std.h").read_text(encoding="utf-8")
     version = nvrtc.version()
-    options = [*keys.CUDA_FLAGS, f"-arch=sm_{gpu}", f"-I{keys.CSRC}"]
+    exact = keys.ROW_FLAGS if any(keys.ROWS in text for text in texts) else ()
+    options = [*keys.CUDA_FLAGS, *exact, f"-arch=sm_{gpu}", f"-I{keys.CSRC}"]
     try:
         image = nvrtc.compile(source, options, dict.fromkeys(_STANDARD, standard))
     except nvrtc.NvrtcError as error:

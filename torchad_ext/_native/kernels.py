@@ -278,7 +278,7 @@ class RowKernel:
 
 
 def compile_rowwise(name: str, dtype: torch.dtype, device: str, source: Kernel) -> RowKernel | None:
-    """A kernel of rows, as ``compile_pointwise`` gives one of elements; on the CPU alone."""
+    """A kernel of rows, as ``compile_pointwise`` gives one of elements."""
     address = _load("rowwise", device) and loader.load_kernel(title(name, dtype), device, source)
     return RowKernel(name, device, address) if address else None
 

@@ -155,8 +155,12 @@ def load_kernel(name: str, device: str, kernel: Kernel) -> int | None:
         return ctypes.addressof(ctypes.c_char.in_dll(library, kernel.symbol))
 
     def on_cuda() -> int:
-        numbers = kernel.inputs, kernel.outputs, kernel.dtype
-        address: int = _cuda().torchad_ext_cuda_kernel(_module(name, kernel), kernel.symbol.encode(), *numbers)
+        arguments = _module(name, kernel), kernel.symbol.encode(), kernel.inputs, kernel.outputs, kernel.dtype
+        if kernel.kinds:
+            kinds = (ctypes.c_int32 * len(kernel.kinds))(*kernel.kinds)
+            of_rows: int = _cuda().torchad_ext_cuda_row_kernel(*arguments, kinds)
+            return of_rows
+        address: int = _cuda().torchad_ext_cuda_kernel(*arguments)
         return address
 
     return _or_warn(name, on_cpu if device == "cpu" else on_cuda)
@@ -273,7 +277,8 @@ def _compiled_image(name: str, kernel: Kernel, gpu: str) -> Path:
 @functools.cache
 def _cuda() -> ctypes.CDLL:
     library = ctypes.CDLL(str(state.libraries["cuda"]))
-    library.torchad_ext_cuda_module.restype = library.torchad_ext_cuda_kernel.restype = ctypes.c_void_p
+    for function in ("module", "kernel", "row_kernel"):
+        getattr(library, f"torchad_ext_cuda_{function}").restype = ctypes.c_void_p
     return library
 
 

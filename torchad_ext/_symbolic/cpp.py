@@ -55,13 +55,18 @@ def functor(program: Program, name: str, dtype: str = "float64") -> str:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel as C++: a file, the symbol under which it exports the kernel, and what the kernel takes and gives."""
+    """A kernel as C++: a file, the symbol under which it exports the kernel, and what the kernel takes and gives.
+
+    Attributes:
+        kinds: of the outputs and then of the inputs of a kernel of rows, by their numbers in ``csrc/rowwise.h``.
+    """
 
     symbol: str
     text: str
     inputs: int
     outputs: int
     dtype: int
+    kinds: tuple[int, ...] = ()
 
 
 def kernel(functor: str, name: str, program: Program, device: str, dtype: str) -> Kernel:

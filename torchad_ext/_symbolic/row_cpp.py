@@ -9,6 +9,7 @@ from .passes import Part, Stage, split
 from .program import Program
 
 _KIND = {"tensor": "Kind::element", "row": "Kind::row", "column": "Kind::column"}
+NUMBER_OF_KIND = {kind: number for number, kind in enumerate(_KIND)}  # of Kind in csrc/rowwise.h
 _REDUCTION = {"+": "Reduction::sum", ">": "Reduction::largest", "<": "Reduction::smallest"}
 
 
@@ -31,7 +32,7 @@ def row_functor(program: Program, name: str, dtype: str = "float64") -> str:
     stages = [stage(of, number) for number, of in enumerate(passes.stages)]
     elements = part(passes.elements, "Elements")
     inputs = ", ".join(_KIND[x.op] for x in program.inputs)
-    outputs = ", ".join(_KIND[kind] for kind in program.kinds or ("tensor",) * len(program.outputs))
+    outputs = ", ".join(_KIND[kind] for kind in _kinds(program))
     rows = ", ".join(map(str, passes.row_outputs))
     numbers = f"{passes.values}, {passes.kept}"
     lines = [f"Kinds<{inputs}>", f"Kinds<{outputs}>", f"Places<{rows}>", elements, numbers, *stages]
@@ -39,14 +40,20 @@ def row_functor(program: Program, name: str, dtype: str = "float64") -> str:
     return "\n".join([*texts, f"using {name}Rows = RowFunctor<\n{joined}>;\n"])
 
 
-def row_kernel(functor: str, name: str, program: Program, dtype: str, is_short: bool) -> Kernel:
-    """The file that compiles to the kernel of a functor for the CPU, of short rows or of longer ones."""
-    digest = hashlib.sha256(f"cpu\0{functor}\0{dtype}\0{is_short}".encode()).hexdigest()[:16]
+def row_kernel(functor: str, name: str, program: Program, device: str, dtype: str, is_short: bool) -> Kernel:
+    """The file that compiles to the kernel of a functor of rows for a device: on the CPU of short rows or of longer
+    ones, on CUDA of all."""
+    loops = "ShortRows" if is_short else "LongRows"
+    headers, last = {
+        "cpu": (("pointwise_cpu.h", "short_rows.h" if is_short else "long_rows.h"), dtype),
+        "cuda": (("cuda/rowwise.cuh",), f"{1 + len(program.scalars)}, {dtype}"),  # the last is the length of a row
+    }[device]
+    of = f"{loops}, " if device == "cpu" else ""
+    digest = hashlib.sha256(f"{device}\0{functor}\0{of}{last}".encode()).hexdigest()[:16]
     symbol = f"{name}_{dtype}_{digest}"
-    namespace, functor = declared(functor, symbol, "cpu")
-    loops, header = ("ShortRows", "short_rows.h") if is_short else ("LongRows", "long_rows.h")
-    text = (
-        f'#include "pointwise_cpu.h"\n#include "{header}"\n{functor}\n'
-        f"TORCHAD_EXT_ROW_KERNEL({symbol}, {loops}, {namespace}::{name}Rows, {dtype})\n"
-    )
-    return Kernel(symbol, text, len(program.inputs), len(program.outputs), DTYPES[dtype])
+    namespace, functor = declared(functor, symbol, device)
+    includes = "\n".join(f'#include "{header}"' for header in headers)
+    text = f"{includes}\n{functor}\nTORCHAD_EXT_ROW_KERNEL({symbol}, {of}{namespace}::{name}Rows, {last})\n"
+    kinds = (*_kinds(program), *(x.op for x in program.inputs))
+    counts = len(program.inputs), len(program.outputs)
+    return Kernel(symbol, text, *counts, DTYPES[dtype], tuple(NUMBER_OF_KIND[kind] for kind in kinds))

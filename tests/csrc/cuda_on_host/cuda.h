@@ -1,6 +1,7 @@
 // What the CUDA sources use of CUDA, for a C++ compiler and the host: the threads of a block take turns, from one
-// barrier to the next, in one thread of the host, and blocks run one after another. For tests of what the kernels
-// compute: a missing barrier shows every time, a race between blocks never.
+// barrier to the next, in one thread of the host, and blocks run one after another. A warp goes as far ahead of the
+// others as barriers let it. For tests of what the kernels compute: a missing barrier shows every time, a race between
+// blocks never.
 #pragma once
 
 #include <math.h>
@@ -9,6 +10,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -70,6 +72,10 @@ struct Block {
   struct Fiber {
     ucontext_t context;
     bool ended;
+    const Barrier* waits_for;
+    int round;  // of the barrier
+
+    bool can_run() const { return !ended && !(waits_for && waits_for->round == round); }
   };
   std::vector<Fiber> fibers;
   std::unique_ptr<char[]> stacks;
@@ -77,14 +83,16 @@ struct Block {
 };
 inline thread_local Block* block;
 
-// Threads wait by turns: each runs until it has to wait for another, and goes on when all others had their turn.
+// Threads wait by turns: each runs until it has to wait for another.
 inline void Barrier::wait() {
-  const int thread = threadIdx.x, mine = round;
+  Block::Fiber& fiber = block->fibers[threadIdx.x];
+  fiber.waits_for = this;
+  fiber.round = round;
   if (++arrived == threads) {
     arrived = 0;
     ++round;
   }
-  while (round == mine) swapcontext(&block->fibers[thread].context, &block->caller);
+  while (!fiber.can_run()) swapcontext(&fiber.context, &block->caller);
 }
 
 inline void run_thread() {
@@ -103,16 +111,27 @@ inline void Block::run(int index) {
     fiber.context.uc_stack.ss_size = stack_size;
     fiber.context.uc_link = &caller;
     fiber.ended = false;
+    fiber.waits_for = nullptr;
     makecontext(&fiber.context, run_thread, 0);
   }
-  for (bool all_ended = false; !all_ended;) {
-    all_ended = true;
-    for (int thread = 0; thread < threads; ++thread) {
-      if (fibers[thread].ended) continue;
+  const auto run_warp = [&](int first) {
+    bool has_run = false;
+    for (int thread = first; thread < first + warp_size; ++thread) {
+      if (!fibers[thread].can_run()) continue;
+      has_run = true;
       threadIdx = {thread};
       swapcontext(&caller, &fibers[thread].context);
-      all_ended = all_ended && fibers[thread].ended;
     }
+    return has_run;
+  };
+  for (bool has_run = true; has_run;) {
+    has_run = false;
+    for (int first = 0; first < threads; first += warp_size) {
+      while (run_warp(first)) has_run = true;
+    }
+  }
+  for (const Fiber& fiber : fibers) {
+    if (!fiber.ended) std::abort();  // some threads wait for one that does not come
   }
 }
 

@@ -100,10 +100,9 @@ const Recording& RowFunction::recorded(const Places& known) {
     if (const auto found = recordings.find(known); found != recordings.end()) return found->second;
   }
   Recording made = ask_python([&] {
-    auto [of, operands, kept, places, passed] =
-        py::handle(elementwise)
-            .attr("recorded_with")(known)
-            .cast<std::tuple<py::object, Places, Places, Places, Places>>();
+    auto [of, operands, kept, places, passed] = py::handle(elementwise)
+                                                    .attr("recorded_with")(known)
+                                                    .cast<std::tuple<py::object, Places, Places, Places, Places>>();
     RowFunctionPtr found = row_function(of);
     const bool is_itself = found.get() == this;
     return Recording{is_itself ? nullptr : std::move(found), is_itself, operands, kept, places, passed};

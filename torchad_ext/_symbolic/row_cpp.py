@@ -57,3 +57,8 @@ def row_kernel(functor: str, name: str, program: Program, device: str, dtype: st
     kinds = (*_kinds(program), *(x.op for x in program.inputs))
     counts = len(program.inputs), len(program.outputs)
     return Kernel(symbol, text, *counts, DTYPES[dtype], tuple(NUMBER_OF_KIND[kind] for kind in kinds))
+
+
+def _kinds(program: Program) -> tuple[str, ...]:
+    """The kinds of the outputs."""
+    return program.kinds or ("tensor",) * len(program.outputs)

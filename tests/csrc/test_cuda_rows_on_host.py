@@ -235,7 +235,7 @@ class TestOps:
             return kernel
 
         source = RowFunction.source
-        monkeypatch.setattr(RowFunction, "source", lambda self, device, dtype: source(self, "cuda", dtype))
+        monkeypatch.setattr(RowFunction, "source", lambda self, device, dtype, _=False: source(self, "cuda", dtype))
         monkeypatch.setattr(RowFunction, "fast_function", None)
         monkeypatch.setattr(kernels, "compile_rowwise", compile_rowwise)
         return names

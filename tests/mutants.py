@@ -230,6 +230,7 @@ def main() -> int:
     parser.add_argument("tests", nargs="+", help="arguments of pytest")
     parser.add_argument("--part", default="1/1", help="2/3 takes the second of every three mutants")
     parser.add_argument("--lines", default="", help="33,65 takes the mutants of these lines")
+    parser.add_argument("--kind", default="", help="NumberReplacer takes the mutants of this kind")
     parser.add_argument("--kernels", action="store_true", help="compile kernels")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -238,7 +239,8 @@ def main() -> int:
     part, parts = map(int, options.part.split("/"))
     module = options.module.resolve()
     source = module.read_text(encoding="utf-8")
-    chosen = [mutant for mutant in mutants(source) if not is_equivalent(source, mutant[1])][part - 1 :: parts]
+    of_kind = (mutant for mutant in mutants(source) if options.kind in mutant[0])
+    chosen = [mutant for mutant in of_kind if not is_equivalent(source, mutant[1])][part - 1 :: parts]
     if options.lines:
         wanted = set(map(int, options.lines.split(",")))
         chosen = [mutant for mutant in chosen if wanted & set(changed_lines(source, mutant[1]))]

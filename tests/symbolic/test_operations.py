@@ -67,3 +67,9 @@ def test_operands_are_put_in_order_where_their_order_does_not_matter(name: str) 
         y = operations.where(made, 1, 0) if made.is_mask else made
         values.append(evaluate(Program(symbols, (), (y,), ("y",)), *NUMBERS))
     assert (operation(a, b) is operation(b, a)) == torch.equal(*values)
+
+
+@pytest.mark.parametrize("name", ["sum", "amax", "amin"])
+def test_reductions_are_along_the_last_dimension(name: str) -> None:
+    x = torch.arange(24.0).sin().reshape(2, 3, 4)
+    assert torch.equal(OPERATIONS[f"row_{name}"].reference(x), getattr(torch, name)(x, -1, keepdim=True))

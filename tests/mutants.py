@@ -145,6 +145,8 @@ class Killer:
         module = next(m for m in list(sys.modules.values()) if getattr(m, "__file__", None) == str(self.path))
         self.mutated, self.items = Mutated(module, self.source), session.items
         self.seconds, self.lines = in_fork(self.measured)
+        if self.is_killed(self.source.replace("\n", " \n")):
+            pytest.exit("the tests fail without a mutation, or do not run in this order")
         for name, text in track(self.chosen, "mutants", disable=not sys.stderr.isatty()):
             if not self.is_killed(text):
                 self.survivors.append((name, text))

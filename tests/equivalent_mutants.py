@@ -14,6 +14,6 @@ EQUIVALENT: dict[str, str] = {
     "left, right = where(x < 0, x, 0), where(x < 0, 1, x)": _DROPPED,
     "left, right = where(x < 0, x, 0), where(x < 0, -1, x)": _DROPPED,
     'return float(struct.unpack("f", struct.pack("f", x))[ -1])': _ONE,
-    'return float(struct.unpack("e", struct.pack("e", _to_float32(x)))[ -1])  # by way of float32, as PyTorch does': _ONE,
+    'return float(struct.unpack("e", struct.pack("e", _to_float32(x)))[ -1])': _ONE,
     'return float(struct.unpack("f", struct.pack("I", (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000))[ -1])': _ONE,
 }

@@ -50,7 +50,15 @@ def mutants(source: str) -> Iterator[tuple[str, str]]:
         if not any(name.removeprefix("core/").startswith(start) for start in OPERATORS):
             continue
         texts = (mutate_code(source, get_operator(name)(), occurrence) for occurrence in itertools.count())
-        yield from ((name, text) for text in itertools.takewhile(bool, texts))
+        yield from ((name, text) for text in itertools.takewhile(bool, texts) if is_python(text))
+
+
+def is_python(source: str) -> bool:
+    try:
+        compile(source, "mutant", "exec", dont_inherit=True)
+    except SyntaxError:
+        return False
+    return True
 
 
 def codes(code: CodeType, path: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], CodeType]]:
@@ -248,7 +256,9 @@ def main() -> int:
         chosen = [mutant for mutant in chosen if wanted & set(changed_lines(source, mutant[1]))]
     killer = Killer(module, chosen, options.kernels)
     quiet = ["-q", "--no-header", "--tb=no", "-s", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    pytest.main([*quiet, *options.tests], plugins=[killer])
+    ended = pytest.main([*quiet, *options.tests], plugins=[killer])
+    if ended not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        sys.exit(f"not all mutants were tried: {ended!r}")
     print(f"{len(chosen) - len(killer.survivors)} of {len(chosen)} mutants of {options.module} killed")
     return bool(killer.survivors)
 

@@ -50,7 +50,15 @@ def mutants(source: str) -> Iterator[tuple[str, str]]:
         if not any(name.removeprefix("core/").startswith(start) for start in OPERATORS):
             continue
         texts = (mutate_code(source, get_operator(name)(), occurrence) for occurrence in itertools.count())
-        yield from ((name, text) for text in itertools.takewhile(bool, texts))
+        yield from ((name, text) for text in itertools.takewhile(bool, texts) if is_python(text))
+
+
+def is_python(source: str) -> bool:
+    try:
+        compile(source, "mutant", "exec", dont_inherit=True)
+    except SyntaxError:
+        return False
+    return True
 
 
 def codes(code: CodeType, path: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], CodeType]]:
@@ -145,6 +153,8 @@ class Killer:
         module = next(m for m in list(sys.modules.values()) if getattr(m, "__file__", None) == str(self.path))
         self.mutated, self.items = Mutated(module, self.source), session.items
         self.seconds, self.lines = in_fork(self.measured)
+        if self.is_killed(self.source.replace("\n", " \n")):
+            pytest.exit("the tests fail without a mutation, or do not run in this order")
         for name, text in track(self.chosen, "mutants", disable=not sys.stderr.isatty()):
             if not self.is_killed(text):
                 self.survivors.append((name, text))
@@ -221,7 +231,7 @@ def changed_lines(source: str, mutant: str) -> Iterator[int]:
 def is_equivalent(source: str, mutant: str) -> bool:
     """Is it known that a mutant computes the same?"""
     lines = mutant.splitlines()
-    return any(lines[i - 1].strip() in EQUIVALENT for i in changed_lines(source, mutant))
+    return any(lines[i - 1].partition("  #")[0].strip() in EQUIVALENT for i in changed_lines(source, mutant))
 
 
 def main() -> int:
@@ -230,6 +240,7 @@ def main() -> int:
     parser.add_argument("tests", nargs="+", help="arguments of pytest")
     parser.add_argument("--part", default="1/1", help="2/3 takes the second of every three mutants")
     parser.add_argument("--lines", default="", help="33,65 takes the mutants of these lines")
+    parser.add_argument("--kind", default="", help="NumberReplacer takes the mutants of this kind")
     parser.add_argument("--kernels", action="store_true", help="compile kernels")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -238,13 +249,16 @@ def main() -> int:
     part, parts = map(int, options.part.split("/"))
     module = options.module.resolve()
     source = module.read_text(encoding="utf-8")
-    chosen = [mutant for mutant in mutants(source) if not is_equivalent(source, mutant[1])][part - 1 :: parts]
+    of_kind = (mutant for mutant in mutants(source) if options.kind in mutant[0])
+    chosen = [mutant for mutant in of_kind if not is_equivalent(source, mutant[1])][part - 1 :: parts]
     if options.lines:
         wanted = set(map(int, options.lines.split(",")))
         chosen = [mutant for mutant in chosen if wanted & set(changed_lines(source, mutant[1]))]
     killer = Killer(module, chosen, options.kernels)
     quiet = ["-q", "--no-header", "--tb=no", "-s", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    pytest.main([*quiet, *options.tests], plugins=[killer])
+    ended = pytest.main([*quiet, *options.tests], plugins=[killer])
+    if ended not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        sys.exit(f"not all mutants were tried: {ended!r}")
     print(f"{len(chosen) - len(killer.survivors)} of {len(chosen)} mutants of {options.module} killed")
     return bool(killer.survivors)
 

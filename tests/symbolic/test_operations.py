@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from torchad_ext._symbolic import operations
+from torchad_ext._symbolic.cpp import functor
 from torchad_ext._symbolic.evaluate import evaluate
 from torchad_ext._symbolic.expr import OPERATIONS, Operation, tensor
 from torchad_ext._symbolic.program import Program
@@ -67,3 +68,15 @@ def test_operands_are_put_in_order_where_their_order_does_not_matter(name: str) 
         y = operations.where(made, 1, 0) if made.is_mask else made
         values.append(evaluate(Program(symbols, (), (y,), ("y",)), *NUMBERS))
     assert (operation(a, b) is operation(b, a)) == torch.equal(*values)
+
+
+@pytest.mark.parametrize("name", ["sum", "amax", "amin"])
+def test_reductions_are_along_the_last_dimension(name: str) -> None:
+    x = torch.arange(24.0).sin().reshape(2, 3, 4)
+    assert torch.equal(OPERATIONS[f"row_{name}"].reference(x), getattr(torch, name)(x, -1, keepdim=True))
+
+
+@pytest.mark.parametrize("name", ["spherical_bessel", "erfcx", "polygamma"])
+def test_the_member_of_a_family_is_a_parameter_of_its_template(name: str) -> None:
+    x = tensor("x")
+    assert f"{name}<2>(x)" in functor(Program((x,), (), (OPERATIONS[name](2, x),), ("y",)), "F", "float64")

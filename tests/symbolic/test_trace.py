@@ -752,12 +752,12 @@ def test_more_accurate_than_native(text: str, function: Function, at: float) -> 
 
 def test_a_power_whose_exponent_is_a_tensor_of_zeros(interpreted: None) -> None:
     """x^0 is 1 everywhere; the slope of its slope in the exponent, at 0, is 1 / x."""
-    x = torch.tensor([0.0, NAN, 2.0], dtype=torch.float64, requires_grad=True)
-    y = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    x = torch.tensor([0.0, NAN, 2.0, 0.5], dtype=torch.float64, requires_grad=True)
+    y = torch.zeros(4, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(pointwise(lambda x, y: x**y)(x, y).sum(), x, create_graph=True)
-    assert slope.tolist() == [0, 0, 0]
+    assert slope.tolist() == [0, 0, 0, 0]
     (mixed,) = torch.autograd.grad(slope.sum(), y)
-    assert mixed[2] == 0.5
+    assert mixed[2:].tolist() == [0.5, 2]
 
 
 def test_floor_division_is_that_of_the_exact_quotient() -> None:

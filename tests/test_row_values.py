@@ -274,3 +274,18 @@ def test_the_second_call_is_taken_by_cpp(monkeypatch: pytest.MonkeyPatch) -> Non
     for eps in (1e-3, 1e-2, 1):
         y = ad.layer_norm(x, [24], normal(24), bias=normal(24), eps=eps)
         assert_close(y, F.layer_norm(x, (24,), normal(24), normal(24), eps))
+
+
+@pytest.mark.parametrize("change", [lambda x: x.float(), lambda x: x.to_sparse(), lambda x: x.to("meta")])
+def test_hooks_that_make_something_else_of_kept_values(change: Callable[..., torch.Tensor], way: str) -> None:
+    op = ad.rowwise(lambda x: torch.tanh(x.sum(-1, keepdim=True)))  # whose gradient reads the kept sum, and not x
+    x = normal(3, 24)
+    (expected,) = torch.autograd.grad(op.definition(x).sin().sum(), x)
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        return change(x.detach()) if x.shape[-1] == 1 else x
+
+    for _ in range(2):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            y = op(x)
+        assert_close(torch.autograd.grad(y.sin().sum(), x)[0], expected)

@@ -103,6 +103,8 @@ decomposition_table = _private("torch._decomp.decomposition_table", {})
 share_memory: Callable[[Tensor, Tensor], bool] = _private("torch._C._is_alias_of", _plain_alias)
 # A storage that others share is not changed under their eyes; who cannot count takes it for shared.
 _owners = _private("torch._C._storage_Use_Count", lambda storage: math.inf)
+# Another shape of a tensor that nobody else has, which is no view of it.
+without_view: Callable[[Tensor, Sequence[int]], Tensor] = _private("torch.ops.aten._unsafe_view.default", torch.reshape)
 # The strides that PyTorch gives the result of an elementwise operation.
 elementwise_strides = _private("torch._prims_common.compute_elementwise_output_strides", _strides_of_sum)
 

@@ -161,6 +161,10 @@ class Rowwise(Declared):
                 return
             arguments.append(argument)
             options.append((type(option), option))
+        if _LENGTH in arguments and kinds.count(TENSOR) > 1:  # a weight has as many elements as a row: here there is one
+            if any(x.dim() != 1 for x in args if isinstance(x, torch.Tensor)):
+                return
+            dims = 1
         dtype = next(x.dtype for x, kind in zip(args, kinds, strict=True) if is_tensor(kind))
         numbers = tuple([(i, 0.0) if arguments[i] == _NUMBER else (-1, float(args[i])) for i in scalars])
         key = dtype, dims, *arguments, *options, *numbers

@@ -161,13 +161,19 @@ def are_transforms_right_in_inference_mode() -> bool:
 
 
 def outside_inference_mode(tool: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """A tool that leaves inference mode, in which autograd records nothing; what it returns needs no gradient."""
+    """A tool that leaves inference mode, in which autograd records nothing; what it returns needs no gradient.
+
+    It takes copies of tensors that were made in inference mode.
+    """
 
     @functools.wraps(tool)
     def run(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+        if torch.compiler.is_compiling():
             return tool(*args, **kwargs)
-        with torch.inference_mode(False), torch.no_grad():
+        is_inside = torch.is_inference_mode_enabled()
+        if not is_inside and not any(isinstance(x, Tensor) and x.is_inference() for x in (*args, *kwargs.values())):
+            return tool(*args, **kwargs)
+        with torch.inference_mode(False), torch.no_grad() if is_inside else contextlib.nullcontext():
             plain = tree_map(lambda x: x.clone() if isinstance(x, Tensor) and x.is_inference() else x, (args, kwargs))
             return tool(*plain[0], **plain[1])
 

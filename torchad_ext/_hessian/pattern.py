@@ -100,7 +100,7 @@ def find_pattern(
     None if the pattern is full, where more than ``most`` elements of x are coupled with each other, or with one element
     on average, and where more than a ``share`` of the elements that all rows are computed from are looked at."""
     with torch.enable_grad():  # f may take gradients itself
-        point = x.detach().requires_grad_().clone()
+        point = x.detach().clone().requires_grad_().clone()  # x may be one of inference mode
         tape = _Tape(point, share)
         with tape:
             y = f(point)

@@ -11,7 +11,7 @@ import functools
 import math
 import pkgutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -114,6 +114,18 @@ _is_in_hidden_batch = _private("torch._C._functorch.is_legacy_batchedtensor", la
 _capability = torch.backends.cpu.get_cpu_capability
 can_run_avx2: Callable[[], bool] = _private("torch.cpu._is_avx2_supported", lambda: _capability() in ("AVX2", "AVX512"))
 can_run_avx512: Callable[[], bool] = _private("torch.cpu._is_avx512_supported", lambda: _capability() == "AVX512")
+
+
+@contextlib.contextmanager
+def outside_autocast() -> Iterator[None]:
+    """Runs operations in the dtypes of their tensors."""
+    if not is_autocast_enabled():
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        for device in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def without_compilation() -> contextlib.AbstractContextManager[Any]:

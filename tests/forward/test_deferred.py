@@ -201,3 +201,21 @@ def test_a_long_chain_of_linear_operations() -> None:
     for record in (False, True):
         with torch.set_grad_enabled(record):
             assert_close(laplacian(f, x), traces(power, x))
+
+
+@pytest.mark.parametrize("name", LAST)
+def test_autocast_that_begins_after_an_operation_does_not_reach_its_tangents(name: str) -> None:
+    of, x = LAST[name][0], points("cpu").float()
+    weight = torch.linspace(0.1, 1.7, 9).reshape(3, 3)
+
+    def plain(x: Tensor) -> Tensor:
+        y = of(x.sin() @ weight)
+        return y * y
+
+    def cast(x: Tensor) -> Tensor:
+        y = of(x.sin() @ weight)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return y * y
+
+    with torch.no_grad():
+        assert_close(ad.forward_laplacian(cast, x), ad.forward_laplacian(plain, x))

@@ -118,7 +118,7 @@ TOOLS: dict[str, tuple[Callable[..., Any], Callable[..., torch.Tensor], tuple[st
         ("orders", "names", "chunk_size"),
     ),
     "taylor": (
-        lambda f, x, v, **options: ad.taylor(f, x, v, **{"order": 2, **options})[2],
+        lambda f, x, v, **options: ad.taylor(f, x, v, **{"order": 2, **options})[-1],
         lambda f, x, v: v.double().flatten() @ pairs(f, x) @ v.double().flatten() / 2,
         ("order",),
     ),
@@ -239,3 +239,10 @@ class TestTools:
         for _ in range(2):  # the first call is checked against nested autograd
             of = TOOLS[tool][0]
             torch.testing.assert_close(of(SCALAR[function], point, point), of(SCALAR[function], x, x))
+
+    @pytest.mark.parametrize("chunk_size", [True, False, 0, -1, 2.0, "2"])
+    @pytest.mark.parametrize("tool", [name for name in TOOLS if "chunk_size" in TOOLS[name][2]])
+    def test_a_chunk_size_that_is_no_whole_number(self, tool: str, chunk_size: Any) -> None:
+        x = torch.ones(3, 2)
+        with pytest.raises(ValueError, match=rf"torchad_ext.{tool}.* chunk_size"):
+            TOOLS[tool][0](SCALAR["cube"], x, x, chunk_size=chunk_size)

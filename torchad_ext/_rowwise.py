@@ -161,7 +161,7 @@ class Rowwise(Declared):
                 return
             arguments.append(argument)
             options.append((type(option), option))
-        if _LENGTH in arguments and kinds.count(TENSOR) > 1:  # a weight has as many elements as a row: here there is one
+        if _LENGTH in arguments and kinds.count(TENSOR) > 1:  # beside longer tensors a weight has to be one row
             if any(x.dim() != 1 for x in args if isinstance(x, torch.Tensor)):
                 return
             dims = 1

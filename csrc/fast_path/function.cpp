@@ -62,7 +62,8 @@ PyObject* applied(const RowFunctionPtr function, const Tensors& xs, const Number
     results = function->apply(xs, numbers, shape, known);
     for (size_t k = 0; results && k < results->size(); ++k) {
       at::Tensor& y = (*results)[k];
-      if (dropped >> k & 1) y = at::_unsafe_view(y, y.sizes().slice(0, y.dim() - 1));  // written in place, unlike a view
+      // No view: PyTorch lets nobody write in place to one that was made under no_grad.
+      if (dropped >> k & 1) y = at::_unsafe_view(y, y.sizes().slice(0, y.dim() - 1));
     }
   }
   return wrap(std::move(results));

@@ -223,6 +223,20 @@ def written_after_a_result_was_kept(x: Tensor) -> Tensor:
     return e * y
 
 
+def written_by_an_embedding(x: Tensor) -> Tensor:
+    y = x.detach() * 3
+    before = y * 2
+    z = F.embedding(torch.tensor([0, 2]), y, max_norm=0.5)  # which scales rows of y
+    return x * before.sin() + (y * 2).cos() * x + z.sum()
+
+
+def written_by_an_embedding_twice(x: Tensor) -> Tensor:
+    y = x.detach() * 3
+    z = F.embedding(torch.tensor([1]), y, None, 0.5)
+    w = (y * 2).sin() * x
+    return w + F.embedding(torch.tensor([0]), y, None, 0.1, 1.0) * z + y.cos() * x
+
+
 def written_result(x: Tensor) -> Tensor:
     y, z = x.sin() * x, x.cos() * x
     y.mul_(z)
@@ -239,6 +253,8 @@ def written_result(x: Tensor) -> Tensor:
         written_by_an_option,
         written_into_out,
         written_after_a_result_was_kept,
+        written_by_an_embedding,
+        written_by_an_embedding_twice,
         written_result,
     ],
 )

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from bad_arguments import outcome
 from selection import few
 from torch.autograd.graph import save_on_cpu
 from torch.testing import assert_close
@@ -285,6 +286,43 @@ def test_a_call_that_was_seen_before_is_not_taken_for_another(name: str) -> None
                     assert_close(*(torch.autograd.grad(of, x, cotangent)[0] for of in (y, expected)))
 
 
+SHAPES = ((4,), (3, 4), (1, 4), (1, 1, 4), (2, 3, 4), (3, 1), (1,), (), (0, 4), (4, 4), (20,), (3, 20))
+
+
+def calls_of(name: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Calls of an op with arguments of many shapes, those that do not fit together included."""
+    parameters = ROW_CATALOGUE[name].__signature__.parameters
+    xs = [normal(*shape).detach() for shape in SHAPES]
+    if "normalized_shape" in parameters:
+        weights = [None, *xs]
+        return [
+            ((x, of), {"weight": weight})
+            for x in xs
+            for of in (None, (4,), [20], (3, 4), torch.Size([1]))
+            for weight in weights
+        ]
+    pairs = [(x,) for x in xs] if len([p for p in parameters.values() if p.default is p.empty]) == 1 else [
+        (x, y) for x in xs for y in xs
+    ]  # fmt: skip
+    options = [{"dim": dim} for dim in (-1, 0, 1, 2, -2, (-1,))]
+    options += [{**of, "keepdim": True} for of in options[:2] if "keepdim" in parameters]
+    return [(pair, of) for pair in pairs for of in options]
+
+
+@pytest.mark.fast_path
+@pytest.mark.parametrize("name", ROW_CATALOGUE)
+def test_calls_that_cpp_takes_are_what_python_makes_of_them(name: str) -> None:
+    op = type(ROW_CATALOGUE[name])(ROW_CATALOGUE[name].definition, name=name)
+    calls = calls_of(name)
+    for _ in range(2):
+        for args, kwargs in calls:
+            ours = outcome(lambda: op(*args, **kwargs))  # noqa: B023
+            expected = outcome(lambda: op.computed(op.bound(args, kwargs)))  # noqa: B023
+            given = [tuple(x.shape) if isinstance(x, torch.Tensor) else x for x in (*args, *kwargs.values())]
+            assert type(ours.error) is type(expected.error), (given, str(ours), str(expected))
+            assert_close(ours.values, expected.values, msg=lambda text: f"{given}: {text}", equal_nan=True)  # noqa: B023
+
+
 def test_a_wrong_call_raises_after_right_ones() -> None:
     x = normal(3, 24)
     for _ in range(3):
@@ -321,3 +359,18 @@ def test_rows_of_another_length_than_a_kernel_is_for_are_refused(length: int, is
     assert_close(right([x], [], x.shape)[0], torch.softmax(x, -1))
     with pytest.raises(RuntimeError, match=f"rows was given rows of {length} elements"):
         wrong([x], [], x.shape)
+
+
+@pytest.mark.parametrize("change", [lambda x: x.float(), lambda x: x.to_sparse(), lambda x: x.to("meta")])
+def test_hooks_that_make_something_else_of_kept_values(change: Callable[..., torch.Tensor], way: str) -> None:
+    op = ad.rowwise(lambda x: torch.tanh(x.sum(-1, keepdim=True)))  # whose gradient reads the kept sum, and not x
+    x = normal(3, 24)
+    (expected,) = torch.autograd.grad(op.definition(x).sin().sum(), x)
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        return change(x.detach()) if x.shape[-1] == 1 else x
+
+    for _ in range(2):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            y = op(x)
+        assert_close(torch.autograd.grad(y.sin().sum(), x)[0], expected)

@@ -48,6 +48,41 @@ def test_keepdim(name: str, dim: int) -> None:
     assert_close(op(x, dim, keepdim=True), NATIVE[name](x, dim, keepdim=True))
 
 
+CALLED: dict[str, Callable[..., torch.Tensor]] = {
+    **{
+        f"{name} {dim} {options}": lambda x, op=ROW_CATALOGUE[name], dim=dim, options=options: op(
+            *[x, x.cos()][: 1 + (op in (ad.cosine_similarity, ad.distance))], dim=dim, **options
+        )
+        for name in ROW_CATALOGUE
+        if "dim" in ROW_CATALOGUE[name].__signature__.parameters
+        for dim in (-1, 2, 1, 0)
+        for options in ({}, {"keepdim": True})
+        if not options or "keepdim" in ROW_CATALOGUE[name].__signature__.parameters
+    },
+    **{
+        f"{op.__name__} {count}": lambda x, op=op, count=count: op(x, x.shape[-count:])
+        for op in (ad.layer_norm, ad.rms_norm)
+        for count in (1, 2, 3)
+    },
+    "a number a row": ad.rowwise(lambda x: (x * x).sum(-1)),
+}
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4), (2, 1, 20), (1, 1, 4), (2, 3, 1), (0, 3, 4), (2, 3, 0)])
+@pytest.mark.parametrize("call", CALLED.values(), ids=CALLED)
+def test_a_result_is_no_view(call: Callable[..., torch.Tensor], shape: tuple[int, ...]) -> None:
+    x, factor = normal(*shape), torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    for _ in range(2):  # through Python and through C++
+        with torch.no_grad():
+            y = call(x)
+        assert not y._is_view()
+        expected = y * 2
+        assert_close(y.mul_(factor), expected)  # of a view that was made under no_grad PyTorch refuses it
+        y = call(x.clone().requires_grad_())
+        assert not y._is_view()
+        assert not y.detach_().requires_grad
+
+
 def test_options_of_pytorch() -> None:
     x, y = normal(2, 3, 4), normal(4)
     assert_close(ad.vector_norm(x), torch.linalg.vector_norm(x))

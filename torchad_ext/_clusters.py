@@ -157,7 +157,7 @@ class Clusters:
         for view in taken:
             if self._group[self.views[view]] != self._group[node]:
                 self.inner[node].remove(view)
-                del self._read[node]
+                self._read.pop(node, None)
                 self._put_above(self._group[view], self._group[node])
             else:
                 self._neutral.add(view)

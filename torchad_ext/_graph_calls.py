@@ -103,6 +103,8 @@ def is_barrier(node: Node) -> bool:
     of_torch = node.op == "call_method" or getattr(node.target, "__module__", "") in ("_operator", "builtins")
     if not of_torch and not is_of_torch(node.target):
         return True
+    if spoken(node) == "embedding" and (node.kwargs.get("max_norm") or any(node.args[3:4])):
+        return True  # which scales the rows of its table in place
     return not (spoken(node) in FUNCTIONS or spoken(node) in _PURE)
 
 

@@ -228,6 +228,8 @@ class RowFunction(Elementwise):
             return _ApplyUnderTransforms.apply(self, call._replace(known={}), *xs)
         if in_forward_mode():
             return _Apply.apply(self, call._replace(known={}), *xs)
+        if call.known and kernels.device_of([*xs, *call.known.values()]) != device:
+            call = call._replace(known={})  # hooks of saved tensors gave values of another kind
         outputs = self.apply_in_cpp(device, xs, call)
         if outputs is not NotImplemented:
             return outputs

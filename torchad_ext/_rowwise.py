@@ -19,7 +19,7 @@ from ._symbolic.captured import plain
 from ._symbolic.expr import Expr
 from ._symbolic.program import Program
 from ._symbolic.refusals import NumberExpected
-from ._torch_state import is_autocast_enabled, is_being_traced, traced_before_autograd
+from ._torch_state import is_autocast_enabled, is_being_traced, traced_before_autograd, without_view
 
 
 class Rowwise(Declared):
@@ -119,8 +119,8 @@ class Rowwise(Declared):
         if dropped is None:
             return result
         if not isinstance(result, tuple):
-            return result.squeeze(-1)
-        return tuple([y.squeeze(-1) if d else y for y, d in zip(result, dropped, strict=True)])
+            return reshaped(result, shape[:-1], sweep)
+        return tuple([reshaped(y, shape[:-1], sweep) if d else y for y, d in zip(result, dropped, strict=True)])
 
     @functools.cached_property
     def _in_front(self) -> set[tuple[Any, ...]]:
@@ -159,6 +159,10 @@ class Rowwise(Declared):
                 return
             arguments.append(argument)
             options.append((type(option), option))
+        if _LENGTH in arguments and kinds.count(TENSOR) > 1:  # beside longer tensors a weight has to be one row
+            if any(x.dim() != 1 for x in args if isinstance(x, torch.Tensor)):
+                return
+            dims = 1
         dtype = next(x.dtype for x, kind in zip(args, kinds, strict=True) if is_tensor(kind))
         numbers = tuple([(i, 0.0) if arguments[i] == _NUMBER else (-1, float(args[i])) for i in scalars])
         key = dtype, dims, *arguments, *options, *numbers
@@ -213,6 +217,11 @@ _NAMES = {TENSOR: "tensor", ROW: "row", COLUMN: "column"}
 _MOST_PARAMETERS = 64  # most_parameters of csrc/fast_path/function.cpp
 _ARGUMENTS = {TENSOR: 0, ROW: 1, COLUMN: 2}  # Argument of csrc/fast_path/rows.h
 _NUMBER, _OPTION, _LENGTH = 3, 4, 5
+
+
+def reshaped(y: Any, shape: Sequence[int], sweep: Any = None) -> Any:
+    """A result that was just made, in another shape: no view, so that it may be written in place like any other."""
+    return without_view(y, shape) if sweep is None else y.reshape(shape)
 
 
 def _in_float32(definition: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

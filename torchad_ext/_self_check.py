@@ -19,7 +19,7 @@ class FastPath:
 
     Attributes:
         is_wrong: does it give wrong numbers?
-        is_rounded: does even plain reverse mode differ from itself, so that it shows nothing?
+        is_rounded: does even plain reverse mode differ from itself, or has it no numbers, so that it shows nothing?
         at_once: the number of columns of a batch, once it has been measured.
     """
 
@@ -53,8 +53,10 @@ class FastPath:
 _paths: collections.OrderedDict[Hashable, FastPath] = collections.OrderedDict()
 
 
-def fast_path(key: Hashable) -> FastPath:
+def fast_path(key: Hashable, is_meta: bool = False) -> FastPath:
+    """The record of a fast path for functions and tensors of a kind; those on the meta device have no numbers."""
     path = _paths.setdefault(key, FastPath())
+    path.is_rounded |= is_meta
     _paths.move_to_end(key)
     if len(_paths) > _KEPT:
         _paths.popitem(last=False)

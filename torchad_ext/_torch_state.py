@@ -11,7 +11,7 @@ import functools
 import math
 import pkgutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -103,6 +103,8 @@ decomposition_table = _private("torch._decomp.decomposition_table", {})
 share_memory: Callable[[Tensor, Tensor], bool] = _private("torch._C._is_alias_of", _plain_alias)
 # A storage that others share is not changed under their eyes; who cannot count takes it for shared.
 _owners = _private("torch._C._storage_Use_Count", lambda storage: math.inf)
+# Another shape of a tensor that nobody else has, which is no view of it.
+without_view: Callable[[Tensor, Sequence[int]], Tensor] = _private("torch.ops.aten._unsafe_view.default", torch.reshape)
 # The strides that PyTorch gives the result of an elementwise operation.
 elementwise_strides = _private("torch._prims_common.compute_elementwise_output_strides", _strides_of_sum)
 
@@ -112,6 +114,18 @@ _is_in_hidden_batch = _private("torch._C._functorch.is_legacy_batchedtensor", la
 _capability = torch.backends.cpu.get_cpu_capability
 can_run_avx2: Callable[[], bool] = _private("torch.cpu._is_avx2_supported", lambda: _capability() in ("AVX2", "AVX512"))
 can_run_avx512: Callable[[], bool] = _private("torch.cpu._is_avx512_supported", lambda: _capability() == "AVX512")
+
+
+@contextlib.contextmanager
+def outside_autocast() -> Iterator[None]:
+    """Runs operations in the dtypes of their tensors."""
+    if not is_autocast_enabled():
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        for device in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def without_compilation() -> contextlib.AbstractContextManager[Any]:
@@ -159,13 +173,19 @@ def are_transforms_right_in_inference_mode() -> bool:
 
 
 def outside_inference_mode(tool: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """A tool that leaves inference mode, in which autograd records nothing; what it returns needs no gradient."""
+    """A tool that leaves inference mode, in which autograd records nothing; what it returns needs no gradient.
+
+    It takes copies of tensors that were made in inference mode.
+    """
 
     @functools.wraps(tool)
     def run(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+        if torch.compiler.is_compiling():
             return tool(*args, **kwargs)
-        with torch.inference_mode(False), torch.no_grad():
+        is_inside = torch.is_inference_mode_enabled()
+        if not is_inside and not any(isinstance(x, Tensor) and x.is_inference() for x in (*args, *kwargs.values())):
+            return tool(*args, **kwargs)
+        with torch.inference_mode(False), torch.no_grad() if is_inside else contextlib.nullcontext():
             plain = tree_map(lambda x: x.clone() if isinstance(x, Tensor) and x.is_inference() else x, (args, kwargs))
             return tool(*plain[0], **plain[1])
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from ._declared import COLUMN, Interval
 from ._row_function import HALF
-from ._rowwise import Rowwise
+from ._rowwise import Rowwise, reshaped
 
 __all__ = [  # noqa: RUF022, in the order of this file
     "softmax", "log_softmax", "logsumexp", "layer_norm", "rms_norm", "vector_norm", "normalize", "cosine_similarity",
@@ -92,8 +92,11 @@ class _AlongDim(Rowwise):
             return super().computed(list((given | {"dim": -1}).values()), sweep, args)
         whole = torch.broadcast_tensors(*tensors.values()) if len(tensors) > 1 else tensors.values()
         given |= {name: x.movedim(dim, -1) for name, x in zip(tensors, whole, strict=True)}
-        moved = super().computed(list((given | {"dim": -1}).values()), sweep, args)
-        return moved if self.drops_dim and not given.get("keepdim") else moved.movedim(-1, dim).contiguous()
+        result = super().computed(list((given | {"dim": -1}).values()), sweep, args)
+        if self.drops_dim and not given.get("keepdim"):
+            return result
+        moved = result.movedim(-1, dim).contiguous()
+        return reshaped(moved, moved.shape, sweep)
 
 
 class _OverDims(Rowwise):
@@ -118,7 +121,7 @@ class _OverDims(Rowwise):
         if len(shape) == 1:
             return super().computed(list(given.values()), sweep, args)
         given |= {name: y.flatten(-len(shape)) for name, y in tensors.items()}
-        return super().computed(list(given.values()), sweep, args).reshape(x.shape)
+        return reshaped(super().computed(list(given.values()), sweep, args), x.shape, sweep)
 
 
 def _check_shape(name: str, tensors: Mapping[str, torch.Tensor], shape: Sequence[int]) -> None:

@@ -5,6 +5,7 @@
 #include "function.h"
 
 #include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/ops/_unsafe_view.h>
 
 #include "python.h"
 #include "quadratic_form.h"
@@ -60,7 +61,9 @@ PyObject* applied(const RowFunctionPtr function, const Tensors& xs, const Number
     const py::gil_scoped_release no_gil;
     results = function->apply(xs, numbers, shape, known);
     for (size_t k = 0; results && k < results->size(); ++k) {
-      if (dropped >> k & 1) (*results)[k] = (*results)[k].squeeze(-1);
+      at::Tensor& y = (*results)[k];
+      // No view: PyTorch lets nobody write in place to one that was made under no_grad.
+      if (dropped >> k & 1) y = at::_unsafe_view(y, y.sizes().slice(0, y.dim() - 1));
     }
   }
   return wrap(std::move(results));

@@ -273,6 +273,7 @@ std::optional<Tensors> RowFunction::apply(const Tensors& xs, const Numbers& numb
   if (!how.function && !how.is_itself) return std::nullopt;
   Tensors operands;
   for (const auto i : how.operands) operands.push_back(size_t(i) < xs.size() ? xs[i] : known.values[i - xs.size()]);
+  if (!are_plain(operands)) return std::nullopt;  // hooks of saved tensors gave values of another kind
   std::optional<Tensors> results = (how.is_itself ? *this : *how.function).compute(operands, numbers, shape);
   if (!results) return std::nullopt;
   if (!wanted) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -93,12 +94,61 @@ def overwritten_operand(x: Tensor) -> Tensor:
     return z.exp() + y.sum(-1, keepdim=True)
 
 
+def index_list(x: Tensor) -> Tensor:
+    index = [2, 0]
+    y = x.sin()[:, index]
+    index[:] = [0, 1]
+    return y.exp()
+
+
+def index_array(x: Tensor) -> Tensor:
+    index = np.array([2, 0])
+    y = x.sin()[:, index]
+    index[:] = [0, 1]
+    return y.exp()
+
+
+def list_of_dimensions(x: Tensor) -> Tensor:
+    dims = [0, 2, 1]
+    y = x.sin()[:, None].expand(-1, 3, 3).permute(dims)
+    dims[:] = [0, 1, 2]
+    return y.exp()[..., 0]
+
+
+def list_of_shifts(x: Tensor) -> Tensor:
+    shifts = [1]
+    y = x.sin().roll(shifts, [-1])
+    shifts[0] = 2
+    return y.exp()
+
+
+def list_of_tensors(x: Tensor) -> Tensor:
+    parts = [x, 2 * x]
+    y = torch.cat(parts, -1)
+    parts[0] = 3 * x
+    parts.append(x)
+    return y.exp()
+
+
+def list_of_sizes(x: Tensor) -> Tensor:
+    sizes = [1, 2]
+    first, second = x.sin().split(sizes, -1)
+    sizes.reverse()
+    return torch.cat([first.exp(), second.square()], -1)
+
+
 OVERWRITTEN: dict[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] = {
     overwritten_weight: lambda x: F.linear(x.sin(), W).square(),
     overwritten_factor: lambda x: (x.sin() * W[0]).exp(),
     overwritten_index: lambda x: x.sin().gather(-1, INDEX.expand(len(x), -1)).exp(),
     overwritten_einsum: lambda x: (x.sin() @ W[0]).exp().unsqueeze(-1),
     overwritten_operand: lambda x: F.linear(x.sin(), W).exp(),
+    index_list: lambda x: x.sin()[:, [2, 0]].exp(),
+    index_array: lambda x: x.sin()[:, [2, 0]].exp(),
+    list_of_dimensions: lambda x: x.sin().exp(),
+    list_of_shifts: lambda x: x.sin().roll(1, -1).exp(),
+    list_of_tensors: lambda x: torch.cat([x, 2 * x], -1).exp(),
+    list_of_sizes: lambda x: torch.cat([x.sin()[:, :1].exp(), x.sin()[:, 1:].square()], -1),
 }
 
 
@@ -151,3 +201,21 @@ def test_a_long_chain_of_linear_operations() -> None:
     for record in (False, True):
         with torch.set_grad_enabled(record):
             assert_close(laplacian(f, x), traces(power, x))
+
+
+@pytest.mark.parametrize("name", LAST)
+def test_autocast_that_begins_after_an_operation_does_not_reach_its_tangents(name: str) -> None:
+    of, x = LAST[name][0], points("cpu").float()
+    weight = torch.linspace(0.1, 1.7, 9).reshape(3, 3)
+
+    def plain(x: Tensor) -> Tensor:
+        y = of(x.sin() @ weight)
+        return y * y
+
+    def cast(x: Tensor) -> Tensor:
+        y = of(x.sin() @ weight)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return y * y
+
+    with torch.no_grad():
+        assert_close(ad.forward_laplacian(cast, x), ad.forward_laplacian(plain, x))

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .._torch_state import top_saved_tensors_hooks
+from .._torch_state import outside_autocast, top_saved_tensors_hooks
 from .fallback import Unseen
 
 Tangents = tuple[Tensor, ...]
@@ -42,7 +42,8 @@ class Deferred:
             return self._rows
         if any(_changes(x) != changes for x, changes in self._constants):
             raise Overwritten("what changes a tensor in place that a linear operation was given before")
-        rows = tuple(self._compute())
+        with outside_autocast():  # as where these tangents were deferred
+            rows = tuple(self._compute())
         self._is_kept = self._is_kept and not top_saved_tensors_hooks()
         if self._is_kept:
             self._rows, self._compute, self._constants = rows, tuple, []

@@ -157,7 +157,7 @@ def _check(x: Any, C: Any, chunk_size: Any, name: str) -> None:
     check_dense(short, "x", x)
     if x.dim() == 0:
         raise ValueError(f"{name} takes x [..., d], got a number; write x.unsqueeze(-1) for points on a line")
-    if chunk_size is not None and not (isinstance(chunk_size, int) and chunk_size >= 1):
+    if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
         raise ValueError(f"{name} takes a chunk_size of 1 or more, got {chunk_size!r}; None takes all points at once")
     if C is None:
         return

@@ -301,7 +301,7 @@ def in_one_sweep(
     seconds = time.perf_counter() - start
     if not (plain and x.numel() and value.numel() and sweep.dtypes <= _CHECKED):
         return results
-    path = fast_path((name, algebra.pivots, x.dtype, x.device, frozenset(sweep.operations)))
+    path = fast_path((name, algebra.pivots, x.dtype, x.device, frozenset(sweep.operations)), x.is_meta)
     path.took(seconds)
     if path.is_due and not path.is_wrong:
         eps = max(torch.finfo(dtype).eps for dtype in (x.dtype, value.dtype, *sweep.dtypes))

@@ -14,6 +14,7 @@ function runs, so it may branch on values. Which operation has which rule, :mod:
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
@@ -262,6 +263,7 @@ class Sweep:
 
     def by_rule(self, func: Any, name: str | None, args: Arguments, kwargs: Keywords) -> Any:
         """An operation by the first of the rules that fits."""
+        args, kwargs = each(_unchanged, args), each(_unchanged, kwargs)
         for rule in self.rules_of(func, name):
             result = rule(self, func, args, kwargs)
             if result is not NotImplemented:
@@ -460,6 +462,11 @@ def value_to_repeat(func: Any, args: Arguments, kwargs: Keywords) -> Any:
     if not all(map(torch.equal, random, random_states(device))):
         raise Unseen(f"{name_of(func)}, which draws random numbers")
     return value
+
+
+def _unchanged(x: Any) -> Any:
+    """An argument as it is now: its caller may change an array, or a list, before deferred tangents are computed."""
+    return copy.copy(x) if type(x).__name__ == "ndarray" else x
 
 
 @functools.lru_cache(2048)

@@ -94,7 +94,7 @@ def path_of_function(at: Point, *way: Any) -> FastPath:
     """The record of a way to differentiate f at points of this kind."""
     shapes = tuple((x.shape, x.dtype, x.device) for x in at.leaves)
     with contextlib.suppress(TypeError):  # of functions without a weak reference, or a hash
-        return fast_path((at.name, way, shapes, weakref.ref(at.f)))
+        return fast_path((at.name, way, shapes, weakref.ref(at.f)), any(x.is_meta for x in at.leaves))
     return FastPath()
 
 

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 from .._forward.correction_mode import with_corrections
 from .._torch_state import where_transforms_are_right
 from .pattern_rules import Rules, is_numeric
+from .point import check_floating
 
 Array = np.ndarray[Any, Any]
 
@@ -66,9 +67,7 @@ def hessian_sparsity(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
                 [1, 0, 1],
                 [0, 1, 0]], dtype=torch.int32)
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"torchad_ext.hessian_sparsity takes a floating-point tensor for x; got {got}")
+    check_floating("hessian_sparsity", "x", x)
     pattern, n = find_pattern(functools.partial(_checked_value, f), x), x.numel()
     keys = np.arange(n**2) if pattern is None else pattern[0]
     ones = torch.ones(len(keys), dtype=torch.bool, device=x.device)
@@ -101,7 +100,7 @@ def find_pattern(
     None if the pattern is full, where more than ``most`` elements of x are coupled with each other, or with one element
     on average, and where more than a ``share`` of the elements that all rows are computed from are looked at."""
     with torch.enable_grad():  # f may take gradients itself
-        point = x.detach().requires_grad_().clone()
+        point = x.detach().clone().requires_grad_().clone()  # x may be one of inference mode
         tape = _Tape(point, share)
         with tape:
             y = f(point)

@@ -152,7 +152,7 @@ class Rules:
             return torch.full(tuple(shape), x == 0)
         zero = (x.detach() == 0).cpu()
         if self._tape.is_known(x):
-            zero &= self._tape.numbers(x).reshape(*x.shape, -1).sum(-1) == 0
+            zero &= self._tape.numbers(x).reshape(*x.shape, 1 + x.is_complex()).sum(-1) == 0
         return zero.expand(tuple(shape))
 
     def _rows(self, rows: Sequence[Tensor], members: Sequence[Tensor], shape: Sequence[int], couples: bool) -> Tensor:

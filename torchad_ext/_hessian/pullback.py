@@ -135,7 +135,7 @@ class GraphPullback(Pullback):
     def path(self, *way: Any) -> FastPath:
         """The record of a way to compute J for graphs of this kind."""
         shapes = tuple((x.shape, x.stride(), x.dtype, x.device) for x in (*self.outputs, *self.at.leaves))
-        return fast_path((self.at.name, way, shapes, hash(self.names)))
+        return fast_path((self.at.name, way, shapes, hash(self.names)), any(x.is_meta for x in self.at.leaves))
 
 
 class FlatFunction:

@@ -443,7 +443,8 @@ class Declared:
         """
         functions = [f for order in orders for f in self._kernels_of_order(order) if f.program.outputs]
         for device in devices:
-            compile_kernels([(f, dtype, *v) for f in functions for dtype in dtypes for v in f.variants], device)
+            variants = [(f, v) for f in functions for v in (f.variants if device == "cpu" else ((),))]
+            compile_kernels([(f, dtype, *v) for f, v in variants for dtype in dtypes], device)
 
 
 def compile_kernels(work: Iterable[tuple[Any, ...]], device: str = "cpu") -> None:

@@ -87,7 +87,7 @@ class Elementwise:
 
     _fast_function: Any = None
     _class_in_cpp = "Function"  # of csrc/fast_path
-    variants: tuple[tuple[bool, ...], ...] = ((),)  # of the kernels for a device and a dtype
+    variants: tuple[tuple[bool, ...], ...] = ((),)  # of the kernels for a dtype on the CPU
     broadcast: Any  # Broadcast, which _broadcast.py puts here: it stands on this class
 
     @functools.cached_property

@@ -127,10 +127,15 @@ class RowFunction(Elementwise):
     def _run_on(self, device: str | None, xs: Tensors, call: Call) -> Any:
         if call.known and device:
             return self.run_recorded(device, xs, call)[0]
-        kernel: Any = device and self.kernel(device, xs[0].dtype, call.shape[-1] <= SHORT)
+        kernel: Any = device and self.kernel(device, xs[0].dtype, *self._variant(device, call))
         if not kernel:
             return self.definition(call.shape, *xs, *call.numbers)
         return self._results(kernel(xs, call.numbers, call.shape))
+
+    @staticmethod
+    def _variant(device: str, call: Call) -> tuple[bool, ...]:
+        """Which kernel computes a call; there is one on CUDA."""
+        return (call.shape[-1] <= SHORT,) if device == "cpu" else ()
 
     def run_recorded(self, device: str, xs: Tensors, call: Call) -> tuple[Any, dict[Expr, torch.Tensor]]:
         """The results, and the values of the row that their gradients take."""
@@ -138,7 +143,7 @@ class RowFunction(Elementwise):
         operands = (*xs, *call.known.values())
         given = [operands[i] for i in recording.operands]
         function = recording.function
-        kernel: Any = function.kernel(device, xs[0].dtype, call.shape[-1] <= SHORT)
+        kernel: Any = function.kernel(device, xs[0].dtype, *self._variant(device, call))
         if kernel:
             outputs: Any = kernel(given, call.numbers, call.shape)
         else:

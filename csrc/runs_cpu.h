@@ -35,16 +35,16 @@ struct RunsCpu {
   int64_t row = INT64_MAX;      // runs end where rows of so many elements do
   int64_t longest = INT64_MAX;  // run, in elements
   bool cached = true;           // are the results to stay in the caches?
-  Access* access;
-  T** copies;      // of elements of each input
-  CpuInput* from;  // what the kernel reads in a run, and where it writes
-  void** to;
+  Access* access = nullptr;
+  T** copies = nullptr;      // of elements of each input
+  CpuInput* from = nullptr;  // what the kernel reads in a run, and where it writes
+  void** to = nullptr;
   int64_t left = 0;     // of the run
   int64_t written = 0;  // elements of a piece
-  bool may_crowd, in_pieces = false;
-  T* pieces;             // of the inputs, then of the outputs
-  CpuInput* piece_from;  // what the kernel reads in a piece, and where it writes
-  void** piece_to;
+  bool may_crowd = false, in_pieces = false;
+  T* pieces = nullptr;             // of the inputs, then of the outputs
+  CpuInput* piece_from = nullptr;  // what the kernel reads in a piece, and where it writes
+  void** piece_to = nullptr;
 
   // Computes elements [begin, end) of the loop.
   static void compute(const CpuKernel& kernel, const Loop& loop, const double* scalars, int64_t begin, int64_t end) {

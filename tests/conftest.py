@@ -12,6 +12,7 @@ import drop_in
 import pytest
 import torch
 from marks import replace_between
+from selection import NO_GPU
 
 from torchad_ext._native.kernels import RowKernel
 from torchad_ext._row_function import RowFunction
@@ -21,7 +22,6 @@ from torchad_ext.rows import ROW_CATALOGUE
 HAS_HEADERS = Path(sysconfig.get_path("include"), "Python.h").exists()
 # "wait" is for what a user has once it is compiled; without Python.h no user ever has it.
 os.environ.setdefault("TORCHAD_EXT_EAGER", "wait" if HAS_HEADERS else "0")
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: torch.cuda.is_available() is False")
 _outcomes: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
 
 

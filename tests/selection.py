@@ -1,4 +1,4 @@
-"""Which values of a long parametrisation ``make test`` runs; ``make test-long`` runs the others."""
+"""Which tests run: of a long parametrisation ``make test`` runs some values and ``make test-long`` the others."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
+import torch
+
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: torch.cuda.is_available() is False")
 
 
 def few(values: Iterable[Any], chosen: Callable[..., bool]) -> list[Any]:

@@ -21,8 +21,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from conftest import NO_GPU
 from drop_in import MISSION, POINTWISE, QUADRATIC_FORM, SUBJECTS, Subject, each, row
+from selection import NO_GPU
 from torch import Tensor, nn
 from torch.autograd import grad
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh

@@ -30,6 +30,9 @@ def points(n: int = 6, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.rand(n, 2, dtype=dtype, generator=torch.Generator().manual_seed(0)) + 0.2
 
 
+MANY = 5000  # points, of which some are checked
+
+
 def product(x: Tensor) -> Tensor:
     return torch.einsum("ni,ni->ni", x.sin(), x.exp())
 
@@ -55,8 +58,9 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 @pytest.mark.usefixtures("wrong_products")
 class TestWrongRules:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    def test_numbers_are_right_after_a_warning(self, dtype: torch.dtype) -> None:
-        x = points(dtype=dtype)
+    @pytest.mark.parametrize("n", [6, MANY])
+    def test_numbers_are_right_after_a_warning(self, n: int, dtype: torch.dtype) -> None:
+        x = points(n, dtype)
         for again in (False, True):
             if again:
                 (u_xx,) = ad.partials(product, x, ["xx"], names="tx")
@@ -106,6 +110,12 @@ class TestFunctionsThatMixPoints:
         with pytest.raises(ValueError, match="f mixes points"):
             ad.partials(f, points(), ["x", "xx"], names="tx")
 
+    @pytest.mark.parametrize("f", [lambda x: x - x.mean(0), lambda x: x.flip(0) * x, lambda x: x / x.amax(0)])
+    @pytest.mark.parametrize("x", [points(MANY), torch.cartesian_prod(*[torch.linspace(0, 1, 70).double()] * 2)])
+    def test_among_many(self, x: Tensor, f: Function) -> None:
+        with pytest.raises(ValueError, match="f mixes points"):
+            ad.partials(f, x, ["x", "xx"], names="tx")
+
 
 class TestNoFalseAlarm:
     @pytest.mark.parametrize(
@@ -141,6 +151,47 @@ class TestNoFalseAlarm:
             _self_check.fast_path(next(iter(_self_check._paths)))._checking = 1e9
         assert len(checks) == 1
         assert torch.equal(states[0][0], states[1][0]) and torch.equal(states[0][1], states[1][1])
+
+
+class TestManyPoints:
+    """Where f gives for some points alone what it gives for all, these are checked: as much memory as they need."""
+
+    def test_some_are_checked(self, checks: list[Any]) -> None:
+        sizes: list[int] = []
+        ad.partials(lambda x: (sizes.append(len(x)), product(x))[1], points(MANY), ["xx"], names="tx")
+        first, *others = sizes
+        assert first == MANY and others and max(others) <= 1024
+        ((_, x, value, directions, *_),) = checks
+        assert len(x) == len(value) == len(directions[0]) == 1024
+
+    def test_points_in_several_dimensions(self, checks: list[Any]) -> None:
+        ad.partials(lambda x: x.sin(), points(MANY).reshape(250, 20, 2), ["xx"], names="tx")
+        assert checks[0][1].shape == (51, 20, 2)
+
+    @pytest.mark.parametrize(
+        "of",
+        [
+            lambda x, c: x.sin() * c,  # a coefficient for each point
+            lambda x, c: x.sin() if len(x) == MANY else x.exp(),
+            lambda x, c: x.sin() if len(x) == MANY else x[:, 0].sin(),
+            lambda x, c: x.sin() if len(x) == MANY else x.float().sin(),
+            lambda x, c: x.sin() if len(x) == MANY else None,
+        ],
+    )
+    def test_all_where_f_takes_no_others(self, of: Callable[[Tensor, Tensor], Any], checks: list[Any]) -> None:
+        c = points(MANY)[:, :1]
+        ad.partials(lambda x: of(x, c), points(MANY), ["xx"], names="tx")
+        assert len(checks[0][1]) == MANY
+
+    def test_dropout(self) -> None:
+        torch.manual_seed(0)
+        ad.partials(nn.Sequential(nn.Linear(2, 30), nn.Dropout(), nn.Tanh()).double(), points(MANY), ["xx"], names="tx")
+
+    def test_what_torch_compile_made_is_not_compiled_again(self) -> None:
+        compiled: list[Any] = []
+        model = torch.compile(product, backend=lambda graph, _: compiled.append(graph) or graph)
+        ad.partials(model, points(MANY), ["xx"], names="tx")
+        assert not compiled
 
 
 class TestWhenItChecks:

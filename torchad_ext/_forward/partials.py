@@ -34,7 +34,7 @@ from .fallback import (
     restore_random_states,
 )
 from .jets import JetSweep, rules_of
-from .random_sum import RandomSum
+from .random_sum import RandomSum, some_points
 
 Function = Callable[[Tensor], Tensor]
 Order = str | tuple[int, ...]
@@ -109,8 +109,8 @@ def partials(
 
     A program with another operation in it is differentiated by nested autograd, and one warning says so; with
     ``TORCHAD_EXT_STRICT=1`` it is an error. The numbers of a program of operations that were not met before, and of
-    later ones for 4 % of the time, are compared with those of nested autograd, for which f runs again. The result may
-    be differentiated again, in parameters and in x.
+    later ones for 4 % of the time, are compared with those of nested autograd, for which f runs again, with some of
+    many points. The result may be differentiated again, in parameters and in x.
 
     Args:
         f: maps points ``[..., d]`` to ``[...]`` or ``[..., *outputs]``, any PyTorch code. Each result has to depend on
@@ -305,17 +305,21 @@ def in_one_sweep(
     path.took(seconds)
     if path.is_due and not path.is_wrong:
         eps = max(torch.finfo(dtype).eps for dtype in (x.dtype, value.dtype, *sweep.dtypes))
-        check = RandomSum(f, x, value, directions, functionals, random, eps, name)
-
-        def at(x: Tensor) -> tuple[Tensor, ...]:
-            with torch.no_grad():
-                restore_random_states(x.device, random)
-                _, value, results = _swept(f, x, directions, functionals, algebra, name)
-            return value, *results
-
         after = random_states(x.device)
         with path.checking():
-            agrees = check.agrees((value, *results), at)
+            points, along, given = x, directions, (value, *results)
+            if (chosen := some_points(f, x, value, random, eps)) is not None:
+                points, along = x[chosen], [u[chosen] for u in directions]
+                given = tuple(y.detach()[chosen] for y in given)
+            check = RandomSum(f, points, given[0], along, functionals, random, eps, name)
+
+            def at(x: Tensor) -> tuple[Tensor, ...]:
+                with torch.no_grad():
+                    restore_random_states(x.device, random)
+                    _, value, results = _swept(f, x, along, functionals, algebra, name)
+                return value, *results
+
+            agrees = check.agrees(given, at)
             mixes = not agrees and check.mixes()
         restore_random_states(x.device, after)
         if mixes:

@@ -2,8 +2,7 @@
 #include "pointwise.h"
 
 #include "huge_pages.h"
-#include "runs_cpu.h"
-#include "sums_cpu.h"
+#include "loops_cpu.h"
 
 namespace torchad_ext {
 namespace {
@@ -24,19 +23,9 @@ struct Cpu {
 
   static void run_summed(const Kernel& kernel, const Loop& loop, const double* scalars, int64_t, int) {
     const auto& of_cpu = static_cast<const CpuKernel&>(kernel);
-    const auto parallel_for = [](int64_t n, auto f) {
-      n > 1 ? torch::stable::parallel_for(0, n, 1, f) : f(int64_t(0), n);
-    };
-    switch (kernel.dtype) {
-      case Dtype::float16:
-        return SumsCpu<Half>::run(of_cpu, loop, scalars, parallel_for);
-      case Dtype::bfloat16:
-        return SumsCpu<BFloat16>::run(of_cpu, loop, scalars, parallel_for);
-      case Dtype::float32:
-        return SumsCpu<float>::run(of_cpu, loop, scalars, parallel_for);
-      case Dtype::float64:
-        return SumsCpu<double>::run(of_cpu, loop, scalars, parallel_for);
-    }
+    compute_sums(of_cpu, loop, scalars, [](int64_t tasks, const std::function<void(int64_t, int64_t)>& f) {
+      tasks > 1 ? torch::stable::parallel_for(0, tasks, 1, f) : f(0, tasks);
+    });
   }
 };
 

@@ -5,16 +5,14 @@
 // of every other operand. If those fall into one set of a cache, as in tensors that lie a multiple of 4096 bytes apart,
 // or if more results are written past the caches than there are buffers for unfinished lines, the line is gone by then.
 // Such a run is computed in pieces: a few lines of each operand are copied at a time.
-#pragma once
-
 #include <algorithm>
 #include <cstring>
 
-#include "kernel.h"
+#include "loops_cpu.h"
 #include "simd.h"
-#include "strided.h"
 
 namespace torchad_ext {
+namespace {
 
 template <class T>
 struct RunsCpu {
@@ -205,8 +203,9 @@ struct RunsCpu {
   }
 };
 
-// Computes elements [begin, end) of the loop of a kernel.
-inline void compute(const CpuKernel& kernel, const Loop& loop, const double* scalars, int64_t begin, int64_t end) {
+}  // namespace
+
+void compute(const CpuKernel& kernel, const Loop& loop, const double* scalars, int64_t begin, int64_t end) {
   switch (kernel.dtype) {
     case Dtype::float16:
       return RunsCpu<Half>::compute(kernel, loop, scalars, begin, end);

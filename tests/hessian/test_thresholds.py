@@ -13,7 +13,8 @@ from torch.testing import assert_close
 
 import torchad_ext as ad
 from torchad_ext._hessian import diagonal
-from torchad_ext._hessian.thresholds import Largest, quickest_way, rows_at_once
+from torchad_ext._autograd.graph import graph_nodes
+from torchad_ext._hessian.thresholds import Largest, largest_matrix_in_graph, quickest_way, rows_at_once
 
 MEGABYTES = 2**20
 
@@ -122,6 +123,33 @@ class TestTheLargestTensor:
     )
     def test_rows_at_once(self, largest: int, jacobian: int, rows: int) -> None:
         assert rows_at_once(largest, jacobian) == rows
+
+    def test_a_matrix_is_read_once_for_as_many_rows_as_it_has_bytes(self) -> None:
+        assert rows_at_once(400_000, 8 * 50**2, 20_000_000) == 50
+        assert rows_at_once(400_000, 8 * 50**2, 3_000_000) == 1
+        w, X, y = sample(20) / 10, sample(20_000, 20), sample(20_000).sign()
+        f = lambda w: torch.nn.functional.softplus(-y * (X @ w)).sum()  # noqa: E731
+        result, largest = largest_of(lambda: ad.hessian(f, w))
+        assert_close(result, torch.func.hessian(f)(w))
+        assert largest == X.numel() * X.element_size()  # of 20 rows
+
+    @pytest.mark.parametrize(
+        ("f", "size"),
+        [
+            (lambda x, A: A @ x, 3),
+            (lambda x, A: torch.addmv(torch.ones(5).double(), A, x), 3),
+            (lambda x, A: torch.nn.functional.linear(x, A, torch.ones(5).double()), 3),
+            (lambda x, A: A @ x.view(3, 2), 6),
+            (lambda x, A: x.view(2, 3) @ A.T, 6),
+        ],
+    )
+    def test_the_matrix_of_a_graph(self, f: Callable[[Tensor, Tensor], Tensor], size: int) -> None:
+        y = f(sample(size).requires_grad_(), sample(5, 3))
+        assert largest_matrix_in_graph(graph_nodes([y])) == 5 * 3 * 8
+
+    @pytest.mark.parametrize("f", [lambda x: x.view(3, 2) @ torch.ones(2).double(), lambda x: 2 * x, lambda x: x[:0]])
+    def test_a_graph_without_one(self, f: Callable[[Tensor], Tensor]) -> None:
+        assert largest_matrix_in_graph(graph_nodes([f(sample(6).requires_grad_())])) == 0
 
 
 def network(act: Callable[[Tensor], Tensor], residual: bool = False) -> Callable[[Tensor], Tensor]:

@@ -102,8 +102,9 @@ def hessian(
             ``torch.func.functional_call``), which f takes as a whole.
         chunk_size: how many rows are computed at once. That many times the memory of one backward pass is needed,
             besides the result. By default the largest tensor of a batch, as f's graph tells it, takes 2 MB, or a 32nd
-            of H up to 16 MB; where these hold fewer than eight rows, they are computed one by one. 1 computes them so
-            without ``vmap``, which is the way for functions that ``vmap`` does not batch.
+            of H up to 16 MB, or as much as a matrix that each row is multiplied by; where these hold fewer than eight
+            rows, they are computed one by one. 1 computes them so without ``vmap``, which is the way for functions that
+            ``vmap`` does not batch.
         sparsity: ``"auto"`` finds the pattern of H by :func:`hessian_sparsity`. For a strided result, all rows are
             computed as without ``sparsity`` where ``x`` has few elements, or the pattern too many entries for that to
             save time. A bool tensor ``[n, n]``, dense or sparse, n being the number of elements of ``x``, is taken as

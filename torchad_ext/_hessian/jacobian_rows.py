@@ -30,7 +30,8 @@ Chunks = Iterable[tuple[int, Tensors]]  # the number of the first row of each, a
 def rows_at_once(value: Pullback, width: int, batch: int = 1) -> int:
     """The default number of rows of a batch, for a Jacobian of ``size // batch`` rows and so many columns."""
     bytes_of_one = max(y.element_size() for y in (*value.outputs, *value.at.leaves))
-    return thresholds.rows_at_once(value.largest(), value.size * width // max(1, batch) * bytes_of_one)
+    of_jacobian = value.size * width // max(1, batch) * bytes_of_one
+    return thresholds.rows_at_once(value.largest(), of_jacobian, value.largest_matrix())
 
 
 def all_rows(value: Pullback, chunk_size: int | None, progress: bool) -> list[Tensor]:

@@ -25,7 +25,7 @@ from .._autograd.graph import depends_on_others, foreign_nodes, graph_nodes, is_
 from .._forward.correction_mode import with_corrections
 from .._self_check import FastPath, fast_path
 from .point import Function, Point, Tensors, check_floating, explained, is_transformed
-from .thresholds import largest_in_graph
+from .thresholds import largest_in_graph, largest_matrix_in_graph
 
 
 class Pullback:
@@ -68,6 +68,10 @@ class Pullback:
     def largest(self) -> int:
         """The bytes of the largest tensor that a row is known to take."""
         return max(y.numel() * y.element_size() for y in (*self.outputs, *self.at.leaves))
+
+    def largest_matrix(self) -> int:
+        """The bytes of the largest matrix that a row is known to be multiplied by."""
+        return 0
 
 
 class TransformPullback(Pullback):
@@ -116,6 +120,9 @@ class GraphPullback(Pullback):
 
     def largest(self) -> int:
         return max(super().largest(), largest_in_graph(self._nodes))
+
+    def largest_matrix(self) -> int:
+        return largest_matrix_in_graph(self._nodes)
 
     @functools.cached_property
     def _nodes(self) -> tuple[Any, ...]:

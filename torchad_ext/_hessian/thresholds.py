@@ -3,7 +3,7 @@
 All bounds are measured. A batch of rows shares calls of operations, and readings of what the rows are multiplied by.
 Its tensors are as many times larger as it has rows, and elementwise operations on what leaves the cache take longer
 than a row after the other. So the largest tensor of a batch takes two megabytes, or a small share of the Jacobian where
-that is more.
+that is more, or as much as a matrix that each row is multiplied by, which a batch reads once.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _FEWEST = 8  # large rows that are worth a batch
 FEW_ROWS = 3  # rows that are computed as quickly one by one
 _UNIT_ROWS = 256  # in a batch as wide, from which on they are worth a dispatch in Python
 MUCH_TALLER = 4  # values of f for each element of x, from which on the Jacobian is computed by its columns
+_FIRST_FACTOR = {"MvBackward0": 0, "AddmvBackward0": 1, "MmBackward0": 0, "AddmmBackward0": 1}  # among the operands
 # The diagonal of a batch of points.
 _LARGE = 2**16  # bytes of the largest tensor of a product, from which on it is computed as quickly by itself
 _SWEPT_FROM, _SWEPT_BYTES = 24, 2**19  # coordinates, and bytes of all of them, that are worth what a sweep prepares
@@ -36,9 +37,10 @@ FINDING, COLORING = 10, 70  # elements of rows that are computed while an entry 
 SHARE = 0.2  # of the time of all rows, which finding and coloring may take
 
 
-def rows_at_once(largest: int, jacobian: int) -> int:
-    """Rows of a batch, from the bytes of the largest tensor that a row takes, and those of the Jacobian."""
-    rows = min(max(jacobian // _SHARE, _IN_CACHE), _AT_MOST) // max(1, largest)
+def rows_at_once(largest: int, jacobian: int, matrix: int = 0) -> int:
+    """Rows of a batch, from the bytes of the largest tensor that a row takes, those of the Jacobian, and those of the
+    largest matrix that a row is multiplied by."""
+    rows = max(min(max(jacobian // _SHARE, _IN_CACHE), _AT_MOST), matrix) // max(1, largest)
     return rows if rows >= _FEWEST else 1
 
 
@@ -68,6 +70,26 @@ def largest_in_graph(nodes: Iterable[Any]) -> int:
     """The bytes of the largest cotangent that passes through nodes of autograd."""
     given = (metadata for node in nodes for metadata in cotangents_of(node))
     return max((math.prod(m.shape) * m.dtype.itemsize for m in given if _is_strided(m)), default=0)
+
+
+def largest_matrix_in_graph(nodes: Iterable[Any]) -> int:
+    """The bytes of the largest matrix by which nodes of autograd multiply, as the shapes of what it is multiplied with
+    and of the product tell it: A of A x is ``[m, n]`` for Ax ``[m]`` and x ``[n]``."""
+    largest = 0
+    for node in nodes:
+        first = _FIRST_FACTOR.get(node.name())
+        if first is None:
+            continue
+        (product,) = cotangents_of(node)
+        for place, (child, of_child) in enumerate(node.next_functions[first:]):
+            of_vector = len(product.shape) == 1
+            if child is None or (of_vector and place == 0):  # A varies
+                continue
+            shared = 1 if of_vector else product.shape[place]  # rows of A, columns of B
+            factor = cotangents_of(child)[of_child]
+            elements = math.prod(product.shape) * math.prod(factor.shape) // max(1, shared) ** 2
+            largest = max(largest, elements * product.dtype.itemsize)
+    return largest
 
 
 def _is_strided(metadata: Any) -> bool:

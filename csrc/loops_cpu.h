@@ -15,7 +15,8 @@ void compute(const CpuKernel& kernel, const Loop& loop, const double* scalars, i
 // Calls f(begin, end) for all of [0, n), by threads.
 using ParallelFor = void (*)(int64_t n, const std::function<void(int64_t, int64_t)>& f);
 
-// Computes a loop that is not empty; where an output has the stride 0, its sums along that dimension (sums_cpu.cpp).
+// Computes a loop that is not empty. The result is the sum along the dimensions in which an output has the stride 0;
+// one output or more has such a dimension, of more than one element (sums_cpu.cpp).
 void compute_sums(const CpuKernel& kernel, const Loop& loop, const double* scalars, ParallelFor parallel_for);
 
 }  // namespace torchad_ext

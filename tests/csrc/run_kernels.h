@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "long_rows.h"
-#include "runs_cpu.h"
+#include "loops_cpu.h"
 #include "short_rows.h"
 
 namespace torchad_ext {
@@ -47,6 +47,25 @@ inline void run_kernel(const CpuKernel& kernel, int64_t n) {
   const double scalars[8] = {1, 1, 1, 1, 1, 1, 1, 1};
   const Loop loop{1, &n, strides.data(), data.data()};
   in_parallel(n, [&](int64_t begin, int64_t end) { compute(kernel, loop, scalars, begin, end); });
+}
+
+// A loop over [rows, length], with the sums of one output over the rows and of the next over their elements.
+inline void run_sums(const CpuKernel& kernel, int64_t rows, int64_t length) {
+  const int operands = kernel.inputs + kernel.outputs;
+  std::vector<Operand> memory;
+  std::vector<void*> data;
+  std::vector<int64_t> strides(operands * most_dims);
+  for (int k = 0; k < operands; ++k) {
+    const bool is_sum = k < kernel.outputs, of_rows = is_sum && k % 2 == 0;
+    memory.emplace_back(!is_sum ? rows * length : of_rows ? length : rows, kernel.dtype);
+    data.push_back(memory.back().memory.get());
+    strides[k * most_dims] = !is_sum || of_rows;
+    strides[k * most_dims + 1] = !is_sum ? length : !of_rows;
+  }
+  const double scalars[8] = {1, 1, 1, 1, 1, 1, 1, 1};
+  const int64_t sizes[] = {length, rows};
+  compute_sums(kernel, {2, sizes, strides.data(), data.data()}, scalars,
+               [](int64_t n, const std::function<void(int64_t, int64_t)>& f) { in_parallel(n, f); });
 }
 
 inline void run_kernel(const RowKernel& kernel, int64_t rows, int64_t length) {

@@ -30,6 +30,7 @@ int main() {
 OVERRUN = "int main(int n, char**) { int* numbers = new int[n + 2]; return numbers[n + 2]; }"
 OVERFLOW = "int main(int n, char**) { return (n + 0x7ffffffe) * n + n == 5; }"
 CLEAN = "int main() {}"
+LOOPS = '#include "run_kernels.h"'
 
 
 def run(source: str, sanitizer: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -42,7 +43,8 @@ def run(source: str, sanitizer: str, folder: Path) -> subprocess.CompletedProces
     def program(name: str, text: str) -> subprocess.CompletedProcess[str]:
         file = folder / f"{name}.cpp"
         file.write_text(text)
-        command = [tools.compiler, *kept, "-O1", *flags, *includes, str(file), "-o", str(folder / name)]
+        sources = [file, keys.CSRC / "runs_cpu.cpp", keys.CSRC / "sums_cpu.cpp"] if LOOPS in text else [file]
+        command = [tools.compiler, *kept, "-O1", *flags, *includes, *map(str, sources), "-o", str(folder / name)]
         built = subprocess.run(command, capture_output=True, text=True, check=False)
         if built.returncode:
             return built
@@ -57,18 +59,20 @@ def run(source: str, sanitizer: str, folder: Path) -> subprocess.CompletedProces
 def program_of(functions: Sequence[tuple[Any, ...]], dtype: torch.dtype) -> str:
     """A program that runs kernels of elements and of rows, each with some sizes."""
     texts, calls = [], []
-    for function, sizes, *variant in functions:
+    for run, function, sizes, *variant in functions:
         kernel = function.source("cpu", dtype, *variant)
         texts.append(kernel.text)
-        calls += [f"  torchad_ext::run_kernel({kernel.symbol}, {size});" for size in sizes.split(";")]
-    return "\n".join(['#include "run_kernels.h"', *texts, "int main() {", *calls, "}"])
+        calls += [f"  torchad_ext::{run}({kernel.symbol}, {size});" for size in sizes.split(";")]
+    return "\n".join([LOOPS, *texts, "int main() {", *calls, "}"])
 
 
 ELEMENTS, SHORT_ROWS, ROWS = "1;7;1000;10007", "1, 1;9, 3;65, 5;503, 16", "70, 17;33, 130"
+SUMS = "1, 5;3, 5;7000, 3;130, 700;3, 9000"
 PROGRAMS = {
-    "elements": [(ad.gelu._order(2), ELEMENTS), (ad.sin._order(0), ELEMENTS), (ad.pow._order(1), ELEMENTS)],
+    "elements": [("run_kernel", f, ELEMENTS) for f in (ad.gelu._order(2), ad.sin._order(0), ad.pow._order(1))],
+    "sums": [("run_sums", f, SUMS) for f in (ad.gelu._order(2), ad.pow._order(1))],
     "rows": [
-        (f, sizes, is_short)
+        ("run_kernel", f, sizes, is_short)
         for f in (ad.layer_norm._order(1), ad.softmax._order(0))
         for sizes, is_short in ((SHORT_ROWS, True), (ROWS, False))
     ],

@@ -18,7 +18,7 @@ from torch.overrides import handle_torch_function
 
 from ._derivative import Derivative
 from ._elementwise import Elementwise, HandWritten
-from ._native import kernels, keys, loader
+from ._native import ahead, kernels, keys, loader
 from ._symbolic.captured import captures
 from ._symbolic.expr import Expr, column, row, scalar, tensor
 from ._symbolic.latex import latex
@@ -461,7 +461,7 @@ def compile_kernels(work: Iterable[tuple[Any, ...]], device: str = "cpu") -> Non
     if not lacking or not loader.load(device):
         return
     if device == "cpu":
-        loader.compile_kernels(
+        ahead.compile_kernels(
             [(kernels.title(f.name, of[0]), f.source(device, *of)) for f, of in lacking if f.keeps(of[0])]
         )
     for f, of in lacking:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext._hessian import diagonal
 from torchad_ext._autograd.graph import graph_nodes
+from torchad_ext._hessian import diagonal
 from torchad_ext._hessian.thresholds import Largest, largest_matrix_in_graph, quickest_way, rows_at_once
 
 MEGABYTES = 2**20

@@ -26,7 +26,7 @@ from selection import few
 
 import torchad_ext as ad
 from torchad_ext import BuildError, _settings
-from torchad_ext._native import compile, keys, loader, nvrtc, prebuilt, toolchain
+from torchad_ext._native import ahead, compile, keys, loader, nvrtc, prebuilt, toolchain
 from torchad_ext._symbolic import cpp
 from torchad_ext._symbolic.cpp import Kernel
 from torchad_ext.ops import CATALOGUE
@@ -261,8 +261,8 @@ class TestPrecompiledHeader:
         (csrc / "pointwise_cpu.h").write_text("#pragma once\nconstexpr int answer = 42;\n")
         compiler.is_version("(C) Free Software Foundation")
         assert loader.load("cpu")
-        monkeypatch.setattr(loader, "_for_kernels", functools.cache(loader._for_kernels.__wrapped__))
-        loader._for_kernels()
+        monkeypatch.setattr(loader, "for_kernels", functools.cache(loader.for_kernels.__wrapped__))
+        loader.for_kernels()
 
         def call(name: str) -> int:
             text = f'#include "pointwise_cpu.h"\nextern "C" int {name}() {{ return answer; }}\n'
@@ -288,7 +288,7 @@ class TestPrecompiledHeader:
     def test_may_be_missing(self, change: Callable[[Path], object], answer: Callable[[str], int], cache: Path) -> None:
         (precompiled,) = cache.glob("*/pointwise_cpu.h.gch")
         change(precompiled)
-        loader._for_kernels.cache_clear()  # as a new process would
+        loader.for_kernels.cache_clear()  # as a new process would
         assert answer("plain") == 42
 
 
@@ -305,10 +305,10 @@ class TestKernelsTogether:
     def compiled(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         """How many files each run of the compiler compiles, into an empty cache."""
         assert loader.load("cpu")
-        loader._for_kernels()  # with the header that is in the cache
+        loader.for_kernels()  # with the header that is in the cache
         monkeypatch.setenv("TORCHAD_EXT_CACHE_DIR", str(tmp_path))
-        monkeypatch.setattr(loader, "processors", lambda: 2)
-        monkeypatch.setattr(loader, "_prebuilt_kernels", lambda: None)
+        monkeypatch.setattr(ahead, "processors", lambda: 2)
+        monkeypatch.setattr(loader, "prebuilt_kernels", lambda: None)
         runs: list[int] = []
         original = compile.compile_library
 
@@ -321,17 +321,17 @@ class TestKernelsTogether:
 
     def test_each_is_found_afterwards(self, compiled: list[int]) -> None:
         kernels = self.kernels(5)
-        loader.compile_kernels([*kernels, kernels[0]])
+        ahead.compile_kernels([*kernels, kernels[0]])
         assert compiled == [1, 1]
         addresses = {loader.load_kernel(name, "cpu", kernel) for name, kernel in kernels}
         assert compiled == [1, 1] and len(addresses) == 5 and None not in addresses
-        loader.compile_kernels(kernels)
+        ahead.compile_kernels(kernels)
         assert compiled == [1, 1]
 
     def test_one_that_does_not_compile_does_not_keep_the_others_from_it(self, compiled: list[int]) -> None:
         kernels = self.kernels(2)
         wrong = replace(kernels[0][1], symbol="wrong", text='#include "pointwise_cpu.h"\nwrong')
-        loader.compile_kernels([*kernels, ("wrong-float32", wrong)])
+        ahead.compile_kernels([*kernels, ("wrong-float32", wrong)])
         assert all(loader.load_kernel(name, "cpu", kernel) for name, kernel in kernels)
         with pytest.warns(UserWarning, match="no native kernel of wrong-float32"):
             assert loader.load_kernel("wrong-float32", "cpu", wrong) is None

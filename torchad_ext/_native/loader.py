@@ -6,14 +6,10 @@ form, and for each pointwise kernel a small one for the CPU, which needs nothing
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import platform
-import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,7 +19,6 @@ from .._symbolic.cpp import Kernel
 from .._warnings import warn_or_raise
 from . import cache, compile, keys, nvrtc, prebuilt
 from .compile import FORM
-from .progress import progress
 from .state import state
 from .toolchain import (
     BuildError,
@@ -34,7 +29,6 @@ from .toolchain import (
     cuda_toolchain,
     kernel_toolchain,
     present_gpus,
-    processors,
 )
 
 _NAMES = {"cpu": "the CPU kernels", FORM: "the quadratic form", "cuda": "what launches CUDA kernels"}
@@ -149,7 +143,7 @@ def load_kernel(name: str, device: str, kernel: Kernel) -> int | None:
     """
 
     def on_cpu() -> int:
-        library = _prebuilt_kernels()
+        library = prebuilt_kernels()
         if library is None or not hasattr(library, kernel.symbol):
             library = compiled_kernel(name, kernel)
         return ctypes.addressof(ctypes.c_char.in_dll(library, kernel.symbol))
@@ -198,13 +192,13 @@ def _or_warn(name: str, load: Callable[[], int]) -> int | None:
 
 
 @functools.cache
-def _prebuilt_kernels() -> ctypes.CDLL | None:
+def prebuilt_kernels() -> ctypes.CDLL | None:
     library = prebuilt.find("cpu", cpu_level(), "kernels")
     return ctypes.CDLL(str(library)) if library else None
 
 
 @functools.cache
-def _for_kernels() -> tuple[Toolchain, str, Path | None]:
+def for_kernels() -> tuple[Toolchain, str, Path | None]:
     """How the pointwise kernels of this process are compiled, the part of their keys that they share, and the folder of
     their precompiled header if it is there."""
     toolchain = kernel_toolchain()
@@ -215,7 +209,7 @@ def _for_kernels() -> tuple[Toolchain, str, Path | None]:
 
 def compiled_kernel(name: str, kernel: Kernel) -> ctypes.CDLL:
     """The library of a pointwise kernel for the CPU."""
-    toolchain, shared, precompiled = _for_kernels()
+    toolchain, shared, precompiled = for_kernels()
     key = keys.kernel_key(name, kernel, shared, toolchain)
     if key not in state.kernels:
 
@@ -224,43 +218,6 @@ def compiled_kernel(name: str, kernel: Kernel) -> ctypes.CDLL:
 
         state.kernels[key] = ctypes.CDLL(str(cache.get_or_make(cache.entry(key), f"{name} for the CPU", make)))
     return state.kernels[key]
-
-
-def compile_kernels(kernels: Sequence[tuple[str, Kernel]]) -> None:
-    """Compiles the kernels for the CPU that are not there yet, several in each run of the compiler, into the cache.
-
-    Args:
-        kernels: with the names that ``load_kernel`` is going to be given. It tries again, and says, what fails here.
-    """
-    with contextlib.suppress(BuildError, OSError):
-        toolchain, shared, _ = _for_kernels()
-        library = _prebuilt_kernels()
-        lacking = {}
-        for name, kernel in kernels:
-            file = cache.entry(keys.kernel_key(name, kernel, shared, toolchain))
-            if not (library and hasattr(library, kernel.symbol)) and not cache.is_whole(file):
-                lacking[file] = kernel
-        in_order = sorted(lacking.items(), key=lambda each: len(each[1].text))
-        shares = filter(None, (in_order[i :: processors()] for i in range(processors())))
-        with ThreadPoolExecutor(processors()) as pool:
-            list(pool.map(_compile_together, shares))
-
-
-def _compile_together(lacking: Sequence[tuple[Path, Kernel]]) -> None:
-    """Compiles kernels as one file, whose headers are read once, and puts the library where each is looked for."""
-    toolchain, _, precompiled = _for_kernels()
-    lines = [line for _, kernel in lacking for line in kernel.text.splitlines()]
-    includes = dict.fromkeys(line for line in lines if line.startswith("#include"))  # g++ finds one precompiled once
-    rest = [line for line in lines if line not in includes]
-    together = replace(lacking[0][1], text="\n".join([*includes, *rest, ""]))
-    with (
-        tempfile.TemporaryDirectory(prefix="torchad_ext-") as folder,
-        progress.of(f"{len(lacking)} kernels for the CPU", lacking[0][0].parent),
-    ):
-        library = Path(folder, "library.so")
-        compile.compile_library("cpu", toolchain, library, [together], precompiled=precompiled)
-        for file, _ in lacking:
-            cache.put(file, library)
 
 
 @functools.cache

@@ -20,19 +20,20 @@ class FastPath:
     Attributes:
         is_wrong: does it give wrong numbers?
         is_rounded: does even plain reverse mode differ from itself, or has it no numbers, so that it shows nothing?
+        is_suspect: was it used for what it is not for? Then it is checked each time.
         at_once: the number of columns of a batch, once it has been measured.
     """
 
     at_once: int | None = None
 
     def __init__(self) -> None:
-        self.is_wrong = self.is_rounded = False
+        self.is_wrong = self.is_rounded = self.is_suspect = False
         self._total = self._checking = 0.0
 
     @property
     def is_due(self) -> bool:
         """Always at first, and from then on as often as a small share of the time allows."""
-        return not self.is_rounded and self._checking <= _SHARE * self._total
+        return not self.is_rounded and (self.is_suspect or self._checking <= _SHARE * self._total)
 
     def took(self, seconds: float) -> None:
         self._total += seconds

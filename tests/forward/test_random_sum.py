@@ -110,6 +110,29 @@ class TestFunctionsThatMixPoints:
         with pytest.raises(ValueError, match="f mixes points"):
             ad.partials(f, points(), ["x", "xx"], names="tx")
 
+    @pytest.mark.parametrize("n", [2, 3, 7])
+    @pytest.mark.parametrize("f", [lambda x: x.flip(0).exp(), lambda x: x.roll(1, 0).exp(), lambda x: x - x.mean(0)])
+    def test_each_time(self, f: Function, n: int) -> None:
+        for _ in range(5):
+            with pytest.raises(ValueError, match="f mixes points"):
+                ad.partials(f, points(n), ["x"], names="tx")
+
+    @pytest.mark.parametrize(
+        ("f", "mixed"),
+        [
+            (lambda x: (x - x.mean(1, keepdim=True)).sin(), lambda x: (x - x.mean(0, keepdim=True)).sin()),
+            (lambda x: x.sum(dim=(1,)).exp(), lambda x: x.sum(dim=(0,)).exp().sum().expand(6)),
+            (lambda x: torch.einsum("ni,ni->n", x, x), lambda x: torch.einsum("ni,mi->n", x, x)),
+            (lambda x: ad.softmax(x, 1), lambda x: ad.softmax(x, 0)),
+            (nn.Linear(2, 2).double(), lambda x: torch.ones(6, 6).double() @ x),
+        ],
+    )
+    def test_after_another_function_of_the_same_operations(self, f: Function, mixed: Function) -> None:
+        for _ in range(3):
+            ad.partials(f, points(), ["x"], names="tx")
+        with pytest.raises(ValueError, match="f mixes points"):
+            ad.partials(mixed, points(), ["x"], names="tx")
+
     @pytest.mark.parametrize("f", [lambda x: x - x.mean(0), lambda x: x.flip(0) * x, lambda x: x / x.amax(0)])
     @pytest.mark.parametrize("x", [points(MANY), torch.cartesian_prod(*[torch.linspace(0, 1, 70).double()] * 2)])
     def test_among_many(self, x: Tensor, f: Function) -> None:
@@ -212,6 +235,13 @@ class TestWhenItChecks:
         for f in (product, torch.tanh, functools.partial(torch.add, 1)):
             ad.partials(f, points(), ["xx"], names="tx")
         assert len(checks) == 3
+
+    def test_no_more_often_for_other_numbers_of_points(self, checks: list[Any]) -> None:
+        f = lambda x: x.view(len(x), 1, 2).sin().flatten(1)  # noqa: E731
+        for n in range(100, 130):
+            ad.partials(f, points(n), ["x"], names="tx")
+            _self_check.fast_path(next(iter(_self_check._paths)))._checking = 1e9
+        assert len(checks) == 1
 
     def test_not_where_transforms_or_autocast_run(self, checks: list[Any]) -> None:
         of = lambda x: ad.partials(product, x, ["xx"], names="tx")[0]  # noqa: E731

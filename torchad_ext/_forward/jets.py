@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from .._elementwise import Elementwise
+from .._rowwise import Rowwise
 from .._symbolic.jet_algebra import JetAlgebra
 from .._symbolic.torch_names import name_of
 from .._torch_state import share_memory, transforms_active
@@ -35,6 +36,7 @@ from .fallback import Unseen, has_derivative
 from .propagation import Arguments, Jet, Keywords, Rule, Sweep, applied, jets_in
 
 _LONGEST = 1000  # operations of a kernel of rows, which compiles in some seconds; longer ones are composed
+_DIMENSIONS = 16  # numbers below may be dimensions
 _OF_LAPLACIANS = {*linalg_rules.RULES, *recurrent.RULES, "prod", "cumprod"}
 
 
@@ -45,6 +47,20 @@ def rules_of(func: Any, name: str | None) -> Iterator[Rule]:
             yield rule
 
 
+def _form(x: Any) -> Any:
+    """What tells calls of one operation apart, be the batch as large as it may: flags, names, numbers that may be
+    dimensions, and which operands vary."""
+    if isinstance(x, int):
+        return x if abs(x) < _DIMENSIONS else int
+    if isinstance(x, (tuple, list)):
+        return tuple(map(_form, x))
+    if isinstance(x, dict):
+        return tuple((key, _form(value)) for key, value in x.items())
+    if isinstance(x, slice):
+        return _form((x.start, x.stop, x.step))
+    return x if x is None or isinstance(x, str) else type(x)
+
+
 @dataclass(eq=False)
 class JetSweep(Sweep):
     """A sweep that carries the numbers of a jet algebra.
@@ -52,12 +68,12 @@ class JetSweep(Sweep):
     Attributes:
         algebra: says which these are.
         zeros: the zero of each dtype and device, of which numbers that are zero are views.
-        operations: the names of all operations, and ``dtypes``, those of all results.
+        operations: the forms of all calls of operations, and ``dtypes``, those of all results.
     """
 
     algebra: JetAlgebra = field(kw_only=True)
     zeros: dict[tuple[torch.dtype, torch.device], Tensor] = field(default_factory=dict)
-    operations: set[str] = field(default_factory=set)
+    operations: set[Any] = field(default_factory=set)
     dtypes: set[torch.dtype] = field(default_factory=set)
 
     @property
@@ -103,8 +119,13 @@ class JetSweep(Sweep):
         self.dtypes.add(value.dtype)
         return super().wrapped(value, given, laplacian)
 
+    def apply(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+        if isinstance(func, Rowwise):
+            self.operations.add((func.__name__, _form(args), _form(kwargs)))
+        return super().apply(func, args, kwargs)
+
     def by_rule(self, func: Any, name: str | None, args: Arguments, kwargs: Keywords) -> Any:
-        self.operations.add(name or name_of(func))
+        self.operations.add((name or name_of(func), _form(args), _form(kwargs)))
         return super().by_rule(func, name, args, kwargs)
 
     def mapped(self, value: Any, x: Jet, of: Callable[[Any], Any], *constants: Any, at_once: bool = False) -> Any:

@@ -322,6 +322,7 @@ def in_one_sweep(
             agrees = check.agrees(given, at)
             mixes = not agrees and check.mixes()
         restore_random_states(x.device, after)
+        path.is_suspect = mixes
         if mixes:
             raise ValueError(
                 f"torchad_ext.{name}: f mixes points: its result for one depends on others, as with a mean over the "

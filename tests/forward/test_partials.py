@@ -293,6 +293,22 @@ class TestPrograms:
             ad.partials(f, x, ["", "xxy"], names="xyz", chunk_size=3), ad.partials(f, x, ["", "xxy"], names="xyz")
         )
 
+    @pytest.mark.parametrize(
+        "sums",
+        [
+            [ad.Sum("xx", weights=(0,))],
+            [ad.Sum("xx", "xx", weights=(1, -1))],
+            [ad.Sum("tx", "xt", weights=(1, -1)), ad.Sum("", weights=(0,))],
+        ],
+    )
+    def test_sums_without_terms_are_zero(self, sums: list[ad.Sum]) -> None:
+        f = lambda x: (x[:, :1] * x[:, 1:]).sin()  # noqa: E731
+        u_x, *zeros = ad.partials(f, points(3, 2), ["x", *sums], names="tx")
+        assert_close(u_x, ad.partials(f, points(3, 2), ["x"], names="tx")[0])
+        assert all(torch.equal(zero, torch.zeros(3, 1, dtype=u_x.dtype)) for zero in zeros)
+        of = lambda x: ad.partials(f, x, sums, names="tx")[0]  # noqa: E731
+        assert torch.equal(torch.func.vmap(of)(points(3, 2).unsqueeze(1))[:, 0], zeros[0])
+
     def test_what_is_not_there_is_zero(self) -> None:
         x = points()
         value, slope, mixed = ad.partials(lambda x: x[:, 0] ** 2, x, [(), (1,), (0, 1)])

@@ -253,12 +253,12 @@ def by_reverse_mode(
     return value, tangents, total
 
 
-def _sums_of(functionals: Sequence[Functional], along: Callable[[Index], Tensor]) -> tuple[Tensor, ...]:
-    """Functionals Σ_α w_α ∂^α / α! of the derivatives along some directions."""
+def _sums_of(functionals: Sequence[Functional], along: Callable[[Index], Tensor], count: int) -> tuple[Tensor, ...]:
+    """Functionals Σ_α w_α ∂^α / α! of the derivatives along so many directions; zeros of one without terms."""
     results = []
     for functional in functionals:
         terms = [float(w / math.prod(map(math.factorial, index))) * along(index) for index, w in functional.items()]
-        results.append(functools.reduce(operator.add, terms))
+        results.append(functools.reduce(operator.add, terms) if terms else torch.zeros_like(along((0,) * count)))
     return tuple(results)
 
 
@@ -288,7 +288,7 @@ def along_by_transforms(
 
         return along
 
-    return _sums_of(functionals, lambda index: differentiated(index)(x))
+    return _sums_of(functionals, lambda index: differentiated(index)(x), len(directions))
 
 
 def along_by_reverse_mode(
@@ -326,7 +326,7 @@ def along_by_reverse_mode(
                 marked = [torch.ones_like(y, requires_grad=True) for y in results_of_f]
                 _check_twice([_gradients([y], [x], [g], True)[0] for y, g in zip(results_of_f, marked, strict=True)])
                 check_functions(functions, lambda: f(x))
-            results = _sums_of(functionals, stacked)
+            results = _sums_of(functionals, stacked, len(directions))
         except RuntimeError as error:
             raise RuntimeError(f"torchad_ext.{name}: f cannot be differentiated so often: {error}") from error
     return results if recording else tuple(y.detach() for y in results)

@@ -18,7 +18,7 @@ from torch.profiler import profile
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext._forward import decompositions, grid_sampling, linalg_rules, losses, selection_rules
+from torchad_ext._forward import decompositions, elementwise_rules, grid_sampling, linalg_rules, losses, selection_rules
 from torchad_ext._forward.correction_mode import with_corrections
 from torchad_ext._forward.fallback import _warned
 from torchad_ext._forward.laplacian import bilaplacian, laplacian
@@ -324,3 +324,41 @@ def test_one_factorisation(device: str) -> None:
         laplacian(f, x)
     names = [event.name for event in profiler.events()]
     assert names.count("aten::linalg_inv_ex") == 1 and names.count("aten::bmm") <= 2
+
+
+@pytest.fixture
+def _no_members() -> None:
+    elementwise_rules._member.cache_clear()
+
+
+@pytest.mark.usefixtures("_no_members")
+class TestExponents:
+    """A simple exponent has a kernel of a few products; others, which may change from step to step, share one."""
+
+    @pytest.mark.parametrize(
+        "f",
+        [
+            lambda x, k: x**k,
+            lambda x, k: torch.pow(x, exponent=k),
+            lambda x, k: torch.float_power(x, k),
+            lambda x, k: k**x,
+        ],
+    )
+    def test_one_kernel_for_all_that_are_not_simple(self, f: Callable[[Tensor, float], Tensor]) -> None:
+        x = points("cpu").abs()
+        known = 0
+        for k in (1.7, 2.3, 0.123, 17.25, 40.0, 3.001):
+            of = lambda x, k=k: f(x, k).sum(-1)  # noqa: E731
+            assert_close(laplacian(of, x), by_autograd(of, x))
+            assert_close(ad.partials(of, x, [ad.Sum("xx", "yy", "zz")], names="xyz")[0], by_autograd(of, x))
+            now = elementwise_rules._member.cache_info().misses
+            known = known or now
+            assert now == known
+
+    def test_simple_ones_have_their_own(self) -> None:
+        x = points("cpu").abs()
+        before = elementwise_rules._member.cache_info().misses
+        for k in (-3, -0.5, 2, 2.5, 16):
+            of = lambda x, k=k: (x**k).sum(-1)  # noqa: E731
+            assert_close(laplacian(of, x), by_autograd(of, x))
+        assert elementwise_rules._member.cache_info().misses == before + 5

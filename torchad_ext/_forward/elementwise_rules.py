@@ -22,7 +22,8 @@ from .fallback import Unseen, has_derivative, of_elements
 from .propagation import Arguments, Keywords, Sweep, value_to_repeat
 from .roots import root, squared
 
-_WITH_CONSTANT_EXPONENT = frozenset("pow rpow float_power polygamma".split())
+_POWERS = frozenset("pow rpow float_power polygamma".split())
+_SIMPLE = 16  # the largest exponent of which a kernel is made
 
 
 @functools.lru_cache(1024)
@@ -55,8 +56,10 @@ def by_kernel(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any
     elif any(isinstance(x, (list, tuple, dict)) for x in arguments):
         return NotImplemented
     else:
-        if known_name(func).strip("_") in _WITH_CONSTANT_EXPONENT:  # a constant power is a few products
-            kinds = tuple(x if kind is SCALAR else kind for x, kind in zip(arguments, kinds, strict=True))
+        if known_name(func).strip("_") in _POWERS:
+            kinds = tuple(
+                x if kind is SCALAR and _is_simple(x) else kind for x, kind in zip(arguments, kinds, strict=True)
+            )
         member = _member(getattr(func, "overloadpacket", func), kinds, tuple(kwargs))
     xs = [x for x, kind in zip(arguments, kinds, strict=True) if kind is TENSOR]
     values = list(map(sweep.value, xs))
@@ -74,6 +77,11 @@ def by_kernel(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any
         return NotImplemented
     numbers = tuple([float(x) for x, kind in zip(arguments, kinds, strict=True) if kind is SCALAR])
     return sweep.elementwise(member, xs, numbers)
+
+
+def _is_simple(number: float) -> bool:
+    """Is a power with this exponent a few products and a root, for which a kernel of its own pays?"""
+    return abs(number) <= _SIMPLE and float(2 * number).is_integer()
 
 
 @functools.lru_cache(1024)

@@ -574,11 +574,20 @@ OTHER_RULES: dict[str, Function] = {
         torch.special.i0(x.sin()) * torch.special.i1(x) + torch.ldexp(x.cos(), x[:, :1].sin() * V.to(x))
     ),
     "slopes of smaller operands": lambda x: torch.ldexp(x[:, :1].exp(), x.sin()) + torch.fmax(x.sin(), x[:, 1:2]),
+    "slopes of operands that constants are larger than": lambda x: (
+        torch.ldexp(x[:, :1].exp(), V.to(x)) + torch.ldexp(x[:, 0].exp(), torch.ones(1, len(x)).to(x)).mT
+    ),
     "complex numbers": lambda x: (1j * x).exp().imag + phase(x).conj().mul(1j * x).real + (phase(x) * x).abs(),
     "complex product": lambda x: (phase(x) * phase(x.sin()) / (2 + phase(x.cos()))).imag + (x / phase(x)).real,
     "phase": lambda x: phase(x).angle() + phase(x).sgn().real + torch.polar(x.exp(), x.sin()).imag,
     "complex pairs": lambda x: torch.view_as_real(phase(x).conj().resolve_conj() * phase(x)).prod(-1),
     "complex powers": lambda x: (phase(x) ** 2.5).real + ((3 + phase(x)) ** (x + 1j)).imag + (2 ** phase(x)).real,
+    "complex exponents": lambda x: (
+        ((2 + x.sin()) ** phase(x)).imag + ((3 + phase(x)) ** (1 + 1j)).real + ((2 + x.sin()) ** 1j).imag
+    ),
+    "complex factors": lambda x: (
+        (torch.addcmul(phase(x), phase(x.cos()), phase(x), value=1j) + torch.lerp(phase(x), x + 0j, phase(x))).imag
+    ),
     "complex choice": lambda x: (
         torch.where(x > 0, phase(x), phase(x).exp()).imag + torch.lerp(phase(x), x + 0j, 0.3).abs()
     ),
@@ -598,6 +607,32 @@ def test_other_rule(name: str, device: str) -> None:
         assert_close(grad(ours.square().sum(), x), grad(theirs.square().sum(), x))
         with torch.no_grad():
             assert_close(laplacian(summed, x), theirs.detach())
+
+
+def test_the_derivatives_of_a_sign_and_of_a_phase_at_zero_are_zero(device: str) -> None:
+    """Those of a sign as in PyTorch, whose second ones are not finite."""
+    x = points(device)
+    x[1] = 0
+    for part in (torch.sgn, torch.angle):
+        f = lambda x, part=part: torch.view_as_real(part(torch.complex(x.sin(), x * x.flip(-1) - x)) + 0j).flatten(1)  # noqa: E731
+        value, jacobian, curvature = forward_laplacian(f, x)
+        assert_close(value, f(x))
+        assert not jacobian[1].any() and not curvature[1].any()
+        others = [0, 2, 3]
+        assert_close(curvature[others].sum(-1), by_autograd(lambda x, f=f: f(x).sum(-1), x[others]))
+
+
+def test_operands_of_two_dtypes(device: str) -> None:
+    """Derivatives have the dtype that the value has: a number of a wider dtype is not wide enough to change it."""
+    x = points(device, 3)
+    narrow = lambda x: torch.atan2(x.float().sin(), 2 + x[0])  # noqa: E731
+    wide = lambda x: torch.atan2(x.float().sin(), 2 + x.flip(0))  # noqa: E731
+    for f, dtype in ((narrow, torch.float32), (wide, torch.float64)):
+        result = forward_laplacian(f, x)
+        assert {part.dtype for part in result} == {f(x).dtype} == {dtype}
+        assert_close(
+            result.laplacian.double(), traces(lambda x, f=f: f(x[0])[None], x[None])[0].double(), rtol=1e-5, atol=1e-6
+        )
 
 
 HOLOMORPHIC = (
@@ -699,7 +734,7 @@ class TestFallback:
 
     @pytest.mark.parametrize("f", [inner_gradient, cubed_sine], ids=["of the whole", "of an operation"])
     def test_has_a_graph_if_something_requires_a_gradient(self, f: Function, device: str) -> None:
-        x, w = points(device), V.to(device).requires_grad_()
+        x, w = points(device), V.to(device, copy=True).requires_grad_()
         with pytest.warns(UserWarning, match="differentiated twice"):
             assert not any(y.requires_grad for y in forward_laplacian(f, x))
         assert laplacian(f, points(device).requires_grad_()).requires_grad

@@ -131,12 +131,13 @@ def by_slopes_of_any(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords)
 
 
 def sgn(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-    """z / |z|, 0 at 0; of a real number a constant."""
+    """z / |z|, a constant 0 at 0 as in PyTorch; of a real number a constant."""
     (z,) = args
     if not z.is_complex():
         return func(sweep.value(z))
     magnitude = z.abs()
-    return z / magnitude.masked_fill(magnitude == 0, 1)
+    zero = magnitude == 0
+    return z.masked_fill(zero, 0) / magnitude.masked_fill(zero, 1)
 
 
 def angle(z: Any) -> Any:

@@ -287,6 +287,8 @@ def test_kinks_and_ties_are_those_of_pytorch(name: str) -> None:
 
 
 aten = torch.ops.aten
+FIRST = torch.zeros(4, 1, dtype=torch.long)
+LATER = torch.tensor([[0, 2, 2]]).expand(4, 3)
 OVERLOADS: dict[str, Function] = {
     "max.dim": lambda x: aten.max.dim(x.sin(), -1)[0],
     "prod.dim_int": lambda x: aten.prod.dim_int(x.sin(), -1),
@@ -297,7 +299,27 @@ OVERLOADS: dict[str, Function] = {
     "index_fill with an integer": lambda x: x.sin().index_fill(1, torch.tensor([0]), torch.tensor(3)),
     "scatter with a number": lambda x: x.sin().scatter(1, torch.zeros(4, 1, dtype=torch.long), 2.5),
     "embedding": lambda x: F.embedding(torch.tensor([3, 0, 1, 2]), x.sin())[[1, 2, 3, 0]],
-    "scatter of a part": lambda x: x.sin().scatter(1, torch.zeros(4, 1, dtype=torch.long), x.cos()[:, :1]),
+    "scatter of a part": lambda x: x.sin().scatter(1, FIRST[:, :1], x.cos()[:, :1]),
+    "scatter of and into constants": lambda x: (
+        x.sin().scatter(1, FIRST, last(4, 1)) * last(4, 3).scatter(1, FIRST, x[:, :1])
+    ),
+    "scatter_reduce of and into constants": lambda x: (
+        x.sin().scatter_reduce(1, LATER, last(4, 3), "sum") * last(4, 3).scatter_reduce(1, LATER, x.cos(), "mean")
+        + x.sin().scatter_reduce(1, LATER, last(4, 3), "mean", include_self=False)
+    ),
+    "extrema of two": lambda x: torch.max(x.sin(), last(4, 3)) * torch.min(last(4, 3), x.cos()) + x.max(x.roll(1, 1)),
+    "embedding by the operator": lambda x: torch.embedding(x.sin(), torch.arange(4)),
+    "constant_pad_nd": lambda x: aten.constant_pad_nd.default(x.sin(), [1, 0], 2.5).square(),
+    "max_pool1d with names": lambda x: (
+        F.max_pool1d(x.sin(), kernel_size=2, dilation=2),
+        F.max_pool1d(x.sin(), 2, stride=1, padding=1, return_indices=True)[0],
+        torch.max_pool1d(x.sin(), 2, ceil_mode=True),
+    ),
+    "adaptive_max_pool1d": lambda x: (
+        torch.adaptive_max_pool1d(x.sin(), 2)[0],
+        F.adaptive_max_pool1d(x.sin(), output_size=2),
+        F.adaptive_max_pool1d(x.sin(), 2, return_indices=True)[0],
+    ),
 }
 
 

@@ -252,6 +252,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split(), _convolution),
     "linear": _linear_layer,
     "pad": _padded,
+    "constant_pad_nd": _padded,
     "where": _chosen,
     "Tensor.where": _chosen,
     "view_as_real": _real_view,

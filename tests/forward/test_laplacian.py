@@ -19,6 +19,8 @@ from torch.profiler import profile
 from torch.testing import assert_close
 
 import torchad_ext as ad
+from torchad_ext._declared import TENSOR
+from torchad_ext._forward import elementwise_rules
 from torchad_ext._forward.fallback import _warned
 from torchad_ext._forward.laplacian import _without_rules, bilaplacian, forward_laplacian, laplacian
 
@@ -638,6 +640,38 @@ def test_operands_of_two_dtypes(device: str) -> None:
         assert_close(
             result.laplacian.double(), traces(lambda x, f=f: f(x[0])[None], x[None])[0].double(), rtol=1e-5, atol=1e-6
         )
+
+
+def test_a_number_of_another_device() -> None:
+    """PyTorch takes a number of the CPU with tensors of any device."""
+    x, number = points("meta"), torch.tensor(2.0, dtype=torch.float64)
+    y = laplacian(lambda x: torch.atan2(x.sin(), number), x)
+    assert y.shape == (4, 3) and y.device == x.device
+
+
+class TestKernels:
+    """Which calls have one kernel."""
+
+    def test_a_function_of_pytorch_has_that_of_the_op_of_the_catalogue(self) -> None:
+        of_torch = elementwise_rules._member(torch.exp, (TENSOR,), ())
+        of_catalogue = ad.exp.resolve((torch.ones(2),))[1]
+        assert of_torch
+        sources = [of.laplacian((2,), (1, -1)).function.source("cpu", torch.float64) for of in (of_torch, of_catalogue)]
+        assert sources[0] == sources[1]
+
+    @pytest.mark.parametrize(
+        ("f", "count"),
+        [(lambda x, c: x.clamp(min=c), 1), (lambda x, c: x**c, 2), (lambda x, c: x.float_power(c), 2)],
+        ids=["clamp", "pow", "float_power"],
+    )
+    @pytest.mark.usefixtures("interpreted")
+    def test_of_two_numbers(self, f: Callable[[Tensor, float], Tensor], count: int) -> None:
+        """One, to which they are given, but where they are exponents."""
+        x = points("cpu").abs()
+        before = elementwise_rules._member.cache_info().misses
+        for number in (0.625 + count, 1.375 + count):
+            assert_close(laplacian(lambda x, c=number: f(x, c), x), traces(lambda x, c=number: f(x, c), x))
+        assert elementwise_rules._member.cache_info().misses - before == count
 
 
 HOLOMORPHIC = (

@@ -6,6 +6,11 @@ _IDENTICAL = "equal ones are one object in CPython"
 _KINDS = "kinds are compared by identity"
 _NAMES = "a name of the fourth or the fifth operand, which no kernel shares"
 _CACHE = "the size of a cache"
+_CONSTANTS = "of the dimension and of what varies no change can show"
+_LENGTHS = "both have one length"
+_SOME = "there is one at least"
+_STEPS = "no step is negative"
+_SIGNS = "signs are 1 or -1"
 _SHAPES = "expanding to the same shape changes nothing"
 
 EQUIVALENT: dict[str, str] = {
@@ -31,9 +36,41 @@ EQUIVALENT: dict[str, str] = {
     "xs = [x for x, kind in zip(arguments, kinds, strict=True) if kind == TENSOR]": _KINDS,
     "kinds = tuple(x if kind == SCALAR else kind for x, kind in zip(arguments, kinds, strict=True))": _KINDS,
     "numbers = tuple([float(x) for x, kind in zip(arguments, kinds, strict=True) if kind == SCALAR])": _KINDS,
+    "program = trace("
+    "lambda xs: func(*xs[:count], **dict(zip(names, xs[count:], strict=False))), symbols, name)": _LENGTHS,
+    "kinds = tuple(x if kind is SCALAR else kind for x, kind in zip(arguments, kinds, strict=False))": _LENGTHS,
+    "xs = [x for x, kind in zip(arguments, kinds, strict=False) if kind is TENSOR]": _LENGTHS,
+    "numbers = tuple([float(x) for x, kind in zip(arguments, kinds, strict=False) if kind is SCALAR])": _LENGTHS,
+    "for i, x in zip(places, xs, strict=False):": _LENGTHS,
+    "given = dict(zip(places, factors, strict=False))": _LENGTHS,
+    "given = dict(zip(places, varying, strict=False))": _LENGTHS,
+    "before = before / before.new_tensor(sweep.signs).reshape(-1, *(1,) * x.dim())": _SIGNS,
+    "if len(args) > 2:": "no call has one",
+    "if kwargs or len(args) < 3:": "no call has more",
+    "return tuple(map(func, xs)) if len(xs) != 1 or xs is not args else of_all(sweep, func, args, kwargs)": _SOME,
+    "if min(sweep.signs) != 0:": "that multiplies by 1",
+    "if min(sweep.signs) <= 0:": _SIGNS,
+    "if min(sweep.signs) < 1:": _SIGNS,
+    'if known_name(func) is "broadcast_tensors":': _IDENTICAL,
+    'return func(x, pad) if known_name(func) is "constant_pad_nd" else func(x, pad, mode)': _IDENTICAL,
+    'x, dim, *rest = (*args, None) if name is "prod" and len(args) == 1 else args': _IDENTICAL,
+    'if name >= "prod":': "the other name is cumprod",
+    'if name is "prod":': _IDENTICAL,
+    'x, dim, *rest = (*args, None) if name >= "prod" and len(args) == 1 else args': "the other name is cumprod",
+    "if not member.keeps(values[ -1].dtype):": "all have one dtype there",
+    "return z.masked_fill(zero, 0) / magnitude.masked_fill(zero, 2)": "it divides 0",
+    "one = row[tuple([slice(0, 1) if step <= 0 else slice(None) for step in row.stride()[:-1]])]": _STEPS,
+    "if len(operands) <= 1 and isinstance(operands[0], (list, tuple)):": _SOME,
+    'return func(x, pad) if known_name(func) <= "constant_pad_nd" else func(x, pad, mode)': "the other name is pad",
+    'x, dim, *rest = (*args, None) if name <= "prod" and len(args) == 1 else args': "cumprod has a dimension",
+    'x, dim, *rest = (*args, None) if name == "prod" and len(args) <= 1 else args': _SOME,
+    "xs = args[0] if len(args) <= 1 and isinstance(args[0], (list, tuple)) else args": _SOME,
     "if any(x.dtype is not values[0].dtype for x in values[1:]):": _IDENTICAL,
     "if torch.broadcast_shapes(*(x.shape for x in xs)) is not value.shape:": _SHAPES,
     "zero = magnitude <= 0": "a magnitude is not negative",
+    "return sweep.mapped(func(x.value, *args[1:]), x, lambda row: func(row, *args[1:-1], 0), args[ 2:])": _CONSTANTS,
+    "return sweep.mapped(func(x.value, *args[1:]), x, lambda row: func(row, *args[1:-1], 0), args[ 0:])": _CONSTANTS,
+    "table, indices, padding = (*args, - 2)[:3]": "every negative number stands for no padding",
     "kept = values.dim() is x.dim()": _IDENTICAL,
     "kept = values.dim() >= x.dim()": "values have no more dimensions than x",
     'return float(struct.unpack("e", struct.pack("e", _to_float32(x)))[ -1])': _ONE,

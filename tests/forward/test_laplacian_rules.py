@@ -327,9 +327,9 @@ OVERLOADS: dict[str, Function] = {
 @pytest.mark.parametrize("name", OVERLOADS)
 def test_calls(name: str) -> None:
     x = points("cpu")
-    f = of_parts(OVERLOADS[name])
-    C = torch.eye(3, dtype=D)
-    assert_close(laplacian(f, x), of_nested(f, x, C)[0])
+    f = lambda x: of_parts(OVERLOADS[name])(x + 0.1 * x.sin()).sin()  # noqa: E731
+    C = coefficients("indefinite of each point", x)
+    assert_close((laplacian(f, x), laplacian(f, x, C)), of_nested(f, x, C))
 
 
 def test_a_singular_matrix_of_more_than_three_columns(device: str) -> None:

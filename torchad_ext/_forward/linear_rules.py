@@ -219,9 +219,11 @@ def product_of(sweep: Sweep, func: Callable[..., Any], xs: Sequence[Any]) -> Any
         return func(*(given.get(i, x) for i, x in enumerate(xs)))
 
     varying = [xs[i] for i in places]
+    if not varying:  # a bias varies, which is added
+        return of()
     if len(varying) == 1:
         return sweep.linear(of, tuple(varying), {}, constants=[x for x in xs if not sweep.owns(x)])
-    return sweep.product(of, *varying) if len(varying) == 2 else sweep.multilinear(of, varying)
+    return sweep.multilinear(of, varying)
 
 
 def _chained(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:

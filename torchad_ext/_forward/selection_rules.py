@@ -65,7 +65,7 @@ def _extremum(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any
 
 def _extrema(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     x, dim, keepdim = _given(args, kwargs, dim=None, keepdim=False)
-    named = func(x.value, *args[1:], **kwargs)
+    named = func(x.value, **kwargs)
     return type(named)([_of_equals(sweep, x, y, dim, keepdim) for y in named])
 
 

@@ -11,6 +11,7 @@ _LENGTHS = "both have one length"
 _SOME = "there is one at least"
 _STEPS = "no step is negative"
 _SIGNS = "signs are 1 or -1"
+_DTYPE = "converting to the same dtype changes nothing"
 _SHAPES = "expanding to the same shape changes nothing"
 
 EQUIVALENT: dict[str, str] = {
@@ -48,9 +49,8 @@ EQUIVALENT: dict[str, str] = {
     "if len(args) > 2:": "no call has one",
     "if kwargs or len(args) < 3:": "no call has more",
     "return tuple(map(func, xs)) if len(xs) != 1 or xs is not args else of_all(sweep, func, args, kwargs)": _SOME,
-    "if min(sweep.signs) != 0:": "that multiplies by 1",
-    "if min(sweep.signs) <= 0:": _SIGNS,
-    "if min(sweep.signs) < 1:": _SIGNS,
+    "return T / torch.tensor(sweep.signs, dtype=T.dtype, device=T.device).unsqueeze(-1)": _SIGNS,
+    "curved = [2 / sign * y for sign, y in zip(sweep.signs, corner[..., :n, 2 * n :], strict=True)]": _SIGNS,
     'if known_name(func) is "broadcast_tensors":': _IDENTICAL,
     'return func(x, pad) if known_name(func) is "constant_pad_nd" else func(x, pad, mode)': _IDENTICAL,
     'x, dim, *rest = (*args, None) if name is "prod" and len(args) == 1 else args': _IDENTICAL,
@@ -65,7 +65,10 @@ EQUIVALENT: dict[str, str] = {
     'x, dim, *rest = (*args, None) if name <= "prod" and len(args) == 1 else args': "cumprod has a dimension",
     'x, dim, *rest = (*args, None) if name == "prod" and len(args) <= 1 else args': _SOME,
     "xs = args[0] if len(args) <= 1 and isinstance(args[0], (list, tuple)) else args": _SOME,
-    "if any(x.dtype is not values[0].dtype for x in values[1:]):": _IDENTICAL,
+    "if any(x.dtype is not values[0].dtype for x in values):": _IDENTICAL,
+    "if any(x.dtype == values[0].dtype for x in values):": _DTYPE,
+    "if any(x.dtype is values[0].dtype for x in values):": _DTYPE,
+    "elif B.dim() <= 1 or (A.dim() - 1 == B.dim() and B.shape == A.shape[:-1]):": "B is no number",
     "if torch.broadcast_shapes(*(x.shape for x in xs)) is not value.shape:": _SHAPES,
     "zero = magnitude <= 0": "a magnitude is not negative",
     "return sweep.mapped(func(x.value, *args[1:]), x, lambda row: func(row, *args[1:-1], 0), args[ 2:])": _CONSTANTS,

@@ -461,8 +461,9 @@ class TestCoefficients:
     @pytest.mark.parametrize("name", ["bmm", "einsum", "pow", "attention", "prod", "cumprod"])
     def test_of_products(self, name: str, device: str) -> None:
         x = points(device)
-        C = coefficients("indefinite of each point", x)
-        assert_close(laplacian(RULES[name], x, C), traces(RULES[name], x, C))
+        for kind in ("indefinite of each point", "negative"):
+            C = coefficients(kind, x)
+            assert_close(laplacian(RULES[name], x, C), traces(RULES[name], x, C))
 
     def test_some_coordinates_cost_as_many_directions(self, device: str) -> None:
         x, seen = points(device), []
@@ -605,7 +606,9 @@ OTHER_RULES: dict[str, Function] = {
     "data": lambda x: x.sin() * x.cos().data,
     "complex numbers": lambda x: (1j * x).exp().imag + phase(x).conj().mul(1j * x).real + (phase(x) * x).abs(),
     "complex product": lambda x: (phase(x) * phase(x.sin()) / (2 + phase(x.cos()))).imag + (x / phase(x)).real,
-    "phase": lambda x: phase(x).angle() + phase(x).sgn().real + torch.polar(x.exp(), x.sin()).imag,
+    "phase": lambda x: (
+        phase(x).angle() + phase(x).sgn().real + torch.view_as_real(torch.polar(x.exp(), x.sin())).cumsum(-1).sum(-1)
+    ),
     "complex pairs": lambda x: torch.view_as_real(phase(x).conj().resolve_conj() * phase(x)).prod(-1),
     "complex powers": lambda x: (phase(x) ** 2.5).real + ((3 + phase(x)) ** (x + 1j)).imag + (2 ** phase(x)).real,
     "complex exponents": lambda x: (

@@ -164,6 +164,12 @@ LINALG: dict[str, Callable[[Tensor], Any]] = {
     "solve, broadcast": lambda x: torch.linalg.solve(
         matrices(x)[:, None], matrices(x.cos())[:, None].expand(-1, 2, 3, 3)
     ),
+    "solve for each vector": lambda x: torch.stack(
+        [torch.linalg.solve(m, v) for m, v in zip(matrices(x), x.cos(), strict=True)]
+    ),
+    "solve_ex from the right with a constant matrix": lambda x: torch.linalg.solve_ex(
+        (last(3, 3) + 3 * torch.eye(3)).to(x), x.sin().unsqueeze(-2), left=False
+    ),
     "slogdet": lambda x: torch.linalg.slogdet(matrices(x, 4)),
     "slogdet of a negative determinant": lambda x: torch.linalg.slogdet(-matrices(x)),
     "logdet": lambda x: torch.logdet(definite(x)),
@@ -174,6 +180,11 @@ LINALG: dict[str, Callable[[Tensor], Any]] = {
     "cholesky_solve": lambda x: torch.cholesky_solve(x.sin()[..., None], torch.linalg.cholesky(definite(x))),
     "cholesky_inverse": lambda x: torch.cholesky_inverse(torch.linalg.cholesky(definite(x), upper=True), upper=True),
     "solve_triangular": lambda x: torch.linalg.solve_triangular(matrices(x), x.sin()[..., None], upper=False),
+    "solve_triangular of either half": lambda x: (
+        torch.linalg.solve_triangular(matrices(x), last(3, 2).to(x), upper=False, unitriangular=True)
+        * torch.linalg.solve_triangular(matrices(x), x.sin()[..., None], upper=True)
+        + torch.linalg.solve_triangular(matrices(last(2, 3).to(x))[:1], matrices(x)[..., :2], upper=True)
+    ),
     "solve_triangular, unit, from the right": lambda x: torch.linalg.solve_triangular(
         matrices(x), matrices(x.cos())[:, :2], upper=True, left=False, unitriangular=True
     ),
@@ -195,12 +206,16 @@ LINALG: dict[str, Callable[[Tensor], Any]] = {
 class TestLinearAlgebra:
     def test_is_the_trace_of_the_hessian(self, name: str, device: str) -> None:
         f, x = of_parts(LINALG[name]), points(device)
-        for g in (f, lambda x: f(x + 0.1 * x.sin())):
+        for g in (f, lambda x: f(x + 0.1 * x.sin()).sin()):
             C = coefficients("indefinite of each point", x)
             assert_close((laplacian(g, x), laplacian(g, x, C)), of_nested(g, x, C))
             with torch.no_grad():
                 evaluated = laplacian(g, x), laplacian(g, x, C)
             assert_close(evaluated, (laplacian(g, x), laplacian(g, x, C)))
+
+    def test_negative_coefficients(self, name: str, device: str) -> None:
+        f, x = of_parts(LINALG[name]), points(device)
+        assert_close(laplacian(f, x, coefficients("negative", x)), -laplacian(f, x))
 
     def test_gradients(self, name: str, device: str) -> None:
         f, p = of_parts(LINALG[name]), torch.ones(3, dtype=D, device=device).requires_grad_()
@@ -295,6 +310,7 @@ OVERLOADS: dict[str, Function] = {
     "cumprod": lambda x: aten.cumprod.default(x.sin(), 1),
     "max_pool1d": lambda x: aten.max_pool1d_with_indices.default(x.sin(), [2], [1])[0],
     "linalg_inv_ex": lambda x: aten.linalg_inv_ex.default(matrices(x))[0].flatten(1),
+    "cholesky of another name": lambda x: torch.cholesky(definite(x), True) * torch.cholesky(definite(x.cos())).mT,
     "_linalg_slogdet": lambda x: torch.linalg.slogdet(A=matrices(x)).logabsdet,
     "index_fill with an integer": lambda x: x.sin().index_fill(1, torch.tensor([0]), torch.tensor(3)),
     "scatter with a number": lambda x: x.sin().scatter(1, torch.zeros(4, 1, dtype=torch.long), 2.5),
@@ -323,7 +339,7 @@ OVERLOADS: dict[str, Function] = {
 }
 
 
-@pytest.mark.filterwarnings("error:torchad_ext.laplacian")
+@pytest.mark.filterwarnings("error:torchad_ext.laplacian", "ignore:torch.cholesky is deprecated")
 @pytest.mark.parametrize("name", OVERLOADS)
 def test_calls(name: str) -> None:
     x = points("cpu")

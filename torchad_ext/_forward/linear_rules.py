@@ -199,7 +199,7 @@ def _of_products(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> 
     ratios = torch.stack(x.tangents) / x.value
     sums = ratios.cumsum(-1)
     before = 2 * ratios[..., 1:] * sums[..., :-1]
-    if min(sweep.signs) < 0:
+    if -1 in sweep.signs:
         before = before * before.new_tensor(sweep.signs).reshape(-1, *(1,) * x.dim())
     total = F.pad(before.sum(0), (1, 0))
     if x.laplacian is not None:

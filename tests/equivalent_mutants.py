@@ -12,6 +12,11 @@ _SOME = "there is one at least"
 _STEPS = "no step is negative"
 _SIGNS = "signs are 1 or -1"
 _DTYPE = "converting to the same dtype changes nothing"
+_ANY = "of some that differ one differs from each"
+_ONE_DIMENSION = "cumprod is given a dimension"
+_SQUARE = "the matrix is square"
+_ONE_ROW = "there is one other row"
+_SAME = "these are equal to themselves alone"
 _SHAPES = "expanding to the same shape changes nothing"
 
 EQUIVALENT: dict[str, str] = {
@@ -60,15 +65,45 @@ EQUIVALENT: dict[str, str] = {
     "if not member.keeps(values[ -1].dtype):": "all have one dtype there",
     "return z.masked_fill(zero, 0) / magnitude.masked_fill(zero, 2)": "it divides 0",
     "one = row[tuple([slice(0, 1) if step <= 0 else slice(None) for step in row.stride()[:-1]])]": _STEPS,
-    "if len(operands) <= 1 and isinstance(operands[0], (list, tuple)):": _SOME,
     'return func(x, pad) if known_name(func) <= "constant_pad_nd" else func(x, pad, mode)': "the other name is pad",
-    'x, dim, *rest = (*args, None) if name <= "prod" and len(args) == 1 else args': "cumprod has a dimension",
+    'x, dim, *rest = (*args, None) if name <= "prod" and len(args) == 1 else args': _ONE_DIMENSION,
     'x, dim, *rest = (*args, None) if name == "prod" and len(args) <= 1 else args': _SOME,
-    "xs = args[0] if len(args) <= 1 and isinstance(args[0], (list, tuple)) else args": _SOME,
     "if any(x.dtype is not values[0].dtype for x in values):": _IDENTICAL,
     "if any(x.dtype == values[0].dtype for x in values):": _DTYPE,
     "if any(x.dtype is values[0].dtype for x in values):": _DTYPE,
-    "elif B.dim() <= 1 or (A.dim() - 1 == B.dim() and B.shape == A.shape[:-1]):": "B is no number",
+    "elif B.dim() <= 1 or B.shape == A.shape[:-1]:": "B is no number",
+    "elif B.dim() is 1 or B.shape == A.shape[:-1]:": _IDENTICAL,
+    "if len(args) != 1 or kwargs:": _SOME,
+    "return T * torch.tensor(sweep.signs, dtype=T.dtype, device=T.device).unsqueeze(1)": "it has one dimension",
+    "curved = [2 * sign * y for sign, y in zip(sweep.signs, corner[..., :n, 2 * n :], strict=False)]": _LENGTHS,
+    "n = A.shape[- 2]": _SQUARE,
+    "value, n, A1 = A.value, A.shape[- 2], torch.stack(A.tangents)": _SQUARE,
+    "return gaps.masked_fill("
+    "torch.eye(gaps.shape[- 2], dtype=torch.bool, device=gaps.device), torch.inf).reciprocal()": _SQUARE,
+    "a, *others = A.unbind(- 1)": "a determinant is that of the transposed matrix",
+    "return a[..., 0] * others[ -1][..., 1] - a[..., 1] * others[0][..., 0]": _ONE_ROW,
+    "return a[..., 0] * others[0][..., 1] - a[..., 1] * others[ -1][..., 0]": _ONE_ROW,
+    'upper = rest[ -1] if rest else kwargs.get("upper", False)': "rest has one element",
+    "zero = torch.zeros_like(rows[0][ 1])": "it is expanded to the shape that this has",
+    "if len(args) >= 1 or kwargs:": "nothing varies where there are no others",
+    "varies = any(x.sweep == sweep for x in jets_in((args[1:], kwargs)))": _SAME,
+    "if type(row) == Jet or 0 not in row.stride()[:-1]:": _SAME,
+    "return tuple(map(func, xs)) if len(xs) > 1 or xs != args else of_all(sweep, func, args, kwargs)": _SAME,
+    "c, a, b = args if func != torch.Tensor.where else (args[1], args[0], args[2])": _SAME,
+    "if n <= 0:": "n is not negative",
+    "if n is 0:": _IDENTICAL,
+    "if n <= 1:": "n is not 0 there",
+    "if n is 1:": _IDENTICAL,
+    "if n <= 2:": "n is not 1 there",
+    "if n is 2:": _IDENTICAL,
+    "if len(varying) <= 1:": "that none varies is dealt with",
+    "if len(varying) is 1:": _IDENTICAL,
+    'if known_name(func) >= "broadcast_tensors":': "the other names are before it",
+    'x, dim, *rest = (*args, None) if name is not "prod" and len(args) == 1 else args': _ONE_DIMENSION,
+    'x, dim, *rest = (*args, None) if name == "prod" and len(args) is 1 else args': _IDENTICAL,
+    "return y if y.shape is value.shape else y.expand(value.shape)": _SHAPES,
+    "if member is None or any(x.device != values[ -1].device for x in values):": _ANY,
+    "if any(x.dtype != values[ -1].dtype for x in values):": _ANY,
     "if torch.broadcast_shapes(*(x.shape for x in xs)) is not value.shape:": _SHAPES,
     "zero = magnitude <= 0": "a magnitude is not negative",
     "return sweep.mapped(func(x.value, *args[1:]), x, lambda row: func(row, *args[1:-1], 0), args[ 2:])": _CONSTANTS,

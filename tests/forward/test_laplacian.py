@@ -196,7 +196,9 @@ RULES: dict[str, Function] = {
     "each alone": lambda x: (lambda a, b, c, d: a.mT * b * c + d)(
         *torch.atleast_2d(x[:, 0].sin(), x[:, :1]), *torch.broadcast_tensors(x.cos(), V.to(x))
     ),
-    "each of a list": lambda x: (lambda a, b: a.mT * b)(*torch.atleast_2d([x[:, 0].sin(), x.cos()])),
+    "each of a list": lambda x: (lambda a, b: a.mT * b)(
+        *torch.atleast_2d([x[:, 0].sin(), *torch.atleast_2d([x.cos()])])
+    ),
     "places of numbers": lambda x: (
         x.sin() * torch.where(x + 0)[1].view_as(x) + torch.where(x > 0, x.sin(), 2.0).cumsum(-1)
     ),
@@ -237,6 +239,10 @@ RULES: dict[str, Function] = {
     "unbind": lambda x: (lambda a, b, c: a * b.sin() + c.cos())(*x.unbind(-1)),
     "shape": lambda x: x.sin().reshape(-1, 1, 3).transpose(1, 2).expand(-1, 3, 2).flatten(1).roll(1, -1).square(),
     "pad": lambda x: F.pad(x.sin(), (1, 2), value=3.0).square(),
+    "pad by reflection": lambda x: (
+        F.pad(x.sin()[:, None], (1, 2), "reflect") * F.pad(x[:, None].exp(), (2, 1), mode="circular")
+    ).flatten(1),
+    "prod of all": lambda x: torch.stack([y.sin().prod() for y in x]),
     "cumsum": lambda x: x.sin().cumsum(-1).square(),
     "mean": lambda x: x.sin().mean(-1, keepdim=True) * x,
     "prod": lambda x: x.sin().prod(-1) * x.prod(1, keepdim=True).squeeze(-1),
@@ -517,6 +523,10 @@ class TestBilaplacian:
             assert_close(ours, theirs)
 
 
+def rotated(x: Tensor) -> Tensor:
+    return torch.complex(pairs(x) + 2 * torch.eye(3).to(x), torch.diag_embed(x))
+
+
 class Cube(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -574,6 +584,7 @@ def constant_without_grad(x: Tensor) -> Tensor:
 FALLBACKS: dict[str, tuple[Function, str]] = {
     "svd": (lambda x: torch.linalg.svdvals(pairs(x) + 2 * torch.eye(3).to(x)), "svdvals"),
     "matrix norm": (lambda x: torch.linalg.matrix_norm(pairs(x) + 2 * torch.eye(3).to(x), 2), "matrix_norm"),
+    "complex matrices": (lambda x: (torch.linalg.inv(rotated(x)) @ torch.linalg.pinv(rotated(x))).imag, "inv"),
     "qr": (lambda x: torch.linalg.qr(pairs(x) + 2 * torch.eye(3).to(x))[1], "qr"),
     "scatter_reduce": (
         lambda x: x.scatter_reduce(1, torch.zeros_like(x, dtype=torch.long), x.sin(), "prod"),
@@ -717,6 +728,11 @@ class TestKernels:
         assert of_torch
         sources = [of.laplacian((2,), (1, -1)).function.source("cpu", torch.float64) for of in (of_torch, of_catalogue)]
         assert sources[0] == sources[1]
+
+    def test_sums_have_none(self) -> None:
+        before = elementwise_rules._member.cache_info()
+        laplacian(lambda x: (x + x.flip(-1)) - V, points("cpu"))
+        assert elementwise_rules._member.cache_info() == before
 
     @pytest.mark.parametrize(
         ("f", "count"),

@@ -175,6 +175,10 @@ LINALG: dict[str, Callable[[Tensor], Any]] = {
     "logdet": lambda x: torch.logdet(definite(x)),
     "det": lambda x: torch.linalg.det(matrices(x, 5)),
     "det of small ones": lambda x: matrices(x).det() * matrices(x, 2).det() * matrices(x, 1).det(),
+    "det of more dimensions": lambda x: tuple(
+        torch.linalg.det(torch.stack([matrices(x, n), matrices(x.cos(), n)], 1)) for n in (1, 2, 3, 4)
+    ),
+    "det of each": lambda x: torch.stack([m.det() * m[:1, :1].det() for m in matrices(x)]),
     "cholesky": lambda x: torch.linalg.cholesky(definite(x)),
     "cholesky, upper": lambda x: torch.linalg.cholesky_ex(definite(x), upper=True),
     "cholesky_solve": lambda x: torch.cholesky_solve(x.sin()[..., None], torch.linalg.cholesky(definite(x))),
@@ -224,7 +228,7 @@ class TestLinearAlgebra:
 
     def test_transforms(self, name: str, device: str) -> None:
         f, x = of_parts(LINALG[name]), points(device)
-        if name == "det":  # which may be singular, in numbers that nobody knows
+        if name in ("det", "det of more dimensions"):  # which may be singular, in numbers that nobody knows
             warnings.filterwarnings("ignore", "torchad_ext.laplacian")
         assert_close(vmap(lambda point: laplacian(lambda y: f(y[None])[0], point))(x), laplacian(f, x))
         x = x[:1].requires_grad_()
@@ -309,6 +313,7 @@ OVERLOADS: dict[str, Function] = {
     "prod.dim_int": lambda x: aten.prod.dim_int(x.sin(), -1),
     "cumprod": lambda x: aten.cumprod.default(x.sin(), 1),
     "max_pool1d": lambda x: aten.max_pool1d_with_indices.default(x.sin(), [2], [1])[0],
+    "einsum": lambda x: aten.einsum.default("ni,nj->ni", [x.sin(), x.cos()]),
     "linalg_inv_ex": lambda x: aten.linalg_inv_ex.default(matrices(x))[0].flatten(1),
     "cholesky of another name": lambda x: torch.cholesky(definite(x), True) * torch.cholesky(definite(x.cos())).mT,
     "_linalg_slogdet": lambda x: torch.linalg.slogdet(A=matrices(x)).logabsdet,
@@ -353,6 +358,18 @@ def test_a_singular_matrix_of_more_than_three_columns(device: str) -> None:
     f = lambda x: torch.linalg.det(F.pad(x[:, :, None] * x[:, None], (0, 1, 0, 1)))  # noqa: E731
     with pytest.warns(UserWarning, match="no rule for linalg_det"):
         assert_close(laplacian(f, x), torch.zeros(4).to(x))
+
+
+def test_singular_matrices(device: str) -> None:
+    """Also under vmap, where nobody knows which they are."""
+    x = points(device)
+    f = lambda x: torch.linalg.det(F.pad(matrices(x), (0, 1, 0, 1)))  # noqa: E731
+    with pytest.warns(UserWarning, match="no rule for linalg_det"):
+        assert_close(laplacian(f, x), torch.zeros(4).to(x))
+    _warned.clear()
+    with pytest.warns(UserWarning, match="no rule for linalg_det"):
+        y = vmap(lambda point: laplacian(lambda y: f(y[None])[0], point))(x)
+    assert_close(y, torch.zeros(4).to(x))
 
 
 def test_one_factorisation(device: str) -> None:

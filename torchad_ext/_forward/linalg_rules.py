@@ -108,13 +108,13 @@ def _solved(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """X of A X = B or X A = B; a vector has a right-hand side less."""
     A, B = args
     left = kwargs.get("left", True)
-    if not _is_real(A, B) or A.dtype != B.dtype:
+    if not _is_real(A, B):
         return NotImplemented
     named = func(sweep.value(A), sweep.value(B), **kwargs)
     X = named if isinstance(named, Tensor) else named[0]
     if not sweep.owns(A):
         y = sweep.linear(lambda B: _first(func(A, B, **kwargs)), (B,), {}, constants=A)
-    elif B.dim() == 1 or (A.dim() - 1 == B.dim() and B.shape == A.shape[:-1]):
+    elif B.dim() == 1 or B.shape == A.shape[:-1]:
         y = _by_inverse(sweep, X.unsqueeze(-1), A, B.unsqueeze(-1)).squeeze(-1)
     else:
         y = _by_inverse(sweep, X, A, B) if left else _by_inverse(sweep, X.mT, A.mT, B.mT).mT

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from .._linearity import JOINS, LINEAR, LINEAR_BY_ELEMENT, LINEAR_IN_ALL, MOVES, PRODUCTS
 from .._torch_state import transforms_active
@@ -60,7 +60,7 @@ def of_all(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
 
 def _each_alone(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """Tensors to tensors, each by itself: a constant stays one."""
-    xs = args[0] if len(args) == 1 and isinstance(args[0], (list, tuple)) else args
+    xs = args[0] if isinstance(args[0], (list, tuple)) else args
     if kwargs or not all(isinstance(x, Tensor) for x in xs):
         return NotImplemented
     if known_name(func) == "broadcast_tensors":
@@ -177,11 +177,9 @@ def _multiplied(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> A
 
 def _einsum(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     equation, *operands = args
-    if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
-        operands = list(operands[0])
     if not isinstance(equation, str):
         return NotImplemented
-    return product_of(sweep, functools.partial(torch.einsum, equation), operands)
+    return product_of(sweep, functools.partial(torch.einsum, equation), tree_leaves(operands))
 
 
 def _of_products(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:

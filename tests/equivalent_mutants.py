@@ -14,6 +14,7 @@ _SIGNS = "signs are 1 or -1"
 _DTYPE = "converting to the same dtype changes nothing"
 _ANY = "of some that differ one differs from each"
 _ONE_DIMENSION = "cumprod is given a dimension"
+_ZERO = "adding zero changes nothing"
 _SQUARE = "the matrix is square"
 _ONE_ROW = "there is one other row"
 _SAME = "these are equal to themselves alone"
@@ -90,6 +91,9 @@ EQUIVALENT: dict[str, str] = {
     "if type(row) == Jet or 0 not in row.stride()[:-1]:": _SAME,
     "return tuple(map(func, xs)) if len(xs) > 1 or xs != args else of_all(sweep, func, args, kwargs)": _SAME,
     "c, a, b = args if func != torch.Tensor.where else (args[1], args[0], args[2])": _SAME,
+    'keeps_first = known_name(func).strip("_") > "rsub"': _ZERO,
+    'keeps_first = known_name(func).strip("_") < "rsub"': _ZERO,
+    'keeps_first = known_name(func).strip("_") is not "rsub"': _ZERO,
     "if n <= 0:": "n is not negative",
     "if n is 0:": _IDENTICAL,
     "if n <= 1:": "n is not 0 there",

@@ -180,6 +180,7 @@ LINALG: dict[str, Callable[[Tensor], Any]] = {
     ),
     "det of each": lambda x: torch.stack([m.det() * m[:1, :1].det() for m in matrices(x)]),
     "cholesky": lambda x: torch.linalg.cholesky(definite(x)),
+    "cholesky of more dimensions": lambda x: torch.linalg.cholesky(torch.stack([definite(x), definite(x.cos())], 1)),
     "cholesky, upper": lambda x: torch.linalg.cholesky_ex(definite(x), upper=True),
     "cholesky_solve": lambda x: torch.cholesky_solve(x.sin()[..., None], torch.linalg.cholesky(definite(x))),
     "cholesky_inverse": lambda x: torch.cholesky_inverse(torch.linalg.cholesky(definite(x), upper=True), upper=True),

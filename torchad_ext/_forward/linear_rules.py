@@ -22,7 +22,7 @@ from .propagation import Arguments, Jet, Keywords, Rule, Sweep, jets_in
 
 def _scaled(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """a b, linear where a factor is constant."""
-    if kwargs or (sweep.owns(args[0]) and sweep.owns(args[1])):
+    if sweep.owns(args[0]) and sweep.owns(args[1]):
         return NotImplemented
     return sweep.linear(func, args, kwargs)
 
@@ -79,27 +79,24 @@ def _each_part(sweep: Sweep, value: Tensor, of: Callable[[Any, Any], Any], a: An
     return sweep.tensor(value, tangents, of(*(x.laplacian if sweep.owns(x) else None for x in (a, b))))
 
 
-def _sum(reverse: bool) -> Rule:
-    """a + b and a - b, or in ``reverse`` b - a, of the parts as of the values."""
+def _sum(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """a + b, a - b and b - a, of the parts as of the values."""
+    if len(args) != 2:
+        return NotImplemented
+    value = func(*map(sweep.value, args), **kwargs)
+    zero = torch.zeros((), dtype=value.dtype, device=value.device)
+    keeps_first = known_name(func).strip("_") != "rsub"
 
-    def rule(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-        if len(args) != 2:
-            return NotImplemented
-        value = func(*map(sweep.value, args), **kwargs)
-        zero = torch.zeros((), dtype=value.dtype, device=value.device)
+    def of(a: Any, b: Any) -> Any:
+        if a is None and b is None:
+            return None
+        if b is None and keeps_first:
+            y = a.to(value.dtype)
+        else:
+            y = func(zero if a is None else a, zero if b is None else b, **kwargs)
+        return y if y.shape == value.shape else y.expand(value.shape)
 
-        def of(a: Any, b: Any) -> Any:
-            if a is None and b is None:
-                return None
-            if b is None and not reverse:
-                y = a.to(value.dtype)
-            else:
-                y = func(zero if a is None else a, zero if b is None else b, **kwargs)
-            return y if y.shape == value.shape else y.expand(value.shape)
-
-        return _each_part(sweep, value, of, *args)
-
-    return rule
+    return _each_part(sweep, value, of, *args)
 
 
 def _chosen(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
@@ -247,8 +244,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(PRODUCTS, _multiplied),
     **dict.fromkeys("mul multiply rmul".split(), _scaled),
     **dict.fromkeys("div divide true_divide truediv".split(), _divided),
-    **dict.fromkeys("add radd sub subtract".split(), _sum(reverse=False)),
-    "rsub": _sum(reverse=True),
+    **dict.fromkeys("add radd sub subtract rsub".split(), _sum),
     **dict.fromkeys("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split(), _convolution),
     "linear": _linear_layer,
     "pad": _padded,

@@ -94,6 +94,7 @@ EQUIVALENT: dict[str, str] = {
     'keeps_first = known_name(func).strip("_") > "rsub"': _ZERO,
     'keeps_first = known_name(func).strip("_") < "rsub"': _ZERO,
     'keeps_first = known_name(func).strip("_") is not "rsub"': _ZERO,
+    "if type(row) is Jet and 0 not in row.stride()[:-1]:": "without a step of 0 nothing is cut",
     "if n <= 0:": "n is not negative",
     "if n is 0:": _IDENTICAL,
     "if n <= 1:": "n is not 0 there",

@@ -212,6 +212,8 @@ RULES: dict[str, Function] = {
     "clamp": lambda x: x.sin().clamp(-0.5, 0.5),
     "max": lambda x: torch.maximum(x.sin(), x.cos()),
     "where": lambda x: torch.where(x > 0, x.sin(), x.exp()) + torch.where(x > 0, 1.0, x.cos()),
+    "where of a tensor": lambda x: x.sin().where(x > 0, x.exp()) * x.cos().where(x > 0, V.to(x)),
+    "constant over x": lambda x: V.to(x) / (2 + x.sin()),
     "masked_fill": lambda x: x.sin().masked_fill(x > 0, 3.0),
     "branch": lambda x: x.sin() if (x < 100).all() and float(x.detach().sum()) < 1e3 else x.cos(),
     "loop": lambda x: sum(x[:, i].sin() * x[:, i - 1] for i in range(3)),

@@ -315,6 +315,7 @@ OVERLOADS: dict[str, Function] = {
     "cumprod": lambda x: aten.cumprod.default(x.sin(), 1),
     "max_pool1d": lambda x: aten.max_pool1d_with_indices.default(x.sin(), [2], [1])[0],
     "einsum": lambda x: aten.einsum.default("ni,nj->ni", [x.sin(), x.cos()]),
+    "solve for one vector": lambda x: torch.linalg.solve(matrices(x), last(3)),
     "linalg_inv_ex": lambda x: aten.linalg_inv_ex.default(matrices(x))[0].flatten(1),
     "cholesky of another name": lambda x: torch.cholesky(definite(x), True) * torch.cholesky(definite(x.cos())).mT,
     "_linalg_slogdet": lambda x: torch.linalg.slogdet(A=matrices(x)).logabsdet,

@@ -2,6 +2,23 @@
 
 _DROPPED = "what differs is dropped by the last where of _mills, and finite"
 _ONE = "the tuple has one element"
+_IDENTICAL = "equal ones are one object in CPython"
+_KINDS = "kinds are compared by identity"
+_NAMES = "a name of the fourth or the fifth operand, which no kernel shares"
+_CACHE = "the size of a cache"
+_CONSTANTS = "of the dimension and of what varies no change can show"
+_LENGTHS = "both have one length"
+_SOME = "there is one at least"
+_STEPS = "no step is negative"
+_SIGNS = "signs are 1 or -1"
+_DTYPE = "converting to the same dtype changes nothing"
+_ANY = "of some that differ one differs from each"
+_ONE_DIMENSION = "cumprod is given a dimension"
+_ZERO = "adding zero changes nothing"
+_SQUARE = "the matrix is square"
+_ONE_ROW = "there is one other row"
+_SAME = "these are equal to themselves alone"
+_SHAPES = "expanding to the same shape changes nothing"
 
 EQUIVALENT: dict[str, str] = {
     'copysign = _define("copysign", lambda g, y, a, b: (g * (sign(a) / copysign(1, b)), None))': "copysign is 1 or -1",
@@ -14,6 +31,91 @@ EQUIVALENT: dict[str, str] = {
     "left, right = where(x < 0, x, 0), where(x < 0, 1, x)": _DROPPED,
     "left, right = where(x < 0, x, 0), where(x < 0, -1, x)": _DROPPED,
     'return float(struct.unpack("f", struct.pack("f", x))[ -1])': _ONE,
+    "@functools.lru_cache( 1025)": _CACHE,
+    "@functools.lru_cache( 1023)": _CACHE,
+    'tensor(("input", "other", "end", "weight")[i] if i < 3 else f"x{i}")': _NAMES,
+    'tensor(("input", "other", "end", "weight")[i] if i < 5 else f"x{i}")': _NAMES,
+    'tensor(("input", "other", "end", "weight")[i] if i <= 4 else f"x{i}")': _NAMES,
+    'tensor(("input", "other", "end", "weight")[i] if i != 4 else f"x{i}")': _NAMES,
+    'tensor(("input", "other", "end", "weight")[i] if i is not 4 else f"x{i}")': _NAMES,
+    "if kind == TENSOR": _KINDS,
+    "if kind == SCALAR": _KINDS,
+    "xs = [x for x, kind in zip(arguments, kinds, strict=True) if kind == TENSOR]": _KINDS,
+    "kinds = tuple(x if kind == SCALAR else kind for x, kind in zip(arguments, kinds, strict=True))": _KINDS,
+    "numbers = tuple([float(x) for x, kind in zip(arguments, kinds, strict=True) if kind == SCALAR])": _KINDS,
+    "program = trace("
+    "lambda xs: func(*xs[:count], **dict(zip(names, xs[count:], strict=False))), symbols, name)": _LENGTHS,
+    "kinds = tuple(x if kind is SCALAR else kind for x, kind in zip(arguments, kinds, strict=False))": _LENGTHS,
+    "xs = [x for x, kind in zip(arguments, kinds, strict=False) if kind is TENSOR]": _LENGTHS,
+    "numbers = tuple([float(x) for x, kind in zip(arguments, kinds, strict=False) if kind is SCALAR])": _LENGTHS,
+    "for i, x in zip(places, xs, strict=False):": _LENGTHS,
+    "given = dict(zip(places, factors, strict=False))": _LENGTHS,
+    "given = dict(zip(places, varying, strict=False))": _LENGTHS,
+    "before = before / before.new_tensor(sweep.signs).reshape(-1, *(1,) * x.dim())": _SIGNS,
+    "if len(args) > 2:": "no call has one",
+    "if kwargs or len(args) < 3:": "no call has more",
+    "return tuple(map(func, xs)) if len(xs) != 1 or xs is not args else of_all(sweep, func, args, kwargs)": _SOME,
+    "return T / torch.tensor(sweep.signs, dtype=T.dtype, device=T.device).unsqueeze(-1)": _SIGNS,
+    "curved = [2 / sign * y for sign, y in zip(sweep.signs, corner[..., :n, 2 * n :], strict=True)]": _SIGNS,
+    'if known_name(func) is "broadcast_tensors":': _IDENTICAL,
+    'return func(x, pad) if known_name(func) is "constant_pad_nd" else func(x, pad, mode)': _IDENTICAL,
+    'x, dim, *rest = (*args, None) if name is "prod" and len(args) == 1 else args': _IDENTICAL,
+    'if name >= "prod":': "the other name is cumprod",
+    'if name is "prod":': _IDENTICAL,
+    'x, dim, *rest = (*args, None) if name >= "prod" and len(args) == 1 else args': "the other name is cumprod",
+    "if not member.keeps(values[ -1].dtype):": "all have one dtype there",
+    "return z.masked_fill(zero, 0) / magnitude.masked_fill(zero, 2)": "it divides 0",
+    "one = row[tuple([slice(0, 1) if step <= 0 else slice(None) for step in row.stride()[:-1]])]": _STEPS,
+    'return func(x, pad) if known_name(func) <= "constant_pad_nd" else func(x, pad, mode)': "the other name is pad",
+    'x, dim, *rest = (*args, None) if name <= "prod" and len(args) == 1 else args': _ONE_DIMENSION,
+    'x, dim, *rest = (*args, None) if name == "prod" and len(args) <= 1 else args': _SOME,
+    "if any(x.dtype is not values[0].dtype for x in values):": _IDENTICAL,
+    "if any(x.dtype == values[0].dtype for x in values):": _DTYPE,
+    "if any(x.dtype is values[0].dtype for x in values):": _DTYPE,
+    "elif B.dim() <= 1 or B.shape == A.shape[:-1]:": "B is no number",
+    "elif B.dim() is 1 or B.shape == A.shape[:-1]:": _IDENTICAL,
+    "if len(args) != 1 or kwargs:": _SOME,
+    "return T * torch.tensor(sweep.signs, dtype=T.dtype, device=T.device).unsqueeze(1)": "it has one dimension",
+    "curved = [2 * sign * y for sign, y in zip(sweep.signs, corner[..., :n, 2 * n :], strict=False)]": _LENGTHS,
+    "n = A.shape[- 2]": _SQUARE,
+    "value, n, A1 = A.value, A.shape[- 2], torch.stack(A.tangents)": _SQUARE,
+    "return gaps.masked_fill("
+    "torch.eye(gaps.shape[- 2], dtype=torch.bool, device=gaps.device), torch.inf).reciprocal()": _SQUARE,
+    "a, *others = A.unbind(- 1)": "a determinant is that of the transposed matrix",
+    "return a[..., 0] * others[ -1][..., 1] - a[..., 1] * others[0][..., 0]": _ONE_ROW,
+    "return a[..., 0] * others[0][..., 1] - a[..., 1] * others[ -1][..., 0]": _ONE_ROW,
+    'upper = rest[ -1] if rest else kwargs.get("upper", False)': "rest has one element",
+    "zero = torch.zeros_like(rows[0][ 1])": "it is expanded to the shape that this has",
+    "if len(args) >= 1 or kwargs:": "nothing varies where there are no others",
+    "varies = any(x.sweep == sweep for x in jets_in((args[1:], kwargs)))": _SAME,
+    "if type(row) == Jet or 0 not in row.stride()[:-1]:": _SAME,
+    "return tuple(map(func, xs)) if len(xs) > 1 or xs != args else of_all(sweep, func, args, kwargs)": _SAME,
+    "c, a, b = args if func != torch.Tensor.where else (args[1], args[0], args[2])": _SAME,
+    'keeps_first = known_name(func).strip("_") > "rsub"': _ZERO,
+    'keeps_first = known_name(func).strip("_") < "rsub"': _ZERO,
+    'keeps_first = known_name(func).strip("_") is not "rsub"': _ZERO,
+    "if type(row) is Jet and 0 not in row.stride()[:-1]:": "without a step of 0 nothing is cut",
+    "if n <= 0:": "n is not negative",
+    "if n is 0:": _IDENTICAL,
+    "if n <= 1:": "n is not 0 there",
+    "if n is 1:": _IDENTICAL,
+    "if n <= 2:": "n is not 1 there",
+    "if n is 2:": _IDENTICAL,
+    "if len(varying) <= 1:": "that none varies is dealt with",
+    "if len(varying) is 1:": _IDENTICAL,
+    'if known_name(func) >= "broadcast_tensors":': "the other names are before it",
+    'x, dim, *rest = (*args, None) if name is not "prod" and len(args) == 1 else args': _ONE_DIMENSION,
+    'x, dim, *rest = (*args, None) if name == "prod" and len(args) is 1 else args': _IDENTICAL,
+    "return y if y.shape is value.shape else y.expand(value.shape)": _SHAPES,
+    "if member is None or any(x.device != values[ -1].device for x in values):": _ANY,
+    "if any(x.dtype != values[ -1].dtype for x in values):": _ANY,
+    "if torch.broadcast_shapes(*(x.shape for x in xs)) is not value.shape:": _SHAPES,
+    "zero = magnitude <= 0": "a magnitude is not negative",
+    "return sweep.mapped(func(x.value, *args[1:]), x, lambda row: func(row, *args[1:-1], 0), args[ 2:])": _CONSTANTS,
+    "return sweep.mapped(func(x.value, *args[1:]), x, lambda row: func(row, *args[1:-1], 0), args[ 0:])": _CONSTANTS,
+    "table, indices, padding = (*args, - 2)[:3]": "every negative number stands for no padding",
+    "kept = values.dim() is x.dim()": _IDENTICAL,
+    "kept = values.dim() >= x.dim()": "values have no more dimensions than x",
     'return float(struct.unpack("e", struct.pack("e", _to_float32(x)))[ -1])': _ONE,
     'return float(struct.unpack("f", struct.pack("I", (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000))[ -1])': _ONE,
 }

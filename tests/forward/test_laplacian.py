@@ -17,8 +17,11 @@ from torch.func import jacrev, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import profile
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 import torchad_ext as ad
+from torchad_ext._declared import TENSOR
+from torchad_ext._forward import elementwise_rules, rules
 from torchad_ext._forward.fallback import _warned
 from torchad_ext._forward.laplacian import _without_rules, bilaplacian, forward_laplacian, laplacian
 
@@ -187,6 +190,18 @@ RULES: dict[str, Function] = {
     "add with alpha": lambda x: torch.add(x.sin(), x.cos(), alpha=2) - torch.sub(V.to(x), x.sin(), alpha=3),
     "add broadcasts": lambda x: x.sin() + x[:, :1].cos(),
     "constant minus": lambda x: V.to(x) - x.sin(),
+    "larger constants": lambda x: (x[:, :1].sin() + V.to(x)).cumsum(-1) * (V.to(x) - x[:, :1].cos()).cumsum(-1),
+    "rsub": lambda x: torch.rsub(x[:, :1].sin(), V.to(x), alpha=2).cumsum(-1) * torch.rsub(V.to(x), x.cos(), alpha=3),
+    "rounded quotient": lambda x: x.sin() * torch.div(x.exp(), 0.3, rounding_mode="floor"),
+    "each alone": lambda x: (lambda a, b, c, d: a.mT * b * c + d)(
+        *torch.atleast_2d(x[:, 0].sin(), x[:, :1]), *torch.broadcast_tensors(x.cos(), V.to(x))
+    ),
+    "each of a list": lambda x: (lambda a, b: a.mT * b)(
+        *torch.atleast_2d([x[:, 0].sin(), *torch.atleast_2d([x.cos()])])
+    ),
+    "places of numbers": lambda x: (
+        x.sin() * torch.where(x + 0)[1].view_as(x) + torch.where(x > 0, x.sin(), 2.0).cumsum(-1)
+    ),
     "mul": lambda x: x.sin() * x.cos() * x,
     "mul broadcasts": lambda x: x.sin() * x[:, :1].cos(),
     "div": lambda x: x.sin() / (2 + x.cos()),
@@ -197,6 +212,8 @@ RULES: dict[str, Function] = {
     "clamp": lambda x: x.sin().clamp(-0.5, 0.5),
     "max": lambda x: torch.maximum(x.sin(), x.cos()),
     "where": lambda x: torch.where(x > 0, x.sin(), x.exp()) + torch.where(x > 0, 1.0, x.cos()),
+    "where of a tensor": lambda x: x.sin().where(x > 0, x.exp()) * x.cos().where(x > 0, V.to(x)),
+    "constant over x": lambda x: V.to(x) / (2 + x.sin()),
     "masked_fill": lambda x: x.sin().masked_fill(x > 0, 3.0),
     "branch": lambda x: x.sin() if (x < 100).all() and float(x.detach().sum()) < 1e3 else x.cos(),
     "loop": lambda x: sum(x[:, i].sin() * x[:, i - 1] for i in range(3)),
@@ -206,6 +223,11 @@ RULES: dict[str, Function] = {
     "vecdot": lambda x: torch.linalg.vecdot(x.sin(), x.cos()),
     "cross": lambda x: torch.linalg.cross(x.sin(), x.cos()),
     "linear with varying weight": lambda x: F.linear(torch.ones(1, 3).to(x), x.sin().prod(-1)[:, None] * V.to(x)).mT,
+    "einsum of a list": lambda x: torch.einsum("ni,nj->n", [x.sin(), x.cos()]) * torch.einsum("ij->i", [x.exp()]),
+    "biases alone": lambda x: (
+        F.bilinear(W.to(x)[:1], W.to(x)[:1], torch.ones(len(x), 3, 3).to(x), x[:, 0].sin()).mT
+        + F.conv1d(torch.ones(1, 2, 4).to(x), torch.ones(len(x), 2, 2).to(x), x[:, 1].sin())[0]
+    ),
     "einsum": lambda x: torch.einsum("ni,ij,nj->n", x.sin(), W.to(x), x.cos()) + torch.einsum("ni->n", x.sin()),
     "addmm": lambda x: torch.addmm(V.to(x), x.sin(), W.to(x), alpha=2),
     "baddbmm": lambda x: torch.baddbmm(x.sin()[:, :, None], x.exp()[:, :, None], x.cos()[:, None, :1], beta=2),
@@ -219,9 +241,14 @@ RULES: dict[str, Function] = {
     "unbind": lambda x: (lambda a, b, c: a * b.sin() + c.cos())(*x.unbind(-1)),
     "shape": lambda x: x.sin().reshape(-1, 1, 3).transpose(1, 2).expand(-1, 3, 2).flatten(1).roll(1, -1).square(),
     "pad": lambda x: F.pad(x.sin(), (1, 2), value=3.0).square(),
+    "pad by reflection": lambda x: (
+        F.pad(x.sin()[:, None], (1, 2), "reflect") * F.pad(x[:, None].exp(), (2, 1), mode="circular")
+    ).flatten(1),
+    "prod of all": lambda x: torch.stack([y.sin().prod() for y in x]),
     "cumsum": lambda x: x.sin().cumsum(-1).square(),
     "mean": lambda x: x.sin().mean(-1, keepdim=True) * x,
-    "prod": lambda x: x.sin().prod(-1),
+    "prod": lambda x: x.sin().prod(-1) * x.prod(1, keepdim=True).squeeze(-1),
+    "cumprod": lambda x: x.sin().cumprod(-1) * x.mT.cumprod(0).mT,
     "var": lambda x: x.sin().var(-1) + x.std(-1, correction=0) + x.var(1, False),
     "norm": lambda x: x.norm(dim=-1) * torch.linalg.norm(x.sin(), dim=-1) + torch.linalg.vector_norm(x, 1, dim=-1),
     "norm of order 4": lambda x: torch.linalg.vector_norm(x.sin(), 4, dim=-1),
@@ -245,7 +272,7 @@ RULES: dict[str, Function] = {
     "conv": lambda x: F.conv1d(x.sin()[:, None], W.to(x)[:, None], V.to(x), padding=1).square().flatten(1),
     "pointwise": lambda x: SEVERAL(x.sin(), x.cos())[0] * SEVERAL(x, x)[1],
     "as another": lambda x: V.to(x, non_blocking=True) * x.sin().view_as(x) + x.cos().type_as(x),
-    "detach": lambda x: x.sin() * x.detach() + x.sin().data,
+    "detach": lambda x: x.sin() * x.detach(),
     "constant": lambda x: torch.ones_like(x) + x.sign(),
     "power of nothing": lambda x: sum(c * x.sin() ** k for k, c in enumerate((1.0, 2.0, 3.0))),  # type: ignore[return-value, misc]
     "linear": lambda x: F.linear(x, W.to(x), V.to(x)),
@@ -254,7 +281,7 @@ RULES: dict[str, Function] = {
     ).squeeze(0),
     "tensordot": lambda x: torch.tensordot(x.sin(), W.to(x), 1) + torch.tensordot(W.to(x)[:1], x.cos(), ([1], [1])).mT,
     "fft2": lambda x: torch.fft.fft2(pairs(x)).real.flatten(1),
-    "comparison": lambda x: x.sin() * (x > 0) + (x == x).to(x),
+    "comparison": lambda x: x.sin() * (x > 0) + (x == x).to(x) + torch.isposinf(x).to(x),
 }
 SEVERAL = ad.pointwise(lambda a, b: (torch.sin(a * b), torch.exp(a) + b, b * b))
 
@@ -262,7 +289,8 @@ SEVERAL = ad.pointwise(lambda a, b: (torch.sin(a * b), torch.exp(a) + b, b * b))
 @pytest.mark.parametrize("name", RULES)
 def test_rule(name: str, device: str) -> None:
     f, x = RULES[name], points(device)
-    for g in (f, lambda x: f(x + 0.1 * x.sin())):  # of points, whose Laplacian is zero, and of what has one
+    # Of points, whose Laplacian is zero, and of what has one; of derivatives that are used, and that are not.
+    for g in (f, lambda x: f(x + 0.1 * x.sin()).sin()):
         recorded = forward_laplacian(g, x)
         assert_close(recorded.laplacian, traces(g, x))
         with torch.no_grad():
@@ -438,11 +466,12 @@ class TestCoefficients:
         C = coefficients(kind, x)
         assert_close(laplacian(f, x, C), traces(f, x, C))
 
-    @pytest.mark.parametrize("name", ["bmm", "einsum", "pow", "attention"])
+    @pytest.mark.parametrize("name", ["bmm", "einsum", "pow", "attention", "prod", "cumprod"])
     def test_of_products(self, name: str, device: str) -> None:
         x = points(device)
-        C = coefficients("indefinite of each point", x)
-        assert_close(laplacian(RULES[name], x, C), traces(RULES[name], x, C))
+        for kind in ("indefinite of each point", "negative"):
+            C = coefficients(kind, x)
+            assert_close(laplacian(RULES[name], x, C), traces(RULES[name], x, C))
 
     def test_some_coordinates_cost_as_many_directions(self, device: str) -> None:
         x, seen = points(device), []
@@ -494,6 +523,10 @@ class TestBilaplacian:
         weights = [p for p in f.parameters() if p.dim() == 2]
         for ours, theirs in zip(grad(y.sum(), weights), grad(twice.sum(), weights), strict=True):
             assert_close(ours, theirs)
+
+
+def rotated(x: Tensor) -> Tensor:
+    return torch.complex(pairs(x) + 2 * torch.eye(3).to(x), torch.diag_embed(x))
 
 
 class Cube(torch.autograd.Function):
@@ -553,10 +586,16 @@ def constant_without_grad(x: Tensor) -> Tensor:
 FALLBACKS: dict[str, tuple[Function, str]] = {
     "svd": (lambda x: torch.linalg.svdvals(pairs(x) + 2 * torch.eye(3).to(x)), "svdvals"),
     "matrix norm": (lambda x: torch.linalg.matrix_norm(pairs(x) + 2 * torch.eye(3).to(x), 2), "matrix_norm"),
+    "complex matrices": (lambda x: (torch.linalg.inv(rotated(x)) @ torch.linalg.pinv(rotated(x))).imag, "inv"),
     "qr": (lambda x: torch.linalg.qr(pairs(x) + 2 * torch.eye(3).to(x))[1], "qr"),
     "scatter_reduce": (
         lambda x: x.scatter_reduce(1, torch.zeros_like(x, dtype=torch.long), x.sin(), "prod"),
         "scatter",
+    ),
+    "embedding with a padding": (lambda x: F.embedding(torch.arange(4).to(x.device), x.sin(), 1), "embedding"),
+    "embedding with the first as padding": (
+        lambda x: F.embedding(torch.arange(4).to(x.device), x.sin(), padding_idx=0),
+        "embedding",
     ),
     "custom operator": (lambda x: torch.ops.test_laplacian.sin(x.sin()), "sin"),
     "Function": (Cube.apply, "autograd.Function"),
@@ -574,11 +613,23 @@ OTHER_RULES: dict[str, Function] = {
         torch.special.i0(x.sin()) * torch.special.i1(x) + torch.ldexp(x.cos(), x[:, :1].sin() * V.to(x))
     ),
     "slopes of smaller operands": lambda x: torch.ldexp(x[:, :1].exp(), x.sin()) + torch.fmax(x.sin(), x[:, 1:2]),
+    "slopes of operands that constants are larger than": lambda x: (
+        torch.igamma(V.to(x), x[:, :1].exp()) + torch.igamma(torch.ones(1, len(x)).to(x), x[:, 0].exp()).mT
+    ),
+    "data": lambda x: x.sin() * x.cos().data,
     "complex numbers": lambda x: (1j * x).exp().imag + phase(x).conj().mul(1j * x).real + (phase(x) * x).abs(),
     "complex product": lambda x: (phase(x) * phase(x.sin()) / (2 + phase(x.cos()))).imag + (x / phase(x)).real,
-    "phase": lambda x: phase(x).angle() + phase(x).sgn().real + torch.polar(x.exp(), x.sin()).imag,
+    "phase": lambda x: (
+        phase(x).angle() + phase(x).sgn().real + torch.view_as_real(torch.polar(x.exp(), x.sin())).cumsum(-1).sum(-1)
+    ),
     "complex pairs": lambda x: torch.view_as_real(phase(x).conj().resolve_conj() * phase(x)).prod(-1),
     "complex powers": lambda x: (phase(x) ** 2.5).real + ((3 + phase(x)) ** (x + 1j)).imag + (2 ** phase(x)).real,
+    "complex exponents": lambda x: (
+        ((2 + x.sin()) ** phase(x)).imag + ((3 + phase(x)) ** (1 + 1j)).real + ((2 + x.sin()) ** 1j).imag
+    ),
+    "complex factors": lambda x: (
+        (torch.addcmul(phase(x), phase(x.cos()), phase(x), value=1j) + torch.lerp(phase(x), x + 0j, phase(x))).imag
+    ),
     "complex choice": lambda x: (
         torch.where(x > 0, phase(x), phase(x).exp()).imag + torch.lerp(phase(x), x + 0j, 0.3).abs()
     ),
@@ -598,6 +649,106 @@ def test_other_rule(name: str, device: str) -> None:
         assert_close(grad(ours.square().sum(), x), grad(theirs.square().sum(), x))
         with torch.no_grad():
             assert_close(laplacian(summed, x), theirs.detach())
+
+
+def test_the_derivatives_of_a_sign_and_of_a_phase_at_zero_are_zero(device: str) -> None:
+    """Those of a sign as in PyTorch, whose second ones are not finite."""
+    x = points(device)
+    x[1] = 0
+    for part in (torch.sgn, torch.angle):
+        f = lambda x, part=part: torch.view_as_real(part(torch.complex(x.sin(), x * x.flip(-1) - x)) + 0j).flatten(1)  # noqa: E731
+        value, jacobian, curvature = forward_laplacian(f, x)
+        assert_close(value, f(x))
+        assert not jacobian[1].any() and not curvature[1].any()
+        others = [0, 2, 3]
+        assert_close(curvature[others].sum(-1), by_autograd(lambda x, f=f: f(x).sum(-1), x[others]))
+
+
+def test_operands_of_two_dtypes(device: str) -> None:
+    """Derivatives have the dtype that the value has: a number of a wider dtype is not wide enough to change it."""
+    x = points(device, 3)
+    narrow = lambda x: torch.atan2(x.float().sin(), 2 + x[0])  # noqa: E731
+    wide = lambda x: torch.atan2(x.float().sin(), 2 + x.flip(0))  # noqa: E731
+    numbers = lambda x: torch.addcmul(x[0], x.float().sin(), x[1].cos())  # noqa: E731
+    for f, dtype in ((narrow, torch.float32), (wide, torch.float64), (numbers, torch.float32)):
+        result = forward_laplacian(f, x)
+        assert {part.dtype for part in result} == {f(x).dtype} == {dtype}
+        assert_close(
+            result.laplacian.double(), traces(lambda x, f=f: f(x[0])[None], x[None])[0].double(), rtol=1e-5, atol=1e-6
+        )
+
+
+@pytest.mark.filterwarnings("ignore:This overload of add is deprecated")
+def test_a_sum_of_three_arguments(device: str) -> None:
+    x = points(device)
+    assert_close(laplacian(lambda x: torch.add(x.sin(), 2, x.cos()), x), -x.sin() - 2 * x.cos())
+
+
+def test_constants_beside_others_stay_constants(device: str) -> None:
+    seen = []
+
+    def f(x: Tensor) -> Tensor:
+        for of_two in (torch.atleast_2d, torch.broadcast_tensors):
+            y, constant = of_two(x.sin(), V.to(x))
+            seen.append(type(constant))
+        return y
+
+    laplacian(f, points(device))
+    assert seen == [Tensor, Tensor]
+
+
+def test_a_number_of_another_device() -> None:
+    """PyTorch takes a number of the CPU with tensors of any device."""
+    x, number = points("meta"), torch.tensor(2.0, dtype=torch.float64)
+    y = laplacian(lambda x: torch.atan2(x.sin(), number), x)
+    assert y.shape == (4, 3) and y.device == x.device
+
+
+@pytest.mark.parametrize(
+    ("function", "is_elementwise"),
+    [
+        (torch.hardshrink, True),
+        (torch.special.i1e, True),
+        (torch.ops.aten.i0.default, True),
+        (torch.ops.aten.sum.default, False),
+        (torch.sort, False),
+        (torch.special.log_softmax, False),
+        (torch.linalg.inv, False),
+        (lambda x: x, False),
+    ],
+)
+def test_what_pytorch_says_is_elementwise(function: Any, is_elementwise: bool) -> None:
+    assert elementwise_rules.is_elementwise.__wrapped__(function) is is_elementwise
+
+
+class TestKernels:
+    """Which calls have one kernel."""
+
+    def test_a_function_of_pytorch_has_that_of_the_op_of_the_catalogue(self) -> None:
+        of_torch = elementwise_rules._member.__wrapped__(torch.exp, (TENSOR,), ())
+        of_catalogue = ad.exp.resolve((torch.ones(2),))[1]
+        assert of_torch
+        sources = [of.laplacian((2,), (1, -1)).function.source("cpu", torch.float64) for of in (of_torch, of_catalogue)]
+        assert sources[0] == sources[1]
+
+    def test_linear_operations_have_none(self) -> None:
+        before = elementwise_rules._member.cache_info()
+        laplacian(lambda x: ((x + x.flip(-1)) - V) * V / V, points("cpu"))
+        assert elementwise_rules._member.cache_info() == before
+
+    @pytest.mark.parametrize(
+        ("f", "count"),
+        [(lambda x, c: x.clamp(min=c), 1), (lambda x, c: x**c, 2), (lambda x, c: x.float_power(c), 2)],
+        ids=["clamp", "pow", "float_power"],
+    )
+    @pytest.mark.usefixtures("interpreted")
+    def test_of_two_numbers(self, f: Callable[[Tensor, float], Tensor], count: int) -> None:
+        """One, to which they are given, but where they are exponents."""
+        x = points("cpu").abs()
+        before = elementwise_rules._member.cache_info().misses
+        for number in (0.625 + count, 1.375 + count):
+            assert_close(laplacian(lambda x, c=number: f(x, c), x), traces(lambda x, c=number: f(x, c), x))
+        assert elementwise_rules._member.cache_info().misses - before == count
 
 
 HOLOMORPHIC = (
@@ -621,6 +772,28 @@ def test_functions_of_complex_numbers_in_all_quadrants(name: str, device: str) -
 
 class TestCost:
     """By counts: what is run how often."""
+
+    def test_a_layer_of_points_takes_its_tangents_once_for_all(self, device: str) -> None:
+        x, weight = points(device, 100, 3), points(device, 8, 3)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            forward_laplacian(lambda x: F.linear(x, weight), x)
+        assert counter.get_total_flops() == 2 * 3 * 8 * (100 + 3)
+
+    @pytest.mark.usefixtures("interpreted")
+    @pytest.mark.parametrize("name", ["prod", "cumprod"])
+    def test_products_of_numbers_other_than_zero_are_not_composed(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        x, seen = points("cpu"), []
+        composed = rules.COMPOSITIONS[name]
+        monkeypatch.setitem(
+            rules.COMPOSITIONS, name, lambda *args, **kwargs: seen.append(0) or composed(*args, **kwargs)
+        )
+        f = lambda x: getattr(torch, name)(x, -1)  # noqa: E731
+        laplacian(f, x)
+        assert not seen
+        laplacian(lambda x: f(x * (x > 0)), x)
+        assert seen
 
     def test_an_elementwise_function_without_a_kernel_has_the_same_gradients_for_any_number_of_directions(
         self, device: str
@@ -699,7 +872,7 @@ class TestFallback:
 
     @pytest.mark.parametrize("f", [inner_gradient, cubed_sine], ids=["of the whole", "of an operation"])
     def test_has_a_graph_if_something_requires_a_gradient(self, f: Function, device: str) -> None:
-        x, w = points(device), V.to(device).requires_grad_()
+        x, w = points(device), V.to(device, copy=True).requires_grad_()
         with pytest.warns(UserWarning, match="differentiated twice"):
             assert not any(y.requires_grad for y in forward_laplacian(f, x))
         assert laplacian(f, points(device).requires_grad_()).requires_grad

@@ -164,16 +164,32 @@ LINALG: dict[str, Callable[[Tensor], Any]] = {
     "solve, broadcast": lambda x: torch.linalg.solve(
         matrices(x)[:, None], matrices(x.cos())[:, None].expand(-1, 2, 3, 3)
     ),
+    "solve for each vector": lambda x: torch.stack(
+        [torch.linalg.solve(m, v) for m, v in zip(matrices(x), x.cos(), strict=True)]
+    ),
+    "solve_ex from the right with a constant matrix": lambda x: torch.linalg.solve_ex(
+        (last(3, 3) + 3 * torch.eye(3)).to(x), x.sin().unsqueeze(-2), left=False
+    ),
     "slogdet": lambda x: torch.linalg.slogdet(matrices(x, 4)),
     "slogdet of a negative determinant": lambda x: torch.linalg.slogdet(-matrices(x)),
     "logdet": lambda x: torch.logdet(definite(x)),
     "det": lambda x: torch.linalg.det(matrices(x, 5)),
     "det of small ones": lambda x: matrices(x).det() * matrices(x, 2).det() * matrices(x, 1).det(),
+    "det of more dimensions": lambda x: tuple(
+        torch.linalg.det(torch.stack([matrices(x, n), matrices(x.cos(), n)], 1)) for n in (1, 2, 3, 4)
+    ),
+    "det of each": lambda x: torch.stack([m.det() * m[:1, :1].det() for m in matrices(x)]),
     "cholesky": lambda x: torch.linalg.cholesky(definite(x)),
+    "cholesky of more dimensions": lambda x: torch.linalg.cholesky(torch.stack([definite(x), definite(x.cos())], 1)),
     "cholesky, upper": lambda x: torch.linalg.cholesky_ex(definite(x), upper=True),
     "cholesky_solve": lambda x: torch.cholesky_solve(x.sin()[..., None], torch.linalg.cholesky(definite(x))),
     "cholesky_inverse": lambda x: torch.cholesky_inverse(torch.linalg.cholesky(definite(x), upper=True), upper=True),
     "solve_triangular": lambda x: torch.linalg.solve_triangular(matrices(x), x.sin()[..., None], upper=False),
+    "solve_triangular of either half": lambda x: (
+        torch.linalg.solve_triangular(matrices(x), last(3, 2).to(x), upper=False, unitriangular=True)
+        * torch.linalg.solve_triangular(matrices(x), x.sin()[..., None], upper=True)
+        + torch.linalg.solve_triangular(matrices(last(2, 3).to(x))[:1], matrices(x)[..., :2], upper=True)
+    ),
     "solve_triangular, unit, from the right": lambda x: torch.linalg.solve_triangular(
         matrices(x), matrices(x.cos())[:, :2], upper=True, left=False, unitriangular=True
     ),
@@ -195,12 +211,16 @@ LINALG: dict[str, Callable[[Tensor], Any]] = {
 class TestLinearAlgebra:
     def test_is_the_trace_of_the_hessian(self, name: str, device: str) -> None:
         f, x = of_parts(LINALG[name]), points(device)
-        for g in (f, lambda x: f(x + 0.1 * x.sin())):
+        for g in (f, lambda x: f(x + 0.1 * x.sin()).sin()):
             C = coefficients("indefinite of each point", x)
             assert_close((laplacian(g, x), laplacian(g, x, C)), of_nested(g, x, C))
             with torch.no_grad():
                 evaluated = laplacian(g, x), laplacian(g, x, C)
             assert_close(evaluated, (laplacian(g, x), laplacian(g, x, C)))
+
+    def test_negative_coefficients(self, name: str, device: str) -> None:
+        f, x = of_parts(LINALG[name]), points(device)
+        assert_close(laplacian(f, x, coefficients("negative", x)), -laplacian(f, x))
 
     def test_gradients(self, name: str, device: str) -> None:
         f, p = of_parts(LINALG[name]), torch.ones(3, dtype=D, device=device).requires_grad_()
@@ -209,7 +229,7 @@ class TestLinearAlgebra:
 
     def test_transforms(self, name: str, device: str) -> None:
         f, x = of_parts(LINALG[name]), points(device)
-        if name == "det":  # which may be singular, in numbers that nobody knows
+        if name in ("det", "det of more dimensions"):  # which may be singular, in numbers that nobody knows
             warnings.filterwarnings("ignore", "torchad_ext.laplacian")
         assert_close(vmap(lambda point: laplacian(lambda y: f(y[None])[0], point))(x), laplacian(f, x))
         x = x[:1].requires_grad_()
@@ -287,27 +307,52 @@ def test_kinks_and_ties_are_those_of_pytorch(name: str) -> None:
 
 
 aten = torch.ops.aten
+FIRST = torch.zeros(4, 1, dtype=torch.long)
+LATER = torch.tensor([[0, 2, 2]]).expand(4, 3)
 OVERLOADS: dict[str, Function] = {
     "max.dim": lambda x: aten.max.dim(x.sin(), -1)[0],
     "prod.dim_int": lambda x: aten.prod.dim_int(x.sin(), -1),
     "cumprod": lambda x: aten.cumprod.default(x.sin(), 1),
     "max_pool1d": lambda x: aten.max_pool1d_with_indices.default(x.sin(), [2], [1])[0],
+    "einsum": lambda x: aten.einsum.default("ni,nj->ni", [x.sin(), x.cos()]),
+    "solve for one vector": lambda x: torch.linalg.solve(matrices(x), last(3)),
     "linalg_inv_ex": lambda x: aten.linalg_inv_ex.default(matrices(x))[0].flatten(1),
+    "cholesky of another name": lambda x: torch.cholesky(definite(x), True) * torch.cholesky(definite(x.cos())).mT,
     "_linalg_slogdet": lambda x: torch.linalg.slogdet(A=matrices(x)).logabsdet,
     "index_fill with an integer": lambda x: x.sin().index_fill(1, torch.tensor([0]), torch.tensor(3)),
     "scatter with a number": lambda x: x.sin().scatter(1, torch.zeros(4, 1, dtype=torch.long), 2.5),
     "embedding": lambda x: F.embedding(torch.tensor([3, 0, 1, 2]), x.sin())[[1, 2, 3, 0]],
-    "scatter of a part": lambda x: x.sin().scatter(1, torch.zeros(4, 1, dtype=torch.long), x.cos()[:, :1]),
+    "scatter of a part": lambda x: x.sin().scatter(1, FIRST[:, :1], x.cos()[:, :1]),
+    "scatter of and into constants": lambda x: (
+        x.sin().scatter(1, FIRST, last(4, 1)) * last(4, 3).scatter(1, FIRST, x[:, :1])
+    ),
+    "scatter_reduce of and into constants": lambda x: (
+        x.sin().scatter_reduce(1, LATER, last(4, 3), "sum") * last(4, 3).scatter_reduce(1, LATER, x.cos(), "mean")
+        + x.sin().scatter_reduce(1, LATER, last(4, 3), "mean", include_self=False)
+    ),
+    "extrema of two": lambda x: torch.max(x.sin(), last(4, 3)) * torch.min(last(4, 3), x.cos()) + x.max(x.roll(1, 1)),
+    "embedding by the operator": lambda x: torch.embedding(x.sin(), torch.arange(4)),
+    "constant_pad_nd": lambda x: aten.constant_pad_nd.default(x.sin(), [1, 0], 2.5).square(),
+    "max_pool1d with names": lambda x: (
+        F.max_pool1d(x.sin(), kernel_size=2, dilation=2),
+        F.max_pool1d(x.sin(), 2, stride=1, padding=1, return_indices=True)[0],
+        torch.max_pool1d(x.sin(), 2, ceil_mode=True),
+    ),
+    "adaptive_max_pool1d": lambda x: (
+        torch.adaptive_max_pool1d(x.sin(), 2)[0],
+        F.adaptive_max_pool1d(x.sin(), output_size=2),
+        F.adaptive_max_pool1d(x.sin(), 2, return_indices=True)[0],
+    ),
 }
 
 
-@pytest.mark.filterwarnings("error:torchad_ext.laplacian")
+@pytest.mark.filterwarnings("error:torchad_ext.laplacian", "ignore:torch.cholesky is deprecated")
 @pytest.mark.parametrize("name", OVERLOADS)
 def test_calls(name: str) -> None:
     x = points("cpu")
-    f = of_parts(OVERLOADS[name])
-    C = torch.eye(3, dtype=D)
-    assert_close(laplacian(f, x), of_nested(f, x, C)[0])
+    f = lambda x: of_parts(OVERLOADS[name])(x + 0.1 * x.sin()).sin()  # noqa: E731
+    C = coefficients("indefinite of each point", x)
+    assert_close((laplacian(f, x), laplacian(f, x, C)), of_nested(f, x, C))
 
 
 def test_a_singular_matrix_of_more_than_three_columns(device: str) -> None:
@@ -315,6 +360,18 @@ def test_a_singular_matrix_of_more_than_three_columns(device: str) -> None:
     f = lambda x: torch.linalg.det(F.pad(x[:, :, None] * x[:, None], (0, 1, 0, 1)))  # noqa: E731
     with pytest.warns(UserWarning, match="no rule for linalg_det"):
         assert_close(laplacian(f, x), torch.zeros(4).to(x))
+
+
+def test_singular_matrices(device: str) -> None:
+    """Also under vmap, where nobody knows which they are."""
+    x = points(device)
+    f = lambda x: torch.linalg.det(F.pad(matrices(x), (0, 1, 0, 1)))  # noqa: E731
+    with pytest.warns(UserWarning, match="no rule for linalg_det"):
+        assert_close(laplacian(f, x), torch.zeros(4).to(x))
+    _warned.clear()
+    with pytest.warns(UserWarning, match="no rule for linalg_det"):
+        y = vmap(lambda point: laplacian(lambda y: f(y[None])[0], point))(x)
+    assert_close(y, torch.zeros(4).to(x))
 
 
 def test_one_factorisation(device: str) -> None:

@@ -63,14 +63,15 @@ def by_kernel(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any
         member = _member(getattr(func, "overloadpacket", func), kinds, tuple(kwargs))
     xs = [x for x, kind in zip(arguments, kinds, strict=True) if kind is TENSOR]
     values = list(map(sweep.value, xs))
-    if member is None or any(x.device != values[0].device for x in values[1:]):
+    if member is None or any(x.device != values[0].device for x in values):
         return NotImplemented
     if any(x.is_complex() for x in values) and (
         not member.is_analytic or any(isinstance(x, complex) for x in arguments)
     ):
         return NotImplemented
-    if any(x.dtype != values[0].dtype for x in values[1:]):
-        dtype = functools.reduce(torch.promote_types, (torch.result_type(values[0], x) for x in values[1:]))
+    if any(x.dtype != values[0].dtype for x in values):
+        whole = max(values, key=Tensor.dim)  # numbers do not widen it
+        dtype = functools.reduce(torch.promote_types, (torch.result_type(whole, x) for x in values))
         xs = [x.to(dtype) for x in xs]
         values = list(map(sweep.value, xs))
     if not member.keeps(values[0].dtype):
@@ -114,9 +115,11 @@ def by_slopes_of_any(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords)
     if transforms_active():
         return NotImplemented
     value = value_to_repeat(func, *sweep.values(args, kwargs))
+    if not has_derivative(value):
+        return value
     leaves, tree = tree_flatten((args, kwargs))
     places = [i for i, x in enumerate(leaves) if sweep.owns(x)]
-    if not has_derivative(value) or any(leaves[i].is_complex() > value.is_complex() for i in places):
+    if any(leaves[i].is_complex() > value.is_complex() for i in places):
         return NotImplemented
     xs = [leaves[i].to(torch.promote_types(leaves[i].dtype, value.dtype)) for i in places]
     if torch.broadcast_shapes(*(x.shape for x in xs)) != value.shape:
@@ -139,12 +142,13 @@ def by_slopes_of_any(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords)
 
 
 def sgn(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-    """z / |z|, 0 at 0; of a real number a constant."""
+    """z / |z|, a constant 0 at 0 as in PyTorch; of a real number a constant."""
     (z,) = args
     if not z.is_complex():
         return func(sweep.value(z))
     magnitude = z.abs()
-    return z / magnitude.masked_fill(magnitude == 0, 1)
+    zero = magnitude == 0
+    return z.masked_fill(zero, 0) / magnitude.masked_fill(zero, 1)
 
 
 def angle(z: Any) -> Any:

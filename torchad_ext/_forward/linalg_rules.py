@@ -52,7 +52,7 @@ def _flipped(T: Tensor) -> Tensor:
 
 def _signed(sweep: Sweep, T: Tensor) -> Tensor:
     """±T_k for each k."""
-    if min(sweep.signs) > 0:
+    if -1 not in sweep.signs:
         return T
     return T * torch.tensor(sweep.signs, dtype=T.dtype, device=T.device).unsqueeze(-1)
 
@@ -69,11 +69,7 @@ def _symmetric_tangents(A: Any) -> Tensor:
 
 
 def _result(sweep: Sweep, value: Tensor, tangents: Tensor, laplacian: Tensor | None) -> Any:
-    *along, laplacian = (
-        row if row is None or row.shape == value.shape else row.expand_as(value)
-        for row in (*tangents.unbind(-2), laplacian)
-    )
-    return sweep.tensor(value, along, laplacian)
+    return sweep.tensor(value, tangents.unbind(-2), laplacian)
 
 
 def _is_real(*xs: Any) -> bool:
@@ -110,15 +106,15 @@ def _solution(sweep: Sweep, X: Tensor, A: Any, B: Any, solve: Callable[[Tensor],
 
 def _solved(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """X of A X = B or X A = B; a vector has a right-hand side less."""
-    A, B, *rest = args
-    left = rest[0] if rest else kwargs.get("left", True)
-    if not _is_real(A, B) or A.dtype != B.dtype:
+    A, B = args
+    left = kwargs.get("left", True)
+    if not _is_real(A, B):
         return NotImplemented
-    named = func(sweep.value(A), sweep.value(B), *rest, **kwargs)
+    named = func(sweep.value(A), sweep.value(B), **kwargs)
     X = named if isinstance(named, Tensor) else named[0]
     if not sweep.owns(A):
-        y = sweep.linear(lambda B: _first(func(A, B, *rest, **kwargs)), (B,), {}, constants=A)
-    elif B.dim() == 1 or (A.dim() - 1 == B.dim() and B.shape == A.shape[:-1]):
+        y = sweep.linear(lambda B: _first(func(A, B, **kwargs)), (B,), {}, constants=A)
+    elif B.dim() == 1 or B.shape == A.shape[:-1]:
         y = _by_inverse(sweep, X.unsqueeze(-1), A, B.unsqueeze(-1)).squeeze(-1)
     else:
         y = _by_inverse(sweep, X, A, B) if left else _by_inverse(sweep, X.mT, A.mT, B.mT).mT

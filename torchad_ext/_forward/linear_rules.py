@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from .._linearity import JOINS, LINEAR, LINEAR_BY_ELEMENT, LINEAR_IN_ALL, MOVES, PRODUCTS
 from .._torch_state import transforms_active
@@ -22,7 +22,7 @@ from .propagation import Arguments, Jet, Keywords, Rule, Sweep, jets_in
 
 def _scaled(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """a b, linear where a factor is constant."""
-    if kwargs or (sweep.owns(args[0]) and sweep.owns(args[1])):
+    if sweep.owns(args[0]) and sweep.owns(args[1]):
         return NotImplemented
     return sweep.linear(func, args, kwargs)
 
@@ -60,7 +60,7 @@ def of_all(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
 
 def _each_alone(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """Tensors to tensors, each by itself: a constant stays one."""
-    xs = args[0] if len(args) == 1 and isinstance(args[0], (list, tuple)) else args
+    xs = args[0] if isinstance(args[0], (list, tuple)) else args
     if kwargs or not all(isinstance(x, Tensor) for x in xs):
         return NotImplemented
     if known_name(func) == "broadcast_tensors":
@@ -79,27 +79,24 @@ def _each_part(sweep: Sweep, value: Tensor, of: Callable[[Any, Any], Any], a: An
     return sweep.tensor(value, tangents, of(*(x.laplacian if sweep.owns(x) else None for x in (a, b))))
 
 
-def _sum(reverse: bool) -> Rule:
-    """a + b and a - b, or in ``reverse`` b - a, of the parts as of the values."""
+def _sum(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """a + b, a - b and b - a, of the parts as of the values."""
+    if len(args) != 2:
+        return NotImplemented
+    value = func(*map(sweep.value, args), **kwargs)
+    zero = torch.zeros((), dtype=value.dtype, device=value.device)
+    keeps_first = known_name(func).strip("_") != "rsub"
 
-    def rule(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-        if len(args) != 2:
-            return NotImplemented
-        value = func(*map(sweep.value, args), **kwargs)
-        zero = torch.zeros((), dtype=value.dtype, device=value.device)
+    def of(a: Any, b: Any) -> Any:
+        if a is None and b is None:
+            return None
+        if b is None and keeps_first:
+            y = a.to(value.dtype)
+        else:
+            y = func(zero if a is None else a, zero if b is None else b, **kwargs)
+        return y if y.shape == value.shape else y.expand(value.shape)
 
-        def of(a: Any, b: Any) -> Any:
-            if a is None and b is None:
-                return None
-            if b is None and not reverse:
-                y = a.to(value.dtype)
-            else:
-                y = func(zero if a is None else a, zero if b is None else b, **kwargs)
-            return y if y.shape == value.shape else y.expand(value.shape)
-
-        return _each_part(sweep, value, of, *args)
-
-    return rule
+    return _each_part(sweep, value, of, *args)
 
 
 def _chosen(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
@@ -177,11 +174,9 @@ def _multiplied(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> A
 
 def _einsum(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     equation, *operands = args
-    if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
-        operands = list(operands[0])
     if not isinstance(equation, str):
         return NotImplemented
-    return product_of(sweep, functools.partial(torch.einsum, equation), operands)
+    return product_of(sweep, functools.partial(torch.einsum, equation), tree_leaves(operands))
 
 
 def _of_products(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
@@ -199,7 +194,7 @@ def _of_products(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> 
     ratios = torch.stack(x.tangents) / x.value
     sums = ratios.cumsum(-1)
     before = 2 * ratios[..., 1:] * sums[..., :-1]
-    if min(sweep.signs) < 0:
+    if -1 in sweep.signs:
         before = before * before.new_tensor(sweep.signs).reshape(-1, *(1,) * x.dim())
     total = F.pad(before.sum(0), (1, 0))
     if x.laplacian is not None:
@@ -219,9 +214,11 @@ def product_of(sweep: Sweep, func: Callable[..., Any], xs: Sequence[Any]) -> Any
         return func(*(given.get(i, x) for i, x in enumerate(xs)))
 
     varying = [xs[i] for i in places]
+    if not varying:  # a bias varies, which is added
+        return of()
     if len(varying) == 1:
         return sweep.linear(of, tuple(varying), {}, constants=[x for x in xs if not sweep.owns(x)])
-    return sweep.product(of, *varying) if len(varying) == 2 else sweep.multilinear(of, varying)
+    return sweep.multilinear(of, varying)
 
 
 def _chained(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
@@ -247,11 +244,11 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(PRODUCTS, _multiplied),
     **dict.fromkeys("mul multiply rmul".split(), _scaled),
     **dict.fromkeys("div divide true_divide truediv".split(), _divided),
-    **dict.fromkeys("add radd sub subtract".split(), _sum(reverse=False)),
-    "rsub": _sum(reverse=True),
+    **dict.fromkeys("add radd sub subtract rsub".split(), _sum),
     **dict.fromkeys("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split(), _convolution),
     "linear": _linear_layer,
     "pad": _padded,
+    "constant_pad_nd": _padded,
     "where": _chosen,
     "Tensor.where": _chosen,
     "view_as_real": _real_view,

@@ -48,8 +48,8 @@ def rules_of(func: Any, name: str | None) -> Iterator[Rule]:
 
 
 def _form(x: Any) -> Any:
-    """What tells calls of one operation apart, be the batch as large as it may: flags, names, numbers that may be
-    dimensions, and which operands vary."""
+    """The part of an argument by which calls of one operation differ for any size of the batch: flags, names, numbers
+    that may be dimensions, and which operands vary."""
     if isinstance(x, int):
         return x if abs(x) < _DIMENSIONS else int
     if isinstance(x, (tuple, list)):

@@ -398,6 +398,13 @@ class TestSingularMatrices:
         assert_close(laplacian(f, x), torch.zeros(4).to(x))
 
 
+def test_an_elementwise_operation_of_several_results() -> None:
+    x = points("cpu").abs() + 0.3
+    f = lambda x: (torch.frexp(x.sin())[0] ** 2).sum(-1)  # noqa: E731
+    with pytest.warns(UserWarning, match="no rule for frexp"):
+        assert_close(laplacian(f, x), by_autograd(f, x))
+
+
 def test_a_singular_matrix_of_many_columns(device: str) -> None:
     x = points(device)
     f = lambda x: torch.linalg.det(F.pad(matrices(x), (0, 11, 0, 11)))  # noqa: E731

@@ -115,6 +115,8 @@ def by_slopes_of_any(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords)
     if transforms_active():
         return NotImplemented
     value = value_to_repeat(func, *sweep.values(args, kwargs))
+    if not isinstance(value, Tensor):  # frexp
+        return NotImplemented
     if not has_derivative(value):
         return value
     leaves, tree = tree_flatten((args, kwargs))

@@ -398,6 +398,31 @@ class TestSingularMatrices:
         assert_close(laplacian(f, x), torch.zeros(4).to(x))
 
 
+@pytest.mark.filterwarnings("error:torchad_ext.laplacian")
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda z: torch.sort(z, stable=True, dim=1)[0],
+        lambda z: torch.sort(z, dim=1, descending=True, stable=True).values,
+        lambda z: torch.ops.aten.sort.stable(z, stable=True, dim=1, descending=False)[0],
+        lambda z: torch.topk(z, k=2, dim=1, largest=False)[0],
+        lambda z: torch.kthvalue(z, k=2, dim=1, keepdim=True)[0],
+        lambda z: F.adaptive_max_pool1d(z, 2),
+        lambda z: F.adaptive_max_pool1d(z, output_size=2, return_indices=False),
+        lambda z: F.adaptive_max_pool2d(z[:, None], (2, 1)),
+        lambda z: F.adaptive_max_pool1d(z, 2, return_indices=True)[0],
+        lambda z: torch.adaptive_max_pool1d(z, 2)[0],
+        lambda z: F.max_pool1d(z, 2, return_indices=True)[0],
+    ],
+)
+def test_selections_by_the_names_of_their_arguments(f: Callable[[Tensor], Tensor]) -> None:
+    """Each along another dimension than the last, with others behind it."""
+    W = torch.randn(3, 12, dtype=D, generator=torch.Generator().manual_seed(0))
+    of = lambda x: f((x.sin() @ W).reshape(-1, 3, 4)).sin().flatten(1).sum(-1)  # noqa: E731
+    x = points("cpu")
+    assert_close(laplacian(of, x), by_autograd(of, x))
+
+
 def test_an_elementwise_operation_of_several_results() -> None:
     x = points("cpu").abs() + 0.3
     f = lambda x: (torch.frexp(x.sin())[0] ** 2).sum(-1)  # noqa: E731

@@ -5,6 +5,7 @@ Derivatives at ties are those that PyTorch has.
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 import torch.nn.functional as F
@@ -17,13 +18,14 @@ from .propagation import Arguments, Keywords, Rule, Sweep
 def _selected(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """Values that an operation of one dimension picks, with their indices."""
     x = args[0]
-    if any(isinstance(y, Tensor) for y in args[1:]):
+    if not sweep.owns(x) or any(isinstance(y, Tensor) for y in (*args[1:], *kwargs.values())):
         return NotImplemented
     named = func(x.value, *args[1:], **kwargs)
     if isinstance(named, Tensor):
-        return _of_equals(sweep, x, named, None, False)
+        return _of_equals(sweep, x, named, None, False) if len(args) == 1 and not kwargs else NotImplemented
     values, indices = named
-    dim = (*args, -1)[2 if known_name(func) in _OF_RANK else 1]
+    place, default = _DIMENSION[known_name(func)]
+    dim = args[place] if len(args) > place else kwargs.get("dim", default)
     kept = values.dim() == x.dim()
     at = indices if kept else indices.unsqueeze(dim)
 
@@ -34,12 +36,17 @@ def _selected(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any
     return type(named)((sweep.mapped(values, x, of, at), indices))
 
 
-_OF_RANK = ("kthvalue", "topk")  # whose dimension stands behind a number
+# The place of the dimension among the arguments, and its default.
+_DIMENSION: dict[str, tuple[int, int]] = {
+    **dict.fromkeys(("max", "min", "median", "nanmedian", "mode", "topk", "sort", "cummax", "cummin"), (1, -1)),
+    "kthvalue": (2, -1),
+    "topk": (2, -1),
+}
 
 
 def _of_equals(sweep: Sweep, x: Any, y: Any, dim: Any, keepdim: bool) -> Any:
     """The mean of the elements of x that are equal to y, which is reduced from them."""
-    dims = tuple(range(x.dim())) if dim in (None, ()) else dim
+    dims = tuple(range(x.dim())) if dim is None or dim == () else dim
     kept = y if keepdim or not x.dim() else _unsqueezed(y, dims, x.dim())
     picked = (x.value == kept) | (x.value.isnan() & kept.isnan())
     weight = picked / picked.sum(dims, keepdim=True)
@@ -65,7 +72,7 @@ def _extremum(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any
 
 def _extrema(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     x, dim, keepdim = _given(args, kwargs, dim=None, keepdim=False)
-    named = func(x.value, **kwargs)
+    named = func(x.value, *args[1:], **kwargs)
     return type(named)([_of_equals(sweep, x, y, dim, keepdim) for y in named])
 
 
@@ -75,17 +82,22 @@ def _given(args: Any, kwargs: Any, **defaults: Any) -> tuple[Any, ...]:
     return (args[0], *(options[name] for name in defaults))
 
 
-def _pooled(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-    """The largest element of each window, of as many dimensions as the name says."""
-    name = known_name(func).removesuffix("_with_indices")
-    n = int(name[-2])
-    y, indices = getattr(F, f"{name}_with_indices")(args[0].value, *args[1:], **kwargs)
+def _pool(n: int, adaptive: bool, with_indices: bool) -> Rule:
+    """The largest element of each window of n dimensions."""
+    pool = getattr(F, f"{'adaptive_' if adaptive else ''}max_pool{n}d_with_indices")
 
-    def of(row: Any) -> Any:
-        return row.flatten(-n).gather(-1, indices.flatten(-n)).reshape(y.shape)
+    def rule(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+        options = {key: option for key, option in kwargs.items() if key != "return_indices"}
+        y, indices = pool(args[0].value, *args[1:], **options)
 
-    made = sweep.mapped(y, args[0], of, indices)
-    return made if known_name(func) in _WITHOUT_INDICES else (made, indices)
+        def of(row: Any) -> Any:
+            return row.flatten(-n).gather(-1, indices.flatten(-n)).reshape(y.shape)
+
+        made = sweep.mapped(y, args[0], of, indices)
+        native = not isinstance(func, types.FunctionType)
+        return (made, indices) if with_indices or (native and adaptive) else made
+
+    return rule
 
 
 def _scattered(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
@@ -102,7 +114,7 @@ def _scattered(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> An
 def _embedding(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """Rows of a table; PyTorch gives the row of the padding no derivative."""
     table, indices, padding = (*args, -1)[:3]
-    if not sweep.owns(table) or padding >= 0:  # of torch.nn.functional the indices come first
+    if not sweep.owns(table) or padding != -1 or kwargs.get("padding_idx", -1) != -1:
         return NotImplemented
     return sweep.mapped(func(table.value, indices), table, lambda row: func(row, indices), indices)
 
@@ -113,18 +125,20 @@ def _reduced_by_index(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords
     return sweep.linear(func, args, kwargs, jointly=True) if linear else NotImplemented
 
 
-_WITHOUT_INDICES = ("max_pool1d", "max_pool2d", "max_pool3d")
-_WITH_INDICES = """
-    max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d
-    adaptive_max_pool3d adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices
-    adaptive_max_pool3d_with_indices
-""".split()
+_POOLS = {
+    f"{'adaptive_' if adaptive else ''}max_pool{n}d{'_with_indices' if with_indices else ''}": _pool(
+        n, adaptive, with_indices
+    )
+    for n in (1, 2, 3)
+    for adaptive in (False, True)
+    for with_indices in (False, True)
+}
 RULES: dict[str, Rule] = {
     **dict.fromkeys("max min median nanmedian mode kthvalue topk sort cummax cummin".split(), _selected),
     "amax": _extremum,
     "amin": _extremum,
     "aminmax": _extrema,
-    **dict.fromkeys((*_WITHOUT_INDICES, *_WITH_INDICES), _pooled),
+    **_POOLS,
     "scatter": _scattered,
     "index_fill": _scattered,
     "embedding": _embedding,

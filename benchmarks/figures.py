@@ -103,11 +103,15 @@ def ratios() -> str:
             native = row["native"]
             against = native if native in PROSE else f"`{native}`"
             lines.append(f"| {text} | {against} | {_ratio(row['ratio']['median'])} |")
-    startup = {row["name"]: duration(row["seconds"]["median"]) for row in read("cpu-v4-startup")["startup"]}
+    starts = read("cpu-v4-startup")
+    startup = {row["name"]: duration(row["seconds"]["median"]) for row in starts["startup"]}
     first, later = startup["first call, nothing compiled yet"], startup["first call, kernels in the cache"]
     new, imported = startup["first call of a newly declared op"], startup["import torchad_ext, after import torch"]
     times = f"`import torchad_ext` takes {imported}, the first call ever {first}, that of later processes {later}, the"
-    return "\n".join(lines) + f"\n\n{times} first call of a newly declared op {new}. {' '.join(machines)}\n"
+    return (
+        "\n".join(lines)
+        + f"\n\n{times} first call of a newly declared op {new}: {facts(starts['machine'])}. {' '.join(machines)}\n"
+    )
 
 
 def main() -> None:

@@ -745,10 +745,10 @@ class TestKernels:
     def test_of_two_numbers(self, f: Callable[[Tensor, float], Tensor], count: int) -> None:
         """One, to which they are given, but where they are simple exponents."""
         x = points("cpu").abs()
-        before = elementwise_rules._member.cache_info().misses
+        elementwise_rules._member.cache_clear()  # other tests have made some of them
         for number in (0.625 + count, 1.375 + count):
             assert_close(laplacian(lambda x, c=number: f(x, c), x), traces(lambda x, c=number: f(x, c), x))
-        assert elementwise_rules._member.cache_info().misses - before == count
+        assert elementwise_rules._member.cache_info().misses == count
 
 
 HOLOMORPHIC = (

@@ -250,6 +250,13 @@ def schemas(name: str) -> list[Any]:
     return torch._C._jit_get_schemas_for_operator(f"aten::{name}")
 
 
+def overload_of(packet: OpOverloadPacket, args: Any, kwargs: Any) -> OpOverload:
+    """The overload of an operator that PyTorch chooses for arguments."""
+    name = torch._C._jit_resolve_packet(packet._qualified_op_name, *args, **kwargs)
+    overload: OpOverload = getattr(packet, name)
+    return overload
+
+
 def nn_functions() -> Any:
     """The module of functions of ``torch.nn.functional`` that are written in C++."""
     return torch._C._nn

@@ -86,6 +86,7 @@ def assert_followed(f: Callable[[Tensor], Tensor], x: Tensor = AT) -> None:
 CASTS = ("to", "half", "chalf", "bfloat16", "float")
 SLOW = ("triangular_solve", *(f"conv{transposed}{n}d" for transposed in ("", "_transpose") for n in (1, 2, 3)))
 TRIANGULAR = ("cholesky_solve", "cholesky_inverse")  # tests/forward/test_laplacian_rules.py
+OPERATORS = (type(torch.ops.aten.sin), type(torch.ops.aten.sin.default))
 KNOWN = {*rules.COMPOSITIONS, *rules.RULES, *FUNCTIONS} - {*TRAINING, *CASTS, *SLOW, *TRIANGULAR}
 UNUSUAL = ("subgradients_at_zero", "chunked", "chunked_none")  # tests/test_pytorch_derivatives.py
 REDUCTIONS = (
@@ -102,7 +103,7 @@ def infos() -> Iterator[OpInfo]:
 
 
 def spellings(info: OpInfo, sample: SampleInput) -> Iterator[tuple[Callable[..., Any], Any, Any]]:
-    """A call with its arguments by position, all by keyword, and as a method."""
+    """A call with its arguments by position, all by keyword, as a method, and of the operators of that name."""
     function, args, kwargs = info.get_op(), (sample.input, *sample.args), sample.kwargs
     yield function, args, kwargs
     for places, others in calls._signatures(function):
@@ -112,6 +113,25 @@ def spellings(info: OpInfo, sample: SampleInput) -> Iterator[tuple[Callable[...,
     method = info.get_method()
     if method is not None and isinstance(sample.input, Tensor):
         yield method, args, kwargs
+    packet = getattr(torch.ops.aten, (info.aten_name or info.name).rpartition(".")[2], None)
+    for overload in [getattr(packet, name) for name in packet.overloads()] if packet else ():
+        known = {a.name: a for a in overload._schema.arguments if not a.is_out}
+        places = [name for name, a in known.items() if not a.kwarg_only]
+        named = {
+            **dict(zip(places, args, strict=False)),
+            **{"self" if k == "input" else k: x for k, x in kwargs.items()},
+        }
+        fits = len(named) == len(args) + len(kwargs) and named.keys() <= known.keys()
+        if not fits or any(  # PyTorch would convert it to a number
+            isinstance(x, kind) and str(known[name].type) not in (spoken, f"Optional[{spoken}]")
+            for name, x in named.items()
+            for kind, spoken in ((Tensor, "Tensor"), (bool, "bool"))
+        ):
+            continue
+        filled = [named.pop(name, known[name].default_value) for name in places]
+        for operator in (packet, overload):
+            yield operator, args, kwargs
+            yield operator, tuple(filled), named
 
 
 @pytest.mark.usefixtures("interpreted")
@@ -130,11 +150,12 @@ def test_every_spelling(info: OpInfo, dtype: torch.dtype) -> None:
                 y = f(AT.clone().requires_grad_())
             except TypeError:  # PyTorch has no such spelling
                 continue
-            except RuntimeError as error:  # nor its operators
-                if "missing value for argument" not in str(error):
+            except (RuntimeError, ValueError):  # nor its operators, some of which are of numbers
+                if type(call) not in OPERATORS:
                     raise
                 continue
-            if y.requires_grad and y.numel() and second_derivative_exists(y):
+            repeats = torch.equal(y, f(AT.clone().requires_grad_()))
+            if repeats and y.requires_grad and y.numel() and second_derivative_exists(y):
                 assert_followed(f)
                 followed += 1
     if samples and not followed:

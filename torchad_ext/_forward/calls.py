@@ -32,7 +32,8 @@ def known_name(func: Any) -> str:
     """The name of a function of PyTorch, ``layer_norm`` for the overload ``torch.ops.aten.layer_norm.default``."""
     if isinstance(func, OpOverload):
         func = func.overloadpacket
-    return name_of(func).removeprefix("linalg_")
+    name = name_of(func)
+    return name if name == "linalg_norm" else name.removeprefix("linalg_")  # aten.norm is one of all elements
 
 
 def is_python(func: Any) -> bool:
@@ -56,7 +57,15 @@ def unguarded(func: Any) -> Any:
 
 
 # Names that PyTorch's parser takes besides the names in its schemas.
-_ALIASES = {"axis": "dim", "keepdims": "keepdim", "x": "input", "a": "input", "x1": "input", "x2": "other"}
+_ALIASES = {
+    "self": "input",
+    "axis": "dim",
+    "keepdims": "keepdim",
+    "x": "input",
+    "a": "input",
+    "x1": "input",
+    "x2": "other",
+}
 
 
 def positional(func: Any, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

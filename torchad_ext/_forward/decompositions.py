@@ -218,7 +218,8 @@ def _tensorsolve(A: Any, B: Any, dims: Any = None) -> Any:
     return torch.linalg.solve(A.reshape(B.numel(), -1), B.reshape(-1)).reshape(shape)
 
 
-def _any_vector_norm(x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+def _any_vector_norm(x: Any, ord: Any = None, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    ord = 2 if ord is None else ord
     y = vector_norm(x, ord, dim, keepdim, dtype=dtype)
     if y is not NotImplemented or x.is_complex() or not x.numel():
         return y
@@ -251,7 +252,7 @@ def _any_matrix_norm(x: Any, ord: Any = "fro", dim: Any = (-2, -1), keepdim: boo
 
 def _any_norm(x: Any, ord: Any = None, dim: Any = None, keepdim: bool = False, **options: Any) -> Any:
     if ord is None or (not isinstance(ord, str) and (isinstance(dim, int) or (dim is None and x.dim() == 1))):
-        return _any_vector_norm(x, 2 if ord is None else ord, dim, keepdim, **options)
+        return _any_vector_norm(x, ord, dim, keepdim, **options)
     if not isinstance(ord, str) and dim is not None and len(dim) == 1:
         return _any_vector_norm(x, ord, dim, keepdim, **options)
     return _any_matrix_norm(x, ord, (-2, -1) if dim is None else dim, keepdim, **options)
@@ -377,7 +378,8 @@ COMPOSITIONS: dict[str, Callable[..., Any]] = {
     "tensorsolve": _tensorsolve,
     "vector_norm": _any_vector_norm,
     "matrix_norm": _any_matrix_norm,
-    "norm": _any_norm,
+    "norm": _any_vector_norm,
+    "linalg_norm": _any_norm,
     "quantile": _quantile,
     "vander": _vander,
     "ldexp": _ldexp,

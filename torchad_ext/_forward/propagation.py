@@ -34,7 +34,9 @@ from .._row_function import Call, RowFunction
 from .._rowwise import Rowwise
 from .._symbolic.torch_names import is_of_torch, name_of
 from .._torch_state import (
+    OpOverloadPacket,
     is_autocast_enabled,
+    overload_of,
     top_saved_tensors_hooks,
     transforms_active,
     without_compilation,
@@ -242,6 +244,8 @@ class Sweep:
         """An operation on tensors of this sweep."""
         if isinstance(func, Rowwise):
             return func.computed(func.bound(args, kwargs), self)
+        if isinstance(func, OpOverloadPacket):
+            func = overload_of(func, args, kwargs)
         spoken, name, known = _names(func)
         if known and name == "requires_grad":
             return True

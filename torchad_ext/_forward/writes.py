@@ -17,7 +17,6 @@ from torch import Tensor
 from .._symbolic.torch_names import is_of_torch
 from .._torch_state import (
     OpOverload,
-    OpOverloadPacket,
     is_autocast_enabled,
     nn_functions,
     owners_of_storage,
@@ -56,15 +55,9 @@ def is_write(name: str, func: Any, kwargs: Any) -> bool:
         return True
     if "out" in kwargs or "inplace" in kwargs:
         return kwargs.get("out") is not None or bool(kwargs.get("inplace") and without_guard(func) is None)
-    return getattr(func, "__name__", "") == "__set__" or _is_mutable(func)
-
-
-@functools.lru_cache(1024)
-def _is_mutable(func: Any) -> bool:
-    """Does a custom operator say so?"""
-    if isinstance(func, OpOverloadPacket):
-        return any(getattr(func, name)._schema.is_mutable for name in func.overloads())
-    return isinstance(func, OpOverload) and func._schema.is_mutable
+    if isinstance(func, OpOverload):
+        return bool(func._schema.is_mutable)
+    return getattr(func, "__name__", "") == "__set__"
 
 
 def written(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:

@@ -191,6 +191,7 @@ CALLS: dict[str, Callable[[Tensor], Any]] = {
     "norm with p": lambda x: x.norm(p=3, dim=-1) + torch.norm(input=x, p="fro", dim=-1),
     "norm of x": lambda x: torch.linalg.vector_norm(x=x, ord=4, dim=-1),
     "product": lambda x: torch.mul(other=x.cos(), input=x) + torch.matmul(input=x, other=x),
+    "quantile of a number": lambda x: torch.quantile(x.prod(), 0.3, dim=0, keepdim=True),
     "where": lambda x: torch.where(condition=x > 0, input=x, other=x.exp()),
     "method where": lambda x: x.where(condition=x > 0, other=x.exp()) + x.where(x < 0, other=x.square()),
     "methods": lambda x: x.pow(exponent=3) + x.clamp(min=-0.5) + x.add(other=x, alpha=2) + x.mul(other=x),

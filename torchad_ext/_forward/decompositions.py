@@ -263,7 +263,7 @@ def _quantile(x: Any, q: Any, dim: Any = None, keepdim: bool = False, *, interpo
     if isinstance(q, Tensor) and q.requires_grad:
         return NotImplemented
     given = x
-    x = x.flatten() if dim is None else x.movedim(dim, -1)
+    x = x.flatten() if dim is None or not x.dim() else x.movedim(dim, -1)
     q = torch.as_tensor(q, dtype=x.dtype, device=x.device)
     values = x.sort(-1)[0]
     at = q.reshape(-1) * (x.shape[-1] - 1)
@@ -279,7 +279,7 @@ def _quantile(x: Any, q: Any, dim: Any = None, keepdim: bool = False, *, interpo
     y = torch.lerp(below, above, part) if interpolation in ("linear", "midpoint") else below
     missing = x.isnan().any(-1, keepdim=True)
     y = torch.where(missing, math.nan, y).movedim(-1, 0)
-    if keepdim:
+    if keepdim and given.dim():
         y = y.reshape(-1, *(1,) * given.dim()) if dim is None else y.unsqueeze(dim % given.dim() + 1)
     return y if q.dim() else y.squeeze(0)
 

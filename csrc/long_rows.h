@@ -27,8 +27,7 @@ struct LongRows : RowsCpu<Functor, T> {
   static constexpr bool is_short = false;
   static constexpr int together = 4;       // vectors of elements in one turn of a loop
   static constexpr int64_t leaf = 32;      // turns of a loop that sums in one order
-  static constexpr int64_t cache = 32768;  // bytes that stay in the first cache from pass to pass
-  static constexpr int64_t stores = 4096;  // bytes that leave for memory while others are computed
+  static constexpr int64_t cache = 24576;  // bytes that stay in the first cache from pass to pass
   const Functor& functor;
   const Rows& rows;
   const int64_t length = rows.length, padded = (length + width - 1) / width * width;
@@ -48,11 +47,10 @@ struct LongRows : RowsCpu<Functor, T> {
   static constexpr bool is_of_row(int place) { return place >= inputs || is_row(place < inputs ? place : 0); }
 
   static int rows_at_once(int64_t length) {
-    int64_t read = length * sizeof(C) * Functor::kept, written = 0;
+    int64_t read = length * sizeof(C) * Functor::kept;
     for (int k = 0; k < inputs; ++k) read += Inputs::kind[k] == Kind::element ? length * sizeof(T) : 0;
-    for (int k = 0; k < outputs; ++k) written += Outputs::kind[k] == Kind::element ? length * sizeof(T) : 0;
     int some = width;
-    while (some > 1 && (some * read > cache || (some > 4 && some * written > stores))) some /= 2;
+    while (some > 1 && some * read > cache) some /= 2;
     return some;
   }
   // Operands with one number in all elements of a row, which is written out.
@@ -89,7 +87,10 @@ struct LongRows : RowsCpu<Functor, T> {
         if (repeats) free += at_once * padded;
       }
     });
-    each<outputs>([&](auto k) { to[k] = static_cast<T*>(rows.data[k]) + row * rows.row_strides[k]; });
+    each<outputs>([&](auto k) {
+      T* const data = static_cast<T*>(rows.data[k]);
+      to[k] = data == nullptr ? data : data + row * rows.row_strides[k];
+    });
   }
 
   // One row: where its elements are, and its values, those that a part takes, in every lane.
@@ -157,22 +158,21 @@ struct LongRows : RowsCpu<Functor, T> {
   static TORCHAD_EXT_INLINE void reduce_some(const Stage& stage, const Row& row, int64_t begin, int64_t end,
                                              V* result) {
     constexpr int chains = LongRows::chains<Stage>;
-    V sum[chains][Stage::count];
-    each<chains>([&](auto c) {
-      each<Stage::count>([&](auto r) { sum[c][r] = Reduce<Stage::reduction[r]>::template identity<V>(); });
+    V sum[chains][Stage::count], rest[Stage::count];
+    each<Stage::count>([&](auto r) {
+      rest[r] = Reduce<Stage::reduction[r]>::template identity<V>();
+      each<chains>([&](auto c) { sum[c][r] = rest[r]; });
     });
     int64_t i = begin;
     for (; i + chains * width <= end; i += chains * width) {
       each<chains>([&](auto c) { add<true>(stage, row, i + c * width, width, sum[c]); });
     }
-    for (; i + width <= end; i += width) add<true>(stage, row, i, width, sum[0]);
-    if (i < end) add<false>(stage, row, i, end - i, sum[chains - 1]);
-    for (int c = chains / 2; c > 0; c /= 2) {
-      for (int j = 0; j < c; ++j) {
-        each<Stage::count>([&](auto r) { sum[j][r] = Reduce<Stage::reduction[r]>::combine(sum[j][r], sum[j + c][r]); });
-      }
-    }
-    each<Stage::count>([&](auto r) { result[r] = sum[0][r]; });
+    for (; i + width <= end; i += width) add<true>(stage, row, i, width, rest);
+    if (i < end) add<false>(stage, row, i, end - i, rest);
+    each<Stage::count>([&](auto r) {
+      result[r] = rest[r];
+      each<chains>([&](auto c) { result[r] = Reduce<Stage::reduction[r]>::combine(result[r], sum[c][r]); });
+    });
   }
 
   // A row reduced in each lane, long ones as sums of sums, so that rounding errors grow as log(n).
@@ -263,15 +263,22 @@ struct LongRows : RowsCpu<Functor, T> {
       } else {
         for (int p = 0; p < count; ++p) {
           const Row row = this->row<typename Functor::Elements>(values, p);
-          for (i = 0; i + width <= n; i += width) write<1, true>(elements, row, i, 0, cached, nullptr);
+          for (i = 0; i + together * width <= n; i += together * width) {
+            write<together, true>(elements, row, i, 0, cached, nullptr);
+          }
+          for (; i + width <= n; i += width) write<1, true>(elements, row, i, 0, cached, nullptr);
           if (i < n) write<1, false>(elements, row, i, n - i, cached, nullptr);
         }
       }
     }
     each<Functor::RowOutputs::count>([&](auto r) {
       const V value = values[Functor::RowOutputs::place[r]];
-      if (share == 1) return store_some(to[Outputs::of_rows(r)], value, count);
-      for (int p = 0; p < count; ++p) store_some(to[Outputs::of_rows(r)] + p, all_lanes<V>(value[p * share]), 1);
+      T* const at = to[Outputs::of_rows(r)];
+      if (at == nullptr) return;
+      if (share == 1) return store_some(at, value, count);
+      T spread[width];
+      store(spread, value);
+      for (int p = 0; p < count; ++p) at[p] = spread[p * share];
     });
   }
 

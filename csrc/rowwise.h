@@ -122,7 +122,8 @@ struct RowFunctor {
 };
 
 // How the rows of several operands lie in memory, outputs first: element j of row i of operand k stands at
-// data[k] + offset(k, i) + j * steps[k], where a step is 1, or 0 for one number in all elements of a row.
+// data[k] + offset(k, i) + j * steps[k], where a step is 1, or 0 for one number in all elements of a row. An output of
+// kind row that is not wanted is null, in a kernel of long rows.
 struct Rows {
   int64_t length;  // n
   int64_t count;   // of rows

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from bad_arguments import outcome
 from selection import few
 from torch.autograd.graph import save_on_cpu
+from torch.profiler import profile
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
@@ -374,3 +375,15 @@ def test_hooks_that_make_something_else_of_kept_values(change: Callable[..., tor
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             y = op(x)
         assert_close(torch.autograd.grad(y.sin().sum(), x)[0], expected)
+
+
+@pytest.mark.fast_path
+def test_a_gradient_that_is_not_differentiated_keeps_nothing() -> None:
+    x = normal(300, 24)
+    y = ad.normalize(x, dim=-1)
+    torch.autograd.grad(y.sum(), x, retain_graph=True)  # and its kernel is there
+    for create_graph in (False, True):
+        with profile(profile_memory=True) as recorded:
+            torch.autograd.grad(y, x, torch.ones_like(y), retain_graph=True, create_graph=create_graph)
+        most = max(event.cpu_memory_usage for event in recorded.events())
+        assert (most > x.nbytes) == create_graph, most

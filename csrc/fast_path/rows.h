@@ -51,7 +51,7 @@ struct RowFunction : std::enable_shared_from_this<RowFunction> {
   const RowKernel* kernel(at::ScalarType dtype, int64_t length) const {
     return kernels[length <= longest_short_row][Function::place(dtype)].load(std::memory_order_acquire);
   }
-  std::optional<Tensors> compute(const Tensors& xs, const Numbers& numbers, const Shape& shape) const;
+  std::optional<Tensors> compute(const Tensors& xs, const Numbers& numbers, const Shape& shape, size_t count) const;
   std::optional<Tensors> apply(const Tensors& xs, const Numbers& numbers, const Shape& shape, const Known& known);
   const RowDerivative& vjp(Masks masks);
   const Recording& recorded(const std::vector<int64_t>& known);
@@ -111,19 +111,21 @@ const Recording& RowFunction::recorded(const Places& known) {
   return recordings.emplace(known, std::move(made)).first->second;
 }
 
-// The results of the kernel; none if there is none yet, or an operand has not the shape of its kind.
-std::optional<Tensors> RowFunction::compute(const Tensors& xs, const Numbers& numbers, const Shape& shape) const {
+// The first `count` results of the kernel; none if there is none yet, or an operand has not the shape of its kind.
+std::optional<Tensors> RowFunction::compute(const Tensors& xs, const Numbers& numbers, const Shape& shape,
+                                            size_t count) const {
   const RowKernel* const kernel = this->kernel(xs[0].scalar_type(), shape.back());
   if (!kernel || size_t(kernel->inputs) != xs.size()) return std::nullopt;
   RECORD_FUNCTION(name, std::vector<c10::IValue>());
   Tensors results;
   c10::SmallVector<void*, 8> data;
   c10::SmallVector<const int64_t*, 8> strides(kernel->outputs, nullptr);
-  for (int k = 0; k < kernel->outputs; ++k) {
+  for (size_t k = 0; k < count; ++k) {
     results.emplace_back(at::detail::empty_cpu(shape_of_kind(kernel->kinds[k], shape), xs[0].scalar_type()));
     advise_huge_pages(results[k].data_ptr(), results[k].nbytes());
     data.push_back(results[k].data_ptr());
   }
+  data.resize(kernel->outputs, nullptr);
   for (int k = 0; k < kernel->inputs; ++k) {
     if (!xs[k].sizes().equals(shape_of_kind(kernel->kinds[kernel->outputs + k], shape))) return std::nullopt;
     data.push_back(const_cast<void*>(xs[k].const_data_ptr()));
@@ -266,7 +268,7 @@ std::optional<Tensors> RowFunction::apply(const Tensors& xs, const Numbers& numb
   // Values of short rows are computed again: reading them would take longer.
   const bool keeps = shape.back() > longest_short_row && (dtype == at::kFloat || dtype == at::kDouble);
   if (known.names.empty() && !(wanted && keeps)) {
-    std::optional<Tensors> results = compute(xs, numbers, shape);
+    std::optional<Tensors> results = compute(xs, numbers, shape, outputs);
     return results && wanted ? with_node(*this, xs, numbers, shape, wanted, std::move(*results), {}) : results;
   }
   const Recording& how = recorded(known.names);
@@ -274,12 +276,9 @@ std::optional<Tensors> RowFunction::apply(const Tensors& xs, const Numbers& numb
   Tensors operands;
   for (const auto i : how.operands) operands.push_back(size_t(i) < xs.size() ? xs[i] : known.values[i - xs.size()]);
   if (!are_plain(operands)) return std::nullopt;  // hooks of saved tensors gave values of another kind
-  std::optional<Tensors> results = (how.is_itself ? *this : *how.function).compute(operands, numbers, shape);
-  if (!results) return std::nullopt;
-  if (!wanted) {
-    results->resize(outputs);
-    return results;
-  }
+  const RowFunction& function = how.is_itself ? *this : *how.function;
+  std::optional<Tensors> results = function.compute(operands, numbers, shape, wanted ? function.outputs : outputs);
+  if (!results || !wanted) return results;
   Known kept{how.kept, {}};
   for (const auto i : how.places) {  // a result is kept without its node, which keeps it
     kept.values.push_back(size_t(i) < outputs ? (*results)[i].detach() : (*results)[i]);

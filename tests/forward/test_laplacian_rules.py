@@ -281,12 +281,15 @@ TIES: dict[str, Function] = {
     "l1": lambda x: F.l1_loss(x, x.detach(), reduction="none").flatten(),
     "smooth l1": lambda x: F.smooth_l1_loss(x, x.detach() - 1, reduction="none").flatten(),
     "smooth l1 at 0": lambda x: F.smooth_l1_loss(x, x.detach(), reduction="none").flatten(),
+    "huber": lambda x: F.huber_loss(x, x.detach() - 1, reduction="none").flatten(),
     "mse": lambda x: F.mse_loss(x, x.detach(), reduction="sum")[None],
     "hinge": lambda x: F.hinge_embedding_loss(x, x.detach().sign(), margin=2, reduction="none").flatten(),
     "ranking": lambda x: F.margin_ranking_loss(x, x.flip(1), x.detach().sign(), reduction="none").flatten(),
     "prelu": lambda x: F.prelu(x - 1, torch.full((1,), 0.3, dtype=D)).flatten(),
     "cumprod of zeros": lambda x: (x * (x.detach() != 1)).cumprod(-1).flatten(),
     "prod of zeros": lambda x: torch.cat([(x * (x.detach() != 1)).prod(-1), (x * (x.detach() != 1)).prod()[None]]),
+    "logsumexp of nothing": lambda x: torch.logsumexp(x.masked_fill(x.detach() > 1, -torch.inf), -1),
+    "logcumsumexp of nothing": lambda x: x.masked_fill(x.detach() > 1, -torch.inf).logcumsumexp(-1).exp().flatten(),
     "det of a singular matrix": lambda x: torch.linalg.det(x[:, :2] * x.detach()[:, 2:].abs())[None],
 }
 
@@ -304,6 +307,31 @@ def test_kinks_and_ties_are_those_of_pytorch(name: str) -> None:
     w = torch.arange(f(x).numel(), dtype=D).add(0.3).cos()
     value, _, curvature = ad.forward_laplacian(f, x)
     assert_close((value, (w * curvature).sum()), nested(f, x, w))
+
+
+@pytest.mark.filterwarnings("error:torchad_ext.laplacian")
+@pytest.mark.parametrize("as_numbers", [False, True])
+def test_attention_to_nothing_is_zero(as_numbers: bool, device: str) -> None:
+    """... as in PyTorch, whose softmax of nothing is nan."""
+    x, key = points(device, 2, 3), points(device, 4, 3).expand(2, 1, 4, 3)
+
+    def attention(x: Tensor, mask: Tensor) -> Tensor:
+        mask = torch.zeros_like(mask, dtype=D).masked_fill(~mask, -torch.inf) if as_numbers else mask
+        return F.scaled_dot_product_attention(x.sin()[:, None, None], key, key, attn_mask=mask).sum((1, 2, 3))
+
+    allowed = torch.tensor([True, False, True, True], device=device).expand(2, 1, 1, 4)
+    nothing = allowed & torch.tensor([False, True], device=device).reshape(2, 1, 1, 1)
+    expected = laplacian(lambda x: attention(x, allowed), x)
+    assert expected.all()
+    assert_close(laplacian(lambda x: attention(x, nothing), x), expected * torch.tensor([0, 1], device=device))
+
+
+def test_the_tail_of_a_soft_margin_is_kept() -> None:
+    x = torch.tensor([[25.0]], dtype=D)
+    f = lambda x: F.soft_margin_loss(x, torch.ones_like(x))  # noqa: E731
+    expected = x.sigmoid() * (-x).sigmoid()
+    assert_close(ad.hessian(f, x).reshape(1, 1), expected, rtol=1e-12, atol=0)
+    assert_close(laplacian(lambda x: f(x)[None], x).reshape(1, 1), expected, rtol=1e-12, atol=0)
 
 
 aten = torch.ops.aten

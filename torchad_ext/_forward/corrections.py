@@ -202,11 +202,11 @@ def _hardsigmoid(x: Any) -> Any:
 def _huber_loss(x: Any, target: Any, reduction: int = 1, delta: float = 1.0) -> Any:
     error = x - target
     size = error.abs()
-    return _reduced(torch.where(size <= delta, 0.5 * error.square(), delta * (size - 0.5 * delta)), reduction)
+    return _reduced(torch.where(size < delta, 0.5 * error.square(), delta * (size - 0.5 * delta)), reduction)
 
 
 def _soft_margin_loss(x: Any, target: Any, reduction: int = 1) -> Any:
-    return _reduced(F.softplus(-target * x), reduction)
+    return _reduced(-F.logsigmoid(target * x), reduction)
 
 
 def _multi_margin_loss(

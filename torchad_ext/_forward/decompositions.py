@@ -41,7 +41,11 @@ def _cumprod(x: Any, dim: int, *, dtype: Any = None) -> Any:
 def _logcumsumexp(x: Any, dim: int) -> Any:
     if x.is_complex():
         return NotImplemented
-    return x.clone() if not x.dim() or not x.numel() else scan(torch.logaddexp, x.movedim(dim, -1)).movedim(-1, dim)
+    if not x.dim() or not x.numel():
+        return x.clone()
+    least = -torch.finfo(x.dtype).max  # of nothing but -inf PyTorch has the derivative 0, but logaddexp has nan
+    y = scan(torch.logaddexp, x.masked_fill(x.detach() == -math.inf, least).movedim(dim, -1)).movedim(-1, dim)
+    return y.masked_fill(y.detach() == least, -math.inf)
 
 
 def _prod(x: Any, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Any:

@@ -31,7 +31,7 @@ def _l1_loss(x: Any, target: Any, reduction: int = 1) -> Any:
 @pointwise
 def _huber(error: Any, delta: Any) -> Any:
     size = error.abs()
-    return torch.where(size <= delta, 0.5 * error * error, delta * (size - 0.5 * delta))
+    return torch.where(size < delta, 0.5 * error * error, delta * (size - 0.5 * delta))
 
 
 @pointwise

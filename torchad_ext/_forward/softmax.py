@@ -19,7 +19,9 @@ def logsumexp(x: Any, dim: Any, keepdim: bool = False) -> Any:
     largest = x.detach().amax(dim, keepdim=True)
     bound = torch.finfo(x.dtype).max
     largest = largest.clamp(-bound, bound)
-    y = (x - largest).exp().sum(dim, keepdim=True).log() + largest
+    total = (x - largest).exp().sum(dim, keepdim=True)
+    nothing = total.detach() == 0  # all are -inf, of which PyTorch has the derivative 0
+    y = (total.masked_fill(nothing, 1).log() + largest).masked_fill(nothing, -math.inf)
     return y if keepdim else y.squeeze(dim)
 
 
@@ -37,6 +39,14 @@ def softmax(x: Any, dim: int, dtype: Any = None) -> Any:
     x = x if dtype is None else x.to(dtype)
     e = (x - x.detach().amax(dim, keepdim=True)).exp()
     return e / e.sum(dim, keepdim=True)
+
+
+def _safe_softmax(x: Any, dim: int) -> Any:
+    """0 where all are -inf, as attention has it where it attends to nothing."""
+    bound = torch.finfo(x.dtype).max
+    e = (x - x.detach().amax(dim, keepdim=True).clamp(-bound, bound)).exp()
+    total = e.sum(dim, keepdim=True)
+    return e / total.masked_fill(total.detach() == 0, 1)
 
 
 def log_softmax(x: Any, dim: int, dtype: Any = None) -> Any:
@@ -61,4 +71,4 @@ def attention(
         scores = scores.masked_fill(~attn_mask, -math.inf)
     elif attn_mask is not None:
         scores = scores + attn_mask
-    return dropout(softmax(scores, -1), dropout_p, True) @ v
+    return dropout(_safe_softmax(scores, -1), dropout_p, True) @ v

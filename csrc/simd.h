@@ -11,8 +11,8 @@
 
 #include "dtype.h"
 
-// Reading immintrin.h takes a quarter of the time that a small kernel takes to compile. These parts of it stand alone
-// in the versions of GCC that are named.
+// Reading immintrin.h takes more than a third of the time that the headers of a kernel take. These parts of it stand
+// alone in the versions of GCC that are named.
 #if defined(__AVX2__) && !defined(__clang__) && (__GNUC__ == 11 || __GNUC__ == 12) && !defined(_IMMINTRIN_H_INCLUDED)
 #define _IMMINTRIN_H_INCLUDED
 // clang-format off: each needs those before it

@@ -38,6 +38,7 @@ def test_the_page_has_what_is_replaced() -> None:
     at_zero = {
         "vector_norm",
         "norm",
+        "linalg_norm",
         "matrix_norm",
         "pairwise_distance",
         "dist",

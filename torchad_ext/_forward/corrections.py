@@ -135,6 +135,10 @@ def vector_norm(x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, *,
     return NotImplemented
 
 
+def _norm_of_all(x: Any, p: Any = None, dim: Any = None, keepdim: bool = False, **options: Any) -> Any:
+    return vector_norm(x, 2 if p is None else p, dim, keepdim, **options)
+
+
 def _norm(x: Any, ord: Any = None, dim: Any = None, keepdim: bool = False, **options: Any) -> Any:
     if ord is None or (not isinstance(ord, str) and (isinstance(dim, int) or (dim is None and x.dim() == 1))):
         return vector_norm(x, 2 if ord is None else ord, dim, keepdim, **options)
@@ -272,7 +276,8 @@ CORRECTIONS: dict[str, Callable[..., Any]] = {
     "logcumsumexp": logcumsumexp,
     "scaled_dot_product_attention": attention,
     "vector_norm": vector_norm,
-    "norm": _norm,
+    "norm": _norm_of_all,
+    "linalg_norm": _norm,
     "matrix_norm": _matrix_norm,
     "cdist": _cdist,
     "pdist": _pdist,

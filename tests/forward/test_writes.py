@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import grad
 from torch.testing import assert_close
 
+import torchad_ext as ad
 from torchad_ext._forward.fallback import _warned
 from torchad_ext._forward.laplacian import _without_rules, forward_laplacian, laplacian
 
@@ -258,6 +259,12 @@ def of_random_numbers(x: Tensor) -> Tensor:
     return y + x**3
 
 
+LIBRARY = torch.library.Library("test_writes", "FRAGMENT")
+LIBRARY.define("rows(Tensor(a) x) -> Tensor(a)")
+LIBRARY.impl("rows", lambda x: x[:2], "CompositeImplicitAutograd")
+ad.register_rule(torch.ops.test_writes.rows, "linear")
+
+
 @torch.library.custom_op("test_writes::double", mutates_args={"x"})
 def double(x: Tensor) -> None:
     x.mul_(2)
@@ -278,9 +285,28 @@ def then_a_transform(x: Tensor) -> Tensor:
     return squares * x
 
 
+def through_strides(x: Tensor) -> Tensor:
+    y = own(x)
+    y.as_strided((len(x),), (3,), 1).mul_(3)
+    return y.square()
+
+
+def beside_strides(x: Tensor) -> Tensor:
+    y = own(x)
+    column = y.as_strided((len(x),), (3,), 1)
+    y[:, 1].mul_(x[:, 0])
+    return y.square() + column.unsqueeze(-1) ** 3
+
+
+def through_a_view_with_a_rule_of_ones_own(x: Tensor) -> Tensor:
+    y = own(x)
+    torch.ops.test_writes.rows(y).mul_(2)
+    return y * x
+
+
 FALL_BACK = (
     beside_a_detached_tensor, beside_a_plain_view, through_a_plain_view, under_no_grad, of_a_shape, of_random_numbers,
-    then_a_transform,
+    then_a_transform, through_strides, beside_strides, through_a_view_with_a_rule_of_ones_own,
 )  # fmt: skip
 
 

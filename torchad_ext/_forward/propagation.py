@@ -271,8 +271,12 @@ class Sweep:
         for rule in self.rules_of(func, name):
             result = rule(self, func, args, kwargs)
             if result is not NotImplemented:
-                return result
-        return self.differentiated(func, args, kwargs)
+                break
+        else:
+            result = self.differentiated(func, args, kwargs)
+        if not transforms_active():
+            writes.show_shared(self, result, (args, kwargs))
+        return result
 
     def linear(
         self,

@@ -26,7 +26,7 @@ from .._torch_state import (
     without_torch_function,
 )
 from .calls import known_name, without_guard
-from .deferred import given_by
+from .deferred import given_by, tensors_in
 from .fallback import Unseen
 
 if TYPE_CHECKING:
@@ -209,6 +209,20 @@ def follow(y: Any, x: Any) -> None:
             base.shown = True  # as other numbers, which are not followed
         y.base, y.seen = base, base.written
         y.place = at.shape, at.stride(), at.storage_offset() - of.storage_offset()
+
+
+def show_shared(sweep: Sweep, result: Any, arguments: Any) -> None:
+    """Notes which tensors share memory with a result not followed as their view: none of them may be written."""
+    given = [x for x in tensors_in(arguments) if sweep.owns(x)]
+    for y in tensors_in(result):
+        value = sweep.value(y)
+        if type(value) is not Tensor or (sweep.owns(y) and y.base is not None) or any(y is x for x in given):
+            continue
+        for x in given:
+            if type(x.value) is Tensor and share_memory(value, x.value):
+                x.root.shown = True
+                if sweep.owns(y):
+                    y.shown = True
 
 
 def read_again(x: Any) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from selection import few
 from torch import Tensor, nn
@@ -350,6 +350,7 @@ def agree_on(steps: list[tuple[int, str]], orders: list[Index]) -> None:
             y = y + z if combine == "+" else y * z if combine == "*" else z / (3 + y * y)
         return y.sum(-1)
 
+    assume(bool((f(points(3, 3)).abs() < 1e100).all()))  # an exponential of exponentials overflows in nested autograd
     agree(f, points(3, 3), orders, 1e-7, 1e-7)
 
 

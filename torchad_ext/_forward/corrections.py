@@ -19,8 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils._pytree import tree_map
 
+from . import singular
 from .calls import unguarded
 from .roots import is_root, root, squared
+from .singular import quotients_are_right
 from .softmax import attention, logcumsumexp
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -264,6 +266,17 @@ def _conv_transpose(function: Callable[..., Any], n: int) -> Callable[..., Any]:
     return composed
 
 
+def _where_quotients_are_wrong(function: Callable[..., Any], composed: Callable[..., Any]) -> Callable[..., Any]:
+    def of_any(x: Any, *args: Any, **kwargs: Any) -> Any:
+        if not (x.is_floating_point() or x.is_complex()) or quotients_are_right(
+            x, function(x.detach(), *args, **kwargs)
+        ):
+            return NotImplemented
+        return composed(x, *args, **kwargs)
+
+    return of_any
+
+
 # The arguments are those of PyTorch's function; NotImplemented where it is right.
 CORRECTIONS: dict[str, Callable[..., Any]] = {
     "layer_norm": layer_norm,
@@ -287,6 +300,9 @@ CORRECTIONS: dict[str, Callable[..., Any]] = {
     "renorm": _renorm,
     "_weight_norm": _weight_norm,
     "hypot": _hypot,
+    "det": singular.det,
+    "prod": _where_quotients_are_wrong(torch.prod, singular.prod),
+    "cumprod": _where_quotients_are_wrong(torch.cumprod, singular.cumprod),
     "hardsigmoid": _hardsigmoid,
     "huber_loss": _huber_loss,
     "soft_margin_loss": _soft_margin_loss,

@@ -15,27 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._quadratic_form import definition as quadratic_form
-from . import elementwise_rules
+from . import elementwise_rules, singular
 from .corrections import CORRECTIONS, affine, vector_norm
 from .roots import root, squared
 from .softmax import dropout, log_softmax, logsumexp, softmax
-
-
-def scan(operation: Callable[[Any, Any], Any], x: Any) -> Any:
-    """Cumulative sums, products, ... along the last dimension, in about 2 log₂ n operations (Ladner, Fischer, 1980)."""
-    n = x.shape[-1]
-    if n < 2:
-        return x
-    odd = scan(operation, operation(x[..., 0 : n - 1 : 2], x[..., 1::2]))
-    first = x[..., :1]
-    even = torch.cat([first, operation(odd[..., : (n - 1) // 2], x[..., 2::2])], -1) if n > 2 else first
-    y = torch.stack([even[..., : n // 2], odd], -1).flatten(-2)
-    return torch.cat([y, even[..., -1:]], -1) if n % 2 else y
-
-
-def _cumprod(x: Any, dim: int, *, dtype: Any = None) -> Any:
-    x = x if dtype is None else x.to(dtype)
-    return x.clone() if not x.dim() or not x.numel() else scan(torch.mul, x.movedim(dim, -1)).movedim(-1, dim)
 
 
 def _logcumsumexp(x: Any, dim: int) -> Any:
@@ -44,24 +27,8 @@ def _logcumsumexp(x: Any, dim: int) -> Any:
     if not x.dim() or not x.numel():
         return x.clone()
     least = -torch.finfo(x.dtype).max  # of nothing but -inf PyTorch has the derivative 0, but logaddexp has nan
-    y = scan(torch.logaddexp, x.masked_fill(x.detach() == -math.inf, least).movedim(dim, -1)).movedim(-1, dim)
+    y = singular.scan(torch.logaddexp, x.masked_fill(x.detach() == -math.inf, least).movedim(dim, -1)).movedim(-1, dim)
     return y.masked_fill(y.detach() == least, -math.inf)
-
-
-def _prod(x: Any, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
-    """A tree of products."""
-    x = x if dtype is None else x.to(dtype)
-    if not x.dim():
-        return x.clone()
-    if not x.numel():
-        return NotImplemented
-    y = x.flatten() if dim is None else x.movedim(dim, -1)
-    while y.shape[-1] > 1:
-        half = y.shape[-1] // 2
-        product = y[..., :half] * y[..., half : 2 * half]
-        y = product if 2 * half == y.shape[-1] else torch.cat([product, y[..., -1:]], -1)
-    y = y.squeeze(-1)
-    return y.unsqueeze(dim) if keepdim and dim is not None else y
 
 
 def _diff(x: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> Any:
@@ -348,9 +315,9 @@ COMPOSITIONS: dict[str, Callable[..., Any]] = {
     "batch_norm": _of_own_point(CORRECTIONS["batch_norm"]),
     "native_batch_norm": _of_own_point(CORRECTIONS["native_batch_norm"]),
     "cosine_similarity": _cosine_similarity,
-    "cumprod": _cumprod,
+    "cumprod": singular.cumprod,
     "logcumsumexp": _logcumsumexp,
-    "prod": _prod,
+    "prod": singular.prod,
     "diff": _diff,
     "trapezoid": _trapezoid,
     "trapz": _trapezoid,

@@ -22,13 +22,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .._autograd.undefined import sum_defined
 from .propagation import Arguments, Keywords, Sweep
-
-_MOST_COLUMNS = 12  # of a singular matrix, whose determinant loses a digit for each four
 
 
 def _tangents(x: Any) -> Tensor:
@@ -189,60 +186,6 @@ def _logdet(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     return NotImplemented if not _is_real(A) else _log_determinant(sweep, A, func(A.value))
 
 
-def _determinant(A: Any) -> Any:
-    """The determinant without a division, from the coefficients c of the characteristic polynomials of the lower right
-    blocks: c of [[a, r], [b, M]] is that of M times (1, -a, -r b, -r M b, -r M² b, ...).
-
-    Berkowitz (1984), On computing the determinant in small parallel time using a small number of processors.
-    """
-    n = A.shape[-1]
-    last = A[..., n - 1, n - 1]
-    c = torch.stack([torch.ones_like(last), -last], -1)
-    for k in range(n - 2, -1, -1):
-        r, b, M = A[..., k : k + 1, k + 1 :], A[..., k + 1 :, k : k + 1], A[..., k + 1 :, k + 1 :]
-        factors = [-A[..., k : k + 1, k]]
-        for _ in range(n - k - 1):
-            factors.append(-(r @ b)[..., 0])
-            b = M @ b
-        c = F.pad(c, (0, 1)) + sum(F.pad(c[..., : n - k - i] * q, (i + 1, 0)) for i, q in enumerate(factors))
-    return c[..., n] * (-1) ** n
-
-
-def _det(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-    """D_k = D t_k and ΔD = D (tr Y ΔA + Σ ±(t_k² - tr P_k P_k)), for P_k = Y A_k and t_k = tr P_k.
-
-    A singular matrix has no inverse. Up to order 3 the determinant is a few products, beyond it needs some more.
-    """
-    (A,) = args
-    n = A.shape[-1]
-    if not _is_real(A):
-        return NotImplemented
-    if n == 0:
-        return func(A.value)
-    if n <= 3:
-        a, *others = A.unbind(-2)
-        if n == 1:
-            return a.squeeze(-1)
-        if n == 2:
-            return a[..., 0] * others[0][..., 1] - a[..., 1] * others[0][..., 0]
-        return (a * torch.linalg.cross(*others)).sum(-1)
-    D = func(A.value)
-    try:
-        singular = bool((D.detach() == 0).any())
-    except RuntimeError:  # of the numbers within vmap nobody knows
-        singular = True
-    if singular:
-        return _determinant(A) if n <= _MOST_COLUMNS else NotImplemented
-    Y = torch.linalg.inv_ex(A.value)[0]
-    P = _left(Y, _tangents(A))
-    t = P.diagonal(dim1=-3, dim2=-1).sum(-1)
-    total = _signed(sweep, t.unsqueeze(-1)).squeeze(-1) * t
-    total = total.sum(-1) - _signed(sweep, P * _flipped(P)).sum((-3, -2, -1))
-    if A.laplacian is not None:
-        total = total + (Y * A.laplacian.mT).sum((-2, -1))
-    return sweep.tensor(D, (D.unsqueeze(-1) * t).unbind(-1), D * total)
-
-
 def _cholesky(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     A, *rest = args
     if not _is_real(A):
@@ -371,7 +314,6 @@ RULES: dict[str, Callable[..., Any]] = {
     "solve_triangular": _solve_triangular,
     "slogdet": _slogdet,
     "logdet": _logdet,
-    "det": _det,
     "cholesky": _cholesky,
     "cholesky_ex": _cholesky,
     "eigvalsh": _eigvalsh,

@@ -18,6 +18,7 @@ from .calls import known_name
 from .corrections import affine
 from .deferred import given_by
 from .propagation import Arguments, Jet, Keywords, Rule, Sweep, jets_in
+from .singular import quotients_are_right
 
 
 def _scaled(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
@@ -180,7 +181,7 @@ def _einsum(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
 
 
 def _of_products(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-    """prod and cumprod of numbers other than 0, by r_k = x_k / x and its sums s_k up to each element.
+    """prod and cumprod, by r_k = x_k / x and its sums s_k up to each element.
 
     y_k = y s_k and Δy = y Σ_i (Δx / x + 2 Σ ±r_k s_k')_i, for s_k' up to the element before.
     """
@@ -188,9 +189,10 @@ def _of_products(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> 
     x, dim, *rest = (*args, None) if name == "prod" and len(args) == 1 else args
     if kwargs or rest or not x.numel() or not x.dim() or x.is_complex() or transforms_active():
         return NotImplemented
-    if bool((x.detach() == 0).any()):
-        return NotImplemented
     x = x.flatten() if dim is None else x.movedim(dim, -1)
+    y = getattr(torch, name)(x.value, -1)
+    if not quotients_are_right(x, y):
+        return NotImplemented
     ratios = torch.stack(x.tangents) / x.value
     sums = ratios.cumsum(-1)
     before = 2 * ratios[..., 1:] * sums[..., :-1]
@@ -199,7 +201,6 @@ def _of_products(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> 
     total = F.pad(before.sum(0), (1, 0))
     if x.laplacian is not None:
         total = total + x.laplacian / x.value
-    y = getattr(torch, name)(x.value, -1)
     if name == "prod":
         return sweep.tensor(y, (y * sums[..., -1]).unbind(), y * total.sum(-1))
     return sweep.tensor(y, (y * sums).unbind(), y * total.cumsum(-1)).movedim(-1, dim)

@@ -1,0 +1,147 @@
+"""Determinants of singular matrices and products of factors that are 0: polynomials, whose derivatives are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import permutations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import grad, hessian, jacfwd, jacrev, vmap
+from torch.testing import assert_close
+
+import torchad_ext as ad
+
+D = torch.float64
+Function = Callable[[Tensor], Tensor]
+
+
+def by_leibniz(A: Tensor) -> Tensor:
+    """Σ ± products of one element of each row and column: no division."""
+    n = A.shape[-1]
+    total = torch.zeros_like(A[..., 0, 0])
+    for columns in permutations(range(n)):
+        inversions = sum(columns[i] > columns[j] for i in range(n) for j in range(i + 1, n))
+        term = torch.full_like(total, (-1) ** inversions)
+        for i, j in enumerate(columns):
+            term = term * A[..., i, j]
+        total = total + term
+    return total
+
+
+def of_rank(n: int, rank: int, dtype: torch.dtype = D) -> Tensor:
+    """Singular values of 1, 2, 3, ... and zeros."""
+    generator = torch.Generator().manual_seed(10 * n + rank)
+    U, V = (torch.linalg.qr(torch.randn(n, n, dtype=dtype, generator=generator))[0] for _ in range(2))
+    return (U[:, :rank] * torch.arange(1, rank + 1)) @ V[:, :rank].mH
+
+
+DIAGONAL = torch.diag(torch.tensor([0.0, 2, 3, 4], dtype=D))
+MATRICES = {
+    **{f"{n} columns, rank {rank}": of_rank(n, rank) for n in (1, 2, 3, 4, 5) for rank in range(n + 1)},
+    "a zero on the diagonal": DIAGONAL,
+    "a column of zeros": of_rank(4, 4).index_fill(1, torch.tensor(2), 0),
+    "integers": torch.arange(16, dtype=D).reshape(4, 4),
+    "nearly singular": DIAGONAL + 1e-9 * of_rank(4, 4),
+    "a condition of 1e5": torch.diag(torch.tensor([1e-5, 1, 2, 3], dtype=D)) @ of_rank(4, 4),
+    "tiny": 1e-40 * of_rank(4, 3),
+}
+
+
+def along(f: Function, at: Tensor) -> tuple[Function, Tensor]:
+    """f of points [2] near one matrix, with all second derivatives."""
+    generator = torch.Generator().manual_seed(1)
+    towards = torch.randn(2, *at.shape, dtype=at.dtype, generator=generator) * (at.abs().max() if at.any() else 1)
+    return lambda x: f(at + x[0] * towards[0] + x[1] * x[0] * towards[1] + x[1] ** 2 * towards[0].mT), torch.zeros(
+        2, dtype=D
+    )
+
+
+@pytest.mark.parametrize("name", MATRICES)
+class TestDeterminants:
+    @staticmethod
+    def given(name: str) -> tuple[Function, Function, Tensor, float]:
+        """The function, the same by Leibniz, the point, and the size of a product of elements."""
+        A = MATRICES[name]
+        f, x = along(torch.linalg.det, A)
+        return f, along(by_leibniz, A)[0], x, float(A.abs().max() or 1) ** len(A)
+
+    def test_jacobian(self, name: str) -> None:
+        A = MATRICES[name]
+        expected = jacrev(by_leibniz)(A)
+        for strategy in ("reverse", "forward"):
+            assert_close(ad.jacobian(torch.linalg.det, A, strategy=strategy), expected)
+        assert_close(ad.jacobian(vmap(torch.det), A.expand(3, -1, -1))[1, 1], expected)
+
+    def test_second_order(self, name: str) -> None:
+        f, expected, x, size = self.given(name)
+        H = hessian(expected)(x)
+        scale = {"rtol": 1e-7, "atol": 1e-9 * size}
+        for strategy in ("reverse-over-reverse", "forward-over-reverse"):
+            assert_close(ad.hessian(f, x, strategy=strategy), H, **scale)
+        assert_close(ad.hvp(f, x, torch.ones_like(x)), H.sum(-1), **scale)
+        assert_close(ad.hessian_diagonal(f, x), H.diagonal(), **scale)
+        assert_close(ad.laplacian(f, x), H.trace(), **scale)
+        assert_close(vmap(lambda x: ad.laplacian(f, x))(x[None])[0], H.trace(), **scale)
+        assert_close(ad.hessian(lambda X: vmap(f)(X).sum(), x[None])[0, :, 0], H, **scale)
+
+    def test_third_order(self, name: str) -> None:
+        f, expected, x, size = self.given(name)
+        third = jacrev(hessian(expected))(x)
+        scale = {"rtol": 1e-6, "atol": 1e-8 * size}
+        leaf = x.clone().requires_grad_()
+        (of_laplacian,) = torch.autograd.grad(ad.laplacian(f, leaf), leaf)
+        assert_close(of_laplacian, third.diagonal().sum(-1), **scale)
+        (mixed,) = ad.partials(f, x, [(0, 0, 1)])
+        assert_close(mixed, third[0, 0, 1], **scale)
+        H = ad.hessian(f, leaf)
+        assert_close(torch.autograd.grad(H[0, 1], leaf)[0], third[:, 0, 1], **scale)
+
+
+def test_a_batch_of_all_ranks() -> None:
+    A = torch.stack([of_rank(5, rank) for rank in (5, 3, 0, 4)])
+    f = lambda A: torch.linalg.det(A).sin().sum()  # noqa: E731
+    expected = lambda A: by_leibniz(A).sin().sum()  # noqa: E731
+    assert_close(ad.hessian(f, A), hessian(expected)(A))
+    assert_close(ad.jacobian(torch.linalg.det, A), jacrev(by_leibniz)(A))
+
+
+def test_a_complex_matrix() -> None:
+    A = of_rank(4, 2, torch.complex128)
+    f = lambda of: lambda x: of(A + x[0] * A.mT + x[0] * x[1] + x[1] * A.mH).real  # noqa: E731
+    x = torch.zeros(2, dtype=D)
+    assert_close(ad.hessian(f(torch.linalg.det), x), hessian(f(by_leibniz))(x))
+    assert_close(ad.jacobian(f(torch.linalg.det), x), grad(f(by_leibniz))(x))
+
+
+@pytest.mark.parametrize("x", [(0, 0, 3, 2), (0, 2, 3, 4), (0, 0, 0, 0), (5, 0, 0, 0), (1e-200, 1e-200, 3, 2)])
+@pytest.mark.parametrize("name", ["prod", "prod of a dimension", "cumprod"])
+class TestProducts:
+    @staticmethod
+    def of(name: str) -> tuple[Function, Function]:
+        w = torch.tensor([1.0, 2, 3, 5], dtype=D)
+
+        def expected(x: Tensor) -> Tensor:
+            a, b, c, d = x
+            if name == "cumprod":
+                return w[0] * a + w[1] * a * b + w[2] * a * b * c + w[3] * a * b * c * d
+            return a * b * c * d if name == "prod" else w[0] * (a * b) ** 2 + w[1] * (c * d) ** 2
+
+        return {
+            "prod": torch.prod,
+            "prod of a dimension": lambda x: x.reshape(2, 2).prod(-1).square() @ w[:2],
+            "cumprod": lambda x: x.cumprod(0) @ w,
+        }[name], expected
+
+    def test_every_order(self, name: str, x: tuple[float, ...]) -> None:
+        (f, expected), at = self.of(name), torch.tensor(x, dtype=D)
+        assert_close(ad.jacobian(f, at), jacrev(expected)(at), rtol=1e-12, atol=0)
+        assert_close(ad.jacobian(f, at, strategy="forward"), jacrev(expected)(at), rtol=1e-12, atol=0)
+        assert_close(ad.hessian(f, at), hessian(expected)(at), rtol=1e-12, atol=0)
+        third = jacfwd(hessian(expected))(at)
+        leaf = at.clone().requires_grad_()
+        H = ad.hessian(f, leaf)
+        assert_close(torch.autograd.grad(H[0, 1], leaf)[0], third[0, 1], rtol=1e-12, atol=0)
+        assert_close(ad.partials(f, at, [(0, 1, 2)])[0], third[0, 1, 2], rtol=1e-12, atol=0)
+        assert_close(ad.laplacian(f, at), hessian(expected)(at).trace(), rtol=1e-12, atol=0)

@@ -1,0 +1,174 @@
+"""Determinants and products without a division by what may be 0; arguments as in PyTorch.
+
+PyTorch differentiates them by an inverse and by quotients, which are wrong, nan or inaccurate at some order where a
+matrix is singular or a factor is 0. A composition gives NotImplemented where PyTorch's are right.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _pivots(A: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers whose product is the determinant, up to a sign, and the sign."""
+    LU, rows, _ = torch.linalg.lu_factor_ex(A)
+    swaps = rows != torch.arange(1, A.shape[-1] + 1, dtype=rows.dtype, device=rows.device)
+    return LU.diagonal(dim1=-2, dim2=-1), 1 - 2 * (swaps.sum(-1) % 2)
+
+
+class _Regularized(torch.autograd.Function):
+    """Constants of matrices A [..., n, n]: L and R [..., n, k] such that M = A + L Rᴴ is regular, det M, log |det M|,
+    and the places of the matrices that are not, among all of the batch.
+
+    L and R are the singular vectors of small singular values, L times the largest one; zeros where a matrix has fewer.
+    """
+
+    @staticmethod
+    def forward(A: Tensor) -> tuple[Tensor, ...]:
+        n, k = A.shape[-1], 0
+        left, right = (torch.zeros_like(A, memory_format=torch.contiguous_format) for _ in range(2))
+        pivots, sign = _pivots(A)
+        # The second derivative of a determinant by its inverse has an error of the square of the condition number.
+        least = torch.finfo(A.dtype).eps ** 0.25
+        suspect = pivots.abs().amin(-1) <= least * pivots.abs().amax(-1)
+        if bool(suspect.any()):
+            U, S, Vh = torch.linalg.svd(A[suspect])
+            small = least * S[..., :1] >= S
+            k = int(small.sum(-1).max())
+            scale = torch.where(S[..., :1] == 0, 1, S[..., :1])
+            left[suspect] = U * (small * scale).unsqueeze(-2)
+            right[suspect] = Vh.mH * small.unsqueeze(-2)
+            suspect[suspect.clone()] = small[..., -1]
+        left, right = left[..., n - k :], right[..., n - k :]
+        if k:
+            pivots, sign = _pivots(A + left @ right.mH)
+        places = suspect.flatten().nonzero().squeeze(-1)
+        return left, right, pivots.prod(-1) * sign, pivots.abs().log().sum(-1), places
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> None:
+        return None
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> tuple[None, ...]:
+        return (None,) * 5
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int], A: Tensor) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+        """With all places: within vmap nobody knows which, but none if all matrices are regular."""
+        A = A.movedim(in_dims[0], 0)
+        *constants, places = _Regularized.apply(A)
+        count = math.prod(A.shape[1:-2]) if len(places) else 0
+        return (*constants, torch.arange(count, device=A.device)), (0, 0, 0, 0, None)
+
+
+def _polynomial(A: Any) -> Any:
+    """The determinant from the coefficients c of the characteristic polynomials of the lower right blocks: c of
+    [[a, r], [b, M]] is that of M times (1, -a, -r b, -r M b, -r M² b, ...).
+
+    Berkowitz (1984), On computing the determinant in small parallel time using a small number of processors.
+    """
+    n = A.shape[-1]
+    last = A[..., n - 1, n - 1]
+    c = torch.stack([torch.ones_like(last), -last], -1)
+    for k in range(n - 2, -1, -1):
+        r, b, M = A[..., k : k + 1, k + 1 :], A[..., k + 1 :, k : k + 1], A[..., k + 1 :, k + 1 :]
+        factors = [-A[..., k : k + 1, k]]
+        for _ in range(n - k - 1):
+            factors.append(-(r @ b)[..., 0])
+            b = M @ b
+        c = F.pad(c, (0, 1)) + sum(F.pad(c[..., : n - k - i] * q, (i + 1, 0)) for i, q in enumerate(factors))
+    return c[..., n] * (-1) ** n
+
+
+def _of_few(A: Any) -> Any:
+    """The determinant of a matrix of up to three columns."""
+    a, *others = A.unbind(-2)
+    if not others:
+        return a.squeeze(-1)
+    if len(others) == 1:
+        return a[..., 0] * others[0][..., 1] - a[..., 1] * others[0][..., 0]
+    return (a * torch.linalg.cross(*others)).sum(-1)
+
+
+def det(A: Any) -> Any:
+    """det A = det M det(I - Rᴴ M⁻¹ L) for a regular M = A + L Rᴴ (Sylvester's identity), det M by its logarithm.
+
+    Where the determinant is small PyTorch differentiates it by singular values, which is nan where two are equal.
+    """
+    if A.dim() < 2 or A.shape[-2] != A.shape[-1] or not A.numel():
+        return NotImplemented
+    if A.shape[-1] <= 3:
+        return _of_few(A)
+    L, R, value, log, places = _Regularized.apply(A.detach())
+    M = A + L @ R.mH if len(places) else A
+    sign, y = torch.linalg.slogdet(M)
+    y = (y - log).exp() * value
+    if A.is_complex():
+        y = y * sign * value.sgn().conj()
+    return y * _of_rest(M, L, R, places) if len(places) else y
+
+
+def _of_rest(M: Any, L: Tensor, R: Tensor, places: Tensor) -> Any:
+    """det(I - Rᴴ M⁻¹ L), which is 1 but at some places."""
+    k, batch = L.shape[-1], M.shape[:-2]
+    count = batch.numel()
+    if len(places) < count:
+        M, L, R = (x.reshape(count, *x.shape[-2:])[places] for x in (M, L, R))
+    rest = torch.eye(k, dtype=L.dtype, device=L.device) - R.mH @ torch.linalg.solve(M, L)
+    y = _of_few(rest) if k <= 3 else _polynomial(rest)
+    if len(places) < count:
+        y = torch.ones(count, dtype=L.dtype, device=L.device).index_put((places,), y).reshape(batch)
+    return y
+
+
+def quotients_are_right(x: Any, y: Any) -> bool:
+    """Are the derivatives of a product y of the numbers x accurate as quotients y / x?"""
+    try:
+        tiny, eps = torch.finfo(y.dtype).tiny, torch.finfo(y.dtype).eps
+        return not bool((x.detach().abs() < tiny**0.25).any() | (y.detach().abs() < tiny / eps).any())
+    except RuntimeError:  # of the numbers within vmap nobody knows
+        return False
+
+
+def scan(operation: Callable[[Any, Any], Any], x: Any) -> Any:
+    """Cumulative sums, products, ... along the last dimension, in about 2 log₂ n operations (Ladner, Fischer, 1980)."""
+    n = x.shape[-1]
+    if n < 2:
+        return x
+    odd = scan(operation, operation(x[..., 0 : n - 1 : 2], x[..., 1::2]))
+    first = x[..., :1]
+    even = torch.cat([first, operation(odd[..., : (n - 1) // 2], x[..., 2::2])], -1) if n > 2 else first
+    y = torch.stack([even[..., : n // 2], odd], -1).flatten(-2)
+    return torch.cat([y, even[..., -1:]], -1) if n % 2 else y
+
+
+def cumprod(x: Any, dim: int, *, dtype: Any = None) -> Any:
+    x = x if dtype is None else x.to(dtype)
+    return x.clone() if not x.dim() or not x.numel() else scan(torch.mul, x.movedim(dim, -1)).movedim(-1, dim)
+
+
+def prod(x: Any, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    """A tree of products."""
+    x = x if dtype is None else x.to(dtype)
+    if not x.dim():
+        return x.clone()
+    if not x.numel():
+        return NotImplemented
+    y = x.flatten() if dim is None else x.movedim(dim, -1)
+    while y.shape[-1] > 1:
+        half = y.shape[-1] // 2
+        product = y[..., :half] * y[..., half : 2 * half]
+        y = product if 2 * half == y.shape[-1] else torch.cat([product, y[..., -1:]], -1)
+    y = y.squeeze(-1)
+    return y.unsqueeze(dim) if keepdim and dim is not None else y

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -190,6 +193,83 @@ class TestChoice:
     )
     def test_by_the_size_of_the_pattern(self, f: object, n: int, pays: bool) -> None:
         assert (decompression.find_coloring(f, sample(n)) is not None) == pays  # type: ignore[arg-type]
+
+
+class StraightThrough(torch.autograd.Function):
+    """The derivative of a rounding is 1."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+        return grad_output
+
+
+class ByNumPy(torch.autograd.Function):
+    """sin, of which no operation is seen."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.from_numpy(np.sin(x.detach().numpy()))
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad_output * ByNumPy.apply(x + math.pi / 2)
+
+
+class OfNeighbours(torch.autograd.Function):
+    """Each element has the derivative of the next."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.square()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def vjp(ctx: Any, grad_output: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad_output.roll(1) * x
+
+
+@pytest.mark.parametrize("function", [StraightThrough, ByNumPy, OfNeighbours])
+class TestFunctionsOfOthers:
+    """The derivative of an ``autograd.Function`` need not be that of its operations."""
+
+    @staticmethod
+    def holds(f: Callable[[Tensor], Tensor]) -> None:
+        x = sample(4)
+        H = torch.autograd.functional.hessian(f, x)
+        assert H.any()
+        assert not ((H != 0) & ~hessian_sparsity(f, x).to_dense()).any()
+
+    def test_no_entry_is_missing(self, function: Any) -> None:
+        self.holds(lambda x: function.apply(x).pow(3).sum())
+        self.holds(lambda x: function.apply(x.sin()[1:]).square().sum() + x[0] ** 3)
+
+    def test_in_a_gradient(self, function: Any) -> None:
+        def f(x: Tensor) -> Tensor:
+            y = function.apply(x).pow(3).sum()
+            return torch.autograd.grad(y, x, create_graph=True)[0].pow(3).sum()
+
+        self.holds(f)
+
+    def test_the_rest_keeps_its_structure(self, function: Any) -> None:
+        f = lambda x: function.apply(x[:2]).square().sum() + x[2:].pow(3).sum()  # noqa: E731
+        assert torch.equal(
+            hessian_sparsity(f, sample(6)).to_dense(), torch.block_diag(C(2, 2) * 0 + 1, torch.eye(4)) > 0
+        )
+
+    def test_the_function_is_left_as_it_was(self, function: Any) -> None:
+        before = dict(vars(function))
+        hessian_sparsity(lambda x: function.apply(x).sum(), sample(3))
+        assert dict(vars(function)) == before
 
 
 class TestLinearStructure:

@@ -44,8 +44,7 @@ def check_functions(nodes: Iterable[Any], again: Callable[[], Any]) -> None:
     nodes = list(nodes)
     if any(node.name() == COMPILED for node in nodes):  # some raise this themselves, others give zeros
         raise RuntimeError("torch.compile with aot_autograd does not currently support double backward")
-    unknown = {function_of(node) for node in nodes} - set(_checked)
-    unknown = {cls for cls in unknown if not f"{cls.__module__}.".startswith(_OF_TORCH)}
+    unknown = functions_of(nodes) - set(_checked)
     if not unknown:
         return
     with _lock, torch.random.fork_rng():
@@ -63,14 +62,34 @@ def check_functions(nodes: Iterable[Any], again: Callable[[], Any]) -> None:
             _checked.add(cls)
 
 
+def functions_of(nodes: Iterable[Any]) -> set[type]:
+    """The Functions of some nodes but those of PyTorch."""
+    classes = {function_of(node) for node in nodes}
+    return {cls for cls in classes if not f"{cls.__module__}.".startswith(_OF_TORCH)}
+
+
+@contextlib.contextmanager
+def replaced(classes: Iterable[type], name: str, by: Callable[[Any, Callable[..., Any]], Any]) -> Iterator[None]:
+    """Puts ``by(cls, method)`` in the place of the static method of a name of each class."""
+    originals = {cls: vars(cls).get(name) for cls in classes}
+    try:
+        for cls in originals:
+            setattr(cls, name, staticmethod(by(cls, getattr(cls, name))))
+        yield
+    finally:
+        for cls, original in originals.items():
+            if original is None:
+                delattr(cls, name)
+            else:
+                setattr(cls, name, original)
+
+
 @contextlib.contextmanager
 def _recorded(classes: Iterable[type]) -> Iterator[dict[type, tuple[Any, ...]]]:
     """The arguments of the first call of each Function."""
     calls: dict[type, tuple[Any, ...]] = {}
-    originals = {cls: vars(cls).get("forward") for cls in classes}
 
-    def recording(cls: Any) -> Callable[..., Any]:
-        forward = cls.forward
+    def recording(cls: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
         with_context = takes_context(cls)
 
         def record(*args: Any, **kwargs: Any) -> Any:
@@ -83,16 +102,8 @@ def _recorded(classes: Iterable[type]) -> Iterator[dict[type, tuple[Any, ...]]]:
 
         return record
 
-    try:
-        for cls in originals:
-            cls.forward = staticmethod(recording(cls))  # type: ignore[attr-defined]
+    with replaced(classes, "forward", recording):
         yield calls
-    finally:
-        for cls, original in originals.items():
-            if original is None:
-                del cls.forward  # type: ignore[attr-defined]
-            else:
-                cls.forward = original  # type: ignore[attr-defined]
 
 
 def _is_complete(cls: Any, args: tuple[Any, ...]) -> bool:

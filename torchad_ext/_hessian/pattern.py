@@ -8,10 +8,11 @@ rules in :mod:`torchad_ext._hessian.pattern_rules`); of these, only what the val
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .._autograd.foreign_functions import functions_of, replaced
+from .._autograd.graph import foreign_nodes
 from .._forward.correction_mode import with_corrections
 from .._torch_state import where_transforms_are_right
 from .pattern_rules import Rules, is_numeric
@@ -41,8 +44,9 @@ def hessian_sparsity(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     f is run once, operation by operation (at the level of ATen), and each element of each result has the set of the
     elements of ``x`` that it depends on. Linear operations unite these sets, views and indexing move them, elementwise
     functions couple what each element depends on, products what their factors depend on; what the value of f does not
-    depend on couples nothing. An operation that is not known couples everything it reads. So the pattern may be too
-    large, and is never too small for an f that is made of PyTorch's operations; it holds where f takes the branches
+    depend on couples nothing. An operation that is not known couples everything it reads, and so does an
+    ``autograd.Function`` of others, whose derivative is not that of its operations. So the pattern may be too
+    large, and is never too small for an f that is made of these; it holds where f takes the branches
     that it takes at ``x``, among which are the order of a ``sort`` and the places of a maximum. Complex numbers on the
     way depend on what both their parts depend on. ``docs/patterns.md`` lists operations.
 
@@ -68,7 +72,7 @@ def hessian_sparsity(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
                 [0, 1, 0]], dtype=torch.int32)
     """
     check_floating("hessian_sparsity", "x", x)
-    pattern, n = find_pattern(functools.partial(_checked_value, f), x), x.numel()
+    pattern, n = find_pattern(functools.partial(_checked_value, f), x, foreign=True), x.numel()
     keys = np.arange(n**2) if pattern is None else pattern[0]
     ones = torch.ones(len(keys), dtype=torch.bool, device=x.device)
     return sparse_matrix(torch.from_numpy(keys).to(x.device), ones, n)
@@ -93,17 +97,27 @@ def sparse_matrix(keys: Tensor, values: Tensor, n: int) -> Tensor:
 
 
 def find_pattern(
-    f: Callable[[Tensor], Tensor], x: Tensor, most: float | None = None, share: float = math.inf
+    f: Callable[[Tensor], Tensor],
+    x: Tensor,
+    most: float | None = None,
+    share: float = math.inf,
+    foreign: bool = False,
 ) -> tuple[Array, float] | None:
     """The keys i n + j of the pattern at x, sorted, and how many elements all rows of the Hessian are computed from.
 
     None if the pattern is full, where more than ``most`` elements of x are coupled with each other, or with one element
-    on average, and where more than a ``share`` of the elements that all rows are computed from are looked at."""
+    on average, and where more than a ``share`` of the elements that all rows are computed from are looked at. With
+    ``foreign`` an ``autograd.Function`` of others couples all that it reads, in place of what its operations couple."""
     with torch.enable_grad():  # f may take gradients itself
         point = x.detach().clone().requires_grad_().clone()  # x may be one of inference mode
         tape = _Tape(point, share)
         with tape:
             y = f(point)
+        functions = functions_of(foreign_nodes([y])) if foreign else ()
+        if functions:
+            tape = _Tape(point, share)
+            with tape, tape.whole(functions):
+                y = f(point)
     keys = tape.pairs(y, x.numel() if most is None else most)
     return None if keys is None else (keys, tape.of_rows)
 
@@ -151,7 +165,7 @@ class _Tape(TorchDispatchMode):
     def __init__(self, x: Tensor, share: float) -> None:
         super().__init__()
         self.n, self._share, self._size = x.numel(), share, x.numel()
-        self.full = False
+        self.full = self._whole = False
         self.steps: list[_Step] = []
         self._end = self.n + 1
         self._memory: dict[int, _Memory] = {}  # by storage
@@ -162,7 +176,7 @@ class _Tape(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if self.full:
+        if self.full or self._whole:
             return result
         given = [x for x in tree_leaves((args, kwargs)) if self.is_known(x)]
         self.full = any(_unit(x) != self._memory[_storage(x)].unit for x in given)
@@ -178,6 +192,34 @@ class _Tape(TorchDispatchMode):
         for y, numbers in zip(outputs, self._rules.numbers(func, args, kwargs, outputs), strict=True):
             self.write(y, numbers)
         return result
+
+    @contextlib.contextmanager
+    def whole(self, functions: Iterable[type]) -> Iterator[None]:
+        """Takes a forward or a backward of an ``autograd.Function`` for one operation that is not known."""
+
+        def recorded(cls: type, method: Callable[..., Any]) -> Callable[..., Any]:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                context = args[0] if args and hasattr(args[0], "saved_tensors") else None
+                before, self._whole = self._whole, True
+                try:
+                    result = method(*args, **kwargs)
+                finally:
+                    self._whole = before
+                kept = (context.saved_tensors, vars(context)) if context is not None and args[1:] else ()
+                outputs = [y for y in tree_leaves(result) if is_numeric(y)]
+                given = [x for x in tree_leaves((args, kwargs, kept)) if self.is_known(x)]
+                if given and not before:
+                    for y, numbers in zip(outputs, self._rules.anything(given, {}, outputs), strict=True):
+                        self.write(y, numbers)
+                return result
+
+            return run
+
+        with contextlib.ExitStack() as stack:
+            for name in ("forward", "backward", "vjp"):
+                written = [f for f in functions if getattr(f, name) is not getattr(torch.autograd.Function, name)]
+                stack.enter_context(replaced(written, name, recorded))
+            yield
 
     def is_known(self, x: Any) -> bool:
         """Has a tensor been written to, but for constants?"""

@@ -82,7 +82,7 @@ class Rules:
         found = rule(func, args, kwargs, outputs) if rule else None
         if found is None:
             found = self._decomposed(func, args, kwargs, outputs)
-        return self._anything(args, kwargs, outputs) if found is None else found
+        return self.anything(args, kwargs, outputs) if found is None else found
 
     def _rule(self, func: Any, given: dict[str, Any]) -> Rule | None:
         op = _functional(func)
@@ -380,7 +380,7 @@ class Rules:
             return registered
         return _COMPOSITIONS.get(func.overloadpacket) or decomposition_table.get(func)
 
-    def _anything(self, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor]:
+    def anything(self, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor]:
         """Everything that is read couples with everything."""
         members = torch.cat([self._of(x).reshape(-1) for x in self._known(args, kwargs)])
         (united,) = self._rows([torch.zeros_like(members)], [members], (1,), True)

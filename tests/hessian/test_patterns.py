@@ -238,7 +238,32 @@ class OfNeighbours(torch.autograd.Function):
         return grad_output.roll(1) * x
 
 
-@pytest.mark.parametrize("function", [StraightThrough, ByNumPy, OfNeighbours])
+class Squared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * grad_output
+
+
+class InPartByNumPy(torch.autograd.Function):
+    """x sin x, of which the operations see x times a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * torch.from_numpy(np.sin(x.detach().numpy()))
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad_output * (x.sin() + x * x.cos())
+
+
+@pytest.mark.parametrize("function", [StraightThrough, ByNumPy, InPartByNumPy, OfNeighbours])
 class TestFunctionsOfOthers:
     """The derivative of an ``autograd.Function`` need not be that of its operations."""
 
@@ -265,6 +290,11 @@ class TestFunctionsOfOthers:
         assert torch.equal(
             hessian_sparsity(f, sample(6)).to_dense(), torch.block_diag(C(2, 2) * 0 + 1, torch.eye(4)) > 0
         )
+
+    def test_beside_one_with_the_derivative_of_its_operations(self, function: Any) -> None:
+        """That keeps its structure."""
+        f = lambda x: Squared.apply(x[2:]).square().sum() + function.apply(x[:2]).sum() * 0  # noqa: E731
+        assert hessian_sparsity(f, sample(6)).to_dense()[2:, 2:].sum() == 4
 
     def test_the_function_is_left_as_it_was(self, function: Any) -> None:
         before = dict(vars(function))

@@ -62,10 +62,11 @@ def check_functions(nodes: Iterable[Any], again: Callable[[], Any]) -> None:
             _checked.add(cls)
 
 
-def functions_of(nodes: Iterable[Any]) -> set[type]:
-    """The Functions of some nodes but those of PyTorch."""
+def functions_of(nodes: Iterable[Any], of_operators: bool = True) -> set[type]:
+    """The Functions of some nodes but those of PyTorch; with or without those of ``torch.library.custom_op``."""
     classes = {function_of(node) for node in nodes}
-    return {cls for cls in classes if not f"{cls.__module__}.".startswith(_OF_TORCH)}
+    others = _OF_TORCH if of_operators else (*_OF_TORCH, "torch._library.")
+    return {cls for cls in classes if not f"{cls.__module__}.".startswith(others)}
 
 
 @contextlib.contextmanager
@@ -84,6 +85,11 @@ def replaced(classes: Iterable[type], name: str, by: Callable[[Any, Callable[...
                 setattr(cls, name, original)
 
 
+def detached(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Copies of the tensors among some arguments, which require gradients as they did."""
+    return tuple(x.detach().clone().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in args)
+
+
 @contextlib.contextmanager
 def _recorded(classes: Iterable[type]) -> Iterator[dict[type, tuple[Any, ...]]]:
     """The arguments of the first call of each Function."""
@@ -95,9 +101,7 @@ def _recorded(classes: Iterable[type]) -> Iterator[dict[type, tuple[Any, ...]]]:
         def record(*args: Any, **kwargs: Any) -> Any:
             given = args[with_context:]
             if cls not in calls and not kwargs:
-                calls[cls] = tuple(
-                    x.detach().clone().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in given
-                )
+                calls[cls] = detached(given)
             return forward(*args, **kwargs)
 
         return record
@@ -106,60 +110,92 @@ def _recorded(classes: Iterable[type]) -> Iterator[dict[type, tuple[Any, ...]]]:
         yield calls
 
 
-def _is_complete(cls: Any, args: tuple[Any, ...]) -> bool:
-    """Does the derivative of the backward have all terms? True where finite differences do not tell."""
-    places = [i for i, x in enumerate(args) if isinstance(x, Tensor) and x.requires_grad]
-    generator = torch.Generator().manual_seed(0)
+class _Probe:
+    """Calls of a Function near the inputs of one, on the same numbers each time.
 
-    def random_like(x: Tensor) -> Tensor:
-        return (2 * torch.rand(x.shape, dtype=torch.float64, generator=generator) - 1).to(x)
+    Attributes:
+        points: inputs that require gradients, off the places where derivatives vanish.
+        cotangents: of the outputs.
+    """
 
-    def apply(points: list[Tensor]) -> list[Tensor]:
-        given = dict(zip(places, points, strict=True))
+    def __init__(self, cls: Any, args: tuple[Any, ...]) -> None:
+        self._cls, self._args = cls, args
+        self._places = [i for i, x in enumerate(args) if isinstance(x, Tensor) and x.requires_grad]
+        self.generator = torch.Generator().manual_seed(0)
+        given = [args[i] for i in self._places]
+        self.sizes = list(map(_sizes, given))
+        self.points = [
+            (x.detach() + _MOVED * size * self.random_like(x)).requires_grad_()
+            for x, size in zip(given, self.sizes, strict=True)
+        ]
+        self.cotangents = [self.random_like(y) for y in self.apply(self.points)]
+        self.step = max((torch.finfo(x.dtype).eps for x in self.points), default=0.0) ** (1 / 3)
+
+    def random_like(self, x: Tensor) -> Tensor:
+        return (2 * torch.rand(x.shape, dtype=torch.float64, generator=self.generator) - 1).to(x)
+
+    def apply(self, points: list[Tensor]) -> list[Tensor]:
+        given = dict(zip(self._places, points, strict=True))
         torch.manual_seed(0)
         # A copy, into which forward may write.
-        outputs = cls.apply(*(given[i].clone() if i in given else x for i, x in enumerate(args)))
+        outputs = self._cls.apply(*(given[i].clone() if i in given else x for i, x in enumerate(self._args)))
         return [y for y in tree_leaves(outputs) if isinstance(y, Tensor) and y.requires_grad]
 
-    def backward(points: list[Tensor], create_graph: bool = False) -> list[Tensor]:
-        outputs = apply(points)
+    def backward(self, points: list[Tensor], create_graph: bool = False) -> list[Tensor]:
         gradients = torch.autograd.grad(
-            outputs, points, cotangents, create_graph=create_graph, allow_unused=True, materialize_grads=True
-        )
+            self.apply(points), points, self.cotangents, create_graph=create_graph, allow_unused=True,
+            materialize_grads=True,
+        )  # fmt: skip
         return list(gradients)
 
+    def directions(self) -> Iterator[list[Tensor]]:
+        for count in _DIRECTIONS:
+            signs = ((1.5 + self.random_like(x)) * x.detach().sgn() / 2 for x in self.points)
+            ways = map(self.random_like, self.points) if count else signs
+            yield [_sparse(size * u, count, self.generator) for size, u in zip(self.sizes, ways, strict=True)]
+
+    def agrees(self, gradients: list[Tensor], direction: list[Tensor]) -> bool:
+        """Is the backward the derivative of forward along a direction?"""
+        values = _difference(self.apply, self.points, direction, self.cotangents, self.step / 2)
+        first = float(_dot(gradients, direction))
+        return values is not None and abs(values - first) <= _SMOOTH * abs(first)
+
+
+def is_derivative(cls: Any, args: tuple[Any, ...]) -> bool:
+    """Is the backward of a Function the derivative of its forward? False where finite differences do not tell."""
+    with torch.enable_grad(), torch.random.fork_rng(), contextlib.suppress(RuntimeError):
+        probe = _Probe(cls, args)
+        if not probe.cotangents:
+            return False
+        gradients = [g.detach() for g in probe.backward(probe.points)]
+        return all(probe.agrees(gradients, direction) for direction in probe.directions())
+    return False
+
+
+def _is_complete(cls: Any, args: tuple[Any, ...]) -> bool:
+    """Does the derivative of the backward have all terms? True where finite differences do not tell."""
     with torch.enable_grad(), contextlib.suppress(RuntimeError):  # of a backward that runs on the usual way only
-        sizes = [_sizes(args[i]) for i in places]
-        points = [
-            (args[i].detach() + _MOVED * size * random_like(args[i])).requires_grad_()
-            for i, size in zip(places, sizes, strict=True)
-        ]
-        cotangents = [random_like(y) for y in apply(points)]
-        if not cotangents:
+        probe = _Probe(cls, args)
+        points, step = probe.points, probe.step
+        if not probe.cotangents:
             return True
-        gradients = backward(points, create_graph=True)
+        gradients = probe.backward(points, create_graph=True)
         # Weights have the signs of the gradients, so that the terms of their sum do not cancel.
-        weights = [(1.5 + random_like(g)) * g.detach().sgn() for g in gradients]
+        weights = [(1.5 + probe.random_like(g)) * g.detach().sgn() for g in gradients]
         total = _dot(weights, gradients)
         slopes = (
             list(torch.autograd.grad(total, points, allow_unused=True, materialize_grads=True))
             if total.requires_grad
             else [torch.zeros_like(x) for x in points]
         )
-        step = max(torch.finfo(x.dtype).eps for x in points) ** (1 / 3)
-
         gradients = [g.detach() for g in gradients]
-        for count in _DIRECTIONS:
-            ways = [random_like(x) if count else (1.5 + random_like(x)) * x.detach().sgn() / 2 for x in points]
-            direction = [_sparse(size * u, count, generator) for size, u in zip(sizes, ways, strict=True)]
-            coarse, fine = (_difference(backward, points, direction, weights, h) for h in (step, step / 2))
+        for direction in probe.directions():
+            coarse, fine = (_difference(probe.backward, points, direction, weights, h) for h in (step, step / 2))
             if fine is None or coarse is None or not (abs(coarse - fine) <= _SMOOTH * abs(fine)):
                 continue
             along = float(_dot(slopes, direction))
-            values = _difference(apply, points, direction, cotangents, step / 2)
-            first = float(_dot(gradients, direction))
             # A backward that is no derivative of forward (a straight-through estimator) may mean what it says.
-            honest = values is not None and abs(values - first) <= _SMOOTH * abs(first)
+            honest = probe.agrees(gradients, direction)
             if abs(along - fine) > (_MISSING if honest else 1 - _SMOOTH) * abs(fine):
                 return False
     return True

@@ -20,13 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .._autograd.foreign_functions import functions_of, replaced
+from .._autograd.foreign_functions import detached, functions_of, is_derivative, replaced
 from .._autograd.graph import foreign_nodes
 from .._forward.correction_mode import with_corrections
-from .._torch_state import where_transforms_are_right
+from .._torch_state import takes_context, where_transforms_are_right
 from .pattern_rules import Rules, is_numeric
 from .point import check_floating
 
@@ -45,8 +46,8 @@ def hessian_sparsity(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     elements of ``x`` that it depends on. Linear operations unite these sets, views and indexing move them, elementwise
     functions couple what each element depends on, products what their factors depend on; what the value of f does not
     depend on couples nothing. An operation that is not known couples everything it reads, and so does an
-    ``autograd.Function`` of others, whose derivative is not that of its operations. So the pattern may be too
-    large, and is never too small for an f that is made of these; it holds where f takes the branches
+    ``autograd.Function`` whose backward is not the derivative of its operations, as finite differences tell. So the
+    pattern may be too large, and is never too small for an f that is made of these; it holds where f takes the branches
     that it takes at ``x``, among which are the order of a ``sort`` and the places of a maximum. Complex numbers on the
     way depend on what both their parts depend on. ``docs/patterns.md`` lists operations.
 
@@ -107,16 +108,16 @@ def find_pattern(
 
     None if the pattern is full, where more than ``most`` elements of x are coupled with each other, or with one element
     on average, and where more than a ``share`` of the elements that all rows are computed from are looked at. With
-    ``foreign`` an ``autograd.Function`` of others couples all that it reads, in place of what its operations couple."""
+    ``foreign`` each ``autograd.Function`` of others is checked to have the derivative of its operations."""
     with torch.enable_grad():  # f may take gradients itself
         point = x.detach().clone().requires_grad_().clone()  # x may be one of inference mode
         tape = _Tape(point, share)
         with tape:
             y = f(point)
-        functions = functions_of(foreign_nodes([y])) if foreign else ()
+        functions = functions_of(foreign_nodes([y]), of_operators=False) if foreign else ()
         if functions:
             tape = _Tape(point, share)
-            with tape, tape.whole(functions):
+            with tape, tape.checking(functions):
                 y = f(point)
     keys = tape.pairs(y, x.numel() if most is None else most)
     return None if keys is None else (keys, tape.of_rows)
@@ -157,6 +158,16 @@ class _Memory:
     numbers: Tensor
 
 
+class _Leaving(TorchFunctionMode):
+    """Sees whether the numbers of a tensor are read by something else than PyTorch."""
+
+    seen = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen = self.seen or getattr(func, "__name__", "") in _READ_BY_OTHERS
+        return func(*args, **(kwargs or {}))
+
+
 class _Tape(TorchDispatchMode):
     """Runs operations, and numbers what they compute: 0 is a constant, 1 to n are the elements of x, and each result
     that is more than a multiple of one number has a number of its own. Each place in memory has the number of what was
@@ -165,7 +176,7 @@ class _Tape(TorchDispatchMode):
     def __init__(self, x: Tensor, share: float) -> None:
         super().__init__()
         self.n, self._share, self._size = x.numel(), share, x.numel()
-        self.full = self._whole = False
+        self.full = self._hidden = False
         self.steps: list[_Step] = []
         self._end = self.n + 1
         self._memory: dict[int, _Memory] = {}  # by storage
@@ -176,7 +187,7 @@ class _Tape(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if self.full or self._whole:
+        if self.full or self._hidden:
             return result
         given = [x for x in tree_leaves((args, kwargs)) if self.is_known(x)]
         self.full = any(_unit(x) != self._memory[_storage(x)].unit for x in given)
@@ -194,31 +205,34 @@ class _Tape(TorchDispatchMode):
         return result
 
     @contextlib.contextmanager
-    def whole(self, functions: Iterable[type]) -> Iterator[None]:
-        """Takes a forward or a backward of an ``autograd.Function`` for one operation that is not known."""
+    def checking(self, functions: Iterable[type]) -> Iterator[None]:
+        """Takes the forward of each ``autograd.Function`` for one operation that is not known, unless its backward is
+        the derivative of what its operations compute."""
 
-        def recorded(cls: type, method: Callable[..., Any]) -> Callable[..., Any]:
+        def checked(cls: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
+            exact: list[bool] = []  # of the first call
+
             def run(*args: Any, **kwargs: Any) -> Any:
-                context = args[0] if args and hasattr(args[0], "saved_tensors") else None
-                before, self._whole = self._whole, True
-                try:
-                    result = method(*args, **kwargs)
-                finally:
-                    self._whole = before
-                kept = (context.saved_tensors, vars(context)) if context is not None and args[1:] else ()
+                given = [] if self._hidden else [x for x in tree_leaves((args, kwargs)) if self.is_known(x)]
+                if not given:
+                    return forward(*args, **kwargs)
+                with _Leaving() as leaving:
+                    result = forward(*args, **kwargs)
                 outputs = [y for y in tree_leaves(result) if is_numeric(y)]
-                given = [x for x in tree_leaves((args, kwargs, kept)) if self.is_known(x)]
-                if given and not before:
+                if leaving.seen or not all(map(self.is_known, outputs)):
+                    exact[:] = [False]
+                if not exact:
+                    self._hidden = True
+                    exact.append(not kwargs and is_derivative(cls, detached(args[takes_context(cls) :])))
+                    self._hidden = False
+                if not exact[0]:
                     for y, numbers in zip(outputs, self._rules.anything(given, {}, outputs), strict=True):
                         self.write(y, numbers)
                 return result
 
             return run
 
-        with contextlib.ExitStack() as stack:
-            for name in ("forward", "backward", "vjp"):
-                written = [f for f in functions if getattr(f, name) is not getattr(torch.autograd.Function, name)]
-                stack.enter_context(replaced(written, name, recorded))
+        with replaced(functions, "forward", checked):
             yield
 
     def is_known(self, x: Any) -> bool:
@@ -459,4 +473,5 @@ def _as_strided(numbers: Tensor, x: Tensor) -> Tensor:
 
 
 aten = torch.ops.aten
+_READ_BY_OTHERS = frozenset("numpy __array__ tolist item data_ptr untyped_storage __dlpack__ __float__".split())
 _VIEWED_IN_PLACE = {aten.squeeze_, aten.unsqueeze_, aten.t_, aten.transpose_, aten.as_strided_, aten.detach_}

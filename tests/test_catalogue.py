@@ -162,6 +162,18 @@ def test_powers_of_zero_have_the_derivatives_of_polynomials(exponent: float, dev
         assert found == [math.factorial(order) if order == exponent else 0 for order in range(5)]
 
 
+@pytest.mark.parametrize("exponent", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("x", [1e-20, 1e-40, 1e-308, -1e-20, math.nan])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_powers_near_zero_have_no_derivatives_beyond_their_degree(
+    exponent: float, x: float, dtype: torch.dtype, device: str
+) -> None:
+    """The next power overflows, and its factor is 0."""
+    at = torch.tensor([x], dtype=dtype, device=device)
+    found = list(orders(lambda x: ad.pow(x, exponent), (at,), 4))
+    assert_close(found, list(orders(lambda x: torch.pow(x, exponent), (at,), 4)), equal_nan=True)
+
+
 def test_the_hessian_of_a_power_whose_exponent_is_zero(device: str) -> None:
     at = torch.tensor([2.0, 0.0], dtype=torch.float64, device=device)
     log2 = math.log(2)

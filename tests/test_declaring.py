@@ -344,6 +344,15 @@ class TestWhatIsCaptured:
         torch.testing.assert_close(pickle.loads(pickle.dumps(module))(x), module(x))
 
 
+def _kind_of(n: Any) -> float:
+    match n:
+        case int():
+            return 1.0
+        case float():
+            return 2.0
+    return 3.0
+
+
 class TestRunTimeNumbers:
     """The value of a number may be asked for; it is fixed then, as an option is."""
 
@@ -369,6 +378,33 @@ class TestRunTimeNumbers:
             y, expected = op(leaf, value), function(x, value)
             torch.testing.assert_close(y.detach(), expected)
             torch.autograd.grad(y.sum(), leaf)
+
+    @pytest.mark.parametrize(
+        "function",
+        [
+            lambda x, n=2: x * 2 if isinstance(n, torch.Tensor) else x * 3,
+            lambda x, n=2: x * n if isinstance(n, int) else torch.exp(n * torch.log(x)),
+            lambda x, n=2: x * n if type(n) is float else -x,
+            lambda x, n=2: x * {2: 3.0, 4: 5.0}.get(n, -1.0),
+            lambda x, n=2: x if n in {2, 3} else -x,
+            lambda x, n=2: x if torch.is_tensor(n) else -x,
+            lambda x, n=2: x if hasattr(n, "bit_length") else -x,
+            lambda x, n=2: x * _kind_of(n),
+        ],
+    )
+    @pytest.mark.parametrize("declare", [ad.pointwise, ad.rowwise])
+    def test_the_kind_of_a_number(self, declare: Callable[..., Any], function: Callable[..., torch.Tensor]) -> None:
+        """A symbol would be taken for a tensor."""
+        op, x = declare(function), torch.tensor([3.0, 4.0])
+        torch.testing.assert_close(op(x), function(x))
+        for n in (2, 2.0, 4, 4.5):
+            torch.testing.assert_close(op(x, n), function(x, n))
+
+    def test_a_tensor_or_a_number(self) -> None:
+        op = ad.pointwise(lambda x, a: x * a if isinstance(a, torch.Tensor) else x * a * 100)
+        x = torch.ones(2)
+        assert op(x, 2.0).tolist() == [200.0, 200.0]
+        assert op(x, 3 * x).tolist() == [3.0, 3.0]
 
     def test_other_numbers_stay_free(self) -> None:
         op = ad.pointwise(lambda x, a=2.0, b=3.0: x * math.sqrt(a) * b)

@@ -183,6 +183,24 @@ def test_shares_that_vanish(scale: float, way: str) -> None:
         assert errors[0] <= 4 * max(errors[1], least)
 
 
+@pytest.mark.parametrize("scale", [1e-10, 1e10, 1e13, 1e15, 1e17])
+@pytest.mark.parametrize("n", [3, 40])
+def test_normalisation_of_large_and_small_rows(n: int, scale: float) -> None:
+    """The cube of the reciprocal deviation underflows, which is smaller than all that it is multiplied by."""
+    generator = torch.Generator().manual_seed(n)
+    x, g, v = (torch.randn(4, n, generator=generator) for _ in range(3))
+
+    def derivatives(f: Callable[..., torch.Tensor], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        at = (x.to(dtype) * scale).requires_grad_()
+        (first,) = torch.autograd.grad(f(at, (n,), eps=1e-30), at, g.to(dtype), create_graph=True)
+        (second,) = torch.autograd.grad(first, at, v.to(dtype) * scale)
+        return first.detach() * scale, second * scale
+
+    found = derivatives(ad.layer_norm, torch.float32)
+    expected = derivatives(F.layer_norm, torch.float64)
+    torch.testing.assert_close(found, expected, check_dtype=False, rtol=2e-5, atol=2e-5)
+
+
 def test_batches_of_cotangents() -> None:
     x, v = normal(3, 24), normal(5, 3, 24).detach()
     for create_graph in (False, True):

@@ -19,7 +19,7 @@ from torch.overrides import handle_torch_function
 from ._derivative import Derivative
 from ._elementwise import Elementwise, HandWritten
 from ._native import ahead, kernels, keys, loader
-from ._symbolic.captured import captures
+from ._symbolic.captured import asks_for_kinds, captures
 from ._symbolic.expr import Expr, column, row, scalar, tensor
 from ._symbolic.latex import latex
 from ._symbolic.program import Program
@@ -81,7 +81,8 @@ class Declared:
         self._written = written
         self._members: dict[tuple[Any, ...], tuple[Elementwise, list[int]]] = {}
         self._seen: dict[Any, tuple[Elementwise, list[int]]] = {}  # the members by values as they were given
-        self._fixed: frozenset[str] = frozenset()  # numbers whose values the definition asks for
+        # Numbers whose values the definition asks for.
+        self._fixed = frozenset(self._parameters) if asks_for_kinds(definition) else frozenset[str]()
         self._domain = domain
         self._captures = captures(definition.op.definition if isinstance(definition, Derivative) else definition)
         this = weakref.ref(self)  # no cycle: an op is freed with its last name

@@ -177,7 +177,9 @@ def _aligned(x: torch.Tensor, A: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 
 
 def _evaluate(x: torch.Tensor, A: torch.Tensor, product: bool) -> tuple[torch.Tensor, Any]:
-    """q and, if wanted, s for aligned plain tensors."""
+    """q and, if wanted, s for aligned tensors."""
+    if kernels.device_of((x, A)) is None:  # a transform of torch.func hid what no kernel can read
+        return _by_products(x, A)
     if x.dim() == 2 and A.dim() == 2 and not x.is_cpu and x.shape[0] > MOST_READ_BY_A_GPU:
         if product:
             s = x @ (A + A.T)
@@ -198,13 +200,18 @@ def _value_and_product(x: torch.Tensor, A: torch.Tensor) -> tuple[torch.Tensor, 
         if batches is not None and batches[1] is A and x.dim() >= A.dim() - 1:
             q, s = _value_and_product(batches[0], A)
             return with_hidden_batch(q), with_hidden_batch(s)
-        if A.dim() == 2:
-            S = A + A.mT
-            s = torch.mv(S, x) if x.dim() == 1 else x @ S
-            return 0.5 * (x * s).sum(-1), s
-        Ax = (A @ x.unsqueeze(-1)).squeeze(-1)
-        return (x * Ax).sum(-1), Ax + (A.mT @ x.unsqueeze(-1)).squeeze(-1)
+        return _by_products(x, A)
     return _native_value_and_product(x, A)
+
+
+def _by_products(x: torch.Tensor, A: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """q and s in plain PyTorch."""
+    if A.dim() == 2:
+        S = A + A.mT
+        s = torch.mv(S, x) if x.dim() == 1 else x @ S
+        return 0.5 * (x * s).sum(-1), s
+    Ax = (A @ x.unsqueeze(-1)).squeeze(-1)
+    return (x * Ax).sum(-1), Ax + (A.mT @ x.unsqueeze(-1)).squeeze(-1)
 
 
 def _native_value_and_product(x: torch.Tensor, A: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

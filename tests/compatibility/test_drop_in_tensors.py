@@ -144,6 +144,26 @@ class TestLayouts:
             assert result is expected
 
     @each(SUBJECTS)
+    @layouts("negative", "transposed negative")
+    def test_transforms_of_it_are_native(self, subject: Subject, layout: str) -> None:
+        """Behind a transform of torch.func, where nobody sees the layout."""
+        xs = [LAYOUTS[layout](x) for x in subject.inputs(4, 4)]
+
+        def derivatives(function: Function) -> list[Tensor]:
+            loss = lambda *xs: function(*xs).square().sum()  # noqa: E731
+            places = tuple(range(len(xs)))
+            slopes = torch.func.grad(loss, places)
+            of_slopes = torch.func.grad(lambda *xs: sum(y.square().sum() for y in slopes(*xs)), places)
+            found = [*slopes(*xs), *of_slopes(*xs)]
+            if subject is QUADRATIC_FORM:  # PyTorch has no tangents of a product with a negative view
+                return found
+            tangents = tuple(map(torch.ones_like, xs))
+            found += [torch.func.jvp(function, tuple(xs), tangents)[1], *torch.func.jvp(slopes, tuple(xs), tangents)[1]]
+            return [*found, torch.func.vmap(function)(*xs)]
+
+        assert_close(derivatives(subject.op), derivatives(subject.native))
+
+    @each(SUBJECTS)
     @layouts("negative", "transposed negative", "zero")
     def test_a_gradient_of_it_is_propagated(self, subject: Subject, layout: str) -> None:
         xs = subject.inputs(*(4,) * (3 if subject is QUADRATIC_FORM else 2), requires_grad=True)

@@ -99,6 +99,7 @@ def device_for(xs: Sequence[torch.Tensor]) -> str | None:
     if first.dtype not in DTYPES:
         return None
     alike = all(x.dtype == first.dtype and x.device == first.device and x.layout is torch.strided for x in xs)
+    alike = alike and not any(x.is_neg() for x in xs)  # PyTorch cannot give a Function tangents of such views
     return first.device.type if alike else None
 
 

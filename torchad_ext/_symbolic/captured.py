@@ -1,7 +1,8 @@
-"""Values that a function reads from outside its arguments."""
+"""The code of a function, without a call: does it read values from outside, or ask what kind an argument is of?"""
 
 from __future__ import annotations
 
+import dis
 import functools
 import inspect
 import types
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 _IMMUTABLE = frozenset("torch torchad_ext math cmath numpy builtins typing functools itertools operator".split())
+
+_ASKING = frozenset("isinstance issubclass type is_tensor hasattr __class__".split())
 
 
 def plain(function: Any) -> Any:
@@ -38,6 +41,33 @@ def _may_change(x: Any, seen: set[Any]) -> bool:
     cells = [cell.cell_contents for cell in x.__closure__ or ()]
     used = {name for code in _codes(x.__code__) for name in code.co_names}
     return any(_may_change(y, seen) for y in [*cells, *(x.__globals__[name] for name in used & x.__globals__.keys())])
+
+
+def asks_for_kinds(function: Any) -> bool:
+    """May a function ask whether an argument is a tensor or a number, which a symbol cannot answer?"""
+    return any(
+        not _ASKING.isdisjoint(code.co_names)
+        or any(step.opname == "MATCH_CLASS" for step in dis.get_instructions(code))
+        for called in _called(function, set())
+        for code in _codes(called.__code__)
+    )
+
+
+def _called(x: Any, seen: set[Any]) -> Iterator[types.FunctionType]:
+    """The functions of users that a function may call, itself among them."""
+    if isinstance(x, functools.partial):
+        x = x.func
+    x = getattr(x, "__func__", x)
+    if not isinstance(x, types.FunctionType):
+        x = vars(type(x)).get("__call__")
+    if not isinstance(x, types.FunctionType) or x in seen or (x.__module__ or "").partition(".")[0] in _IMMUTABLE:
+        return
+    seen.add(x)
+    yield x
+    cells = [cell.cell_contents for cell in x.__closure__ or ()]
+    used = {name for code in _codes(x.__code__) for name in code.co_names}
+    for y in [*cells, *(x.__globals__[name] for name in used & x.__globals__.keys())]:
+        yield from _called(y, seen)
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:

@@ -30,7 +30,9 @@ def _slope_of_power(g: Expr, y: Expr, a: Expr, b: Expr) -> Gradients:
     """b a^(b-1) and a^b log a; the slope of a^0 is 0 also where a is 0 or nan, that of 0^b in b for b >= 0."""
     if b.is_constant:
         return g * (b * pow_(a, b - 1)), None
-    slope = g * (b * pow_(where(and_(eq(b, 0), not_(abs_(a) > 0)), 1, a), b - 1))
+    # 0 times a power that overflows is nan; an exponent that varies has a slope of its own where it is 0.
+    is_flat = and_(eq(b, 0), not_(abs_(a) > 0)) if b.varies else eq(b, 0)
+    slope = g * (b * pow_(where(is_flat, 1, a), b - 1))
     if a.is_constant and a.value:
         return slope, g * (y * log(a))
     # log(1) = 0 in place of log(0), which would make the next derivatives nan.
@@ -146,7 +148,7 @@ pow_ = _define("pow", _slope_of_power, simplify=simplify.pow_, fold=operator.pow
 sqrt = _define(
     "sqrt", lambda g, y, x: g / (2 * y), fold=math.sqrt, cpp_double="std::sqrt", latex=r"\sqrt{%s}", is_analytic=True
 )
-rsqrt = _define("rsqrt", lambda g, y, x: -0.5 * (g * y**3), latex=r"\frac{1}{\sqrt{%s}}", is_analytic=True)
+rsqrt = _define("rsqrt", lambda g, y, x: -0.5 * (g * y * y * y), latex=r"\frac{1}{\sqrt{%s}}", is_analytic=True)
 exp = _define("exp", lambda g, y, x: g * y, fold=math.exp, latex="e^{%s}", is_analytic=True)
 exp2 = _define("exp2", lambda g, y, x: g * (y * math.log(2)), latex="2^{%s}")
 expm1 = _define("expm1", lambda g, y, x: g * exp(x), is_analytic=True)

@@ -73,6 +73,11 @@ class _Symbol(torch.Tensor):
     def __repr__(self) -> str:  # type: ignore[override]
         return f"<{self.kind} {self.expr}>"
 
+    def __hash__(self) -> int:
+        if self.kind == "number":  # a dict looks for the value
+            raise ValueNeeded(_numbers_in(self.expr))
+        return id(self)
+
     def __round__(self, digits: int | None = None) -> Any:  # tensors have none; numbers do
         return round(float(self), digits)
 

@@ -401,3 +401,158 @@ class TestDerivatives:
     def test_the_laplacian(self) -> None:
         model, _, f = both()
         assert_close(ad.laplacian(f, x_like(4, 3)), ad.laplacian(model, x_like(4, 3)))
+
+
+class OwnCube(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * grad_output
+
+
+class OwnReversal(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+        return -grad_output
+
+
+class TestFunctionsOfOthers:
+    """Dynamo records the backward of an ``autograd.Function`` without a derivative."""
+
+    @pytest.mark.parametrize(
+        "f",
+        [
+            lambda x: OwnCube.apply(x.sin() * x),
+            OwnCube.apply,
+            lambda x: OwnReversal.apply(x * x) * x,
+            lambda x: Inner.of(x) * OwnCube.apply(Inner.of(x)),
+        ],
+    )
+    @pytest.mark.filterwarnings("ignore:torch.compile")
+    def test_every_order_is_right(self, f: Function) -> None:
+        hold(f, x_like(3))
+
+    def test_it_is_said_once_and_what_it_calls_is_compiled(self) -> None:
+        f = lambda x: Inner.of(x) * OwnCube.apply(x)  # noqa: E731
+        with pytest.warns(UserWarning, match=r"autograd\.Function at .*test_compiler_traps.py:\d+: Dynamo records"):
+            compiled(f)(x_like(3).requires_grad_())
+        torch._dynamo.reset()
+        explanation = ad.explain(f, x_like(3).requires_grad_())
+        assert [cluster.operations for cluster in explanation.clusters][:1] == [2]
+        ((_, what, why),) = explanation.left
+        assert what == "autograd.Function" and "without a derivative" in why
+
+    def test_strict_mode(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TORCHAD_EXT_STRICT", "1")
+        with pytest.raises(Exception, match=r"cannot compile the autograd\.Function"):
+            compiled(OwnCube.apply)(x_like(3).requires_grad_())
+
+
+class Inner:
+    @staticmethod
+    def of(x: Tensor) -> Tensor:
+        return x.sin() * x
+
+
+def unsqueezed(x: Tensor) -> Tensor:
+    h = x.exp()
+    z = h.sin().unsqueeze(0) * x
+    h.unsqueeze_(0)
+    return z * h
+
+
+def unsqueezed_between(x: Tensor) -> Tensor:
+    h = x * 1
+    z = h.sin().unsqueeze(0) * x.cos()
+    h.unsqueeze_(0)
+    return z * z
+
+
+def transposed(x: Tensor) -> Tensor:
+    y = x.sin()
+    y.t_()
+    return y * y.cos()
+
+
+def transposed_and_written(x: Tensor) -> Tensor:
+    y = x.sin() * 2
+    view = y[0]
+    z = view.exp()
+    y.transpose_(0, 1)
+    y.mul_(2)
+    return z.sum() * y.cos()
+
+
+def squeezed(x: Tensor) -> Tensor:
+    y = x[:, :1].sin().squeeze_(-1)
+    return (y * 2).cos()
+
+
+def swapped_rows(x: Tensor) -> Tensor:
+    y = x.repeat(300, 100).sin()
+    y.swapaxes_(0, 1)
+    return torch.softmax(y, -1) * y
+
+
+@pytest.mark.parametrize(
+    "f", [unsqueezed, unsqueezed_between, transposed, transposed_and_written, squeezed, swapped_rows]
+)
+def test_shapes_that_change_in_place(f: Function) -> None:
+    """Of such a tensor Dynamo knows the last shape alone."""
+    x = x_like(3, 3) if f is not swapped_rows else x_like(3, 4)
+    y, expected = compiled(f)(x), f(x)
+    assert_close(y, expected)
+    assert y.stride() == expected.stride()
+    if f in (transposed, transposed_and_written, squeezed):  # of the others eager mode has no gradient
+        hold(f, x, highest=2)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        vmap(lambda v: v.sin() * v),
+        lambda x: vmap(torch.tanh)(x) * x.sin().exp(),
+        vmap(lambda v: v + v * 2, in_dims=1),
+        vmap(torch.func.grad(lambda v: (v.sin() * v).sum())),
+        vmap(lambda v: jvp(lambda u: u.sin() * u, (v,), (v,))[1]),
+    ],
+)
+def test_transforms_inside(f: Function) -> None:
+    hold(lambda x: f(x) * x.cos().sum(), x_like(4, 3), highest=2)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: 2**x,
+        lambda x: torch.pow(2.0, x) * x,
+        F.logsigmoid,
+        lambda x: F.logsigmoid(x) * x,
+        lambda x: torch.float_power(2.0, x),
+        lambda x: torch.xlogy(x_like(4, 3), x.abs()),
+        lambda x: torch.xlogy(x, x_like(4, 3).abs()),
+        lambda x: torch.logaddexp(x_like(4, 3), x),
+        lambda x: torch.copysign(x, x_like(4, 3)),
+        lambda x: torch.where(torch.logical_and(x > 0, x_like(4, 3) > 0), x, x_like(4, 3)),
+    ],
+)
+@pytest.mark.parametrize("turn", [lambda x: x.mT.contiguous().mT, lambda x: x.repeat(1, 2)[:, ::2], torch.clone])
+def test_strides_are_those_of_eager_mode(f: Function, turn: Function) -> None:
+    """The meta functions of some have others."""
+    x = turn(x_like(4, 3))
+    y, expected = compiled(f)(x), f(x)
+    assert_close(y, expected)
+    assert y.stride() == expected.stride()

@@ -189,6 +189,15 @@ class TestReplaceActivations:
         assert "writes into its input" in report.left["body.5"] and "sqrt" in report.left["other"]
         assert len(str(report).splitlines()) == 9
 
+    def test_functions_that_write_are_left(self) -> None:
+        model = nn.Module()
+        model.act = functools.partial(F.silu, inplace=True)
+        model.into = functools.partial(torch.exp, out=torch.empty(3))
+        model.plain = functools.partial(F.silu, inplace=False)
+        report = ad.nn.replace_activations(model)
+        assert set(report.changed) == {"plain"}
+        assert all("writes into a tensor" in report.left[name] for name in ("act", "into"))
+
     @pytest.mark.parametrize("extra", [{Swish: ad.silu}, {Swish: FastSwish}])
     def test_the_model_computes_the_same(self, block: Block, extra: dict[Any, Any]) -> None:
         before = copy.deepcopy(block)

@@ -438,3 +438,38 @@ def test_rows_of_any_stride(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     layouts = [x.expand(2, *shape).movedim(0, -1)[..., 0], x[..., ::3], x.flip(-1)[..., :-1]]
     for y in [*layouts, *(x.movedim(d, -1) for d in range(x.dim()))]:
         assert torch.equal(total(y), total(y.contiguous()))
+
+
+REDUCED_OPERANDS = {
+    "logsumexp": lambda x, y: x * y.logsumexp(-1, keepdim=True),
+    "softmax": lambda x, y: x * torch.softmax(y, -1),
+    "var": lambda x, y: x * y.var(-1, keepdim=True, correction=0),
+    "vector_norm": lambda x, y: x * torch.linalg.vector_norm(y, dim=-1, keepdim=True),
+    "length": lambda x, y: x * y.shape[-1],
+    "vecdot": lambda x, y: torch.linalg.vecdot(x, y),
+    "sum": lambda x, y: x * y.sum(-1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("shapes", [((4, 3), (4, 1)), ((4, 1), (4, 3)), ((4, 3), (1, 1)), ((2, 4, 3), (4, 1))], ids=str)
+@pytest.mark.parametrize("name", REDUCED_OPERANDS)
+def test_a_reduction_of_what_has_one_value_a_row(name: str, shapes: tuple[tuple[int, ...], ...]) -> None:
+    """The definition runs, whatever the shapes are of the usual call."""
+    definition = REDUCED_OPERANDS[name]
+    op = ad.rowwise(definition)
+    xs = [torch.rand(shape, dtype=torch.float64, requires_grad=True) + 0.1 for shape in shapes]
+    for _ in range(2):
+        y, expected = op(*xs), definition(*xs)
+        torch.testing.assert_close(y, expected)
+        slopes = (torch.autograd.grad(z.sum(), xs, materialize_grads=True) for z in (y, expected))
+        torch.testing.assert_close(*slopes)
+
+
+def test_how_many_dimensions_there_are_is_not_known() -> None:
+    with pytest.raises(TypeError, match="asks for another size than that of a row"):
+        ad.rowwise(lambda x: x / len(x.shape))
+
+
+def test_an_argument_may_be_called_self_by_who_calls() -> None:
+    with pytest.raises(TypeError, match="missing a required argument: 'input'"):
+        ad.pow(self=2.0, exponent=torch.ones(2))

@@ -23,7 +23,7 @@ from ._symbolic.refusals import TraceError
 from ._symbolic.torch_functions import FUNCTIONS
 from ._symbolic.torch_names import is_of_torch, name_of, written_by
 from ._symbolic.tracing import ValueNeeded, trace
-from ._torch_state import usual_size
+from ._torch_state import is_wrapped, usual_size
 
 SMALLEST = 65_536  # elements of long rows: of fewer the call of a row op takes longer than what it saves
 
@@ -48,12 +48,34 @@ _LEFT = frozenset(
     "to type_as clone contiguous tensor as_tensor scalar_tensor positive detach data new_tensor new_full new_zeros "
     "new_ones".split()
 )
+# Their results have other strides than their meta functions say, where not all tensors are contiguous.
+_OF_OTHER_STRIDES = frozenset(
+    "copysign floor_divide heaviside logaddexp logaddexp2 logical_and logical_or logical_xor logsigmoid log_sigmoid "
+    "rpow xlog1py xlogy".split()
+)
+_POWERS = frozenset("pow float_power".split())  # the same of powers of a number
 _OPERATORS = {"truediv": "div", "mod": "remainder"}
 
 
 def value_of(node: Node) -> Any:
     """The fake tensor, or the number, that Dynamo has for a node."""
     return node.meta.get("example_value")
+
+
+def note_reshaped(nodes: Iterable[Node]) -> None:
+    """Notes which nodes stand for tensors whose shape changes in place, of which Dynamo knows the last one alone."""
+    nodes = list(nodes)
+    changed = [value_of(x) for node in nodes if _target(node) in _RESHAPES for x in node.all_input_nodes[:1]]
+    for node in nodes:
+        node.meta["is_reshaped"] = any(value_of(node) is x for x in changed)
+
+
+def is_unknown(node: Node) -> bool:
+    """Is the shape of a node, or of what it reads, not known, or that of a tensor within a transform?"""
+    values = [value_of(x) for x in (node, *node.all_input_nodes)]
+    return any(x.meta.get("is_reshaped") for x in (node, *node.all_input_nodes)) or any(
+        is_wrapped(x) for x in values if isinstance(x, torch.Tensor)
+    )
 
 
 def spoken(node: Node) -> str:
@@ -66,8 +88,13 @@ def spoken(node: Node) -> str:
     return _OPERATORS.get(name, name)
 
 
+def _target(node: Node) -> str:
+    """The name of what a node calls, as it is written."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+
+
 def _is_write(node: Node) -> bool:
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    name = _target(node)
     if node.target in (operator.setitem, operator.delitem) or node.kwargs.get("out") is not None:
         return True
     if getattr(node.target, "__module__", "") == "_operator":
@@ -79,6 +106,9 @@ def _is_write(node: Node) -> bool:
     return written_by(name, node.kwargs) is not None
 
 
+_RESHAPES = frozenset(
+    "t_ transpose_ swapaxes_ swapdims_ squeeze_ unsqueeze_ resize_ resize_as_ as_strided_ set_".split()
+)
 _DRAWS = frozenset("dropout feature_dropout alpha_dropout feature_alpha_dropout scaled_dot_product_attention".split())
 _AUGMENTED = frozenset(f"__i{name}__" for name in "add sub mul truediv floordiv pow mod and or xor matmul".split())
 
@@ -142,6 +172,8 @@ def is_neutral(node: Node) -> bool:
 def reason_to_leave(node: Node) -> str | None:
     """Why no op computes a call, None if one may; ``""`` of a call that is not elementwise at all."""
     name = spoken(node)
+    if is_unknown(node):
+        return "its shape changes in place, or a transform wraps it" if name in FUNCTIONS else ""
     row = row_call_of(node)
     if row is None and (node.op not in _CALLS or name not in FUNCTIONS or name in _LEFT):
         return ""
@@ -164,6 +196,9 @@ def reason_to_leave(node: Node) -> str | None:
         return f"takes {', '.join(sorted(map(str, dtypes)))} and gives {result.dtype}"
     if row is not None:
         return _reason_no_rows(row, tensors)
+    is_turned = not all(x.is_contiguous() for x in tensors)
+    if is_turned and (name in _OF_OTHER_STRIDES or (name in _POWERS and not isinstance(node.args[0], Node))):
+        return "has other strides than PyTorch says"
     return _reason_not_traced(node.target, *_pattern(node))
 
 
@@ -172,12 +207,12 @@ _CALLS = ("call_function", "call_method")
 
 def row_call_of(node: Node) -> RowCall | None:
     """The call along rows that a node is, None if it is another."""
-    return row_call(spoken(node), node) if node.op in _CALLS and not is_barrier(node) else None
+    return row_call(spoken(node), node) if node.op in _CALLS and not is_barrier(node) and not is_unknown(node) else None
 
 
 def viewed_rows(node: Node) -> Node | None:
     """The tensor to which a node adds a last dimension of size 1, or from which it takes it; None if it is another."""
-    return view_of_rows(spoken(node), node) if node.op in _CALLS else None
+    return view_of_rows(spoken(node), node) if node.op in _CALLS and not is_unknown(node) else None
 
 
 def _reason_no_rows(call: RowCall, tensors: Sequence[torch.Tensor]) -> str | None:

@@ -48,7 +48,7 @@ class Pointwise(Declared):
         """The kinds of the calls that C++ takes."""
         return set()
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             if self._captures:
                 self._check_captured()

@@ -18,7 +18,7 @@ from ._row_function import HALF, Call, RowFunction, shape_of
 from ._symbolic.captured import plain
 from ._symbolic.expr import Expr
 from ._symbolic.program import Program
-from ._symbolic.refusals import NumberExpected
+from ._symbolic.refusals import NumberExpected, TraceError
 from ._torch_state import is_autocast_enabled, is_being_traced, traced_before_autograd, without_view
 
 
@@ -63,7 +63,7 @@ class Rowwise(Declared):
         formula = self.latex()
         return rf"$\displaystyle {formula}$" if len(formula) < _LONG_FORMULA else None
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             if self._captures:
                 self._check_captured()
@@ -91,9 +91,17 @@ class Rowwise(Declared):
         tensors = [x for x in args if isinstance(x, torch.Tensor)]
         if not _are_alike(tensors) or (shape := _shape(tensors)) is None:
             return self._define(args)
+        if self._untraced and self._kinds(args) in self._untraced:
+            return self._define(args)
         try:
             kinds, member, scalars = self.resolve(args)
         except NumberExpected:  # PyTorch reads that of a tensor without dimensions, or says what is wrong
+            return self._define(args)
+        except TraceError:
+            kinds = self._kinds(args)
+            if ROW not in kinds and COLUMN not in kinds:
+                raise
+            self._untraced.add(kinds)  # what has one value a row may be reduced in PyTorch
             return self._define(args)
         assert isinstance(member, RowFunction)
         device = kernels.device_for(tensors if sweep is None else list(map(sweep.value, tensors)))
@@ -121,6 +129,11 @@ class Rowwise(Declared):
         if not isinstance(result, tuple):
             return reshaped(result, shape[:-1], sweep)
         return tuple([reshaped(y, shape[:-1], sweep) if d else y for y, d in zip(result, dropped, strict=True)])
+
+    @functools.cached_property
+    def _untraced(self) -> set[tuple[Any, ...]]:
+        """The kinds of arguments that broadcast for which the definition runs."""
+        return set()
 
     @functools.cached_property
     def _in_front(self) -> set[tuple[Any, ...]]:

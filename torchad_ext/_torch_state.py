@@ -105,6 +105,8 @@ share_memory: Callable[[Tensor, Tensor], bool] = _private("torch._C._is_alias_of
 _owners = _private("torch._C._storage_Use_Count", lambda storage: math.inf)
 # Another shape of a tensor that nobody else has, which is no view of it.
 without_view: Callable[[Tensor, Sequence[int]], Tensor] = _private("torch.ops.aten._unsafe_view.default", torch.reshape)
+# A tensor that a transform of torch.func wraps is no tensor of its own after the transform.
+is_wrapped: Callable[[Tensor], bool] = _private("torch._C._functorch.is_functorch_wrapped_tensor", lambda x: False)
 # The strides that PyTorch gives the result of an elementwise operation.
 elementwise_strides = _private("torch._prims_common.compute_elementwise_output_strides", _strides_of_sum)
 
@@ -138,6 +140,11 @@ def register_backend(name: str, backend: Any) -> None:
     """Gives ``torch.compile`` a backend by name, where no entry point of an installed package has."""
     if name not in torch.compiler.list_backends(exclude_tags=()):
         torch._dynamo.register_backend(backend, name)
+
+
+def left_to_eager(reason: str) -> Exception:
+    """The exception by which a backend leaves a function that Dynamo traced to eager mode."""
+    return torch._dynamo.exc.SkipFrame(reason)
 
 
 def is_captured(x: Any) -> bool:

@@ -30,10 +30,12 @@ from ._row_calls import written_view
 from ._row_function import SHORT, RowFunction
 from ._rowwise import Rowwise, kind_in_rows
 from ._symbolic.refusals import TraceError
-from ._torch_state import elementwise_strides, is_autocast_enabled, register_backend, share_memory
+from ._torch_state import elementwise_strides, is_autocast_enabled, left_to_eager, register_backend, share_memory
+from ._warnings import warn_or_raise
 
 _CHEAP = frozenset("add sub mul neg rsub pos sum mean amax amin".split())  # alone, each is as fast natively
 _ALONE = 4  # times the rows that a cluster has, in a call along rows by itself: there PyTorch's own is one kernel too
+_NO_DERIVATIVE = "Dynamo records its backward without a derivative, and second derivatives would be wrong"
 _ops: dict[Any, Declared | str] = {}  # of the structure of a cluster, so that equal layers share kernels
 
 
@@ -102,7 +104,15 @@ def explain(model: Callable[..., Any], *inputs: Any, **options: Any) -> Explanat
     if not callable(model):
         raise TypeError(f"torchad_ext.explain takes a model and its inputs, got {type(model).__name__}")
     explanation = Explanation()
-    torch.compile(model, backend=lambda graph, _: _fused(graph, explanation))(*inputs, **options)
+
+    def backend(graph: GraphModule, _: Any) -> GraphModule:
+        if functions := _functions_of_others(graph):
+            explanation.left += [(_source(node), "autograd.Function", _NO_DERIVATIVE) for node in functions]
+            explanation.graphs += 1
+            raise left_to_eager(_NO_DERIVATIVE)
+        return _fused(graph, explanation)
+
+    torch.compile(model, backend=backend)(*inputs, **options)
     return explanation
 
 
@@ -116,7 +126,23 @@ def backend(graph: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., 
     Returns:
         A module with the same inputs and results.
     """
+    if functions := _functions_of_others(graph):
+        warn_or_raise(
+            RuntimeError(
+                'torch.compile(backend="torchad_ext") cannot compile the autograd.Function at '
+                f"{_source(functions[0])}: {_NO_DERIVATIVE}"
+            ),
+            "; the function around it runs in eager mode, and those that it calls are compiled. Call it by "
+            "torch.compiler.disable(Function.apply) to compile what is around it",
+        )
+        raise left_to_eager(_NO_DERIVATIVE)
     return _fused(graph, Explanation())
+
+
+def _functions_of_others(graph: GraphModule) -> list[Node]:
+    """The calls of each ``autograd.Function``, of which Dynamo records the backward without a derivative."""
+    parts = (part.graph for part in graph.modules() if isinstance(part, GraphModule))
+    return [node for part in parts for node in part.nodes if spoken(node) == "autograd_function_apply"]
 
 
 def _fused(graph: GraphModule, explanation: Explanation) -> GraphModule:

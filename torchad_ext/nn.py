@@ -439,6 +439,10 @@ def _replace_function(module: nn.Module, name: str, path: str, known: Mapping[An
     if new is None:
         report.left[path] = f"{_name(function)} is not known to be an activation; name an op, extra={{function: op}}"
         return
+    options = value.keywords if isinstance(value, functools.partial) else {}
+    if options.get("inplace") or options.get("out") is not None:
+        report.left[path] = f"{_name(function)} writes into a tensor; the ops give new tensors"
+        return
     after = functools.partial(new, *value.args, **value.keywords) if isinstance(value, functools.partial) else new
     setattr(module, name, after)
     report.changed[path] = _name(value), _name(after)

@@ -172,6 +172,8 @@ class TestStructure:
         points = sample(4, 3, device=device)
         calls: list[Callable[[Tensor], Any]] = [
             lambda x: ad.hessian(f, x),
+            lambda x: ad.hessian(lambda x: x.pow(3).sum(), x, sparsity="auto"),
+            lambda x: ad.hessian(lambda x: x.pow(3).sum(), x, sparsity=torch.eye(3, dtype=torch.bool, device=x.device)),
             lambda x: ad.hvp(f, x, x),
             lambda x: ad.jacobian(torch.sin, x),
             lambda x: ad.hessian_diagonal(f, x),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .._self_check import FastPath, report
-from .._torch_state import where_transforms_are_right
+from .._torch_state import outside_inference_mode, where_transforms_are_right
 from .decompression import SparsityError, coloring_of, find_coloring
 from .jacobian_columns import jacobian_by_pullback_of_pullback, jacobian_in_forward_mode
 from .jacobian_rows import all_rows, blocks_of_rows, rows_at_once, tracked
@@ -148,6 +148,8 @@ def hessian(
             f"torchad_ext.hessian: got layout={layout} and sparsity={sparsity}; layout is torch.strided, or "
             "torch.sparse_coo with a sparsity"
         )
+    if sparsity is not None and torch.is_inference_mode_enabled():  # where a pattern is found, autograd records
+        return outside_inference_mode(hessian)(f, x, chunk_size, sparsity, strategy, progress, layout)
     draws = Draws(at)
     draws.again()
     gradient: Pullback | None = None

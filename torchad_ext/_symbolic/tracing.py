@@ -97,8 +97,18 @@ class _Shape:
 
     def __getitem__(self, index: Any) -> Any:
         if index != -1:
-            raise refusal(f"x.{self.name}", refusals.ROW_SHAPE)
+            raise self._refusal
         return self.last
+
+    def __len__(self) -> int:
+        raise self._refusal
+
+    def __iter__(self) -> Any:
+        raise self._refusal
+
+    @property
+    def _refusal(self) -> TraceError:
+        return refusal(f"x.{self.name}", refusals.ROW_SHAPE)
 
 
 def _symbol(

@@ -167,6 +167,17 @@ def in_forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
+def may_take_three_derivatives(x: Tensor) -> bool:
+    """Is x within forward mode and two more levels of derivatives, or within as many as a graph is differentiated?"""
+    if not in_forward_mode():
+        return False
+    kinds = [interpreter.key() for interpreter in torch._C._functorch.get_interpreter_stack() or ()]
+    types = torch._C._functorch.TransformType
+    while is_wrapped(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x.requires_grad or kinds.count(types.Grad) + max(1, kinds.count(types.Jvp)) > 2
+
+
 def traced_before_autograd() -> bool:
     """Does ``make_fx(pre_dispatch=True)`` trace? That is a mode of torch functions, and none of the dispatcher's."""
     return torch._C._dispatch_tls_is_dispatch_key_included(DispatchKey.PreDispatch)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._pytree import tree_map
 
-from . import singular
+from . import factorizations, singular
 from .calls import unguarded
 from .roots import is_root, root, squared
 from .singular import quotients_are_right
@@ -301,6 +301,13 @@ CORRECTIONS: dict[str, Callable[..., Any]] = {
     "_weight_norm": _weight_norm,
     "hypot": _hypot,
     "det": singular.det,
+    "slogdet": factorizations.slogdet,
+    "logdet": factorizations.logdet,
+    "solve": factorizations.solve,
+    "tensorsolve": factorizations.tensorsolve,
+    "cholesky_inverse": factorizations.cholesky_inverse,
+    "householder_product": factorizations.householder_product,
+    "orgqr": factorizations.householder_product,
     "prod": _where_quotients_are_wrong(torch.prod, singular.prod),
     "cumprod": _where_quotients_are_wrong(torch.cumprod, singular.cumprod),
     "hardsigmoid": _hardsigmoid,

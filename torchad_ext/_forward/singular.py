@@ -14,12 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def _pivots(A: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers whose product is the determinant, up to a sign, and the sign."""
-    LU, rows, _ = torch.linalg.lu_factor_ex(A)
-    swaps = rows != torch.arange(1, A.shape[-1] + 1, dtype=rows.dtype, device=rows.device)
-    return LU.diagonal(dim1=-2, dim2=-1), 1 - 2 * (swaps.sum(-1) % 2)
+from .factorizations import either, pivots, slogdet, solve
 
 
 class _Regularized(torch.autograd.Function):
@@ -33,10 +28,10 @@ class _Regularized(torch.autograd.Function):
     def forward(A: Tensor) -> tuple[Tensor, ...]:
         n, k = A.shape[-1], 0
         left, right = (torch.zeros_like(A, memory_format=torch.contiguous_format) for _ in range(2))
-        pivots, sign = _pivots(A)
+        factors, sign = pivots(A)
         # The second derivative of a determinant by its inverse has an error of the square of the condition number.
         least = torch.finfo(A.dtype).eps ** 0.25
-        suspect = pivots.abs().amin(-1) <= least * pivots.abs().amax(-1)
+        suspect = factors.abs().amin(-1) <= least * factors.abs().amax(-1)
         if bool(suspect.any()):
             U, S, Vh = torch.linalg.svd(A[suspect])
             small = least * S[..., :1] >= S
@@ -47,9 +42,9 @@ class _Regularized(torch.autograd.Function):
             suspect[suspect.clone()] = small[..., -1]
         left, right = left[..., n - k :], right[..., n - k :]
         if k:
-            pivots, sign = _pivots(A + left @ right.mH)
+            factors, sign = pivots(A + left @ right.mH)
         places = suspect.flatten().nonzero().squeeze(-1)
-        return left, right, pivots.prod(-1) * sign, pivots.abs().log().sum(-1), places
+        return left, right, factors.prod(-1) * sign, factors.abs().log().sum(-1), places
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -112,7 +107,7 @@ def det(A: Any) -> Any:
         return _of_few(A)
     L, R, value, log, places = _Regularized.apply(A.detach())
     M = A + L @ R.mH if len(places) else A
-    sign, y = torch.linalg.slogdet(M)
+    sign, y = either(slogdet, torch.linalg.slogdet, M)
     y = (y - log).exp() * value
     if A.is_complex():
         y = y * sign * value.sgn().conj()
@@ -125,7 +120,7 @@ def _of_rest(M: Any, L: Tensor, R: Tensor, places: Tensor) -> Any:
     count = batch.numel()
     if len(places) < count:
         M, L, R = (x.reshape(count, *x.shape[-2:])[places] for x in (M, L, R))
-    rest = torch.eye(k, dtype=L.dtype, device=L.device) - R.mH @ torch.linalg.solve(M, L)
+    rest = torch.eye(k, dtype=L.dtype, device=L.device) - R.mH @ either(solve, torch.linalg.solve, M, L)
     y = _of_few(rest) if k <= 3 else _polynomial(rest)
     if len(places) < count:
         y = torch.ones(count, dtype=L.dtype, device=L.device).index_put((places,), y).reshape(batch)

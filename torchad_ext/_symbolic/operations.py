@@ -39,6 +39,11 @@ def _slope_of_power(g: Expr, y: Expr, a: Expr, b: Expr) -> Gradients:
     return slope, g * (y * log(where(and_(eq(a, 0), b >= 0), 1, a)))
 
 
+def _slope_of_rsqrt(g: Expr, y: Expr, x: Expr) -> Expr:
+    """-g y³ / 2; of a row, whose deviation may be large, in an order that does not underflow before the result does."""
+    return -0.5 * (g * y * y * y) if x.is_row else -0.5 * (g * y**3)
+
+
 def _slope_of_atan2(g: Expr, y: Expr, a: Expr, b: Expr) -> Gradients:
     """No slope at the origin."""
     square = a * a + b * b
@@ -148,7 +153,7 @@ pow_ = _define("pow", _slope_of_power, simplify=simplify.pow_, fold=operator.pow
 sqrt = _define(
     "sqrt", lambda g, y, x: g / (2 * y), fold=math.sqrt, cpp_double="std::sqrt", latex=r"\sqrt{%s}", is_analytic=True
 )
-rsqrt = _define("rsqrt", lambda g, y, x: -0.5 * (g * y * y * y), latex=r"\frac{1}{\sqrt{%s}}", is_analytic=True)
+rsqrt = _define("rsqrt", _slope_of_rsqrt, latex=r"\frac{1}{\sqrt{%s}}", is_analytic=True)
 exp = _define("exp", lambda g, y, x: g * y, fold=math.exp, latex="e^{%s}", is_analytic=True)
 exp2 = _define("exp2", lambda g, y, x: g * (y * math.log(2)), latex="2^{%s}")
 expm1 = _define("expm1", lambda g, y, x: g * exp(x), is_analytic=True)

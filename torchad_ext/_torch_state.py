@@ -167,15 +167,16 @@ def in_forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
-def may_take_three_derivatives(x: Tensor) -> bool:
-    """Is x within forward mode and two more levels of derivatives, or within as many as a graph is differentiated?"""
+def mixes_modes(x: Tensor) -> bool:
+    """Is x within forward mode and another level of derivatives, but for forward over reverse mode alone?"""
     if not in_forward_mode():
         return False
-    kinds = [interpreter.key() for interpreter in torch._C._functorch.get_interpreter_stack() or ()]
     types = torch._C._functorch.TransformType
+    kinds = [interpreter.key() for interpreter in torch._C._functorch.get_interpreter_stack() or ()]
+    kinds = [kind for kind in kinds if kind in (types.Grad, types.Jvp)]  # the outermost first
     while is_wrapped(x):
         x = torch._C._functorch.get_unwrapped(x)
-    return x.requires_grad or kinds.count(types.Grad) + max(1, kinds.count(types.Jvp)) > 2
+    return x.requires_grad or kinds not in ([], [types.Jvp], [types.Jvp, types.Grad])
 
 
 def traced_before_autograd() -> bool:

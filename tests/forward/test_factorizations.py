@@ -1,4 +1,4 @@
-"""Third derivatives of functions of matrices in every order of forward and reverse mode, against differences."""
+"""Derivatives of functions of matrices in every order of forward and reverse mode, against differences."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "solve from the right": lambda A: torch.linalg.solve(A, A1, left=False).square().sum(),
     "solve of a vector": lambda A: torch.linalg.solve(A, A[0]).sin().sum(),
     "solve of a batch": lambda A: torch.linalg.solve(torch.stack([A, A.mT]), A1).sum(),
+    "solve_ex": lambda A: torch.linalg.solve_ex(A, A1, left=False).result.sum(),
     "slogdet": lambda A: torch.linalg.slogdet(A)[1],
     "logdet": lambda A: torch.logdet(positive(A)),
     "det": torch.linalg.det,
@@ -65,8 +66,19 @@ def third_difference(f: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-class TestThirdDerivatives:
+class TestDerivatives:
     T = torch.tensor(0.3, dtype=D)
+
+    def test_second_derivatives_in_every_order_of_the_modes(self, name: str) -> None:
+        """PyTorch's are wrong in forward over forward and in reverse over forward mode."""
+        f = with_corrections(lambda t: at(t, FUNCTIONS[name]))
+        expected = jacrev(jacrev(f))(self.T)
+        assert_close(jacfwd(f)(self.T), jacrev(f)(self.T))
+        for a, b in product((jacfwd, jacrev), repeat=2):
+            assert_close(a(b(f))(self.T), expected)
+        leaf = self.T.clone().requires_grad_()
+        first = ad.jacobian(f, leaf, strategy="forward")
+        assert_close(torch.autograd.grad(first, leaf)[0], expected)
 
     def test_in_every_order_of_the_modes(self, name: str) -> None:
         f = lambda t: at(t, FUNCTIONS[name])  # noqa: E731

@@ -197,6 +197,15 @@ def _hypot(a: Any, b: Any) -> Any:
     return is_root(y, 2, lambda: squared(a) + squared(b))
 
 
+def _logaddexp(a: Any, b: Any) -> Any:
+    """The other one where one is -inf, and without a slope where both are."""
+    if a.is_complex() or b.is_complex():
+        return NotImplemented
+    a_ends, b_ends = a.detach() == -math.inf, b.detach() == -math.inf
+    y = torch.logaddexp(a.masked_fill(a_ends, 0), b.masked_fill(b_ends, 0))
+    return torch.where(a_ends, torch.where(b_ends, -math.inf, b), torch.where(b_ends, a, y))
+
+
 def _reduced(y: Any, reduction: int) -> Any:
     return y if reduction == 0 else y.mean() if reduction == 1 else y.sum()
 
@@ -286,6 +295,7 @@ CORRECTIONS: dict[str, Callable[..., Any]] = {
     "batch_norm": batch_norm,
     "native_batch_norm": _native_batch_norm,
     "instance_norm": instance_norm,
+    "logaddexp": _logaddexp,
     "logcumsumexp": logcumsumexp,
     "scaled_dot_product_attention": attention,
     "vector_norm": vector_norm,
@@ -304,6 +314,7 @@ CORRECTIONS: dict[str, Callable[..., Any]] = {
     "slogdet": factorizations.slogdet,
     "logdet": factorizations.logdet,
     "solve": factorizations.solve,
+    "solve_ex": factorizations.solve_ex,
     "tensorsolve": factorizations.tensorsolve,
     "cholesky_inverse": factorizations.cholesky_inverse,
     "householder_product": factorizations.householder_product,

@@ -1,8 +1,8 @@
-"""Functions of matrices composed of factorizations, for third derivatives with forward mode, where PyTorch's are wrong.
+"""Functions of matrices composed of factorizations, for derivatives that mix the modes, where PyTorch's are wrong.
 
-Their backward reads factors that forward mode takes for constants one level further out. LU factors themselves, and
-solutions by them, have right derivatives in every order of the modes. A composition gives NotImplemented where two
-levels at the most are at work, at which PyTorch's are right and quicker.
+Their derivatives read factors that forward mode takes for constants one level further out. LU factors themselves, and
+solutions by them, have right derivatives in every order of the modes. A composition gives NotImplemented in reverse
+mode of any order, in forward mode and in forward over reverse mode, where PyTorch's are right and quicker.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._torch_state import may_take_three_derivatives
+from .._torch_state import in_forward_mode, mixes_modes
 
 
-def _is_far(*xs: Any) -> bool:
-    return any(isinstance(x, Tensor) and may_take_three_derivatives(x) for x in xs)
+def _mixes_modes(*xs: Any) -> bool:
+    return any(isinstance(x, Tensor) and mixes_modes(x) for x in xs)
 
 
 def either(composed: Callable[..., Any], function: Callable[..., Any], *args: Any) -> Any:
@@ -35,7 +35,7 @@ def pivots(A: Any) -> tuple[Any, Any]:
 
 
 def slogdet(A: Any) -> Any:
-    if not _is_far(A) or not A.numel():
+    if not _mixes_modes(A) or not A.numel():
         return NotImplemented
     factors, sign = pivots(A)
     sizes = factors.abs()
@@ -54,15 +54,20 @@ def _is_vector(A: Any, B: Any) -> bool:
 
 
 def solve(A: Any, B: Any, *, left: bool = True) -> Any:
-    if not _is_far(A, B):
+    if not _mixes_modes(A, B):
         return NotImplemented
     is_vector = _is_vector(A, B)
     X = torch.linalg.lu_solve(*torch.linalg.lu_factor(A), B.unsqueeze(-1) if is_vector else B, left=left)
     return X.squeeze(-1) if is_vector else X
 
 
+def solve_ex(A: Any, B: Any, *, left: bool = True, check_errors: bool = False) -> Any:
+    X = solve(A, B, left=left) if not check_errors else NotImplemented
+    return X if X is NotImplemented else torch.return_types.linalg_solve_ex((X, torch.linalg.lu_factor_ex(A).info))  # type: ignore[attr-defined]
+
+
 def tensorsolve(A: Any, B: Any, dims: Any = None) -> Any:
-    if not _is_far(A, B):
+    if not _mixes_modes(A, B):
         return NotImplemented
     if dims is not None:
         A = A.movedim(tuple(dims), tuple(range(A.dim() - len(dims), A.dim())))
@@ -70,7 +75,8 @@ def tensorsolve(A: Any, B: Any, dims: Any = None) -> Any:
 
 
 def cholesky_inverse(L: Any, upper: bool = False) -> Any:
-    if not _is_far(L):
+    """PyTorch's is wrong in forward mode of any order."""
+    if not in_forward_mode():
         return NotImplemented
     unit = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
     W = torch.linalg.solve_triangular(L, unit, upper=upper)
@@ -79,7 +85,7 @@ def cholesky_inverse(L: Any, upper: bool = False) -> Any:
 
 def householder_product(A: Any, tau: Any) -> Any:
     """The first columns of a product of reflections I - τ v vᴴ; v is a column below the diagonal, with 1 on it."""
-    if not _is_far(A, tau):
+    if not _mixes_modes(A, tau):
         return NotImplemented
     m, n = A.shape[-2:]
     Q = torch.eye(m, dtype=A.dtype, device=A.device)[:, :n].expand(*A.shape[:-2], m, n)

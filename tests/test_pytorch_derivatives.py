@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import torchad_ext as ad
+from torchad_ext._forward.correction_mode import with_corrections
 from torchad_ext._forward.corrections import CORRECTIONS
 
 pytest.importorskip("expecttest", reason="torch.testing._internal imports expecttest, which is not installed")
@@ -56,6 +58,39 @@ def test_the_page_has_what_is_replaced() -> None:
 def test_what_the_page_calls_right_is(name: str) -> None:
     (row,) = (row for title, row in pytorch_derivatives.measured([name], most=1).items() if title == name)
     assert set(row.tools.values()) <= {"right"}
+
+
+def tangent(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda t: torch.func.jvp(f, (t,), (torch.ones_like(t),))[1]
+
+
+# Loud ones, and scatter_reduce, of which the tools see that forward mode is wrong.
+NOT_MIXED = {"torch.ops.aten._safe_softmax.default", "linalg.eig", "linalg.eigh", "scatter_reduce (prod)"}
+
+
+@pytest.mark.long
+def test_modes_may_be_mixed() -> None:
+    """Second derivatives along a line in every order of the modes, of all of PyTorch's functions."""
+    wrong = {}
+    for case in pytorch_derivatives.cases(most=2):
+        v, s = pytorch_derivatives.numbers(case.u.numel(), 5), with_corrections(case.s)
+        first = lambda h: pytorch_derivatives.derivative(s, case.u + h * v, [v]).item()  # noqa: B023, E731
+        try:
+            expected, error = pytorch_derivatives.difference(first)
+        except (RuntimeError, ValueError):  # it has no derivative
+            continue
+        if not error < 1e-4 * max(1e-3, abs(expected)):  # a kink
+            continue
+        for outer, inner in itertools.product((tangent, torch.func.grad), repeat=2):
+            of = outer(inner(lambda t: s(case.u + t * v)))  # noqa: B023
+            try:
+                found = of(torch.zeros((), dtype=D)).item()
+            except (RuntimeError, NotImplementedError):  # PyTorch says that there is none
+                continue
+            verdict = pytorch_derivatives.verdict(found, expected, error)
+            if verdict != "right" and case.name not in NOT_MIXED:
+                wrong[case.name, outer.__name__, inner.__name__] = verdict
+    assert not wrong
 
 
 def test_a_wrong_derivative_is_seen() -> None:

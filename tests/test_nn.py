@@ -189,6 +189,14 @@ class TestReplaceActivations:
         assert "writes into its input" in report.left["body.5"] and "sqrt" in report.left["other"]
         assert len(str(report).splitlines()) == 9
 
+    def test_a_forward_of_its_own_is_left(self) -> None:
+        model = nn.Sequential(nn.Tanh())
+        model[0].forward = torch.sin
+        report = ad.nn.replace_activations(model)
+        assert "has a forward of its own" in report.left["0"]
+        assert not report.changed
+        assert_close(model(X), X.sin())
+
     def test_functions_that_write_are_left(self) -> None:
         model = nn.Module()
         model.act = functools.partial(F.silu, inplace=True)

@@ -409,6 +409,8 @@ def _replace_module(module: nn.Module, path: str, known: Mapping[Any, Any], repo
             report.left[path] = f"{_name(of)} is a subclass of {_name(native)}; name an op, extra={{{_name(of)}: ...}}"
     elif getattr(module, "inplace", False):
         report.left[path] = f"{_name(of)}(inplace=True) writes into its input; the ops give new tensors"
+    elif isinstance(new, type) and "forward" in vars(module):
+        report.left[path] = f"this {_name(of)} has a forward of its own; put an op in that"
     elif isinstance(new, type):
         module.__class__ = new
         report.changed[path] = _name(of), f"{new.__module__}.{_name(new)}"

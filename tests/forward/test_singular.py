@@ -107,6 +107,16 @@ def test_a_batch_of_all_ranks() -> None:
     assert_close(ad.jacobian(torch.linalg.det, A), jacrev(by_leibniz)(A))
 
 
+def test_numbers_that_are_not_finite() -> None:
+    """The value is PyTorch's, beside a singular matrix too."""
+    A = torch.stack([of_rank(4, 3), of_rank(4, 4).index_fill(0, torch.tensor(1), torch.inf), of_rank(4, 4) * torch.nan])
+    seen = []
+    f = lambda A: seen.append(torch.linalg.det(A).detach()) or torch.linalg.det(A)  # noqa: E731
+    J = ad.jacobian(f, A)
+    assert_close(seen[0].isfinite(), torch.linalg.det(A).isfinite())
+    assert_close(J[0, 0], jacrev(by_leibniz)(A[0]))
+
+
 def test_a_complex_matrix() -> None:
     A = of_rank(4, 2, torch.complex128)
     f = lambda of: lambda x: of(A + x[0] * A.mT + x[0] * x[1] + x[1] * A.mH).real  # noqa: E731

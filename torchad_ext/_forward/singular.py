@@ -31,7 +31,7 @@ class _Regularized(torch.autograd.Function):
         factors, sign = pivots(A)
         # The second derivative of a determinant by its inverse has an error of the square of the condition number.
         least = torch.finfo(A.dtype).eps ** 0.25
-        suspect = factors.abs().amin(-1) <= least * factors.abs().amax(-1)
+        suspect = (factors.abs().amin(-1) <= least * factors.abs().amax(-1)) & A.isfinite().all(-1).all(-1)
         if bool(suspect.any()):
             U, S, Vh = torch.linalg.svd(A[suspect])
             small = least * S[..., :1] >= S

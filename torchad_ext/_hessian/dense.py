@@ -148,7 +148,8 @@ def hessian(
             f"torchad_ext.hessian: got layout={layout} and sparsity={sparsity}; layout is torch.strided, or "
             "torch.sparse_coo with a sparsity"
         )
-    if sparsity is not None and torch.is_inference_mode_enabled():  # where a pattern is found, autograd records
+    # Where a pattern is found, autograd records.
+    if sparsity is not None and not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
         return outside_inference_mode(hessian)(f, x, chunk_size, sparsity, strategy, progress, layout)
     draws = Draws(at)
     draws.again()

@@ -298,4 +298,5 @@ class TestCacheFolder:
         compiler.is_version("compiler 2.0")
         assert load_again()
         names = [folder.parent.name for folder in cache.glob("*/library.so")]
-        assert len(names) == len({re.sub("-[0-9a-f]+$", "", name) for name in names}) == 3
+        levels = {re.sub("-[0-9a-f]+$", "", name) for name in names}  # the third is the best, which may be v3
+        assert len(names) == 3 and levels >= {"cpu-x86-64-v2", "cpu-x86-64-v3"}

@@ -136,6 +136,9 @@ struct Numbers {
         }
         for (; r < rows; ++r, at += n) chain[0] += load(at);
       } else {
+        for (; r + 4 <= rows; r += 4, at += 4 * n) {
+          for (int c = 0; c < 4; ++c) chain[c] += load_some(at + c * n, count);
+        }
         for (; r < rows; ++r, at += n) chain[0] += load_some(at, count);
       }
       add(to + j, (chain[0] + chain[1]) + (chain[2] + chain[3]), count);

@@ -130,16 +130,16 @@ struct Numbers {
       const T* at = x + j;
       V chain[4] = {};
       int64_t r = 0;
+      const auto add_all = [&](auto row) {
+        for (; r + 4 <= rows; r += 4, at += 4 * n) {
+          for (int c = 0; c < 4; ++c) chain[c] += row(at + c * n);
+        }
+        for (; r < rows; ++r, at += n) chain[0] += row(at);
+      };
       if (count == width) {
-        for (; r + 4 <= rows; r += 4, at += 4 * n) {
-          for (int c = 0; c < 4; ++c) chain[c] += load(at + c * n);
-        }
-        for (; r < rows; ++r, at += n) chain[0] += load(at);
+        add_all([](const T* from) { return load(from); });
       } else {
-        for (; r + 4 <= rows; r += 4, at += 4 * n) {
-          for (int c = 0; c < 4; ++c) chain[c] += load_some(at + c * n, count);
-        }
-        for (; r < rows; ++r, at += n) chain[0] += load_some(at, count);
+        add_all([count](const T* from) { return load_some(from, count); });
       }
       add(to + j, (chain[0] + chain[1]) + (chain[2] + chain[3]), count);
     }

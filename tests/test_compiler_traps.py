@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compiled_models import Function, compiled, hold, x_like
+from own_functions import Cube
 from random_modules import interpret
 from torch import Tensor, nn
 from torch.func import functional_call, hessian, jvp, vmap
@@ -403,18 +404,6 @@ class TestDerivatives:
         assert_close(ad.laplacian(f, x_like(4, 3)), ad.laplacian(model, x_like(4, 3)))
 
 
-class OwnCube(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return 3 * x**2 * grad_output
-
-
 class OwnReversal(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -435,10 +424,10 @@ class TestFunctionsOfOthers:
     @pytest.mark.parametrize(
         "f",
         [
-            lambda x: OwnCube.apply(x.sin() * x),
-            OwnCube.apply,
+            lambda x: Cube.apply(x.sin() * x),
+            Cube.apply,
             lambda x: OwnReversal.apply(x * x) * x,
-            lambda x: Inner.of(x) * OwnCube.apply(Inner.of(x)),
+            lambda x: Inner.of(x) * Cube.apply(Inner.of(x)),
         ],
     )
     @pytest.mark.filterwarnings("ignore:torch.compile")
@@ -446,7 +435,7 @@ class TestFunctionsOfOthers:
         hold(f, x_like(3))
 
     def test_it_is_said_once_and_what_it_calls_is_compiled(self) -> None:
-        f = lambda x: Inner.of(x) * OwnCube.apply(x)  # noqa: E731
+        f = lambda x: Inner.of(x) * Cube.apply(x)  # noqa: E731
         with pytest.warns(UserWarning, match=r"autograd\.Function at .*test_compiler_traps.py:\d+: Dynamo records"):
             compiled(f)(x_like(3).requires_grad_())
         torch._dynamo.reset()
@@ -458,7 +447,7 @@ class TestFunctionsOfOthers:
     def test_strict_mode(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TORCHAD_EXT_STRICT", "1")
         with pytest.raises(Exception, match=r"cannot compile the autograd\.Function"):
-            compiled(OwnCube.apply)(x_like(3).requires_grad_())
+            compiled(Cube.apply)(x_like(3).requires_grad_())
 
 
 class Inner:

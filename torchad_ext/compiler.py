@@ -105,14 +105,14 @@ def explain(model: Callable[..., Any], *inputs: Any, **options: Any) -> Explanat
         raise TypeError(f"torchad_ext.explain takes a model and its inputs, got {type(model).__name__}")
     explanation = Explanation()
 
-    def backend(graph: GraphModule, _: Any) -> GraphModule:
+    def recording(graph: GraphModule, _: Any) -> GraphModule:
         if functions := _functions_of_others(graph):
             explanation.left += [(_source(node), "autograd.Function", _NO_DERIVATIVE) for node in functions]
             explanation.graphs += 1
             raise left_to_eager(_NO_DERIVATIVE)
         return _fused(graph, explanation)
 
-    torch.compile(model, backend=backend)(*inputs, **options)
+    torch.compile(model, backend=recording)(*inputs, **options)
     return explanation
 
 

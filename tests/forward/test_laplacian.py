@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from own_functions import Cube
 from torch import Tensor, nn
 from torch.autograd import grad, gradcheck
 from torch.func import jacrev, vmap
@@ -527,18 +528,6 @@ class TestBilaplacian:
 
 def rotated(x: Tensor) -> Tensor:
     return torch.complex(pairs(x) + 2 * torch.eye(3).to(x), torch.diag_embed(x))
-
-
-class Cube(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return 3 * x**2 * g
 
 
 class Once(Cube):

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from own_functions import Cube
 from selection import few
 from torch import Tensor, nn
 from torch.autograd import grad, gradcheck, gradgradcheck
@@ -471,18 +472,6 @@ class TestTransforms:
             given = compiled(x)
         for y, index in zip(given, ((), (1, 1)), strict=True):
             assert_close(y, nested(model, x, index))
-
-
-class Cube(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(ctx: Any, grad_y: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return 3 * x * x * grad_y
 
 
 class TestFallback:

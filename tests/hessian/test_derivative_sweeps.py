@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from own_functions import StraightThrough
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
@@ -106,17 +107,7 @@ def norm_without_grad(x: Tensor) -> Tensor:
     return x / s
 
 
-class Through(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.round()
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
-        return grad_output
-
-
-class Once(Through):
+class Once(StraightThrough):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> Tensor:
@@ -129,7 +120,7 @@ AWKWARD: dict[str, Function] = {
     "a norm under no_grad": norm_without_grad,
     "straight through": lambda x: x + (x.round() - x).detach(),
     "detached": lambda x: x * x.exp().detach(),
-    "a Function without jvp": Through.apply,
+    "a Function without jvp": StraightThrough.apply,
     "solve": lambda x: torch.linalg.solve(torch.outer(x, x) + torch.eye(3, dtype=x.dtype), x),
     "inverse": lambda x: torch.linalg.inv(torch.outer(x, x.sin()) + 3 * torch.eye(3, dtype=x.dtype))[0],
     "layer norm": lambda x: F.layer_norm(x.exp(), (3,)),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from own_functions import Cube, StraightThrough
 from structured import KEPT, LARGE, C, found, table
 from test_derivatives import sample
 from torch import Tensor
@@ -195,18 +196,6 @@ class TestChoice:
         assert (decompression.find_coloring(f, sample(n)) is not None) == pays  # type: ignore[arg-type]
 
 
-class StraightThrough(torch.autograd.Function):
-    """The derivative of a rounding is 1."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.round()
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
-        return grad_output
-
-
 class ByNumPy(torch.autograd.Function):
     """sin, of which no operation is seen."""
 
@@ -236,17 +225,6 @@ class OfNeighbours(torch.autograd.Function):
     def vjp(ctx: Any, grad_output: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return grad_output.roll(1) * x
-
-
-class Squared(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.square()
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
-        return 2 * ctx.saved_tensors[0] * grad_output
 
 
 class InPartByNumPy(torch.autograd.Function):
@@ -293,7 +271,7 @@ class TestFunctionsOfOthers:
 
     def test_beside_one_with_the_derivative_of_its_operations(self, function: Any) -> None:
         """That keeps its structure."""
-        f = lambda x: Squared.apply(x[2:]).square().sum() + function.apply(x[:2]).sum() * 0  # noqa: E731
+        f = lambda x: Cube.apply(x[2:]).square().sum() + function.apply(x[:2]).sum() * 0  # noqa: E731
         assert hessian_sparsity(f, sample(6)).to_dense()[2:, 2:].sum() == 4
 
     def test_the_function_is_left_as_it_was(self, function: Any) -> None:

@@ -49,21 +49,25 @@ def logdet(A: Any) -> Any:
     return y[1].masked_fill(y[0] < 0, math.nan)
 
 
-def _is_vector(A: Any, B: Any) -> bool:
-    return bool(B.dim() == 1 or (B.dim() == A.dim() - 1 and B.shape == A.shape[:-1]))
+def _by_factors(LU: Any, rows: Any, A: Any, B: Any, left: bool) -> Any:
+    """The solution for A, whose factors are given, as torch.linalg.solve tells vectors from matrices."""
+    is_vector = B.dim() == 1 or (B.dim() == A.dim() - 1 and B.shape == A.shape[:-1])
+    X = torch.linalg.lu_solve(LU, rows, B.unsqueeze(-1) if is_vector else B, left=left)
+    return X.squeeze(-1) if is_vector else X
 
 
 def solve(A: Any, B: Any, *, left: bool = True) -> Any:
     if not _mixes_modes(A, B):
         return NotImplemented
-    is_vector = _is_vector(A, B)
-    X = torch.linalg.lu_solve(*torch.linalg.lu_factor(A), B.unsqueeze(-1) if is_vector else B, left=left)
-    return X.squeeze(-1) if is_vector else X
+    LU, rows = torch.linalg.lu_factor(A)
+    return _by_factors(LU, rows, A, B, left)
 
 
 def solve_ex(A: Any, B: Any, *, left: bool = True, check_errors: bool = False) -> Any:
-    X = solve(A, B, left=left) if not check_errors else NotImplemented
-    return X if X is NotImplemented else torch.return_types.linalg_solve_ex((X, torch.linalg.lu_factor_ex(A).info))  # type: ignore[attr-defined]
+    if check_errors or not _mixes_modes(A, B):
+        return NotImplemented
+    LU, rows, info = torch.linalg.lu_factor_ex(A)
+    return torch.return_types.linalg_solve_ex((_by_factors(LU, rows, A, B, left), info))  # type: ignore[attr-defined]
 
 
 def tensorsolve(A: Any, B: Any, dims: Any = None) -> Any:

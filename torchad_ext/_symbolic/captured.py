@@ -38,9 +38,7 @@ def _may_change(x: Any, seen: set[Any]) -> bool:
     if x in seen or (x.__module__ or "").partition(".")[0] == "torch":
         return False
     seen.add(x)
-    cells = [cell.cell_contents for cell in x.__closure__ or ()]
-    used = {name for code in _codes(x.__code__) for name in code.co_names}
-    return any(_may_change(y, seen) for y in [*cells, *(x.__globals__[name] for name in used & x.__globals__.keys())])
+    return any(_may_change(y, seen) for y in _read_by(x))
 
 
 def asks_for_kinds(function: Any) -> bool:
@@ -64,10 +62,15 @@ def _called(x: Any, seen: set[Any]) -> Iterator[types.FunctionType]:
         return
     seen.add(x)
     yield x
-    cells = [cell.cell_contents for cell in x.__closure__ or ()]
-    used = {name for code in _codes(x.__code__) for name in code.co_names}
-    for y in [*cells, *(x.__globals__[name] for name in used & x.__globals__.keys())]:
+    for y in _read_by(x):
         yield from _called(y, seen)
+
+
+def _read_by(function: types.FunctionType) -> list[Any]:
+    """The values of other names in the code of a function: those around it, and globals."""
+    used = {name for code in _codes(function.__code__) for name in code.co_names}
+    around = [cell.cell_contents for cell in function.__closure__ or ()]
+    return [*around, *(function.__globals__[name] for name in used & function.__globals__.keys())]
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:

@@ -76,8 +76,14 @@ def run(python: Path, name: str, tests: Sequence[str], minutes: float) -> tuple[
     """
     report = BUILD / f"{name}.xml"
     report.unlink(missing_ok=True)
-    environment = {"TORCHAD_EXT_CACHE_DIR": str(BUILD / "cache"), **os.environ, "PYTHONPATH": str(ROOT)}
-    command = [python, "-m", "pytest", "-q", "-rf", "--device", "cpu", f"--junitxml={report}", *tests]
+    environment = {
+        "TORCHAD_EXT_CACHE_DIR": str(BUILD / "cache"),
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_WAIT_POLICY": "passive",
+    }
+    two_at_a_time = ["-n", "2", "--dist", "loadfile"]
+    command = [python, "-m", "pytest", "-q", "-rf", *two_at_a_time, "--device", "cpu", f"--junitxml={report}", *tests]
     with (BUILD / f"{name}.log").open("w") as log:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, preexec_fn=_hear_interrupts

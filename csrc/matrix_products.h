@@ -1,13 +1,11 @@
 // The quadratic form on the CPU by PyTorch's matrix products, where one A serves many vectors.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <optional>
 
 #include "matrix_rows.h"
+#include "stable.h"
 #include "tensor.h"
 
 namespace torchad_ext {

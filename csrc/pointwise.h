@@ -5,15 +5,12 @@
 // `out` of stride 0 along a dimension is given the sum along it.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <memory>
 #include <vector>
 
 #include "kernel.h"
+#include "stable.h"
 #include "strided.h"
 #include "tensor.h"
 

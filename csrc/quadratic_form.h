@@ -2,15 +2,12 @@
 // quadratic_form_data.h.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <optional>
 #include <tuple>
 
 #include "quadratic_form_data.h"
+#include "stable.h"
 #include "tensor.h"
 
 namespace torchad_ext {

@@ -4,14 +4,11 @@
 // is given is the length of a row.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <vector>
 
 #include "rowwise.h"
+#include "stable.h"
 #include "tensor.h"
 
 namespace torchad_ext {

@@ -164,8 +164,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(torchad_ext, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(torchad_ext, CPU, m) { torchad_ext::Rowwise<torchad_ext::Cpu>::implement(m); }
 
-extern "C" void torchad_ext_run_rows(const torchad_ext::Kernel& kernel, int dims, const int64_t* sizes,
-                                     const int64_t* const* strides, void* const* data, const double* scalars,
-                                     int device) {
+extern "C" void torchad_ext_run_rowwise(const torchad_ext::Kernel& kernel, int dims, const int64_t* sizes,
+                                        const int64_t* const* strides, void* const* data, const double* scalars,
+                                        int device) {
   torchad_ext::run_rows(kernel, dims, sizes, strides, data, scalars, device);
 }

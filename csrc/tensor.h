@@ -1,11 +1,10 @@
 // Tensors through the stable ABI: new ones like a given one, and the dtypes that kernels are made for.
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-
 #include <cstdint>
 
 #include "dtype.h"
+#include "stable.h"
 
 namespace torchad_ext {
 

@@ -27,7 +27,7 @@ from ._elementwise import (
     pullback,
     to_save,
 )
-from ._native import kernels
+from ._native import fast_path, kernels
 from ._symbolic import cpp, row_cpp
 from ._symbolic.evaluate import evaluate_rows
 from ._symbolic.expr import Expr, make, tensor, topological
@@ -187,6 +187,7 @@ class RowFunction(Elementwise):
             is_short = call.shape[-1] <= SHORT
             kernel = function.kernel(device, xs[0].dtype, is_short)
             if kernel and (of := function.fast_function):
+                fast_path.take_rows()
                 of.set_kernel(kernels.DTYPES[xs[0].dtype], is_short, kernel.address)
                 outputs = fast.apply(*arguments)
         return outputs

@@ -252,6 +252,29 @@ class TestLevel:
             toolchain.cpu_level()
 
 
+class TestLibrariesOfTheirOwn:
+    """The quadratic form and rows, whose operators a pointwise op does not wait for."""
+
+    def test_are_not_compiled_for_others(self, csrc: Path, compiler: Compiler) -> None:
+        for name in ("rowwise", "quadratic_form", "quadratic_form_float"):
+            (csrc / f"{name}.cpp").write_text(f"int {name};")
+        assert loader.load("cpu")
+        assert not [call for call in compiler.calls if "rowwise" in call or "quadratic_form" in call]
+        assert loader.load("quadratic_form")
+        assert not [call for call in compiler.calls if "rowwise" in call]
+        assert {"quadratic_form.cpp.o", "quadratic_form_float.cpp.o"} <= set(compiler.calls[-1].split())
+
+    def test_are_compiled_beside_that_of_the_cpu(self, csrc: Path, compiler: Compiler, tmp_path: Path) -> None:
+        (csrc / "rowwise.cpp").write_text("int rows;")
+        compiler.obeys(
+            f"""case "$*" in *rowwise.cpp.o*) own=rows others=cpu;; *) own=cpu others=rows;; esac
+            touch {tmp_path}/$own
+            for i in $(seq 100); do [ -e {tmp_path}/$others ] && break; sleep 0.1; done
+            [ -e {tmp_path}/$others ] || exit 1"""
+        )
+        assert loader.load("rowwise")
+
+
 class TestPrecompiledHeader:
     """The header of the kernels is compiled with the operators; g++ takes that in its place."""
 
@@ -389,6 +412,13 @@ class TestFailedBuild:
             assert [loader.load("cpu") for _ in range(3)] == [False] * 3
         assert len(caught) == 1
         assert len(compiler.calls) == 1
+
+    def test_is_told_once_for_what_needs_the_library(self, csrc: Path, compiler: Compiler) -> None:
+        (csrc / "rowwise.cpp").write_text("int rows;")
+        compiler.obeys("exit 1")
+        with pytest.warns(UserWarning, match="has no native kernels:") as caught:
+            assert [loader.load("rowwise"), loader.load("cpu"), loader.load("quadratic_form")] == [False] * 3
+        assert len(caught) == 1
 
     @row("threads")
     def test_is_tried_by_one_of_many_threads(self, csrc: Path, compiler: Compiler) -> None:

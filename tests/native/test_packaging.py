@@ -184,7 +184,7 @@ def test_a_prebuilt_wheel_has_a_library_for_every_level_of_its_architecture(preb
     libraries = {
         f"torchad_ext/prebuilt/{prebuilt.library('cpu', level, what).name}"
         for level in levels
-        for what in ("operators", "quadratic_form", "kernels")
+        for what in ("operators", "quadratic_form", "rowwise", "kernels")
     }
     libraries.add(
         f"torchad_ext/prebuilt/{prebuilt.library('fast_path', toolchain.fast_path_toolchain().target, 'calls').name}"

@@ -25,13 +25,14 @@ from . import keys, nvrtc
 from .cache import UNFINISHED, seal
 from .toolchain import BuildError, Toolchain
 
-FORM = "quadratic_form"  # a library of its own: it takes longer to compile than all that a pointwise op needs
+# Operators with a library of their own: each takes about as long to compile as all that a pointwise op needs.
+ASIDE = ("quadratic_form", "rowwise")
 _HEADER = "pointwise_cpu.h"  # whose parsing takes longer than a kernel itself
 PRECOMPILED = f"{_HEADER}.gch"
 _HERE = Path()  # the folder of a compilation, whose precompiled header it makes itself
 _STANDARD = ("cstdint", "cstring", "type_traits", "utility")  # headers in whose place it is given csrc/cuda/std.h
 _REMEDY = {
-    **dict.fromkeys(("cpu", FORM, "cuda"), "g++ 12 and clang++ 14 are tested; CXX chooses the compiler"),
+    **dict.fromkeys(("cpu", *ASIDE, "cuda"), "g++ 12 and clang++ 14 are tested; CXX chooses the compiler"),
     "fast_path": "g++ 12 and clang++ 14 are tested; it needs the headers of Python (Debian and Ubuntu: python3-dev)",
 }
 
@@ -59,7 +60,9 @@ def prepare(
 def _sources(what: str) -> list[Path]:
     if what in ("cuda", "fast_path"):
         return sorted((keys.CSRC / what).glob("*.cpp"))
-    return sorted(path for path in keys.CSRC.glob("*.cpp") if (path.stem == FORM) is (what == FORM))
+    if what in ASIDE:
+        return sorted(keys.CSRC.glob(f"{what}*.cpp"))
+    return sorted(path for path in keys.CSRC.glob("*.cpp") if not path.name.startswith(ASIDE))
 
 
 def _ninja_file(
@@ -132,7 +135,7 @@ def compile_library(
     at all.
 
     Args:
-        what: ``"cpu"``, ``"quadratic_form"``, ``"cuda"`` or ``"fast_path"``.
+        what: ``"cpu"``, ``"quadratic_form"``, ``"rowwise"``, ``"cuda"`` or ``"fast_path"``.
         toolchain: how.
         to: the library.
         kernels: what to compile for the CPU in place of the operators.

@@ -52,7 +52,6 @@ def _load(load: Callable[[], ModuleType | None]) -> None:
     try:
         if loaded := load():
             loaded.set_run(_DEVICES["cpu"], loader.run_kernel("cpu"))
-            loaded.set_run_rows(loader.run_kernel("cpu", "rows"))
             state.fast_path = loaded
     except (RuntimeError, OSError, AttributeError) as error:  # it may lack what is asked of it
         state.fast_path_failure = BuildError(f"torchad_ext has no native calls: {error}")
@@ -118,6 +117,12 @@ def device_number(device: str) -> int:
     if device != "cpu":
         state.fast_path.set_run(_DEVICES[device], loader.run_kernel(device))
     return _DEVICES[device]
+
+
+def take_rows() -> None:
+    """Kernels of rows can be run from now on: their operator is loaded."""
+    assert state.fast_path
+    state.fast_path.set_run_rows(loader.run_kernel("rowwise"))
 
 
 def front(parameters: Sequence[inspect.Parameter]) -> Any:

@@ -181,8 +181,8 @@ def _library() -> torch.library.Library:
 
 @functools.cache
 def _load(name: str, device: str, overload: str = "default") -> Callable[..., Any] | None:
-    operators = [] if name in ("pointwise", "rowwise") else ["quadratic_form"]  # declared there for every device
-    if not all(map(loader.load, [*operators, device])):
+    declaring = {"pointwise": "cpu", "rowwise": "rowwise"}.get(name, "quadratic_form")  # the operator, for every device
+    if not all(map(loader.load, [declaring, device])):
         return None
     with _registering:
         _guard(name, _library())

@@ -1,7 +1,8 @@
 """Operators and kernels, found among the prebuilt, in the cache, or compiled; loaded once a process.
 
-There is one library for each device, which holds the operators and needs PyTorch's stable ABI, one for the quadratic
-form, and for each pointwise kernel a small one for the CPU, which needs nothing, or an image for the GPU.
+There is one library for each device, which holds the operators and needs PyTorch's stable ABI, on the CPU others for
+the quadratic form and for rows, and for each kernel a small one for the CPU, which needs nothing, or an image for the
+GPU.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import ctypes
 import functools
 import platform
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -18,7 +20,7 @@ from .. import _settings
 from .._symbolic.cpp import Kernel
 from .._warnings import warn_or_raise
 from . import cache, compile, keys, nvrtc, prebuilt
-from .compile import FORM
+from .compile import ASIDE
 from .state import state
 from .toolchain import (
     BuildError,
@@ -31,13 +33,23 @@ from .toolchain import (
     present_gpus,
 )
 
-_NAMES = {"cpu": "the CPU kernels", FORM: "the quadratic form", "cuda": "what launches CUDA kernels"}
-_LACKING = {"cpu": "native kernels", FORM: "native quadratic form", "cuda": "native CUDA kernels"}
+_NAMES = {
+    "cpu": "the CPU kernels",
+    "quadratic_form": "the quadratic form",
+    "rowwise": "what runs kernels of rows",
+    "cuda": "what launches CUDA kernels",
+}
+_LACKING = {
+    "cpu": "native kernels",
+    "quadratic_form": "native quadratic form",
+    "rowwise": "native kernels of rows",
+    "cuda": "native CUDA kernels",
+}
 
 
 def load(what: str) -> bool:
-    """Loads the operators of ``"cpu"``, ``"quadratic_form"`` or ``"cuda"``, compiling them on the first use; tried once
-    a process.
+    """Loads the operators of ``"cpu"``, ``"quadratic_form"``, ``"rowwise"`` or ``"cuda"``, compiling them on the first
+    use; tried once a process.
 
     The library of the CPU declares what runs pointwise kernels, so it is loaded first.
 
@@ -48,11 +60,15 @@ def load(what: str) -> bool:
         BuildError: they are not there and ``TORCHAD_EXT_STRICT=1``.
     """
     with state.loading:
-        if what != "cpu" and not load("cpu"):
-            state.failures[what] = state.failures["cpu"]
         is_new = what not in state.failures
-        if is_new:
-            state.failures[what] = _failure(what)
+        if is_new and what != "cpu":
+            with ThreadPoolExecutor(1) as beside:
+                # Compiled beside the library of the CPU, unless that cannot be had.
+                library = None if state.failures.get("cpu") else beside.submit(find, what)
+                is_new = load("cpu")
+            state.failures[what] = _failure(what, library.result) if is_new and library else state.failures["cpu"]
+        elif is_new:
+            state.failures[what] = _failure(what, lambda: find(what))
         failure = state.failures[what]
         if failure and (is_new or _settings.is_strict()):
             error = BuildError(str(failure))
@@ -61,9 +77,10 @@ def load(what: str) -> bool:
     return failure is None
 
 
-def _failure(what: str) -> BuildError | None:
+def _failure(what: str, find: Callable[[], Path]) -> BuildError | None:
+    """Loads a library that is found; what stood in the way, None if nothing did."""
     try:
-        library = find(what)
+        library = find()
         _load_library(library)
         state.libraries[what] = library
     except (RuntimeError, OSError) as error:
@@ -82,7 +99,7 @@ def find(what: str) -> Path:
     if what == "cuda":
         _check_for_gpus()
     device, target = ("cuda", platform.machine()) if what == "cuda" else ("cpu", cpu_level())
-    if file := prebuilt.find(device, target, FORM if what == FORM else "operators"):
+    if file := prebuilt.find(device, target, what if what in ASIDE else "operators"):
         return file
     toolchain = cuda_toolchain() if what == "cuda" else cpu_toolchain()
     return compiled(what, toolchain, f"{_NAMES[what]} for {toolchain.target}")
@@ -120,10 +137,9 @@ def is_loaded(what: str) -> bool:
     return what in state.libraries
 
 
-def run_kernel(device: str, of: str = "") -> int:
-    """The address of the function that runs the kernels of a device, whose operators are loaded; ``of="rows"`` for
-    those of rows, on the CPU."""
-    function = getattr(ctypes.CDLL(str(state.libraries[device])), f"torchad_ext_run_{of or device}")
+def run_kernel(what: str) -> int:
+    """The address of the function that runs kernels of ``"cpu"``, ``"cuda"`` or ``"rowwise"``, which are loaded."""
+    function = getattr(ctypes.CDLL(str(state.libraries[what])), f"torchad_ext_run_{what}")
     return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 

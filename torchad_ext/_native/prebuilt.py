@@ -8,7 +8,7 @@ from pathlib import Path
 from .. import _settings
 from .._symbolic.cpp import Kernel
 from . import nvrtc
-from .compile import FORM, compile_image, compile_library
+from .compile import ASIDE, compile_image, compile_library
 from .keys import PACKAGE, sources_hash
 from .toolchain import (
     CPU_LEVELS,
@@ -48,7 +48,7 @@ def make(folder: Path, devices: str, kernels: Callable[[str], Sequence[Kernel]])
     if devices not in ("1", "cpu"):
         raise BuildError(f"TORCHAD_EXT_PREBUILD={devices}; it is 1, or cpu to leave CUDA out")
     levels = sorted(CPU_LEVELS.values()) if cpu_level().startswith("x86-64") else [cpu_level()]
-    chosen = [("cpu", cpu_toolchain(level), what) for level in levels for what in ("operators", FORM, "kernels")]
+    chosen = [("cpu", cpu_toolchain(level), what) for level in levels for what in ("operators", *ASIDE, "kernels")]
     chosen.append(("fast_path", fast_path_toolchain(), "calls"))
     gpus = GPUS if devices == "1" and nvrtc.is_there() else ()
     if gpus:
@@ -57,7 +57,7 @@ def make(folder: Path, devices: str, kernels: Callable[[str], Sequence[Kernel]])
     for device, toolchain, what in chosen:
         file = folder / library(device, toolchain.target, what).name
         sources = kernels(device) if what == "kernels" else ()
-        compile_library(FORM if what == FORM else device, toolchain, file, sources, precompile=bool(sources))
+        compile_library(what if what in ASIDE else device, toolchain, file, sources, precompile=bool(sources))
         files.append(file)
     for gpu in gpus:
         file = folder / image(gpu).name

@@ -16,7 +16,8 @@ class State:
     """The native code of a process.
 
     Attributes:
-        libraries: the operators that are loaded, ``"cpu"``, ``"quadratic_form"`` and ``"cuda"``, and their files.
+        libraries: the operators that are loaded, ``"cpu"``, ``"quadratic_form"``, ``"rowwise"`` and ``"cuda"``, and
+            their files.
         failures: what was tried: None where it succeeded.
         kernels: the libraries of compiled kernels by key. They stay as long as the process.
         fast_path: the extension module of ``csrc/fast_path``, once it is there.

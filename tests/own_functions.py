@@ -32,3 +32,14 @@ class StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Tensor:
         return grad_output
+
+
+def scaled(x: torch.Tensor, beta: torch.Tensor | float) -> torch.Tensor:
+    """Asks what beta is: a number counts as abs(beta) + 1."""
+    if not torch.is_tensor(beta):
+        beta = abs(beta) + 1.0
+    return torch.sigmoid(beta * x)
+
+
+def of_whole_numbers(x: torch.Tensor, n: float) -> torch.Tensor:
+    return x * n if isinstance(n, int) else x + n

@@ -3,15 +3,21 @@ plain PyTorch function, in every dtype, or is refused in words that help."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import enum
 import functools
+import itertools
 import math
 import pickle
+import random
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
+import own_functions
 import pytest
 import torch
 import torch.nn.functional as F
@@ -344,6 +350,74 @@ class TestWhatIsCaptured:
         torch.testing.assert_close(pickle.loads(pickle.dumps(module))(x), module(x))
 
 
+class Helpers:
+    """Functions that ask what a number is, where code alone does not tell that they are called."""
+
+    table: ClassVar = {"whole": own_functions.of_whole_numbers}
+
+    @staticmethod
+    def static(x: torch.Tensor, n: float) -> torch.Tensor:
+        return x * n if isinstance(n, int) else x + n
+
+    def method(self, x: torch.Tensor, n: float) -> torch.Tensor:
+        return self.static(x, n)
+
+    def declared(self, x: torch.Tensor, n: float = 2.0) -> torch.Tensor:
+        return self.method(x, n)
+
+    def __call__(self, x: torch.Tensor, n: float = 2.0) -> torch.Tensor:
+        return self.method(x, n)
+
+
+@functools.lru_cache
+def sign_of_floats(n: float) -> float:
+    return n if isinstance(n, int) else -n
+
+
+def imports_a_helper(x: torch.Tensor, n: float = 2.0) -> torch.Tensor:
+    from own_functions import of_whole_numbers as helper
+
+    return helper(x, n)
+
+
+def imports_a_module(x: torch.Tensor, n: float = 2.0) -> torch.Tensor:
+    import own_functions as module
+
+    return module.scaled(x, n)
+
+
+def catches_everything(x: torch.Tensor, n: float = 2.0) -> torch.Tensor:
+    try:
+        k = int(n)
+    except Exception:
+        k = 0
+    return x**k
+
+
+def suppresses_everything(x: torch.Tensor, n: float = 2.0) -> torch.Tensor:
+    with contextlib.suppress(Exception):
+        if n > 2:
+            return x**n
+    return x
+
+
+def catches_what_is_missing(x: torch.Tensor, n: float = 2.0) -> torch.Tensor:
+    try:
+        return x * 2 if n.is_integer() else x
+    except AttributeError:
+        return -x
+
+
+class Kind(enum.IntEnum):
+    TANH = 0
+    SIN = 1
+
+
+class Mode(str, enum.Enum):
+    TANH = "tanh"
+    SIN = "sin"
+
+
 def _kind_of(n: Any) -> float:
     match n:
         case int():
@@ -390,6 +464,23 @@ class TestRunTimeNumbers:
             lambda x, n=2: x if torch.is_tensor(n) else -x,
             lambda x, n=2: x if hasattr(n, "bit_length") else -x,
             lambda x, n=2: x * _kind_of(n),
+            lambda x, n=2: own_functions.scaled(x, n),
+            lambda x, n=2: own_functions.of_whole_numbers(x, n),
+            lambda x, n=2: Helpers.static(x, n),
+            lambda x, n=2: Helpers.table["whole"](x, n),
+            lambda x, n=2: x * sign_of_floats(n),
+            lambda x, n=2: functools.partial(own_functions.of_whole_numbers, x)(n),
+            Helpers().declared,
+            Helpers(),
+            imports_a_helper,
+            imports_a_module,
+            catches_everything,
+            suppresses_everything,
+            catches_what_is_missing,
+            lambda x, n=2: x * {"2.0": 3.0, "4": 5.0}.get(str(n), -1.0),
+            lambda x, n=2: x * {"2.0": 3.0, "4": 5.0}.get(f"{n}", -1.0),
+            lambda x, n=2: x * {"2.0": 3.0, "4": 5.0}.get("%s" % n, -1.0),  # noqa: UP031
+            lambda x, n=2: x * {"2.0": 3.0, "4": 5.0}.get(repr(n), -1.0),
         ],
     )
     @pytest.mark.parametrize("declare", [ad.pointwise, ad.rowwise])
@@ -399,6 +490,21 @@ class TestRunTimeNumbers:
         torch.testing.assert_close(op(x), function(x))
         for n in (2, 2.0, 4, 4.5):
             torch.testing.assert_close(op(x, n), function(x, n))
+
+    @pytest.mark.parametrize(
+        "function",
+        [
+            lambda x, kind=Kind.TANH: torch.tanh(x) if kind is Kind.TANH else torch.sin(x),
+            lambda x, kind=Kind.SIN: x + kind if kind is Kind.SIN else x * kind,
+            lambda x, kind=Mode.SIN: torch.tanh(x) if kind is Mode.TANH else torch.sin(x),
+        ],
+    )
+    def test_a_member_of_an_enumeration(self, function: Callable[..., torch.Tensor]) -> None:
+        """It may equal a number or a text, and is none."""
+        op, x = ad.pointwise(function), torch.tensor([3.0, 4.0])
+        values = (0, 1, 0.0, *Kind) if isinstance(op._defaults["kind"], int) else ("tanh", "sin", *Mode)
+        for kind in (*values, *values[::-1]):
+            torch.testing.assert_close(op(x, kind), function(x, kind))
 
     def test_a_tensor_or_a_number(self) -> None:
         op = ad.pointwise(lambda x, a: x * a if isinstance(a, torch.Tensor) else x * a * 100)
@@ -425,6 +531,71 @@ class TestRunTimeNumbers:
                 op.resolve([torch.ones(2), n])
         (warning,) = caught
         assert "asks for the values of n, so a kernel is compiled for each" in str(warning.message)
+
+
+class TestWhatSymbolsAnswerWrongly:
+    """A function is run on numbers once, beside its program."""
+
+    @pytest.mark.parametrize(
+        "function",
+        [
+            lambda x: 2 * x if type(x) is torch.Tensor else 3 * x,
+            lambda x: 2 * x if x.device.type == "cpu" else 3 * x,
+            lambda x: 2 * x if "Symbol" not in repr(type(x)) else 3 * x,
+            lambda x: x * random.random(),
+            lambda x: x * np.random.rand(),
+            lambda x: x + next(_counter),
+        ],
+    )
+    @pytest.mark.parametrize("declare", [ad.pointwise, ad.rowwise])
+    def test_is_refused(self, declare: Callable[..., Any], function: Callable[..., torch.Tensor]) -> None:
+        with pytest.raises(TypeError, match="computes something else of numbers than of symbols in their place"):
+            declare(function)
+
+    @pytest.mark.parametrize("domain", [(-3.0, 3.0), (0.1, 1.0)])
+    def test_numbers_are_those_of_the_domain(self, domain: tuple[float, float]) -> None:
+        seen: list[torch.Tensor] = []
+        ad.pointwise(domain=domain)(lambda x: seen.append(x) or x.log())
+        numbers = seen[-1].detach()
+        assert numbers.dtype == torch.float64 and domain[0] <= numbers.min() and numbers.max() <= domain[1]
+
+    def test_no_random_state_moves(self) -> None:
+        before = torch.get_rng_state()
+        ad.pointwise(lambda x: x * 3)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    @pytest.mark.parametrize("transform", [torch.vmap, torch.func.grad, torch.func.hessian, torch.func.jacfwd])
+    def test_it_may_be_declared_within_a_transform(self, transform: Callable[..., Any]) -> None:
+        def function(x: torch.Tensor) -> torch.Tensor:
+            return ad.pointwise(lambda x, n=3.0: n * x**2)(x)
+
+        x = torch.tensor([1.0, 2.0], dtype=torch.float64)
+        expected = {torch.vmap: [3.0, 12.0], torch.func.grad: 12.0, torch.func.hessian: 6.0, torch.func.jacfwd: 12.0}
+        torch.testing.assert_close(
+            transform(function)(x if transform is torch.vmap else x[1]),
+            torch.tensor(expected[transform], dtype=torch.float64),
+        )
+
+    @pytest.mark.parametrize(
+        "function",
+        [
+            lambda x: torch.where(x > 0, x.log(), 0.0),
+            lambda x: torch.floor(1e3 * x) * x,
+            lambda x: (x * 1e-200) * 1e200,
+            lambda x: torch.exp(1e3 * x),
+            lambda x: x / x,
+            lambda x: (x > 0).to(x.dtype) * x,
+            lambda x: torch.lgamma(x) + torch.digamma(x),
+            lambda x: x.detach() * x,
+            lambda x: torch.sqrt(x - 5),
+        ],
+    )
+    def test_delicate_functions_are_taken(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        op, x = ad.pointwise(function), torch.linspace(-2, 2, 9)
+        torch.testing.assert_close(op(x), function(x), equal_nan=True)
+
+
+_counter = itertools.count(1)
 
 
 class TestArguments:

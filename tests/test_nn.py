@@ -126,6 +126,13 @@ def test_a_quadratic_form_is_learned_under_its_constraint(constraint: str | None
     assert form.weight.grad is not None and form.weight.grad.abs().max() > 0
 
 
+def test_layers_of_nothing() -> None:
+    assert ad.nn.SineLayer(0, 3)(torch.zeros(2, 0)).shape == (2, 3)
+    assert ad.nn.QuadraticForm(0)(torch.zeros(2, 0)).tolist() == [0, 0]
+    with pytest.raises(ValueError, match="hidden_layers=-1; it is 0 or more"):
+        ad.nn.Siren(2, 4, -1, 1)
+
+
 def test_another_constraint_is_refused() -> None:
     with pytest.raises(ValueError, match="'symmetric' or 'positive definite'"):
         ad.nn.QuadraticForm(3, "diagonal")
@@ -196,6 +203,27 @@ class TestReplaceActivations:
         assert "has a forward of its own" in report.left["0"]
         assert not report.changed
         assert_close(model(X), X.sin())
+
+    def test_functions_that_others_may_share_are_left(self) -> None:
+        class Model(nn.Module):
+            of_class = staticmethod(F.silu)
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.several = [F.silu, math.sqrt, 3.0]
+                self.by_name = {"tanh": torch.tanh}
+
+        report = ad.nn.replace_activations(Model())
+        assert not report.changed
+        assert report.left == {
+            "of_class": "silu stands in the class Model; put the op there",
+            "several": "silu stands in a list; put the op there",
+            "by_name": "tanh stands in a dict; put the op there",
+        }
+
+    def test_a_compiled_model(self, block: Block) -> None:
+        report = ad.nn.replace_activations(torch.compile(block, backend="eager"))
+        assert report.changed and not any("ctx" in path or "config" in path for path in report.left)
 
     def test_functions_that_write_are_left(self) -> None:
         model = nn.Module()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.autograd import Function, gradcheck
 
 import torchad_ext as ad
@@ -379,6 +380,26 @@ def test_a_wrong_derivative_is_caught_where_the_right_one_vanishes_or_is_constan
 )
 def test_integers_masks_numbers_and_tensors_of_any_size(function: Callable[..., Any], inputs: Any) -> None:
     assert ad.verify(function, function, inputs=inputs, quiet=True).passed
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x * torch.abs(x),
+        lambda x: torch.exp(-x.abs()),
+        F.softsign,
+        lambda x: x.sgn() * x**3,
+        lambda x: x.norm(1) * x,
+        lambda x: x.abs() ** 1.5,
+        F.relu6,
+        torch.floor,
+        lambda x: x / x.abs().sum(-1, keepdim=True),
+        lambda x: F.l1_loss(x, x.flip(0), reduction="none") * x,
+    ],
+)
+def test_second_derivatives_may_be_zeros_without_memory(function: Callable[..., Any]) -> None:
+    x = torch.tensor([-1.5, 0.3, 1.1, -0.2])
+    assert ad.verify(function, function, inputs=x, quiet=True).passed
 
 
 def test_a_wrong_integer_is_caught() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import enum
 import functools
 import inspect
 import numbers
@@ -19,7 +20,8 @@ from torch.overrides import handle_torch_function
 from ._derivative import Derivative
 from ._elementwise import Elementwise, HandWritten
 from ._native import ahead, kernels, keys, loader
-from ._symbolic.captured import asks_for_kinds, captures
+from ._symbolic.agreement import agrees
+from ._symbolic.captured import asks_for_kinds, captures, is_of_users
 from ._symbolic.expr import Expr, column, row, scalar, tensor
 from ._symbolic.latex import latex
 from ._symbolic.program import Program
@@ -85,6 +87,7 @@ class Declared:
         self._fixed = frozenset(self._parameters) if asks_for_kinds(definition) else frozenset[str]()
         self._domain = domain
         self._captures = captures(definition.op.definition if isinstance(definition, Derivative) else definition)
+        self._is_of_users = is_of_users(definition)
         this = weakref.ref(self)  # no cycle: an op is freed with its last name
 
         def check_captured() -> bool:
@@ -129,9 +132,13 @@ class Declared:
     @property
     def domain(self) -> dict[str, Interval]:
         """Where :func:`torchad_ext.verify` samples each tensor of the usual call."""
-        intervals = self._domain if isinstance(self._domain, Mapping) else dict.fromkeys(self._parameters, self._domain)
         names = (str(x.value) for x in self._usual.program.inputs)
-        return {name: intervals.get(name, (-3.0, 3.0)) for name in names}
+        return {name: self._given_intervals.get(name, (-3.0, 3.0)) for name in names}
+
+    @property
+    def _given_intervals(self) -> Mapping[str, Interval]:
+        """Where arguments are sampled, by name, as far as the declaration says it."""
+        return self._domain if isinstance(self._domain, Mapping) else dict.fromkeys(self._parameters, self._domain)
 
     def __repr__(self) -> str:
         return f"<{self.__module__}.{self.__qualname__}{self.__signature__}>"
@@ -206,7 +213,8 @@ class Declared:
             )
         seen = kinds, tuple(map(type, kinds)) if self._fixed else ()  # 1, 1.0 and True are equal
         try:
-            found = self._seen.get(seen) if self._fixed else self._members.get(kinds)
+            named = any(isinstance(kind, enum.Enum) for kind in kinds)  # may equal a string or a number
+            found = self._seen.get(seen) if self._fixed else None if named else self._members.get(kinds)
             key = kinds
         except TypeError:  # a list or a dict cannot be hashed
             found = None
@@ -215,7 +223,7 @@ class Declared:
             found = self._members.get(key)
         if found is None:
             try:
-                found = self._new_member(kinds)
+                found = self._new_member(kinds, args)
             except ValueNeeded as needed:
                 self._fixed |= needed.names
                 return self.resolve(args)
@@ -243,7 +251,7 @@ class Declared:
             return type(kind), tuple(self._frozen(name, x) for x in kind)
         if isinstance(kind, dict):
             return dict, tuple((key, self._frozen(name, x)) for key, x in kind.items())
-        if isinstance(kind, numbers.Number):
+        if isinstance(kind, (numbers.Number, enum.Enum)):
             return type(kind), repr(kind)
         try:
             hash(kind)
@@ -251,7 +259,7 @@ class Declared:
             raise TypeError(self._wrong(name, type(kind).__name__)) from None
         return kind
 
-    def _new_member(self, kinds: tuple[Any, ...]) -> tuple[Elementwise, list[int]]:
+    def _new_member(self, kinds: tuple[Any, ...], args: Sequence[Any]) -> tuple[Elementwise, list[int]]:
         if self._captures and "_usual" in self.__dict__:
             self._check_captured()
         for name, kind in zip(self._parameters, kinds, strict=True):
@@ -273,6 +281,8 @@ class Declared:
             return self._define(arguments)
 
         program = self._trace(kinds)
+        if self._is_of_users and not isinstance(self.definition, Derivative):
+            self._check_trace(kinds, args, program)
         if len(program) > _LONGEST:
             raise TraceError(
                 f"{self.__name__} has {len(program):,} operations an element, and a kernel takes {_LONGEST:,} at the "
@@ -307,12 +317,36 @@ class Declared:
             f"{self.__name__}(x, beta), or declare the op again"
         )
 
-    def _trace(self, kinds: Sequence[Any]) -> Program:
-        symbols = [
+    def _check_trace(self, kinds: Sequence[Any], args: Sequence[Any], program: Program) -> None:
+        """Raises if the definition computes something else of numbers than of symbols.
+
+        Raises:
+            ValueNeeded: it may be because of a symbol for a number.
+            TraceError: there is none.
+        """
+        known = {name: x for name, x in zip(self._parameters, args, strict=True) if kind_of(x) is SCALAR}
+        scalars = frozenset(str(x.value) for x in program.scalars)
+        if scalars - known.keys():  # a number that is yet to come
+            return
+        if agrees(self.define, self._symbols(kinds), program, self._given_intervals, known):
+            return
+        if scalars:
+            raise ValueNeeded(scalars)
+        raise TraceError(
+            f"{self.__name__} computes something else of numbers than of symbols in their place: it asks what its "
+            "arguments are (type(x), x.device.type), or draws random numbers. Pass what it needs as an argument, as in "
+            "f(x, noise)"
+        )
+
+    def _symbols(self, kinds: Sequence[Any]) -> list[Any]:
+        """The arguments, with symbols in place of tensors and run-time numbers."""
+        return [
             _SYMBOLS[kind](name) if _is_symbol(kind) else kind
             for name, kind in zip(self._parameters, kinds, strict=True)
         ]
-        return self.trace(symbols)
+
+    def _trace(self, kinds: Sequence[Any]) -> Program:
+        return self.trace(self._symbols(kinds))
 
     def trace(self, arguments: Sequence[Any]) -> Program:
         """The program of the op; the arguments are symbols for tensors and run-time numbers, anything else as it is."""
@@ -502,4 +536,4 @@ def _is_symbol(kind: Any) -> bool:
 def kind_of(x: Any) -> Any:
     if isinstance(x, torch.Tensor):
         return TENSOR
-    return SCALAR if isinstance(x, (float, int, numbers.Real)) and not isinstance(x, bool) else x
+    return SCALAR if isinstance(x, (float, int, numbers.Real)) and not isinstance(x, (bool, enum.Enum)) else x

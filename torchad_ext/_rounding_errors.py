@@ -16,6 +16,7 @@ from ._symbolic.cpp import lower
 from ._symbolic.evaluate import evaluate_nodes
 from ._symbolic.expr import topological
 from ._symbolic.program import Program
+from ._torch_state import is_undefined_zero
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -42,7 +43,8 @@ class MoreRounding(TorchDispatchMode):
         return tree_map(self._moved, result)
 
     def _moved(self, y: Any) -> Any:
-        if not is_differentiated(y):
+        # A product with an undefined zero, as the second derivative of abs is, ends the process.
+        if not is_differentiated(y) or y.is_meta or is_undefined_zero(y):
             return y
         generator = torch.Generator(y.device).manual_seed(1000 * next(self._calls) + self._seed)
         unit = 2 * torch.rand(y.shape, generator=generator, dtype=y.dtype, device=y.device) - 1

@@ -249,6 +249,11 @@ def with_hidden_batch(x: Tensor) -> Tensor:
     return torch._add_batch_dim(x, 0, 1)
 
 
+def is_undefined_zero(x: Tensor) -> bool:
+    """Is x a zero of PyTorch's that has no memory, as the second derivative of ``abs`` is?"""
+    return x._is_zerotensor()
+
+
 def subclass(cls: type, x: Tensor, requires_grad: bool) -> Any:
     """x as a tensor of a subclass."""
     return torch.Tensor._make_subclass(cls, x, requires_grad)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -207,7 +207,7 @@ class SineLayer(nn.Module):
 
     def reset_parameters(self) -> None:
         self.linear.reset_parameters()
-        n = self.linear.in_features
+        n = max(1, self.linear.in_features)
         nn.init.uniform_(self.linear.weight, *_interval(1 / n if self.is_first else math.sqrt(6 / n) / self.omega_0))
 
     def forward(self, input: Tensor) -> Tensor:
@@ -229,6 +229,9 @@ class Siren(nn.Module):
         first_omega_0: the frequency of the first layer.
         hidden_omega_0: that of the others, which the initialisation divides by.
 
+    Raises:
+        ValueError: ``hidden_layers`` is negative.
+
     Example:
         >>> Siren(2, 16, 2, 1)(torch.zeros(5, 2)).shape
         torch.Size([5, 1])
@@ -245,6 +248,8 @@ class Siren(nn.Module):
         hidden_omega_0: float = 30.0,
     ) -> None:
         super().__init__()
+        if hidden_layers < 0:
+            raise ValueError(f"torchad_ext.nn.Siren got hidden_layers={hidden_layers}; it is 0 or more")
         widths = [hidden_features] * (hidden_layers + 1)
         layers: list[nn.Module] = [SineLayer(in_features, hidden_features, is_first=True, omega_0=first_omega_0)]
         layers += [SineLayer(n, hidden_features, omega_0=hidden_omega_0) for n in widths[1:]]
@@ -292,7 +297,7 @@ class QuadraticForm(nn.Module):
         if self.constraint == "positive definite":
             nn.init.zeros_(self.weight)
         else:
-            nn.init.uniform_(self.weight, *_interval(1 / self.features))
+            nn.init.uniform_(self.weight, *_interval(1 / max(1, self.features)))
 
     @property
     def matrix(self) -> Tensor:
@@ -390,10 +395,34 @@ def replace_activations(model: nn.Module, extra: Mapping[Any, Any] | None = None
     report = Replacements()
     for path, module in model.named_modules():
         _replace_module(module, path or "(model)", known, report)
+        if type(module).__module__.startswith("torch._dynamo"):  # what torch.compile put around a model
+            continue
         for name, value in list(vars(module).items()):
             if name != "forward" and callable(value) and not isinstance(value, (nn.Module, type)):
                 _replace_function(module, name, f"{path}.{name}".lstrip("."), known, report)
+        for name, function, where in _shared_functions(module):
+            if function in known:
+                report.left[f"{path}.{name}".lstrip(".")] = f"{_name(function)} stands in {where}; put the op there"
     return report
+
+
+def _shared_functions(module: nn.Module) -> Iterator[tuple[str, Callable[..., Any], str]]:
+    """Functions that are attributes of a module's class, or stand in a list or a dict of the module: with the name of
+    the attribute, and where they are."""
+    for cls in type(module).__mro__:
+        if not cls.__module__.startswith("torch.") and cls is not object:
+            of_class = ((name, getattr(x, "__func__", x)) for name, x in vars(cls).items())
+            yield from ((name, x, f"the class {_name(cls)}") for name, x in of_class if _is_function(x))
+    for name, value in vars(module).items():
+        if name.startswith("_") or not isinstance(value, (list, tuple, dict)):
+            continue
+        for x in value.values() if isinstance(value, dict) else value:
+            if _is_function(x):
+                yield name, x, f"a {type(value).__name__}"
+
+
+def _is_function(x: Any) -> bool:
+    return callable(x) and not isinstance(x, (nn.Module, type)) and getattr(x, "__hash__", None) is not None
 
 
 def _replace_module(module: nn.Module, path: str, known: Mapping[Any, Any], report: Replacements) -> None:

@@ -477,6 +477,19 @@ class TestBuild:
         assert (scheduling, nice) == ("IDL", "19")
         assert autogroup[1:] in ([], ["nice", "19"])  # not every system has such groups
 
+    @pytest.mark.parametrize(
+        ("said", "is_kept"),
+        [
+            ("g++: fatal error: Terminated signal terminated program cc1plus", False),
+            ("clang++: error: unable to execute command: Terminated", False),
+            ("g++: fatal error: Killed signal terminated program cc1plus", True),  # as where memory runs out
+            ("function.cpp:1:1: error: expected declaration", True),
+        ],
+    )
+    def test_it_is_tried_again_unless_the_compiler_failed(self, said: str, is_kept: bool, tmp_path: Path) -> None:
+        background.start(tmp_path, lambda folder: ["/bin/sh", "-c", f"echo '{said}'; exit 1"])()
+        assert (tmp_path / "library.log").exists() is is_kept
+
     def test_calls_change_over_when_it_is_compiled(self, cold: Path, told: Callable[..., dict[str, str]]) -> None:
         finished = use(cold, times=4000, **told("sleep 1"))
         assert finished.stdout == "SinBackward\n", finished.stderr

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .._linearity import CONSTANT, LINEAR, LINEAR_BY_ELEMENT, MOVES, PRODUCTS, name_in_table, rule_registered_for
+from .._torch_state import is_undefined_zero
 
 aten = torch.ops.aten
 
@@ -64,7 +65,7 @@ class Curvature:
                     step.bend = 2 * g
                 else:
                     step.slope, step.bend = _elementwise(step, g)
-                    step.bends = not step.bend._is_zerotensor()
+                    step.bends = not is_undefined_zero(step.bend)
 
     def along(self, directions: Tensor) -> Tensor:
         """v^T H v for each point and each v of ``directions``, ``[rows, *x]`` or, the same for all points,

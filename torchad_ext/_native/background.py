@@ -18,15 +18,16 @@ from pathlib import Path
 
 from .cache import UNFINISHED, is_whole, remove_unfinished
 
-# Reads a line first: its priority is set by then. ninja ends with 1 where a command failed, not where it was stopped.
-_SCRIPT = """
+# Reads a line first: its priority is set by then. ninja ends with 1 where a command failed, not where it was stopped;
+# so it does where the compiler alone was, as its driver says.
+_SCRIPT = r"""
 read -r _
 python=$1 digest=$2
 shift 2
 "$@" > library.log 2>&1
 case $? in
   0) "$python" -ISc "$digest" && mv -f library.so.sha256 library.so .. && rm -f ../library.log ;;
-  1) mv -f library.log .. ;;
+  1) grep -qE "(Terminated|Interrupt|Hangup)( signal|$)" library.log || mv -f library.log .. ;;
 esac
 rm -rf "$PWD"
 """

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import functools
 import inspect
+import sys
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -41,6 +43,11 @@ def _may_change(x: Any, seen: set[Any]) -> bool:
     return any(_may_change(y, seen) for y in _read_by(x))
 
 
+def is_of_users(function: Any) -> bool:
+    """Does a function run code of users?"""
+    return any(True for _ in _called(function, set()))
+
+
 def asks_for_kinds(function: Any) -> bool:
     """May a function ask whether an argument is a tensor or a number, which a symbol cannot answer?"""
     return any(
@@ -51,26 +58,55 @@ def asks_for_kinds(function: Any) -> bool:
     )
 
 
-def _called(x: Any, seen: set[Any]) -> Iterator[types.FunctionType]:
-    """The functions of users that a function may call, itself among them."""
-    if isinstance(x, functools.partial):
-        x = x.func
-    x = getattr(x, "__func__", x)
+def _called(x: Any, seen: set[Any], owner: Any = None) -> Iterator[types.FunctionType]:
+    """The functions of users that a function, of an owner whose method it may be, may call; itself among them."""
+    owner = getattr(x, "__self__", owner)
+    while (inner := _wrapped(x)) is not x:
+        x = inner
     if not isinstance(x, types.FunctionType):
-        x = vars(type(x)).get("__call__")
+        ways = (inspect.getattr_static(type(x), name, None) for name in ("forward", "__call__"))
+        owner, x = x, next((way for way in ways if isinstance(way, types.FunctionType)), None)
     if not isinstance(x, types.FunctionType) or x in seen or (x.__module__ or "").partition(".")[0] in _IMMUTABLE:
         return
     seen.add(x)
     yield x
-    for y in _read_by(x):
+    names = _names(x)
+    imported = [sys.modules[name] for name in names & sys.modules.keys()]
+    for y in (*_read_by(x), *imported, owner):
         yield from _called(y, seen)
+        for z in _parts(y, names):
+            yield from _called(z, seen, y)
+
+
+def _wrapped(x: Any) -> Any:
+    """A function without what binds or decorates it."""
+    if isinstance(x, functools.partial):
+        return x.func
+    return getattr(x, "__func__", None) or (vars(x).get("__wrapped__", x) if hasattr(x, "__dict__") else x)
+
+
+def _parts(x: Any, names: set[str]) -> list[Any]:
+    """The members of a container, or the attributes of these names of a module, a class or an object."""
+    if isinstance(x, (dict, list, tuple, set, frozenset)):
+        return list(x.values() if isinstance(x, dict) else x)
+    if isinstance(x, types.ModuleType) and x.__name__.partition(".")[0] in _IMMUTABLE:
+        return []
+    found = (inspect.getattr_static(x, name, None) for name in names)
+    return [y.fget if isinstance(y, property) else y for y in found]
+
+
+def _names(function: types.FunctionType) -> set[str]:
+    """The names of globals, attributes and modules in the code of a function."""
+    return {name for code in _codes(function.__code__) for name in code.co_names}
 
 
 def _read_by(function: types.FunctionType) -> list[Any]:
     """The values of other names in the code of a function: those around it, and globals."""
-    used = {name for code in _codes(function.__code__) for name in code.co_names}
-    around = [cell.cell_contents for cell in function.__closure__ or ()]
-    return [*around, *(function.__globals__[name] for name in used & function.__globals__.keys())]
+    around = []
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # what is not bound yet, as a function within itself
+            around.append(cell.cell_contents)
+    return [*around, *(function.__globals__[name] for name in _names(function) & function.__globals__.keys())]
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:

@@ -43,8 +43,11 @@ from .torch_names import is_of_torch, module_of, name_of, written_by
 from .torch_row_functions import INDICES, ROW_FUNCTIONS, along_row
 
 
-class ValueNeeded(Exception):
-    """The function asks for the value of run-time numbers, whose names these are; trace it with the values."""
+class ValueNeeded(BaseException):
+    """The function asks for the value of run-time numbers, whose names these are; trace it with the values.
+
+    A function that catches every Exception does not catch it.
+    """
 
     def __init__(self, names: frozenset[str]) -> None:
         super().__init__(names)
@@ -71,7 +74,14 @@ class _Symbol(torch.Tensor):
     spans: str
 
     def __repr__(self) -> str:  # type: ignore[override]
+        if self.kind == "number" and (names := _numbers_in(self.expr)):
+            raise ValueNeeded(names)
         return f"<{self.kind} {self.expr}>"
+
+    def __getattr__(self, name: str) -> Any:  # of what tensors lack
+        if self.__dict__.get("kind") == "number" and (hasattr(int, name) or hasattr(float, name)):
+            raise ValueNeeded(_numbers_in(self.expr))
+        raise AttributeError(f"'Tensor' object has no attribute {name!r}")
 
     def __hash__(self) -> int:
         if self.kind == "number":  # a dict looks for the value
@@ -233,7 +243,7 @@ def _argument(x: Any) -> Any:
 class _Tracing(TorchFunctionMode):
     """Computes with expressions what is called on symbols."""
 
-    error: TraceError | None = None
+    error: TraceError | ValueNeeded | None = None
     asked = False  # for the dtype of a tensor
     widened = False  # to float64, from some result on
 
@@ -246,13 +256,13 @@ class _Tracing(TorchFunctionMode):
     ) -> Any:
         try:
             if inlined := getattr(getattr(func, "definition", None), "inlined", None):  # a derivative of a declared op
-                return inlined(args)
+                return inlined(func.bound(args, kwargs or {}))
             if define := getattr(func, "define", None):  # a declared op within a declared op
                 with self:
                     return define(func.bound(args, kwargs or {}))
             return self._call(func, args, kwargs or {})
-        except TraceError as error:
-            self.error = error
+        except (TraceError, ValueNeeded) as error:
+            self.error = self.error or error
             raise
 
     def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

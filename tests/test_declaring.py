@@ -621,6 +621,15 @@ class TestArguments:
         with pytest.raises(TypeError, match="takes a number for a, got True"):
             ad.pointwise(lambda x, a=1.0: a * x)(self.x, True)
 
+    def test_a_refused_call_leaves_nothing_behind(self) -> None:
+        op = ad.pointwise(lambda x, beta=1.0: F.softplus(x, beta))
+        with pytest.raises(TypeError, match="must be Number, not Tensor"):
+            op(self.x, self.x)
+        with pytest.raises(TypeError, match="takes a number for beta, got True"):
+            op(self.x, True)
+        torch.testing.assert_close(op(self.x, 2.5), F.softplus(self.x, 2.5))
+        assert not op._fixed  # no kernel for each number
+
     def test_what_cannot_be_an_option(self) -> None:
         with pytest.raises(TypeError, match="or a number for c, got set"):
             ad.pointwise(lambda x, c=None: x)(self.x, {1, 2})

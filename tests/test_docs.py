@@ -52,7 +52,7 @@ def test_readme(block: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of a page run one after another, in one namespace."""
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {"__name__": page.stem}
+    names: dict[str, Any] = {"__name__": page.stem.replace("-", "_")}
     for block in blocks(page):
         exec(compile(block, page.name, "exec"), names)
 

@@ -225,8 +225,12 @@ class Declared:
             try:
                 found = self._new_member(kinds, args)
             except ValueNeeded as needed:
-                self._fixed |= needed.names
-                return self.resolve(args)
+                before, self._fixed = self._fixed, self._fixed | needed.names
+                try:
+                    return self.resolve(args)
+                except Exception:  # a call that is refused leaves nothing behind
+                    self._fixed = before
+                    raise
             except TraceError as error:
                 raise error.with_traceback(None) from None
             found = self._members.setdefault(key, found)

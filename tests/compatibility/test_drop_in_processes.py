@@ -302,9 +302,15 @@ def sharded(mesh: DeviceMesh, subject: Subject) -> None:
     expected = results(subject.native, plain)
     for placement in (Shard(0), Shard(1), Replicate(), Partial()):
         xs = tuple(distributed(x, mesh, placement) for x in plain)
+        try:
+            placements = subject.native(*xs).placements
+        except NotImplementedError as error:  # some releases cannot shard all functions
+            with pytest.raises(NotImplementedError, match=re.escape(str(error))):
+                subject.op(*xs)
+            return
         ours = results(subject.op, xs)
         assert {type(result) for result in ours} == {DTensor}
-        assert ours[0].placements == subject.native(*xs).placements
+        assert ours[0].placements == placements
         if subject is not QUADRATIC_FORM and not placement.is_partial():
             assert ours[0].placements == (placement,)
             size = 4 * 6 // (2 if placement.is_shard() else 1)

@@ -51,7 +51,9 @@ def test_a_run_that_takes_too_long_counts_what_ended(root: Path, monkeypatch: py
             return super().wait(timeout)
 
     monkeypatch.setattr(versions.subprocess, "Popen", Impatient)
-    slow = f"def test_slow():\n    import time\n    open({str(root / 'reached')!r}, 'w')\n    time.sleep(60)\n"
+    # It is reached once the results before it have arrived.
+    steps = "import time", "time.sleep(3)", f"open({str(root / 'reached')!r}, 'w')", "time.sleep(60)"
+    slow = f"def test_slow():\n    {'; '.join(steps)}\n"
     (root / "test_some.py").write_text(PASSING + slow)
     assert versions.run(Path(sys.executable), "one", ["test_some.py"], 240.0) == (Counts(1, 1, 1), True)
 

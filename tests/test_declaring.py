@@ -621,6 +621,34 @@ class TestArguments:
         with pytest.raises(TypeError, match="takes a number for a, got True"):
             ad.pointwise(lambda x, a=1.0: a * x)(self.x, True)
 
+    @pytest.mark.parametrize("declare", [ad.pointwise, ad.rowwise])
+    def test_an_object_is_what_it_is_at_the_call(self, declare: Callable[..., Any]) -> None:
+        class Settings:
+            scale = 2.0
+
+        def scaled_by(x: torch.Tensor, what: Any = None) -> torch.Tensor:
+            if isinstance(what, (list, dict)):
+                (what,) = what.values() if isinstance(what, dict) else what
+            if what is None:
+                return x
+            result: torch.Tensor = what(x) if callable(what) else what.scale * x
+            return result
+
+        settings = Settings()
+
+        def closure(x: torch.Tensor) -> torch.Tensor:
+            return settings.scale * x + 1
+
+        class Module(nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return x**2 * settings.scale
+
+        op = declare(scaled_by)
+        for what in (settings, closure, [settings], {"by": settings}, torch.sin, Module()):
+            for scale in (2.0, 5.0, 2.0):
+                settings.scale = scale
+                torch.testing.assert_close(op(self.x, what), scaled_by(self.x, what))
+
     def test_a_refused_call_leaves_nothing_behind(self) -> None:
         op = ad.pointwise(lambda x, beta=1.0: F.softplus(x, beta))
         with pytest.raises(TypeError, match="must be Number, not Tensor"):

@@ -36,6 +36,8 @@ _Op = TypeVar("_Op", bound="Declared")
 _MANY = 32  # kernels of one op for different values of its numbers
 _LONGEST = 20_000  # operations of a declaration; its double backward has some three times as many
 TENSOR, ROW, COLUMN, SCALAR = (object() for _ in range(4))  # what an argument is; anything else is a fixed value
+# Types of what does not change and equals nothing of another type, but for numbers; those kinds are of type object.
+_CONSTANT = frozenset((object, type(None), str, bytes, bool, int, float, torch.dtype, torch.device))
 _SYMBOLS: dict[Any, Callable[[str], Expr]] = {TENSOR: tensor, ROW: row, COLUMN: column, SCALAR: scalar}
 
 
@@ -212,18 +214,12 @@ class Declared:
                 for name, x, kind in zip(self._parameters, args, kinds, strict=True)
             )
         seen = kinds, tuple(map(type, kinds)) if self._fixed else ()  # 1, 1.0 and True are equal
-        try:
-            named = any(isinstance(kind, enum.Enum) for kind in kinds)  # may equal a string or a number
-            found = self._seen.get(seen) if self._fixed else None if named else self._members.get(kinds)
-            key = kinds
-        except TypeError:  # a list or a dict cannot be hashed
-            found = None
-        if found is None:
-            key = tuple(self._frozen(name, kind) for name, kind in zip(self._parameters, kinds, strict=True))
-            found = self._members.get(key)
+        found = None
+        if all(type(kind) in _CONSTANT for kind in kinds):
+            found = self._seen.get(seen) if self._fixed else self._members.get(kinds)
         if found is None:
             try:
-                found = self._new_member(kinds, args)
+                found = self._member_of(kinds, args)
             except ValueNeeded as needed:
                 before, self._fixed = self._fixed, self._fixed | needed.names
                 try:
@@ -233,17 +229,26 @@ class Declared:
                     raise
             except TraceError as error:
                 raise error.with_traceback(None) from None
-            found = self._members.setdefault(key, found)
-            if self._fixed and len(self._members) == _MANY:
-                warn_user(
-                    f"{self.__module__}.{self.__name__} asks for the values of {', '.join(sorted(self._fixed))}, so a "
-                    f"kernel is compiled for each; this is number {_MANY}. Compute what needs the value outside",
-                )
         if self._fixed and all(
             x is None or isinstance(x, int) or _is_symbol(x) or (type(x) is float and x) for x in kinds
         ):
             self._seen[seen] = found  # not for -0.0, which equals 0.0, or what cannot be hashed
         return kinds, *found
+
+    def _member_of(self, kinds: tuple[Any, ...], args: Sequence[Any]) -> tuple[Elementwise, list[int]]:
+        """The function for such arguments, where its numbers stand among them, made if it is not there."""
+        key = tuple(self._frozen(name, kind) for name, kind in zip(self._parameters, kinds, strict=True))
+        if any(map(_may_change, kinds)):  # an object is what the function makes of it now
+            key += self._trace(kinds).outputs
+        found = self._members.get(key)
+        if found is None:
+            found = self._members.setdefault(key, self._new_member(kinds, args))
+            if self._fixed and len(self._members) == _MANY:
+                warn_user(
+                    f"{self.__module__}.{self.__name__} asks for the values of {', '.join(sorted(self._fixed))}, so a "
+                    f"kernel is compiled for each; this is number {_MANY}. Compute what needs the value outside",
+                )
+        return found
 
     def _kinds(self, args: Sequence[Any]) -> tuple[Any, ...]:
         """The kind of each argument."""
@@ -526,6 +531,15 @@ def _signature(definition: Any, decorator: str) -> inspect.Signature:
         raise TypeError(
             f"torchad_ext.{decorator} does not know the arguments of {definition!r}; write lambda x: ..."
         ) from None
+
+
+def _may_change(kind: Any) -> bool:
+    """Is it an object, or does it hold one, that may be another at its next use?"""
+    if type(kind) in _CONSTANT or isinstance(kind, (numbers.Number, enum.Enum, type)):
+        return False
+    if isinstance(kind, (list, tuple, dict)):
+        return any(map(_may_change, kind.values() if isinstance(kind, dict) else kind))
+    return captures(kind)
 
 
 def is_tensor(kind: Any) -> bool:

@@ -66,7 +66,9 @@ def _called(x: Any, seen: set[Any], owner: Any = None) -> Iterator[types.Functio
     if not isinstance(x, types.FunctionType):
         ways = (inspect.getattr_static(type(x), name, None) for name in ("forward", "__call__"))
         owner, x = x, next((way for way in ways if isinstance(way, types.FunctionType)), None)
-    if not isinstance(x, types.FunctionType) or x in seen or (x.__module__ or "").partition(".")[0] in _IMMUTABLE:
+    if not isinstance(x, types.FunctionType) or x in seen:
+        return
+    if (x.__module__ or "").partition(".")[0] in _IMMUTABLE | sys.stdlib_module_names:
         return
     seen.add(x)
     yield x

@@ -134,6 +134,176 @@ class TestEachTool:
         )
 
 
+def _third(f: Callable[[Tensor], Tensor]) -> Tensor:
+    """All third derivatives of a function at each point, by PyTorch."""
+
+    def gradient(x: Tensor) -> Tensor:
+        return torch.autograd.functional.jacobian(f, x, create_graph=True)  # type: ignore[no-any-return]
+
+    def second(x: Tensor) -> Tensor:
+        return torch.autograd.functional.jacobian(gradient, x, create_graph=True)  # type: ignore[no-any-return]
+
+    return torch.stack([torch.autograd.functional.jacobian(second, x) for x in POINTS])
+
+
+def _fourth(f: Callable[[Tensor], Tensor]) -> Tensor:
+    """The bilaplacian at each point, by PyTorch."""
+
+    def laplacian(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda x: torch.autograd.functional.hessian(f, x, create_graph=True).diagonal().sum()
+
+    with torch.enable_grad():
+        return torch.stack([laplacian(laplacian(f))(x.requires_grad_()).detach() for x in POINTS.clone().unbind()])
+
+
+# Of a function of points; what the tool gives, and the same by PyTorch.
+EXPECTED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "forward_laplacian": (
+        lambda f: ad.forward_laplacian(f, POINTS)[1:],
+        lambda f: (torch.func.vmap(torch.func.grad(f))(POINTS), hessians(f).diagonal(0, 1, 2).sum(-1)),
+    ),
+    "partials": (
+        lambda f: ad.partials(f, POINTS, ["", "a", "ab", "abd"], names="abcd"),
+        lambda f: (f(POINTS), torch.func.vmap(torch.func.grad(f))(POINTS)[:, 0], hessians(f)[:, 0, 1],
+                   _third(f)[:, 0, 1, 3]),
+    ),
+    "taylor": (
+        lambda f: ad.taylor(f, POINTS, POINTS.cos(), 3),
+        lambda f: (
+            f(POINTS),
+            (torch.func.vmap(torch.func.grad(f))(POINTS) * POINTS.cos()).sum(-1),
+            torch.einsum("bi,bij,bj->b", POINTS.cos(), hessians(f), POINTS.cos()) / 2,
+            torch.einsum("bi,bj,bk,bijk->b", *[POINTS.cos()] * 3, _third(f)) / 6,
+        ),
+    ),
+    "bilaplacian": (lambda f: ad.bilaplacian(f, POINTS), _fourth),
+    "hvp": (
+        lambda f: ad.hvp(lambda x: f(x).sum(), POINTS, POINTS.cos()),
+        lambda f: torch.einsum("bij,bj->bi", hessians(f), POINTS.cos()),
+    ),
+    "hessian": (
+        lambda f: torch.stack([ad.hessian(f, x) for x in POINTS]),
+        hessians,
+    ),
+    "hessian by its pattern": (
+        lambda f: torch.stack([ad.hessian(f, x, sparsity="auto", layout=torch.sparse_coo).to_dense() for x in POINTS]),
+        hessians,
+    ),
+    "hessian_diagonal": (
+        lambda f: ad.hessian_diagonal(lambda x: f(x).sum(), POINTS),
+        lambda f: hessians(f).diagonal(0, 1, 2),
+    ),
+    "jacobian": (
+        lambda f: ad.jacobian(lambda x: f(x).sum(), POINTS),
+        lambda f: torch.func.vmap(torch.func.grad(f))(POINTS),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.filterwarnings("ignore:torchad_ext")
+@pytest.mark.parametrize("tool", EXPECTED)
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("name", PLAIN)
+def test_every_other_tool(name: str, call: str, tool: str) -> None:
+    ours, by_pytorch = EXPECTED[tool]
+    assert_close(ours(CALLS[call](OPERATORS[name])), by_pytorch(CALLS[call](PLAIN[name][1])), rtol=1e-9, atol=1e-9)
+
+
+def _gathered(x: Tensor, y: Tensor, index: Tensor, chosen: Tensor) -> Tensor:
+    return torch.where(chosen, x.index_select(-1, index), y)
+
+
+def _summed(xs: list[Tensor], shift: int) -> Tensor:
+    return sum((x.roll(shift, -1) for x in xs[1:]), xs[0].clone())
+
+
+INDEX, CHOSEN = torch.tensor([2, 0, 0, 3]), torch.tensor([True, False, True, True])
+# Operators with other arguments than tensors of floating point: what is like them, a rule, and a call.
+OTHERS: dict[str, tuple[str, Any, Callable[..., Tensor], Callable[..., Callable[[Tensor], Tensor]]]] = {
+    f"{kind}, with integers and truth values": (
+        "(Tensor x, Tensor y, Tensor index, Tensor chosen) -> Tensor",
+        kind,
+        _gathered,
+        lambda op: lambda x: (op(x.sin(), x.cos(), INDEX, CHOSEN) ** 3).sum(-1),
+    )
+    for kind in ("moves", "linear", None)
+} | {
+    f"{kind}, with a list": (
+        "(Tensor[] xs, int shift) -> Tensor",
+        kind,
+        _summed,
+        lambda op: lambda x: (op([x.sin(), x, x.exp()], 1) ** 3).sum(-1),
+    )
+    for kind in ("linear", None)
+}  # fmt: skip
+
+
+def _operator_of_others(name: str, schema: str, plain: Callable[..., Tensor]) -> Any:
+    op = torch.library.custom_op(f"test_register_rule::{name}", plain, mutates_args=(), schema=schema)
+
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        leaves, ctx.structure = torch.utils._pytree.tree_flatten(inputs)
+        ctx.places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
+        ctx.rest = [None if isinstance(x, Tensor) else x for x in leaves]
+        ctx.save_for_backward(*(leaves[i] for i in ctx.places))
+
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        leaves = list(ctx.rest)
+        for i, x in zip(ctx.places, ctx.saved_tensors, strict=True):
+            leaves[i] = x
+        moving = [i for i in ctx.places if leaves[i].is_floating_point()]
+
+        def of(*xs: Tensor) -> Tensor:
+            given = list(leaves)
+            for i, x in zip(moving, xs, strict=True):
+                given[i] = x
+            return plain(*torch.utils._pytree.tree_unflatten(given, ctx.structure))
+
+        found = dict(zip(moving, torch.func.vjp(of, *(leaves[i] for i in moving))[1](grad), strict=True))
+        gradients = [found.get(i) for i in range(len(leaves))]
+        return torch.utils._pytree.tree_unflatten(gradients, ctx.structure)
+
+    op.register_autograd(backward, setup_context=setup_context)
+    return op
+
+
+OPERATORS_OF_OTHERS = {
+    name: _operator_of_others(f"other{i}", schema, plain)
+    for i, (name, (schema, _, plain, _)) in enumerate(OTHERS.items())
+}
+
+
+@pytest.mark.filterwarnings("ignore:torchad_ext")
+@pytest.mark.parametrize("tool", [*EXPECTED, "laplacian", "hessian_diagonal of a batch"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_arguments_that_are_no_tensors_of_floating_point(name: str, tool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_linearity, "_registered", {})
+    _without_rules.clear()
+    _, rule, plain, call = OTHERS[name]
+    op = OPERATORS_OF_OTHERS[name]
+    if rule:
+        ad.register_rule(op, rule)
+    more = {
+        "laplacian": (lambda f: ad.laplacian(f, POINTS), lambda f: hessians(f).diagonal(0, 1, 2).sum(-1)),
+        "hessian_diagonal of a batch": (
+            lambda f: ad.hessian_diagonal(f, POINTS, batched=True, chunk_size=1),
+            lambda f: hessians(f).diagonal(0, 1, 2),
+        ),
+    }
+    ours, by_pytorch = (EXPECTED | more)[tool]
+    if tool in ("hessian", "hessian by its pattern"):
+        ours = lambda f: torch.stack(  # noqa: E731  # the operator has no rule for vmap
+            [ad.hessian(f, x, chunk_size=1, sparsity="auto" if "pattern" in tool else None) for x in POINTS]
+        )
+    if tool == "hessian_diagonal":
+        ours = lambda f: ad.hessian_diagonal(lambda x: f(x).sum(), POINTS, chunk_size=1)  # noqa: E731
+    assert_close(ours(call(op)), by_pytorch(call(plain)), rtol=1e-9, atol=1e-9)
+    if rule and tool == "hessian by its pattern":
+        x = POINTS[0]
+        assert torch.equal(ad.hessian_sparsity(call(op), x).to_dense(), ad.hessian_sparsity(call(plain), x).to_dense())
+
+
 @pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize(("name", "call"), list(itertools.product(("moves", "linear", "multilinear"), list(CALLS)[:2])))
 def test_curvature_of_a_linear_operator(name: str, call: str) -> None:

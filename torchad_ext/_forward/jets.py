@@ -31,7 +31,7 @@ from . import linalg_rules, recurrent, rules
 from .calls import each
 from .correction_mode import with_corrections
 from .deferred import Deferred
-from .elementwise_rules import by_slopes
+from .elementwise_rules import by_slopes, by_slopes_of_any
 from .fallback import Unseen, has_derivative
 from .propagation import Arguments, Jet, Keywords, Rule, Sweep, applied, jets_in
 
@@ -43,7 +43,7 @@ _OF_LAPLACIANS = {*linalg_rules.RULES, *recurrent.RULES, "prod", "cumprod"}
 def rules_of(func: Any, name: str | None) -> Iterator[Rule]:
     """The rules of the Laplacian's sweep that hold for derivatives of every order."""
     for rule in rules.rules_of(func, name):
-        if rule is not by_slopes and not (name in _OF_LAPLACIANS and rule is rules.RULES.get(name)):
+        if rule not in (by_slopes, by_slopes_of_any) and not (name in _OF_LAPLACIANS and rule is rules.RULES.get(name)):
             yield rule
 
 

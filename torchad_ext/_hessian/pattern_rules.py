@@ -118,7 +118,7 @@ class Rules:
         """The rules of operators of users."""
         return {
             "constant": self._constant,
-            "moves": self._move,
+            "moves": self._move_by_operator,
             "linear": self._linear_at_x,
             "multilinear": self._linear_in_one,
             "elementwise": self._pointwise,
@@ -208,6 +208,26 @@ class Rules:
         results = tree_leaves(_functional(func)(*given, **{name: moved(name, value) for name, value in kwargs.items()}))
         parts = [torch.view_as_real(y) if y.is_complex() else y for y in results if is_numeric(y)]
         return [y.to("cpu", torch.int64) for y in parts]
+
+    def _move_by_operator(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor] | None:
+        """An operator of others that only moves elements: the numbers that it moves are what changes with them.
+
+        Run on the numbers and on zeros, it places its fills and the elements of its integer tensors, which may as well
+        be indices, alike."""
+
+        def moved(of: Callable[[Tensor], Tensor]) -> list[Tensor]:
+            def numbers(x: Any) -> Any:
+                if not is_numeric(x):
+                    return x
+                given = of(self._tape.numbers(x)).to(x.device, torch.float64)
+                return torch.view_as_complex(given.contiguous()) if x.is_complex() else given
+
+            given, named = tree_map(numbers, (args, kwargs))
+            results = tree_leaves(func(*given, **named))
+            return [torch.view_as_real(y) if y.is_complex() else y for y in results if is_numeric(y)]
+
+        pairs = zip(moved(lambda numbers: numbers), moved(torch.zeros_like), strict=True)
+        return [(y - fill).to("cpu", torch.int64) for y, fill in pairs]
 
     def _reduction(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor] | None:
         """Elements along some dimensions meet."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch._C import DispatchKey as DispatchKey
 from torch._C import DispatchKeySet as DispatchKeySet
+from torch._ops import HigherOrderOperator as HigherOrderOperator
 from torch._ops import OpOverload as OpOverload
 from torch._ops import OpOverloadPacket as OpOverloadPacket
 from torch.autograd import forward_ad
@@ -136,6 +137,20 @@ def without_compilation() -> contextlib.AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager") if loaded else contextlib.nullcontext()
 
 
+def run_without_compilation(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The result of a function, in which functions that ``torch.compile`` made run as they were written.
+
+    ``torch.cond`` and its kin import what compiles them; where that fails, it is there when f runs again."""
+    if "torch._dynamo" not in sys.modules:
+        try:
+            return f(*args, **kwargs)
+        except Exception:
+            if "torch._dynamo" not in sys.modules:
+                raise
+    with without_compilation():
+        return f(*args, **kwargs)
+
+
 def register_backend(name: str, backend: Any) -> None:
     """Gives ``torch.compile`` a backend by name, where no entry point of an installed package has."""
     if name not in torch.compiler.list_backends(exclude_tags=()):
@@ -239,6 +254,24 @@ def is_in_hidden_batch(x: Tensor) -> bool:
     return bool(_is_in_hidden_batch(x))
 
 
+def is_batched(x: Any) -> bool:
+    """Is x a tensor of ``torch.func.vmap``, of one number for each row?"""
+    return isinstance(x, Tensor) and any(map(torch._C._functorch.is_batchedtensor, unwrapped(x)))
+
+
+def unwrapped(x: Tensor) -> list[Tensor]:
+    """x, and what transforms of ``torch.func`` wrapped to it, the outermost wrapper first."""
+    found = [x]
+    while is_wrapped(found[-1]):
+        found.append(torch._C._functorch.get_unwrapped(found[-1]))
+    return found
+
+
+def is_below_autograd() -> bool:
+    """Does what runs here leave no graph?"""
+    return torch._C._dispatch_tls_is_dispatch_key_excluded(DispatchKey.AutogradFunctionality)
+
+
 def without_hidden_batch(x: Tensor) -> Tensor:
     """The tensor ``[batch, *shape]`` behind a row of a hidden batch."""
     return torch._remove_batch_dim(x, 1, 0, 0)
@@ -307,3 +340,12 @@ def cotangents_of(node: Any) -> Sequence[Any]:
     """Shape and dtype of each cotangent that a node of a graph takes, without computing one."""
     given: Sequence[Any] = node._input_metadata
     return given
+
+
+def structure_of_lists(args: Sequence[Any]) -> Any:
+    """The structure of the arguments that an operator of others was given, if it has lists of tensors among them.
+
+    The forward of its Function is called with the tensors of all lists side by side, and with a last argument that
+    knows the lists; None where there are none.
+    """
+    return getattr(args[-1], "input_spec", None) if args else None

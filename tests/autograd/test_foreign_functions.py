@@ -215,3 +215,61 @@ def test_a_custom_operator_that_saves_an_intermediate() -> None:
         ad.hvp(lambda x: cube(x).sum(), sample(3), sample(3))
     with pytest.raises(RuntimeError, match=r"autograd\.Function GeneratedBackwardFor_torchad_ext_tests_cube"):
         ad.laplacian(lambda x: cube(x).sum(), sample(3))
+
+
+def _operator_of_a_list(name: str, is_complete: bool) -> Any:
+    """Σ x_i³ w of a list of tensors, whose backward takes w x_i² for a constant unless it is complete."""
+
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        xs, power, w = inputs
+        ctx.power = power
+        ctx.save_for_backward(w, *xs)
+        ctx.slopes = None if is_complete else [power * w * x ** (power - 1) for x in xs]
+
+    def backward(ctx: Any, g: Tensor) -> Any:
+        w, *xs = ctx.saved_tensors
+        slopes = ctx.slopes or [ctx.power * w * x ** (ctx.power - 1) for x in xs]
+        return [g * slope for slope in slopes], None, g * sum(x**ctx.power for x in xs)
+
+    op = torch.library.custom_op(
+        f"torchad_ext_tests::{name}",
+        lambda xs, power, w: sum(x**power for x in xs) * w,
+        mutates_args=(),
+        schema="(Tensor[] xs, int power, Tensor w) -> Tensor",
+    )
+    op.register_autograd(backward, setup_context=setup_context)
+    return op
+
+
+OF_LISTS = {is_complete: _operator_of_a_list(f"cubes_{is_complete}", is_complete) for is_complete in (True, False)}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_an_operator_of_a_list_of_tensors(tool: str) -> None:
+    """PyTorch calls its forward with the tensors of the list side by side; it is checked as any other is."""
+    calls = TOOLS | {
+        "hessian": lambda f, x: ad.hessian(f, x, chunk_size=1),
+        "diagonal": lambda f, x: ad.hessian_diagonal(f, x, chunk_size=1),
+        "sparse hessian": lambda f, x: ad.hessian(f, x, 1, sparsity=torch.eye(x.numel(), dtype=torch.bool)),
+        "diagonal of a batch": lambda f, x: ad.hessian_diagonal(
+            lambda x: torch.stack([f(row) for row in x]), x.view(1, -1), batched=True, chunk_size=1
+        ),
+    }
+    good, bad = (lambda x, op=op: op([x.sin(), x.exp()], 3, x.cos()).sum() for op in (OF_LISTS[True], OF_LISTS[False]))
+    x = sample(4)
+    assert_close(calls[tool](good, x), calls[tool](lambda x: ((x.sin() ** 3 + x.exp() ** 3) * x.cos()).sum(), x))
+    with pytest.raises(RuntimeError, match=r"autograd\.Function GeneratedBackwardFor_torchad_ext_tests_cubes_False"):
+        calls[tool](bad, x)
+
+
+def test_a_function_that_refuses_other_inputs() -> None:
+    """Where it cannot be called near the inputs of f, nothing tells whether its backward is complete."""
+
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        if not bool((x == 1).all()):
+            raise ValueError("takes ones")
+        return keep(ctx, x**3, x)
+
+    Given = function(forward, lambda ctx, g: g * cube_slope(ctx.saved_tensors[0]))
+    x = torch.ones(3, dtype=torch.float64)
+    assert_close(ad.hvp(lambda x: Given.apply(x).sum(), x, x), 6 * x)

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_unflatten
 
-from .._torch_state import function_of, takes_context
+from .._torch_state import function_of, structure_of_lists, takes_context
 
 COMPILED = "CompiledFunctionBackward"  # the node of what torch.compile made
 _MOVED = 0.2  # of the size of an input, to be off the places where derivatives vanish
@@ -119,6 +119,8 @@ class _Probe:
     """
 
     def __init__(self, cls: Any, args: tuple[Any, ...]) -> None:
+        self._lists = structure_of_lists(args)
+        args = args if self._lists is None else args[:-1]
         self._cls, self._args = cls, args
         self._places = [i for i, x in enumerate(args) if isinstance(x, Tensor) and x.requires_grad]
         self.generator = torch.Generator().manual_seed(0)
@@ -138,7 +140,8 @@ class _Probe:
         given = dict(zip(self._places, points, strict=True))
         torch.manual_seed(0)
         # A copy, into which forward may write.
-        outputs = self._cls.apply(*(given[i].clone() if i in given else x for i, x in enumerate(self._args)))
+        args = [given[i].clone() if i in given else x for i, x in enumerate(self._args)]
+        outputs = self._cls.apply(*(args if self._lists is None else tree_unflatten(args, self._lists)))
         return [y for y in tree_leaves(outputs) if isinstance(y, Tensor) and y.requires_grad]
 
     def backward(self, points: list[Tensor], create_graph: bool = False) -> list[Tensor]:
@@ -163,7 +166,7 @@ class _Probe:
 
 def is_derivative(cls: Any, args: tuple[Any, ...]) -> bool:
     """Is the backward of a Function the derivative of its forward? False where finite differences do not tell."""
-    with torch.enable_grad(), torch.random.fork_rng(), contextlib.suppress(RuntimeError):
+    with torch.enable_grad(), torch.random.fork_rng(), contextlib.suppress(Exception):
         probe = _Probe(cls, args)
         if not probe.cotangents:
             return False
@@ -174,7 +177,8 @@ def is_derivative(cls: Any, args: tuple[Any, ...]) -> bool:
 
 def _is_complete(cls: Any, args: tuple[Any, ...]) -> bool:
     """Does the derivative of the backward have all terms? True where finite differences do not tell."""
-    with torch.enable_grad(), contextlib.suppress(RuntimeError):  # of a backward that runs on the usual way only
+    # It may be a backward that runs on the usual way only, or a forward that refuses inputs near those of f.
+    with torch.enable_grad(), contextlib.suppress(Exception):
         probe = _Probe(cls, args)
         points, step = probe.points, probe.step
         if not probe.cotangents:

@@ -12,14 +12,22 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .._symbolic.torch_names import is_of_torch
-from .._torch_state import top_saved_tensors_hooks, without_compilation
-from . import roots
+from .._torch_state import run_without_compilation, top_saved_tensors_hooks
+from . import missing, roots
 from .calls import is_python, known_name, positional, without_guard
+from .control_flow import CONTROL_FLOW
 from .corrections import CORRECTIONS
 
 
 class Correcting(TorchFunctionMode):
-    """Calls :mod:`torchad_ext._forward.corrections` in place of PyTorch's functions of the same names."""
+    """Calls :mod:`torchad_ext._forward.corrections` in place of PyTorch's functions of the same names.
+
+    It takes the branches of :mod:`torchad_ext._forward.control_flow`, and refuses the functions of
+    :mod:`torchad_ext._forward.missing` where they read what depends on ``inputs``."""
+
+    def __init__(self, inputs: Any = ()) -> None:
+        super().__init__()
+        self._inputs = inputs
 
     _running: Any = None  # a function in Python: what it calls by super() has its name
 
@@ -37,7 +45,15 @@ class Correcting(TorchFunctionMode):
                     return of(*args, **kwargs)
             finally:
                 self._running = before
-        if kind == "corrected":
+        if kind == "missing":
+            given = (*args, *kwargs.values())
+            missing.check(of, given[0] if given else None, self._inputs)
+        elif kind == "control flow":
+            with self:
+                result = of(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        elif kind == "corrected":
             _recompute_alike()
             args, kwargs = positional(func, args, kwargs)
             result = of(*args, **kwargs)
@@ -65,8 +81,8 @@ def with_corrections(f: Callable[..., Any]) -> Callable[..., Any]:
         if torch.compiler.is_compiling():
             return f(*args, **kwargs)
         # Where Dynamo skips f, it compiles the mode, and takes one function of PyTorch for another there.
-        with without_compilation(), Correcting():
-            return f(*args, **kwargs)
+        with Correcting((args, kwargs)):
+            return run_without_compilation(f, *args, **kwargs)
 
     return corrected
 
@@ -81,7 +97,12 @@ def _overrides(kind: type) -> bool:
 def _found(func: Any) -> tuple[str, Any]:
     """How to call a function: by its composition, by its parts in Python, watched for powers of norms, or as it is."""
     if is_of_torch(func):
-        composed = None if without_guard(func) else CORRECTIONS.get(known_name(func))
+        name = known_name(func)
+        if name in missing.UNDIFFERENTIATED:
+            return "missing", name
+        if name in CONTROL_FLOW:
+            return "control flow", CONTROL_FLOW[name]
+        composed = None if without_guard(func) else CORRECTIONS.get(name)
         if without_guard(func) and _reaches(func, set()):
             return "python", without_guard(func)
         if composed:

@@ -225,6 +225,8 @@ def by_reverse_mode(
         x = leaf.view_as(leaf)
         value = checked(with_corrections(f)(x), x, name)
         recording = recording and (wanted or depends_on_others([value], [leaf]))
+        if not value.numel():
+            return value, [value] * len(directions), value
         numbers = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
         results = numbers.reshape(*x.shape[:-1], -1).unbind(-1)
 
@@ -302,6 +304,8 @@ def along_by_reverse_mode(
         x = leaf.view_as(leaf)
         value = checked(with_corrections(f)(x), x, name)
         recording = recording and (wanted or depends_on_others([value], [leaf]))
+        if not value.numel():
+            return (value,) * len(functionals)
         numbers = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
         results_of_f = numbers.reshape(*x.shape[:-1], -1).unbind(-1)
         functions = list(foreign_nodes([value]))

@@ -15,6 +15,7 @@ from .._symbolic.jet_algebra import derivative, jet_algebra, total
 from .._torch_state import outside_inference_mode, transforms_active
 from .deferred import Overwritten
 from .fallback import Unseen, by_reverse_mode, by_transforms, check_dense, checked, fall_back
+from .missing import tool
 from .partials import along_coordinates, in_one_sweep
 from .propagation import Jet, Sweep
 from .rules import rules_of
@@ -32,6 +33,7 @@ class ForwardLaplacian(NamedTuple):
     laplacian: Tensor
 
 
+@tool
 @outside_inference_mode
 def laplacian(f: Function, x: Tensor, coefficients: Tensor | None = None, *, chunk_size: int | None = None) -> Tensor:
     r"""The Laplacian :math:`\sum_i \partial^2 f / \partial x_i^2` at each of many points, in one forward sweep.
@@ -85,6 +87,7 @@ def laplacian(f: Function, x: Tensor, coefficients: Tensor | None = None, *, chu
     return torch.zeros_like(value) if curvature is None else curvature
 
 
+@tool
 @outside_inference_mode
 def forward_laplacian(f: Function, x: Tensor) -> ForwardLaplacian:
     r"""Value, Jacobian and Laplacian of a function at each of many points: all that the sweep of :func:`laplacian` has.
@@ -111,6 +114,7 @@ def forward_laplacian(f: Function, x: Tensor) -> ForwardLaplacian:
     return ForwardLaplacian(value, jacobian, torch.zeros_like(value) if curvature is None else curvature)
 
 
+@tool
 @outside_inference_mode
 def bilaplacian(f: Function, x: Tensor) -> Tensor:
     r"""The bilaplacian :math:`\Delta^2 f`, the Laplacian of the Laplacian, in one forward sweep.

@@ -34,6 +34,7 @@ from .fallback import (
     restore_random_states,
 )
 from .jets import JetSweep, rules_of
+from .missing import tool
 from .random_sum import RandomSum, some_points
 
 Function = Callable[[Tensor], Tensor]
@@ -90,6 +91,7 @@ class Sum:
         return f"Sum({', '.join(map(repr, self.orders))}, weights={self.weights})"
 
 
+@tool
 @outside_inference_mode
 def partials(
     f: Function,
@@ -176,6 +178,7 @@ def partials(
     return of(x, directions)
 
 
+@tool
 @outside_inference_mode
 def taylor(f: Function, x: Tensor, direction: Tensor, order: int) -> tuple[Tensor, ...]:
     r"""Taylor coefficients of a function along a line through each of many points, in one forward sweep.

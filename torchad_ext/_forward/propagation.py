@@ -36,10 +36,11 @@ from .._symbolic.torch_names import is_of_torch, name_of
 from .._torch_state import (
     OpOverloadPacket,
     is_autocast_enabled,
+    is_below_autograd,
     overload_of,
+    run_without_compilation,
     top_saved_tensors_hooks,
     transforms_active,
-    without_compilation,
     wrapper_subclass,
 )
 from . import writes
@@ -100,6 +101,8 @@ class Jet(Tensor):
         assert sweep
         if not (sweep.applying or torch.is_grad_enabled()):
             raise Unseen("what runs under torch.no_grad() or in a torch.autograd.Function")
+        if is_below_autograd():
+            raise Unseen("what an operation of higher order runs, as torch.cond")
         applying, sweep.applying = sweep.applying, True
         try:
             with torch.set_grad_enabled(sweep.recording):
@@ -225,8 +228,8 @@ class Sweep:
         y = None
         try:
             # The sweep would not see the operations of what torch.compile made.
-            with torch.enable_grad(), without_compilation():
-                y = f(points)
+            with torch.enable_grad():
+                y = run_without_compilation(f, points)
             if self.owns(y):
                 writes.read_again(y)
                 y = self.wrapped(y.value, y.given, y.laplacian)

@@ -9,16 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
+
 from .._linearity import Kind, rule_registered_for
 from .._pointwise import Pointwise
 from .._symbolic.torch_functions import FUNCTIONS
 from . import (
+    control_flow,
     decompositions,
     elementwise_rules,
     grid_sampling,
     linalg_rules,
     linear_rules,
     losses,
+    missing,
     recurrent,
     selection_rules,
 )
@@ -65,6 +69,23 @@ def _by_composition(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) 
     return NotImplemented if composed is None else composed(*args, **kwargs)
 
 
+def _undifferentiated(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """A function that PyTorch takes for a constant, which it is where its first argument is one."""
+    if any(map(sweep.owns, args[:1])):
+        raise missing.MissingDerivative(known_name(func))
+    return NotImplemented
+
+
+def _control_flow(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """What functions of the user compute is followed as what f computes itself."""
+    sweep.applying = False
+    try:
+        with torch.enable_grad():
+            return control_flow.CONTROL_FLOW[known_name(func)](*args, **kwargs)
+    finally:
+        sweep.applying = True
+
+
 _OF_KIND: dict[Kind, Rule] = {
     "constant": _constant,
     "moves": linear_rules.of_all,
@@ -79,6 +100,8 @@ RULES: dict[str, Rule] = {
     **recurrent.RULES,
     "sgn": elementwise_rules.sgn,
     "hypot": _by_composition,
+    **dict.fromkeys(missing.UNDIFFERENTIATED, _undifferentiated),
+    **dict.fromkeys(control_flow.CONTROL_FLOW, _control_flow),
 }
 COMPOSITIONS: dict[str, Callable[..., Any]] = {
     **CORRECTIONS,

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .._forward.missing import tool
 from .._self_check import FastPath, report
 from .._torch_state import outside_inference_mode, where_transforms_are_right
 from .decompression import SparsityError, coloring_of, find_coloring
@@ -34,6 +35,7 @@ _STRATEGIES = ("reverse-over-reverse", "forward-over-reverse")
 _MODES = ("reverse", "forward")
 
 
+@tool
 @where_transforms_are_right
 def jacobian(
     f: Function, x: Any, chunk_size: int | None = None, strategy: str | None = None, progress: bool = False
@@ -78,6 +80,7 @@ def jacobian(
     return blocks_of_rows(value, all_rows(value, chunk_size, progress))
 
 
+@tool
 @where_transforms_are_right
 def hessian(
     f: Function,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._forward.correction_mode import with_corrections
+from .._forward.missing import tool
 from .._torch_state import where_transforms_are_right
 from .curvature import Curvature, UnknownOperation
 from .jacobian_columns import path_of_function
@@ -17,6 +18,7 @@ from .pullback import GraphPullback, Pullback, pullback_of_gradient
 from .thresholds import FEW_ROWS, directions_at_once, quickest_way
 
 
+@tool
 @where_transforms_are_right
 def hessian_diagonal(
     f: Function, x: Any, batched: bool = False, chunk_size: int | None = None, progress: bool = False

@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 from .._autograd.foreign_functions import detached, functions_of, is_derivative, replaced
 from .._autograd.graph import foreign_nodes
 from .._forward.correction_mode import with_corrections
+from .._forward.missing import tool
 from .._torch_state import takes_context, where_transforms_are_right
 from .pattern_rules import Rules, is_numeric
 from .point import check_floating
@@ -38,6 +39,7 @@ _MANY = 64  # storages after which those that were freed are dropped
 _MARKED = 2**28  # entries of a Hessian up to which pairs are marked in a table of all
 
 
+@tool
 @where_transforms_are_right
 def hessian_sparsity(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     r"""The sparsity pattern of the Hessian of f at x, from one evaluation of f.

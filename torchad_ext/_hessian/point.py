@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from .._forward.missing import MissingDerivative
 from .._torch_state import in_forward_mode, transforms_active
 
 Tensors = Sequence[Tensor]
@@ -128,6 +129,8 @@ def explained(name: str, of_rows: bool = False) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, IndexError) as error:  # vmap has some operations wrong for tensors without dimensions
+        if isinstance(error, MissingDerivative):
+            raise
         text = str(error)
         if "not currently support double backward" in text:
             raise RuntimeError(

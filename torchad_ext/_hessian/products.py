@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from .._forward.missing import tool
 from .._torch_state import where_transforms_are_right
 from .point import Function, Point
 from .pullback import pullback_of_gradient
 
 
+@tool
 @where_transforms_are_right
 def hvp(f: Function, x: Any, v: Any) -> Any:
     r"""The Hessian-vector product :math:`H v`, :math:`H = \nabla^2 f(x)`, for the cost of a few gradients.
@@ -38,6 +40,7 @@ def hvp(f: Function, x: Any, v: Any) -> Any:
     return _hessian_product("hvp", f, x, v)
 
 
+@tool
 @where_transforms_are_right
 def vhp(f: Function, x: Any, v: Any) -> Any:
     r"""The vector-Hessian product :math:`v^T H`, :math:`H = \nabla^2 f(x)`: :func:`hvp`, since H is symmetric.

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .._torch_state import OpOverload, OpOverloadPacket
+from .._torch_state import HigherOrderOperator, OpOverload, OpOverloadPacket
 
 _AUGMENTED = {
     "__iadd__": "add", "__isub__": "sub", "__imul__": "mul", "__itruediv__": "div", "__idiv__": "div",
@@ -20,6 +20,8 @@ _WRITES = {"fill_": "full_like", "zero_": "zeros_like"}
 def name_of(func: Any) -> str:
     if func is torch.Tensor.where:  # its arguments stand in another order
         return "Tensor.where"
+    if isinstance(func, HigherOrderOperator):  # torch.cond is none of torch.linalg
+        return f"higher_order.{func.__name__}"
     func = getattr(func, "overloadpacket", func)
     name: str = getattr(func, "__name__", repr(func))
     return func.__self__.__name__ if name in ("__get__", "__set__") else name.removeprefix("special_")

@@ -226,6 +226,7 @@ def by_reverse_mode(
         value = checked(with_corrections(f)(x), x, name)
         recording = recording and (wanted or depends_on_others([value], [leaf]))
         if not value.numel():
+            value = value if recording else value.detach()
             return value, [value] * len(directions), value
         numbers = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
         results = numbers.reshape(*x.shape[:-1], -1).unbind(-1)
@@ -305,7 +306,7 @@ def along_by_reverse_mode(
         value = checked(with_corrections(f)(x), x, name)
         recording = recording and (wanted or depends_on_others([value], [leaf]))
         if not value.numel():
-            return (value,) * len(functionals)
+            return (value if recording else value.detach(),) * len(functionals)
         numbers = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
         results_of_f = numbers.reshape(*x.shape[:-1], -1).unbind(-1)
         functions = list(foreign_nodes([value]))

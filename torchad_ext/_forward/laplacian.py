@@ -245,6 +245,8 @@ def _run(
         by = by_transforms if transforms_active() else by_reverse_mode
         return by(f, x, directions, signs, name)
     value = checked(sweep.value(y), x, name)
+    if not value.numel():  # no numbers are their own derivatives, and of the same graph
+        return value, [value] * len(directions), value
     few = value.numel() * x.shape[-1] <= 2 * x.numel()  # results, for each of which autograd is run
     if few and sweep.unruled > _SHARE * (sweep.elements + sweep.unruled):
         if len(_without_rules) > 1000:

@@ -302,7 +302,9 @@ def in_one_sweep(
     start = time.perf_counter()
     sweep, value, results = _swept(f, x, directions, functionals, algebra, name)
     seconds = time.perf_counter() - start
-    if not (plain and x.numel() and value.numel() and sweep.dtypes <= _CHECKED):
+    if not value.numel():  # no numbers are their own derivatives, and of the same graph
+        return (value,) * len(functionals)
+    if not (plain and x.numel() and sweep.dtypes <= _CHECKED):
         return results
     path = fast_path((name, algebra.pivots, x.dtype, x.device, frozenset(sweep.operations)), x.is_meta)
     path.took(seconds)

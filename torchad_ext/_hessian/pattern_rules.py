@@ -377,7 +377,7 @@ class Rules:
         if any(x.shape[: len(batch)] != batch for x in (*variables, *outputs)):
             return None
         count = math.prod(batch)
-        members = [self._of(x).reshape(count, -1) for x in variables]
+        members = [self._of(x).reshape(count, math.prod(x.shape[len(batch) :])) for x in variables]
         rows = [torch.arange(count).unsqueeze(1).expand(x.shape) for x in members]
         united = self._rows(rows, members, (count,), True)
         return [united.view((*batch, *[1] * (y.dim() - len(batch)))).expand(y.shape) for y in outputs]

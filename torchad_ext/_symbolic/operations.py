@@ -174,7 +174,7 @@ sigmoid = _define("sigmoid", lambda g, y, x: g * logistic_density(x), latex=r"\s
 logistic_density = _define(
     "logistic_density",
     lambda g, y, x: -(g * (y * tanh_half(x))),
-    reference=lambda x: torch.sigmoid(x) * torch.sigmoid(-x),
+    reference=special_functions.logistic_density,
     latex=r"\sigma'",
     is_analytic=True,
 )

@@ -24,6 +24,14 @@ def spherical_bessel(n: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return torch.where(u.abs() < order + 2, series, value)
 
 
+def logistic_density(x: torch.Tensor) -> torch.Tensor:
+    """The derivative of the logistic function; of complex numbers by e^-|x|, as e^|x| would leave the range."""
+    if not x.is_complex():
+        return torch.sigmoid(x) * torch.sigmoid(-x)
+    e = torch.exp(torch.where(x.real < 0, x, -x))
+    return e / (1 + e) ** 2
+
+
 def polygamma(n: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """PyTorch's own trigamma is wrong in the tenth digit."""
     return torch.special.zeta(2.0, x) if n == 1 else torch.polygamma(int(n), x)

@@ -85,3 +85,17 @@ def test_fewer_gradients_depend_on_no_more(name: str) -> None:
     for wanted in itertools.product((False, True), repeat=len(inputs)):
         some = program.vjp(wanted, [True] * len(program.outputs))
         assert {i for i in some.arguments if i in inputs} <= {i for i in full.arguments if i in inputs}
+
+
+@pytest.mark.parametrize(
+    "name", "hypot sgn floor reshape mul detach size sum where prod softmax pow cross fill_ grad logaddexp".split()
+)
+def test_an_op_with_the_name_of_a_function_of_pytorch_is_none(name: str) -> None:
+    def of(x: torch.Tensor, a: float = 2.0) -> torch.Tensor:
+        return a * x**3
+
+    of.__name__ = name
+    op, x = ad.pointwise(of), torch.tensor([1.0, -2.0], dtype=torch.float64)
+    assert_close(ad.laplacian(lambda x: op(x, a=3.0).sum(), x), (18 * x).sum())
+    assert_close(ad.partials(lambda x: op(x).sum(), x, ["xx", "xxx"], names="xy"), (12 * x[0], x.new_tensor(12.0)))
+    assert_close(ad.hessian(lambda x: op(x).sum(), x), (12 * x).diag())

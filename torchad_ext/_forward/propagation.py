@@ -247,6 +247,8 @@ class Sweep:
         """An operation on tensors of this sweep."""
         if isinstance(func, Rowwise):
             return func.computed(func.bound(args, kwargs), self)
+        if isinstance(func, Pointwise):  # whose name may be that of a function of PyTorch
+            return self.by_rule(func, None, args, kwargs)
         if isinstance(func, OpOverloadPacket):
             func = overload_of(func, args, kwargs)
         spoken, name, known = _names(func)
@@ -484,7 +486,7 @@ def _unchanged(x: Any) -> Any:
 def _names(func: Any) -> tuple[str, str, bool]:
     """The name of a function as it is called and without underscores, and whether it is known by it."""
     name = known_name(func)
-    known = isinstance(func, Pointwise) or func is quadratic_form or is_of_torch(func)
+    known = func is quadratic_form or is_of_torch(func)
     return name, name.strip("_") if name.startswith("__") else name, known
 
 

@@ -33,13 +33,16 @@ from .propagation import Arguments, Keywords, Rule, Sweep
 
 def rules_of(func: Any, name: str | None) -> Iterator[Rule]:
     """The rules to try for an operation, the most special one first; ``name`` is None for operations of others."""
+    if isinstance(func, Pointwise):
+        yield elementwise_rules.by_kernel
+        return
     if name is None:
         yield from _registered(func)
         return
     if name in RULES:
         yield RULES[name]
     yield _by_parts
-    if name in FUNCTIONS or isinstance(func, Pointwise):
+    if name in FUNCTIONS:
         yield elementwise_rules.by_kernel
     yield _by_composition
     yield elementwise_rules.by_slopes

@@ -18,10 +18,22 @@ from torch.profiler import profile
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext._forward import decompositions, elementwise_rules, grid_sampling, linalg_rules, losses, selection_rules
+from torchad_ext._forward import (
+    decompositions,
+    elementwise_rules,
+    grid_sampling,
+    linalg_rules,
+    losses,
+    rules,
+    selection_rules,
+)
+from torchad_ext._forward.calls import is_python, known_name
 from torchad_ext._forward.correction_mode import with_corrections
+from torchad_ext._forward.corrections import CORRECTIONS
 from torchad_ext._forward.fallback import _warned
 from torchad_ext._forward.laplacian import bilaplacian, laplacian
+from torchad_ext._symbolic.torch_functions import FUNCTIONS
+from torchad_ext._torch_state import schemas
 
 pytest.importorskip("expecttest", reason="torch.testing._internal imports expecttest, which is not installed")
 from torch.testing._internal.common_methods_invocations import op_db
@@ -475,6 +487,84 @@ def test_one_factorisation(device: str) -> None:
         laplacian(f, x)
     names = [event.name for event in profiler.events()]
     assert names.count("aten::linalg_inv_ex") == 1 and names.count("aten::bmm") <= 2
+
+
+# Functions of PyTorch that share a name and not their arguments, as they are called: each has its own meaning.
+NAMESAKES: dict[str, Callable[[Tensor], Any]] = {
+    "vander": lambda x: (torch.vander(x), torch.vander(x, 4), torch.vander(x, increasing=True), torch.vander(x, N=2)),
+    "linalg_vander": lambda x: (torch.linalg.vander(x), torch.linalg.vander(x=x, N=5)),
+    "cross": lambda x: torch.cross(torch.outer(x, x), torch.outer(x.sin(), x.cos()), dim=0),
+    "linalg_cross": lambda x: torch.linalg.cross(torch.outer(x, x.exp()), torch.outer(x.sin(), x.cos())),
+    "diagonal": lambda x: (torch.diagonal(x * x[:, None] * x[:, None, None]), torch.outer(x, x).diagonal(1)),
+    "linalg_diagonal": lambda x: torch.linalg.diagonal(x * x[:, None] * x[:, None, None].sin(), offset=-1),
+    "cholesky": lambda x: torch.cholesky(torch.outer(x, x) + 3 * torch.eye(3, dtype=D), True),
+    "linalg_cholesky": lambda x: torch.linalg.cholesky(torch.outer(x, x) + 3 * torch.eye(3, dtype=D), upper=True),
+    "log_softmax": lambda x: torch.log_softmax(torch.outer(x, x), 0, D),
+    "special_log_softmax": lambda x: torch.special.log_softmax(torch.outer(x, x), 0, dtype=D),
+    "round": lambda x: torch.round(x, decimals=1) * x,
+    "special_round": lambda x: torch.special.round(x, decimals=1) * x,
+}
+SPACES = (torch, torch.linalg, torch.special, torch.nn.functional, Tensor, torch._C._nn)
+
+
+def arguments_of(func: Any) -> list[Any]:
+    """The arguments of each overload; the first ones have several names."""
+    first = {"self": "input", "A": "input", "x": "input"}
+    overloads = []
+    for schema in schemas(func.__name__):
+        if not any(a.is_out for a in schema.arguments) and any("Tensor" in str(a.type) for a in schema.arguments):
+            overloads.append(
+                [(first.get(a.name, a.name), str(a.type), a.default_value, a.kwarg_only) for a in schema.arguments]
+            )
+    return sorted(overloads, key=str)
+
+
+def test_functions_of_one_name_have_one_meaning() -> None:
+    """What the tables know by its name has the same arguments in all of PyTorch's modules, or is among NAMESAKES."""
+    by_name: dict[str, dict[str, Any]] = {}
+    for space in SPACES:
+        for name in dir(space):
+            func = getattr(space, name)
+            if not name.startswith("_") and callable(func) and hasattr(func, "__name__") and not is_python(func):
+                by_name.setdefault(known_name(func), {})[func.__name__] = func
+    known = {*rules.RULES, *rules.COMPOSITIONS, *CORRECTIONS, *FUNCTIONS} - {"norm"}
+    differing = set()
+    for name in known & by_name.keys():
+        kinds = {key: arguments_of(func) for key, func in by_name[name].items()}
+        kinds = {key: kind for key, kind in kinds.items() if kind}
+        if len({str(kind) for kind in kinds.values()}) > 1:
+            differing |= kinds.keys()
+    assert differing <= NAMESAKES.keys()
+
+
+@pytest.mark.filterwarnings("error:torchad_ext.laplacian", "ignore:torch.cholesky is deprecated")
+@pytest.mark.parametrize("name", NAMESAKES)
+def test_namesakes(name: str) -> None:
+    def f(x: Tensor) -> Tensor:
+        y = NAMESAKES[name](x)
+        return torch.cat([part.flatten() for part in (y if isinstance(y, tuple) else (y,))])
+
+    x = torch.tensor([0.7, 1.3, -0.4], dtype=D, requires_grad=True)
+    value, _, curvature = ad.forward_laplacian(f, x)
+    w = torch.arange(value.numel(), dtype=D).add(0.3).cos()
+    assert_close((value, (w * curvature).sum()), (f(x), nested(f, x, w)[1]))
+
+
+@pytest.mark.parametrize("name", ["tanh", "sigmoid", "expm1", "tan", "atan", "asinh", "log1p", "rsqrt", "sqrt"])
+@pytest.mark.parametrize("dtype", [torch.float32, D], ids=str)
+def test_complex_numbers_far_from_zero(name: str, dtype: torch.dtype) -> None:
+    """Second derivatives along the real line are numbers wherever the value is one, and right."""
+    x = torch.tensor([-900.0, -420, -95, -60, -20, 0.2, 20, 60, 95, 420, 900], dtype=dtype)
+    h = 1e-3
+
+    def z(x: Tensor) -> Tensor:
+        return torch.view_as_real(getattr(torch, name)(torch.complex(x, torch.full_like(x, 0.3))))
+
+    x = x[z(x).isfinite().all(-1)]
+    _, _, found = ad.forward_laplacian(z, x[:, None])
+    at = x.double()[:, None]
+    expected = (z(at + h) - 2 * z(at) + z(at - h)) / h**2
+    assert ((found - expected).abs() <= 1e-3 * expected.abs() + 1e-5 * (1 + z(at).abs())).all()
 
 
 @pytest.fixture

@@ -33,7 +33,11 @@ def known_name(func: Any) -> str:
     if isinstance(func, OpOverload):
         func = func.overloadpacket
     name = name_of(func)
-    return name if name == "linalg_norm" else name.removeprefix("linalg_")  # aten.norm is one of all elements
+    return name if name in _OF_LINALG else name.removeprefix("linalg_")
+
+
+# aten.norm is one of all elements; torch.vander has the powers the other way round.
+_OF_LINALG = frozenset(["linalg_norm", "linalg_vander"])
 
 
 def is_python(func: Any) -> bool:
@@ -105,4 +109,4 @@ def _signatures(func: Any) -> list[tuple[list[str], list[str]]]:
 
 
 # Functions in Python that are composed as a whole.
-_OF_PYTHON = frozenset(["linear_cross_entropy"])
+_OF_PYTHON = frozenset(["linear_cross_entropy", "gaussian_nll_loss"])

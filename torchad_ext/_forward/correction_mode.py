@@ -45,19 +45,15 @@ class Correcting(TorchFunctionMode):
                     return of(*args, **kwargs)
             finally:
                 self._running = before
-        if kind == "missing":
-            given = (*args, *kwargs.values())
-            missing.check(of, given[0] if given else None, self._inputs)
-        elif kind == "control flow":
-            with self:
-                result = of(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
-        elif kind == "corrected":
-            _recompute_alike()
+        if name in missing.UNDIFFERENTIATED:
+            return "missing", name
+        if name in CONTROL_FLOW:
+            return "control flow", CONTROL_FLOW[name]
+        if kind == "corrected" and kwargs.get("out") is None:
             args, kwargs = positional(func, args, kwargs)
             result = of(*args, **kwargs)
             if result is not NotImplemented:
+                _recompute_alike()
                 return result
         return with_powers(func, args, kwargs, lambda: func(*args, **kwargs))
 
@@ -102,20 +98,35 @@ def _found(func: Any) -> tuple[str, Any]:
             return "missing", name
         if name in CONTROL_FLOW:
             return "control flow", CONTROL_FLOW[name]
-        composed = None if without_guard(func) else CORRECTIONS.get(name)
-        if without_guard(func) and _reaches(func, set()):
-            return "python", without_guard(func)
-        if composed:
+        composed = CORRECTIONS.get(name)
+        if not composed and name.endswith("_") and (of := CORRECTIONS.get(name.removesuffix("_"))):
+            composed = _in_place(of)
+        guards_a_method = inspect.ismethoddescriptor(getattr(func, "__wrapped__", None))  # x**y is Tensor.pow
+        parts = None if guards_a_method else without_guard(func)
+        if parts and _reaches(func, set()):
+            return "python", parts
+        if composed and not parts:
             return "corrected", composed
         if roots.watched(func):
             return "watched", func
     return "native", func
 
 
+def _in_place(composed: Callable[..., Any]) -> Callable[..., Any]:
+    """Writes what is composed of a copy into the first argument: what a derivative reads stays as it was."""
+
+    def written(x: Any, *args: Any, **kwargs: Any) -> Any:
+        before = x.clone()
+        y = composed(before, *(before if other is x else other for other in args), **kwargs)
+        return y if y is NotImplemented else x.copy_(y)
+
+    return written
+
+
 def _reaches(func: Any, seen: set[Any]) -> bool:
     """May a function in Python call what is composed, or take a power?"""
     seen.add(func)
-    names = set(func.__code__.co_names)
+    names = set(getattr(func, "__wrapped__", func).__code__.co_names)
     called = (func.__globals__.get(name) for name in names)
     return bool(names & (CORRECTIONS.keys() | roots.ROOTS | roots.POWERS)) or any(
         _reaches(f, seen) for f in called if is_python(f) and f not in seen

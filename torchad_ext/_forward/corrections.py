@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils._pytree import tree_map
 
+from .._pointwise import pointwise
+from .._torch_state import in_forward_mode, nn_functions, transforms_active
 from . import factorizations, singular
 from .calls import unguarded
 from .roots import is_root, root, squared
@@ -40,6 +42,11 @@ def _wide(function: Callable[..., Any]) -> Callable[..., Any]:
         return y if y is NotImplemented else tree_map(lambda part: part.to(x.dtype), y)
 
     return of_any
+
+
+def _varies(x: Any) -> bool:
+    """May x have a derivative?"""
+    return x.requires_grad or transforms_active() or in_forward_mode()
 
 
 def affine(x: Any, weight: Any, bias: Any) -> Any:
@@ -197,13 +204,102 @@ def _hypot(a: Any, b: Any) -> Any:
     return is_root(y, 2, lambda: squared(a) + squared(b))
 
 
-def _logaddexp(a: Any, b: Any) -> Any:
-    """The other one where one is -inf, and without a slope where both are."""
-    if a.is_complex() or b.is_complex():
+def _by_table(function: Callable[..., Any]) -> Callable[..., Any]:
+    """By the derivatives of ``_symbolic/operations.py``, as in the sweeps: those of PyTorch lose their digits, or are
+    nan, next to 0 or far from it."""
+    op = functools.cache(lambda: pointwise(function))
+
+    def composed(*xs: Any) -> Any:
+        if not all(x.is_floating_point() for x in xs) or not any(map(_varies, xs)):
+            return NotImplemented
+        return op()(*xs)
+
+    return composed
+
+
+@_by_table
+def _gelu_by_tanh(x: Any) -> Any:
+    return F.gelu(x, approximate="tanh")
+
+
+def _gelu(x: Any, *, approximate: str = "none") -> Any:
+    return _gelu_by_tanh(x) if approximate == "tanh" else NotImplemented
+
+
+def _mvlgamma(x: Any, p: int) -> Any:
+    if not x.is_floating_point() or not _varies(x):
         return NotImplemented
-    a_ends, b_ends = a.detach() == -math.inf, b.detach() == -math.inf
-    y = torch.logaddexp(a.masked_fill(a_ends, 0), b.masked_fill(b_ends, 0))
-    return torch.where(a_ends, torch.where(b_ends, -math.inf, b), torch.where(b_ends, a, y))
+    halves = torch.arange(p, dtype=x.dtype, device=x.device) / 2
+    return _lgamma(x.unsqueeze(-1) - halves).sum(-1) + p * (p - 1) / 4 * math.log(math.pi)
+
+
+_lgamma, _digamma = _by_table(torch.lgamma), _by_table(torch.digamma)
+
+
+def _logaddexp(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The other one where one is -inf, and without a slope where both are."""
+    of_finite = _by_table(function)
+
+    def composed(a: Any, b: Any) -> Any:
+        a_ends, b_ends = a.detach() == -math.inf, b.detach() == -math.inf
+        y = of_finite(a.masked_fill(a_ends, 0), b.masked_fill(b_ends, 0))
+        if y is NotImplemented:
+            return y
+        return torch.where(a_ends, torch.where(b_ends, -math.inf, b), torch.where(b_ends, a, y))
+
+    return composed
+
+
+def _pow(base: Any, exponent: Any) -> Any:
+    """a^b = a^n exp((b - n) log a) where b is n = 0, 1, 2, ..., a number that no derivative sees.
+
+    PyTorch's slope b a^(b-1) is masked where b is 0, as if it were 0 for every b there: so the next slope in b is lost,
+    and after n slopes in a that of b = n.
+    """
+    if not (isinstance(base, torch.Tensor) and isinstance(exponent, torch.Tensor) and _varies(exponent)):
+        return NotImplemented
+    dtype = torch.result_type(base, exponent)
+    a, b, n = base.to(dtype), exponent.to(dtype), exponent.detach().to(dtype)
+    order, size = (n.real, a.detach().abs()) if dtype.is_complex else (n, a.detach())
+    is_whole = (order >= 0) & (order.frac() == 0) & (order == n)
+    if singular.is_nowhere(is_whole):
+        return NotImplemented
+    # Of a^n that overflows, and of log a at infinity and at the smallest of all numbers, a slope is infinite.
+    chosen = is_whole & (size >= torch.finfo(dtype).tiny) & size.isfinite() & (a.detach() ** n).isfinite()
+    others = a.masked_fill(chosen, 1) ** b
+    a, n, rest = (x.masked_fill(~chosen, 1) for x in torch.broadcast_tensors(a, n, b - n))
+    return torch.where(chosen, a**n * (rest * a.log()).exp(), others)
+
+
+def _float_power(base: Any, exponent: Any) -> Any:
+    if not (isinstance(base, torch.Tensor) and isinstance(exponent, torch.Tensor)):
+        return NotImplemented
+    dtype = torch.complex128 if base.is_complex() or exponent.is_complex() else torch.float64
+    return _pow(base.to(dtype), exponent.to(dtype))
+
+
+def vander(x: Any, N: int | None = None, increasing: bool = False) -> Any:
+    powers = range(x.shape[-1] if N is None else N)
+    if not powers or not (x.is_floating_point() or x.is_complex()):
+        return NotImplemented
+    return torch.stack([x**i for i in (powers if increasing else reversed(powers))], -1)
+
+
+def polar(r: Any, phase: Any) -> Any:
+    """Also of a radius that is negative, of which PyTorch's slope has another sign, and of 0, where that is 0."""
+    return torch.complex(r * phase.cos(), r * phase.sin())
+
+
+def _celu(x: Any, alpha: float = 1.0) -> Any:
+    """PyTorch's slope rounds alpha to float32, that of ``elu`` does not."""
+    return nn_functions().elu(x, alpha, 1, 1 / alpha) if alpha else NotImplemented
+
+
+def _gaussian_nll_loss(x: Any, target: Any, var: Any, full: bool = False, eps: float = 1e-6, *reduction: Any) -> Any:
+    """PyTorch bounds the variance under ``no_grad``, so that the loss has a slope where it is constant."""
+    if isinstance(var, torch.Tensor):
+        var = torch.where(var < 0, var, var.clamp_min(eps))  # PyTorch refuses a negative one
+    return unguarded(F.gaussian_nll_loss)(x, target, var, full, eps, *reduction)
 
 
 def _reduced(y: Any, reduction: int) -> Any:
@@ -295,7 +391,16 @@ CORRECTIONS: dict[str, Callable[..., Any]] = {
     "batch_norm": batch_norm,
     "native_batch_norm": _native_batch_norm,
     "instance_norm": instance_norm,
-    "logaddexp": _logaddexp,
+    "logaddexp": _logaddexp(torch.logaddexp),
+    "logaddexp2": _logaddexp(torch.logaddexp2),
+    "sinc": _by_table(torch.sinc),
+    "log_ndtr": _by_table(torch.special.log_ndtr),
+    "erfcx": _by_table(torch.special.erfcx),
+    "mish": _by_table(nn_functions().mish),
+    "gelu": _gelu,
+    **dict.fromkeys(("lgamma", "gammaln"), _lgamma),
+    **dict.fromkeys(("digamma", "psi"), _digamma),
+    **dict.fromkeys(("mvlgamma", "multigammaln"), _mvlgamma),
     "logcumsumexp": logcumsumexp,
     "scaled_dot_product_attention": attention,
     "vector_norm": vector_norm,
@@ -321,8 +426,14 @@ CORRECTIONS: dict[str, Callable[..., Any]] = {
     "orgqr": factorizations.householder_product,
     "prod": _where_quotients_are_wrong(torch.prod, singular.prod),
     "cumprod": _where_quotients_are_wrong(torch.cumprod, singular.cumprod),
+    "pow": _pow,
+    "float_power": _float_power,
+    "polar": polar,
+    "vander": vander,
+    "celu": _celu,
     "hardsigmoid": _hardsigmoid,
     "huber_loss": _huber_loss,
+    "gaussian_nll_loss": _gaussian_nll_loss,
     "soft_margin_loss": _soft_margin_loss,
     "multi_margin_loss": _multi_margin_loss,
     "multilabel_margin_loss": _multilabel_margin_loss,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .._quadratic_form import definition as quadratic_form
 from . import elementwise_rules, singular
-from .corrections import CORRECTIONS, affine, vector_norm
+from .corrections import CORRECTIONS, affine, vander, vector_norm
 from .roots import root, squared
 from .softmax import dropout, log_softmax, logsumexp, softmax
 
@@ -255,8 +255,8 @@ def _quantile(x: Any, q: Any, dim: Any = None, keepdim: bool = False, *, interpo
     return y if q.dim() else y.squeeze(0)
 
 
-def _vander(x: Any, *, N: int | None = None) -> Any:
-    return torch.stack([x**i for i in range(x.shape[-1] if N is None else N)], -1)
+def _linalg_vander(x: Any, *, N: int | None = None) -> Any:
+    return NotImplemented if N is not None and N < 2 else vander(x, N, increasing=True)  # PyTorch refuses fewer
 
 
 def _ldexp(x: Any, other: Any) -> Any:
@@ -269,11 +269,6 @@ def _fmax(a: Any, b: Any) -> Any:
 
 def _fmin(a: Any, b: Any) -> Any:
     return torch.where((a <= b) | b.isnan(), a, b)
-
-
-def _mvlgamma(x: Any, p: int) -> Any:
-    halves = torch.arange(p, dtype=x.dtype, device=x.device) / 2
-    return (x.unsqueeze(-1) - halves).lgamma().sum(-1) + p * (p - 1) / 4 * math.log(math.pi)
 
 
 def _feature_dropout(x: Any, p: float = 0.5, train: bool = True) -> Any:
@@ -352,11 +347,10 @@ COMPOSITIONS: dict[str, Callable[..., Any]] = {
     "norm": _any_vector_norm,
     "linalg_norm": _any_norm,
     "quantile": _quantile,
-    "vander": _vander,
+    "linalg_vander": _linalg_vander,
     "ldexp": _ldexp,
     "fmax": _fmax,
     "fmin": _fmin,
-    "mvlgamma": _mvlgamma,
     "msort": lambda x: x.sort(0)[0],
     "rms_norm": _rms_norm,
     "logsumexp": logsumexp,
@@ -365,5 +359,4 @@ COMPOSITIONS: dict[str, Callable[..., Any]] = {
     "abs": elementwise_rules.size,
     "absolute": elementwise_rules.size,
     "angle": elementwise_rules.angle,
-    "polar": elementwise_rules.polar,
 }

@@ -18,6 +18,7 @@ from .._symbolic.torch_names import is_of_torch, name_of
 from .._symbolic.tracing import ValueNeeded, trace
 from .._torch_state import OpOverload, transforms_active
 from .calls import known_name
+from .correction_mode import with_corrections
 from .fallback import Unseen, has_derivative, of_elements
 from .propagation import Arguments, Keywords, Sweep, value_to_repeat
 from .roots import root, squared
@@ -131,7 +132,7 @@ def by_slopes_of_any(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords)
         for i, x in zip(places, xs, strict=True):
             leaves[i] = x
         args, kwargs = tree_unflatten(leaves, tree)
-        return func(*args, **kwargs)
+        return with_corrections(func)(*args, **kwargs)
 
     tangents = [tuple(x.tangents[k] for x in xs) for k in range(len(sweep.signs))]
     try:
@@ -155,10 +156,6 @@ def sgn(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
 
 def angle(z: Any) -> Any:
     return torch.atan2(z.imag, z.real) if z.is_complex() else torch.angle(z.detach())
-
-
-def polar(r: Any, phase: Any) -> Any:
-    return torch.complex(r * phase.cos(), r * phase.sin())
 
 
 def size(z: Any) -> Any:

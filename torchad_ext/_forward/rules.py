@@ -106,8 +106,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(missing.UNDIFFERENTIATED, _undifferentiated),
     **dict.fromkeys(control_flow.CONTROL_FLOW, _control_flow),
 }
+# Of functions with a kernel the corrections serve where that does not, as for complex numbers: by slopes.
 COMPOSITIONS: dict[str, Callable[..., Any]] = {
-    **CORRECTIONS,
+    **{name: of for name, of in CORRECTIONS.items() if name in RULES or name not in FUNCTIONS},
     **decompositions.COMPOSITIONS,
     **losses.COMPOSITIONS,
     **grid_sampling.COMPOSITIONS,

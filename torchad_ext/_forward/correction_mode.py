@@ -45,11 +45,15 @@ class Correcting(TorchFunctionMode):
                     return of(*args, **kwargs)
             finally:
                 self._running = before
-        if name in missing.UNDIFFERENTIATED:
-            return "missing", name
-        if name in CONTROL_FLOW:
-            return "control flow", CONTROL_FLOW[name]
-        if kind == "corrected" and kwargs.get("out") is None:
+        if kind == "missing":
+            given = (*args, *kwargs.values())
+            missing.check(of, given[0] if given else None, self._inputs)
+        elif kind == "control flow":
+            with self:
+                result = of(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        elif kind == "corrected" and kwargs.get("out") is None:
             args, kwargs = positional(func, args, kwargs)
             result = of(*args, **kwargs)
             if result is not NotImplemented:

@@ -131,6 +131,7 @@ POWERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "in place": written(lambda y, p: y.pow_(p)),
     "**=": written(lambda y, p: y.__ipow__(p)),
     "float_power in place": written(lambda y, p: y.float_power_(p)),
+    "beside another exponent": lambda b, p: (F.pad(b, (0, 1), value=2) ** F.pad(p.expand(3), (0, 1), value=0.5))[:3],
     "complex": lambda b, p: (b.to(torch.complex128) ** p).real,
     "complex exponent": lambda b, p: (b ** torch.complex(p, 0 * p)).real,
     "a network's": lambda b, p: nn.Softplus()(b.expm1().log()) ** nn.Identity()(1 * p),

@@ -266,9 +266,12 @@ def _pow(base: Any, exponent: Any) -> Any:
         return NotImplemented
     # Of a^n that overflows, and of log a at infinity and at the smallest of all numbers, a slope is infinite.
     chosen = is_whole & (size >= torch.finfo(dtype).tiny) & size.isfinite() & (a.detach() ** n).isfinite()
-    others = a.masked_fill(chosen, 1) ** b
-    a, n, rest = (x.masked_fill(~chosen, 1) for x in torch.broadcast_tensors(a, n, b - n))
-    return torch.where(chosen, a**n * (rest * a.log()).exp(), others)
+    others, rest = ~chosen, b - n
+    if singular.is_nowhere(others):
+        return a**n * (rest * a.log()).exp()
+    far = a.masked_fill(chosen, 1) ** b
+    a, n, rest = (x.masked_fill(others, 1) for x in torch.broadcast_tensors(a, n, rest))
+    return torch.where(others, far, a**n * (rest * a.log()).exp())
 
 
 def _float_power(base: Any, exponent: Any) -> Any:

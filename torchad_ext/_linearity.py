@@ -140,8 +140,10 @@ def register_rule(op: Any, rule: Kind | Composition) -> None:
 
     :func:`laplacian`, :func:`forward_laplacian` and :func:`bilaplacian` differentiate an operator without a rule twice
     by itself; :func:`hessian_sparsity` takes it to couple everything that it reads, and ``hessian_diagonal`` of a batch
-    pulls rows back through it. One rule serves them all. The derivatives remain those that were registered with the
-    operator (``torch.library.register_autograd``); a rule that is wrong gives wrong results.
+    pulls rows back through it. One rule serves them all; :func:`partials`, :func:`taylor` and :func:`bilaplacian`
+    differentiate an elementwise operator, of which they need higher derivatives, as one without a rule. The derivatives
+    remain those that were registered with the operator (``torch.library.register_autograd``); a rule that is wrong
+    gives wrong results.
 
     ============= ============================================== ===========================================
     rule          the operator                                   second derivative

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -955,3 +956,36 @@ def test_a_compiled_function_is_followed_as_it_was_written() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert_close(ad.laplacian(compiled, x), ad.laplacian(network, x))
+
+
+def _tiny(x: Tensor) -> Tensor:
+    return torch.exp(-(x[:, 0] ** 2))
+
+
+# Functions of exp(-x²) whose Laplacian is the number, of which f'' and x_k² alone are out of range.
+OUT_OF_RANGE: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    "sqrt": (lambda x: _tiny(x).sqrt().log(), -1),
+    "pow": (lambda x: _tiny(x).pow(0.25).log(), -0.5),
+    "pow to a whole and a half": (lambda x: _tiny(x).pow(0.5).pow(1.5).log(), -1.5),
+    "pow to a tensor": (lambda x: _tiny(x).pow(0.5 + 0 * x[:, 0]).log(), -1),
+    "log": (lambda x: _tiny(x).log(), -2),
+    "log2": (lambda x: _tiny(x).log2(), -2 / math.log(2)),
+    "log10": (lambda x: _tiny(x).log10(), -2 / math.log(10)),
+    "quotient": (lambda x: (_tiny(x) / _tiny(x / 2)).log(), -1.5),
+    "quotient of tiny numbers": (lambda x: _tiny(x).sqrt() / _tiny(x / math.sqrt(2)), 0),
+    "rsqrt": (lambda x: _tiny(x / 2).rsqrt().log(), 0.25),
+    "reciprocal": (lambda x: _tiny(x / 2).reciprocal().log(), 0.5),
+    "number over it": (lambda x: (1 / _tiny(x / 2)).log(), 0.5),
+    "norm": (lambda x: torch.stack([_tiny(x / 2), 2 * _tiny(x / 2)], -1).norm(dim=-1).log(), -0.5),
+    "complex abs": (lambda x: torch.complex(_tiny(x / 2), 2 * _tiny(x / 2)).abs().log(), -0.5),
+}
+
+
+@pytest.mark.parametrize(("dtype", "at"), [(torch.float64, 20.0), (torch.float32, 6.0)], ids=str)
+@pytest.mark.parametrize("name", OUT_OF_RANGE)
+def test_intermediate_results_in_range(name: str, dtype: torch.dtype, at: float) -> None:
+    f, expected = OUT_OF_RANGE[name]
+    result = laplacian(f, torch.tensor([[at]], dtype=dtype))
+    # Terms of the size of x² cancel.
+    bound = 400 * 64 * torch.finfo(dtype).eps
+    assert_close(result, torch.tensor([float(expected)], dtype=dtype), rtol=0, atol=bound)

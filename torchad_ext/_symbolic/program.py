@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from fractions import Fraction
 from .expr import OPERATIONS, Expr, column, constant, make, row, tensor, topological
 from .jet_algebra import JetAlgebra, jet_algebra
 
+_POLES = frozenset("div reciprocal rsqrt polygamma".split())
+_FEW_OPERATIONS = 64  # of a quotient whose factors are looked for
+_HIGHEST_POWER = 4  # in it
 _SYMBOL = {"tensor": tensor, "row": row, "column": column}
 
 
@@ -86,6 +90,74 @@ def _unique(name: str, taken: Iterable[str]) -> str:
     taken = set(taken)
     candidates = (name if i == 1 else f"{name}{i}" for i in range(1, len(taken) + 2))
     return next(candidate for candidate in candidates if candidate not in taken)
+
+
+def _of_squares(
+    curvature: Expr,
+    slopes: Mapping[Expr, Expr],
+    tangents: Mapping[Expr, Sequence[Expr]],
+    inputs: tuple[Expr, Expr],
+    signs: Sequence[int],
+) -> Expr:
+    """f_ab Σ_k ±x_a,k x_b,k"""
+    if not _has_pole(curvature):
+        pairs = zip(signs, tangents[inputs[0]], tangents[inputs[1]], strict=True)
+        return curvature * functools.reduce(operator.add, [s * (u * v) for s, u, v in pairs])
+    for a, b in (inputs, inputs[::-1]):
+        if a in slopes and (quotient := _quotient(curvature, slopes[a])) is not None:
+            pairs = zip(signs, tangents[a], tangents[b], strict=True)
+            return functools.reduce(operator.add, [s * (quotient * v * (slopes[a] * u)) for s, u, v in pairs])
+    pairs = zip(signs, tangents[inputs[0]], tangents[inputs[1]], strict=True)
+    return functools.reduce(operator.add, [s * (curvature * u * v) for s, u, v in pairs])
+
+
+def _has_pole(x: Expr) -> bool:
+    """May an expression be large although its operands are not?"""
+    return any(
+        node.op in _POLES or (node.op == "pow" and not (node.args[1].is_constant and node.args[1].number >= 0))
+        for node in topological([x])
+    )
+
+
+def _quotient(x: Expr, y: Expr) -> Expr | None:
+    """x / y where all factors of y, and all its denominators, are among those of x; None elsewhere."""
+    if len(topological([x, y])) > _FEW_OPERATIONS:
+        return None
+    (c, of_x), (d, of_y) = _factors(x), _factors(y)
+    if not c or not d or not math.isfinite(c / d):
+        return None
+    if any(n * of_x.get(base, 0.0) <= 0 or abs(n) > abs(of_x[base]) for base, n in of_y.items()):
+        return None
+    rest = {base: n - of_y.get(base, 0.0) for base, n in of_x.items() if n != of_y.get(base, 0.0)}
+    if not all(n.is_integer() and abs(n) <= _HIGHEST_POWER for n in rest.values()):
+        return None
+    times = {n / of_y.get(base, math.inf) for base, n in rest.items()}
+    if rest.keys() == of_y.keys() and len(times) == 1 and (power := times.pop()).is_integer():  # of roots: x / y = c y²
+        return math.prod([y] * int(power), start=constant(c / d ** (power + 1)))
+    powers = [[base if n > 0 else constant(1) / base] * int(abs(n)) for base, n in rest.items()]
+    return math.prod(itertools.chain(*powers), start=constant(c / d))
+
+
+def _factors(x: Expr) -> tuple[float, dict[Expr, float]]:
+    """A number, and the other factors of an expression with their powers."""
+    known: dict[Expr, tuple[float, dict[Expr, float]]] = {}
+    for node in topological([x]):
+        factors: dict[Expr, float] = {}
+        if node.is_constant:
+            known[node] = node.number, factors
+        elif node.op in ("neg", "mul", "div"):
+            number = -1.0 if node.op == "neg" else 1.0
+            for arg, sign in zip(node.args, (1, -1 if node.op == "div" else 1), strict=False):
+                c, of_arg = known[arg]
+                number = number * c if sign == 1 else number / c if c else math.nan
+                for base, n in of_arg.items():
+                    factors[base] = factors.get(base, 0.0) + sign * n
+            known[node] = number, {base: n for base, n in factors.items() if n}
+        elif node.op == "pow" and node.args[1].is_constant:
+            known[node] = 1.0, {node.args[0]: node.args[1].number}
+        else:
+            known[node] = 1.0, {node: 1.0}
+    return known[x]
 
 
 def _product(u: Mapping[int, Expr], v: Mapping[int, Expr], algebra: JetAlgebra) -> dict[int, Expr]:
@@ -230,6 +302,9 @@ class Program:
 
         y_k = Σ_a f_a x_a,k and Δy = Σ_a f_a Δx_a + Σ_ab f_ab Σ_k ±x_a,k x_b,k with the derivatives f_a and f_ab.
 
+        Where f_ab has a pole, the squares of small x_a,k underflow and f_ab overflows, although Δy does neither. So f_a
+        is taken out of f_ab if it is a factor, and the rest multiplies x_b,k: of log x the sum is Σ_k ∓(x_k / x) y_k.
+
         Args:
             carried: of each input, 0 for a constant, 1 if its tangents are given, 2 if its Laplacian is as well.
             signs: of the squares of the directions, 1 or -1.
@@ -251,8 +326,7 @@ class Program:
             terms = [f * laplacians[a] for a, f in slopes.items() if a in laplacians]
             for (a, slope), b in itertools.product(slopes.items(), tangents):
                 if (curvature := pushforward([slope], {b: one})[0]) is not None:
-                    products = [s * (u * v) for s, u, v in zip(signs, tangents[a], tangents[b], strict=True)]
-                    terms.append(curvature * functools.reduce(operator.add, products))
+                    terms.append(_of_squares(curvature, slopes, tangents, (a, b), signs))
             results[f"value_{name}"] = y
             for k in range(count):
                 along = [f * tangents[a][k] for a, f in slopes.items()]

@@ -36,6 +36,8 @@ def sub(a: Expr, b: Expr) -> Expr | None:
         return a
     if b.op == "neg":
         return a + b.args[0]
+    if a.op == "neg" and a.args[0] is b:
+        return -(2 * b)
     return None
 
 

@@ -19,6 +19,7 @@ import torch
 import torchad_ext as ad
 from torchad_ext import Pointwise, ops, rows
 from torchad_ext.__main__ import app
+from torchad_ext._torch_state import clamp_shares_ties
 from torchad_ext.ops import CATALOGUE
 
 ROOT = Path(__file__).parent.parent
@@ -120,6 +121,7 @@ def test_the_picture_shows_the_times_that_are_kept() -> None:
         assert jax == min(t for (way, of), t in times.items() if of == network and "jax.jit" in way)
 
 
+@pytest.mark.skipif(clamp_shares_ties, reason="formulas that clamp are others from PyTorch 2.14 on")
 def test_the_catalogue_is_that_of_today() -> None:
     text = (ROOT / "docs" / "catalogue.md").read_text(encoding="utf-8")
     between = text.split("<!-- python -m torchad_ext ops -->\n")[1].split("<!-- end")[0]

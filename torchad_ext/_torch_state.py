@@ -28,7 +28,8 @@ _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
 version = torch.__version__
-# From 2.14 on clamp has no slope at a bound that is a number, and shares it with one that is a tensor.
+# From 2.14 on clamp has no slope at a bound that is a number, and shares it with one that is a tensor; fmax and fmin
+# share it between equal numbers.
 clamp_shares_ties = tuple(int(part) for part in version.split(".")[:2]) >= (2, 14)
 missing: list[str] = []  # private names that this PyTorch lacks
 

@@ -36,8 +36,8 @@ def known_name(func: Any) -> str:
     return name if name in _OF_LINALG else name.removeprefix("linalg_")
 
 
-# aten.norm is one of all elements; torch.vander has the powers the other way round.
-_OF_LINALG = frozenset(["linalg_norm", "linalg_vander"])
+# aten.norm is one of all elements; torch.vander has the powers the other way round; torch.polar is of complex numbers.
+_OF_LINALG = frozenset(["linalg_norm", "linalg_polar", "linalg_vander"])
 
 
 def is_python(func: Any) -> bool:

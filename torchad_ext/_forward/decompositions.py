@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._quadratic_form import definition as quadratic_form
+from .._torch_state import clamp_shares_ties
 from . import elementwise_rules, singular
 from .corrections import CORRECTIONS, affine, vander, vector_norm
 from .roots import root, squared
@@ -264,11 +265,16 @@ def _ldexp(x: Any, other: Any) -> Any:
 
 
 def _fmax(a: Any, b: Any) -> Any:
-    return torch.where((a >= b) | b.isnan(), a, b)
+    return torch.where((a >= b) | b.isnan(), _tied(a, b), b)
 
 
 def _fmin(a: Any, b: Any) -> Any:
-    return torch.where((a <= b) | b.isnan(), a, b)
+    return torch.where((a <= b) | b.isnan(), _tied(a, b), b)
+
+
+def _tied(a: Any, b: Any) -> Any:
+    """a, which from PyTorch 2.14 on shares its derivative with an equal b."""
+    return torch.where(a == b, a / 2 + b / 2, a) if clamp_shares_ties else a
 
 
 def _feature_dropout(x: Any, p: float = 0.5, train: bool = True) -> Any:

@@ -142,7 +142,7 @@ def backend(graph: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., 
 def _functions_of_others(graph: GraphModule) -> list[Node]:
     """The calls of each ``autograd.Function``, of which Dynamo records the backward without a derivative."""
     parts = (part.graph for part in graph.modules() if isinstance(part, GraphModule))
-    return [node for part in parts for node in part.nodes if spoken(node) == "autograd_function_apply"]
+    return [node for part in parts for node in part.nodes if spoken(node) == "higher_order.autograd_function_apply"]
 
 
 def _fused(graph: GraphModule, explanation: Explanation) -> GraphModule:

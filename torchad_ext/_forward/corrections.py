@@ -264,7 +264,7 @@ def _pow(base: Any, exponent: Any) -> Any:
     is_whole = (order >= 0) & (order.frac() == 0) & (order == n)
     if singular.is_nowhere(is_whole):
         return NotImplemented
-    # Of a^n that overflows, and of log a at infinity and at the smallest of all numbers, a slope is infinite.
+    # The slope is infinite where a^n overflows, and of log a at infinity and at the smallest of all numbers.
     chosen = is_whole & (size >= torch.finfo(dtype).tiny) & size.isfinite() & (a.detach() ** n).isfinite()
     others, rest = ~chosen, b - n
     if singular.is_nowhere(others):

@@ -21,7 +21,7 @@ from .._torch_state import in_forward_mode, unwrapped
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
-# Of torch.special, in the first argument; the degrees of polynomials are whole numbers.
+# Functions of torch.special, in the first argument; the degrees of polynomials are whole numbers.
 UNDIFFERENTIATED = frozenset(
     """
     airy_ai bessel_j0 bessel_j1 bessel_y0 bessel_y1 modified_bessel_i0 modified_bessel_i1 modified_bessel_k0

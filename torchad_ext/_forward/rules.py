@@ -80,7 +80,7 @@ def _undifferentiated(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords
 
 
 def _control_flow(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-    """What functions of the user compute is followed as what f computes itself."""
+    """A branch, or a loop, in which functions of the user are followed like f itself."""
     sweep.applying = False
     try:
         with torch.enable_grad():
@@ -106,7 +106,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(missing.UNDIFFERENTIATED, _undifferentiated),
     **dict.fromkeys(control_flow.CONTROL_FLOW, _control_flow),
 }
-# Of functions with a kernel the corrections serve where that does not, as for complex numbers: by slopes.
+# Corrections of functions with a kernel serve where that does not, as for complex numbers: by slopes.
 COMPOSITIONS: dict[str, Callable[..., Any]] = {
     **{name: of for name, of in CORRECTIONS.items() if name in RULES or name not in FUNCTIONS},
     **decompositions.COMPOSITIONS,

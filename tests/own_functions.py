@@ -1,4 +1,4 @@
-"""Each ``autograd.Function`` that several tests differentiate through."""
+"""Functions of users: each ``autograd.Function`` that several tests differentiate through, and helpers of ops."""
 
 from __future__ import annotations
 
@@ -22,6 +22,20 @@ class Cube(torch.autograd.Function):
         return 3 * x**2 * grad_output
 
 
+class Sine(torch.autograd.Function):
+    """sin x, with a backward that is differentiable."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad_output * x.cos()
+
+
 class StraightThrough(torch.autograd.Function):
     """A rounding, whose derivative is 1."""
 
@@ -34,12 +48,13 @@ class StraightThrough(torch.autograd.Function):
         return grad_output
 
 
-def scaled(x: torch.Tensor, beta: torch.Tensor | float) -> torch.Tensor:
+def scaled(x: Tensor, beta: Tensor | float) -> Tensor:
     """Asks what beta is: a number counts as abs(beta) + 1."""
     if not torch.is_tensor(beta):
         beta = abs(beta) + 1.0
     return torch.sigmoid(beta * x)
 
 
-def of_whole_numbers(x: torch.Tensor, n: float) -> torch.Tensor:
+def of_whole_numbers(x: Tensor, n: float) -> Tensor:
+    """Asks what n is: a factor if it is an int, else a summand."""
     return x * n if isinstance(n, int) else x + n

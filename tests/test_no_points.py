@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from own_functions import Sine
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -14,19 +15,6 @@ import torchad_ext as ad
 from torchad_ext._forward.laplacian import _without_rules
 
 D = torch.float64
-
-
-class Sine(torch.autograd.Function):
-    """No sweep follows it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.sin()
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        return g * ctx.saved_tensors[0].cos()
 
 
 @torch.library.custom_op("test_no_points::sine", mutates_args=())

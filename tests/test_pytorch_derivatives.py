@@ -10,8 +10,10 @@ import pytest
 import pytorch_derivatives
 import torch
 import torch.nn.functional as F
+from own_functions import Sine
 from torch import Tensor, nn
 from torch.testing import assert_close
+from torch.utils._pytree import tree_structure
 from torch.utils.checkpoint import checkpoint
 
 import torchad_ext as ad
@@ -100,19 +102,14 @@ def test_modes_may_be_mixed() -> None:
 def test_a_wrong_derivative_is_seen() -> None:
     """A function whose double backward lacks a factor, as PyTorch's may."""
 
-    class Sine(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            ctx.save_for_backward(x)
-            return x.sin()
-
+    class WrongSine(Sine):
         @staticmethod
         def backward(ctx: Any, g: Tensor) -> Tensor:
             (x,) = ctx.saved_tensors
             return g * (x.cos() + 0.5 * (x - x.detach()))
 
     leaves = [torch.linspace(-1, 1, 2, dtype=D)]
-    case = pytorch_derivatives.Case("sine", Sine.apply, leaves, torch.utils._pytree.tree_structure(((0,), {})), [0])
+    case = pytorch_derivatives.Case("sine", WrongSine.apply, leaves, tree_structure(((0,), {})), [0])
     found, _ = pytorch_derivatives.by_pytorch(case)
     assert found["reverse", 1] == "right" and found["reverse", 2].startswith("wrong")
 

@@ -13,6 +13,7 @@ from typing import Any
 
 _IMMUTABLE = frozenset("torch torchad_ext math cmath numpy builtins typing functools itertools operator".split())
 
+_KNOWN = _IMMUTABLE | sys.stdlib_module_names  # modules of no user
 _ASKING = frozenset("isinstance issubclass type is_tensor hasattr __class__".split())
 
 
@@ -68,7 +69,7 @@ def _called(x: Any, seen: set[Any], owner: Any = None) -> Iterator[types.Functio
         owner, x = x, next((way for way in ways if isinstance(way, types.FunctionType)), None)
     if not isinstance(x, types.FunctionType) or x in seen:
         return
-    if (x.__module__ or "").partition(".")[0] in _IMMUTABLE | sys.stdlib_module_names:
+    if (x.__module__ or "").partition(".")[0] in _KNOWN:
         return
     seen.add(x)
     yield x

@@ -7,6 +7,7 @@
 #include "simd.h"
 
 #define TORCHAD_EXT_INLINE inline __attribute__((always_inline))
+#define TORCHAD_EXT_FLAT __attribute__((flatten))  // all that it calls is inlined
 
 namespace torchad_ext {
 

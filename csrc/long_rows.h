@@ -282,7 +282,7 @@ struct LongRows : RowsCpu<Functor, T> {
     });
   }
 
-  static void run(const Rows& rows, const double* scalars, int64_t begin, int64_t end, double* sums) {
+  static TORCHAD_EXT_FLAT void run(const Rows& rows, const double* scalars, int64_t begin, int64_t end, double* sums) {
     const Functor functor(scalars);
     LongRows some(functor, rows);
     V values[Functor::all];

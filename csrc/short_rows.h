@@ -161,7 +161,7 @@ struct ShortRows : RowsCpu<Functor, T> {
     if (!cached) store_fence();
   }
 
-  static void run(const Rows& rows, const double* scalars, int64_t begin, int64_t end, double* sums) {
+  static TORCHAD_EXT_FLAT void run(const Rows& rows, const double* scalars, int64_t begin, int64_t end, double* sums) {
     const Functor functor(scalars);
     rows.length == 3 ? run_block<3>(functor, rows, begin, end, sums) : run_block<0>(functor, rows, begin, end, sums);
   }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import re
 import shutil
@@ -26,7 +27,7 @@ from selection import few
 
 import torchad_ext as ad
 from torchad_ext import BuildError, _settings
-from torchad_ext._native import ahead, compile, keys, loader, nvrtc, prebuilt, toolchain
+from torchad_ext._native import ahead, compile, kernels, keys, loader, nvrtc, prebuilt, toolchain
 from torchad_ext._symbolic import cpp
 from torchad_ext._symbolic.cpp import Kernel
 from torchad_ext.ops import CATALOGUE
@@ -729,3 +730,18 @@ def test_the_kernels_stand_on_the_stable_abi_alone(kernels: str, request: pytest
     symbols = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "aoti_torch_" in symbols
     assert not re.findall(r"\b_ZNK?(?:2at|3c10|5torch)\w*|\bcu[A-Z]\w*|\bcuda\w*", symbols)
+
+
+@pytest.mark.parametrize("name", few(sorted(ROW_CATALOGUE), lambda name: name == "layer_norm"))
+def test_a_loop_over_rows_calls_nothing(name: str) -> None:
+    """All that is computed of an element is inlined, in kernels of many results as in short ones."""
+    if shutil.which("nm") is None:
+        pytest.skip("no nm: the symbols of a library cannot be listed")
+    for order, is_short in itertools.product(range(3), (True, False)):
+        function = ROW_CATALOGUE[name]._order(order)
+        for member in {function, function.recorded(()).function}:
+            kernel = member.source("cpu", torch.float32, is_short)
+            library = loader.compiled_kernel(kernels.title(member.name, torch.float32), kernel)
+            listed = subprocess.run(["nm", library._name], capture_output=True, text=True, check=True).stdout
+            called = re.findall(r" [tTW] (_Z\w*torchad_ext\w*)", listed)
+            assert called and [symbol for symbol in called if not re.search("3runE|9store_sumE", symbol)] == []

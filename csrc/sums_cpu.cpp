@@ -233,15 +233,15 @@ struct Output {
 
 // The sums of a tile, from zero on, to where they belong.
 void give(const Output& output, const Tile& tile, int64_t offset, int64_t task, const double* sums) {
-  const bool is_run = tile.dims > 0 && tile.strides[0] != 0;
-  const int64_t n = is_run ? tile.sizes[0] : 1, stride = is_run ? tile.strides[0] : 1;
   Tile kept;
-  for (int d = is_run; d < tile.dims; ++d) {
+  for (int d = 0; d < tile.dims; ++d) {
     if (tile.strides[d] == 0) continue;
     kept.sizes[kept.dims] = tile.sizes[d];
     kept.strides[kept.dims++] = tile.strides[d];
   }
-  kept.each(0, n, [&](int64_t at, int64_t place) {
+  const int runs = std::min(1, kept.dims);
+  const int64_t n = runs ? kept.sizes[0] : 1, stride = runs ? kept.strides[0] : 1;
+  kept.each(runs, n, [&](int64_t at, int64_t place) {
     if (output.accumulators == nullptr) return output.write(offset + at, stride, sums + place, n);
     double* to = output.accumulators + (output.shared ? task * output.sums : 0) + offset + at;
     for (int64_t i = 0; i < n; ++i) to[i * stride] += sums[place + i];

@@ -502,7 +502,7 @@ class TestRunTimeNumbers:
     def test_a_member_of_an_enumeration(self, function: Callable[..., torch.Tensor]) -> None:
         """It may equal a number or a text, and is none."""
         op, x = ad.pointwise(function), torch.tensor([3.0, 4.0])
-        values = (0, 1, 0.0, *Kind) if isinstance(op._defaults["kind"], int) else ("tanh", "sin", *Mode)
+        values = (0, 1, 0.0, *Kind) if isinstance(op._parameters.defaults["kind"], int) else ("tanh", "sin", *Mode)
         for kind in (*values, *values[::-1]):
             torch.testing.assert_close(op(x, kind), function(x, kind))
 

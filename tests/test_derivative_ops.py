@@ -160,7 +160,7 @@ def test_the_simplified_formula_is_the_derivative(name: str) -> None:
     ]
     for derivative in op._derivatives():
         program = derivative._usual.program
-        numbers = [op._defaults[str(x.value)] for x in program.scalars]
+        numbers = [op._parameters.defaults[str(x.value)] for x in program.scalars]
         simple = tuple(readable(y, lambda y: len(repr(y))) for y in program.outputs)
         simplified = Program(program.inputs, program.scalars, simple, program.names)
         if len(derivative.latex()) > 600:  # pow guards its singular points

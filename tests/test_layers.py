@@ -33,6 +33,7 @@ _rowwise
 _row_function
 _pointwise _quadratic_form
 _declared
+_arguments
 _broadcast
 _derivative _elementwise
 _native

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import enum
 import functools
 import inspect
-import numbers
 import pickle
 import re
 import sys
@@ -17,16 +15,26 @@ from typing import Any, TypeVar
 import torch
 from torch.overrides import handle_torch_function
 
+from ._arguments import (
+    SCALAR,
+    TENSOR,
+    Parameters,
+    is_constant,
+    is_symbol,
+    is_tensor,
+    key_of,
+    kind_of,
+    may_change,
+    symbol,
+)
 from ._derivative import Derivative
 from ._elementwise import Elementwise, HandWritten
 from ._native import ahead, kernels, keys, loader
 from ._symbolic.agreement import agrees
 from ._symbolic.captured import asks_for_kinds, captures, is_of_users
-from ._symbolic.expr import Expr, column, row, scalar, tensor
 from ._symbolic.latex import latex
 from ._symbolic.program import Program
 from ._symbolic.refusals import TraceError
-from ._symbolic.torch_functions import signature_of
 from ._symbolic.tracing import ValueNeeded, trace
 from ._warnings import warn_user
 
@@ -35,10 +43,6 @@ _Op = TypeVar("_Op", bound="Declared")
 
 _MANY = 32  # kernels of one op for different values of its numbers
 _LONGEST = 20_000  # operations of a declaration; its double backward has some three times as many
-TENSOR, ROW, COLUMN, SCALAR = (object() for _ in range(4))  # what an argument is; anything else is a fixed value
-# Types of what does not change and equals nothing of another type, but for numbers; those kinds are of type object.
-_CONSTANT = frozenset((object, type(None), str, bytes, bool, int, float, torch.dtype, torch.device))
-_SYMBOLS: dict[Any, Callable[[str], Expr]] = {TENSOR: tensor, ROW: row, COLUMN: column, SCALAR: scalar}
 
 
 class Declared:
@@ -61,7 +65,8 @@ class Declared:
         written: HandWritten | None = None,
     ) -> None:
         self.definition = definition
-        self.__signature__ = _signature(definition, self.decorator)
+        self._parameters = Parameters(definition, self.decorator)
+        self.__signature__ = self._parameters.signature
         self.__name__: str = name or str(getattr(definition, "__name__", type(definition).__name__))
         self.__qualname__: str = self.__name__
         self._kernel_name = re.sub(r"[^0-9A-Za-z_]", "", self.__name__) or self.decorator
@@ -69,24 +74,12 @@ class Declared:
             self.__qualname__ = str(getattr(definition, "__qualname__", self.__name__))
         self.__module__ = module or getattr(definition, "__module__", None) or "torch"
         self.__doc__ = definition.__doc__
-        self._parameters = self.__signature__.parameters
-        if not self._parameters:
-            raise TypeError(f"{self.__name__} has no arguments; a {self.decorator} function takes at least a tensor")
-        refused = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
-        for parameter in self._parameters.values():
-            if parameter.kind in refused:
-                raise TypeError(f"{self.__name__} takes {parameter}; name every argument")
-            if parameter.name in ("self", "cls"):
-                raise TypeError(
-                    f"{self.__qualname__} takes {parameter.name}, which would be a tensor; declare it outside of the "
-                    f"class, or of a bound method, as in self.act = torchad_ext.{self.decorator}(self.function)"
-                )
-        self._defaults = {name: p.default for name, p in self._parameters.items() if p.default is not p.empty}
+        self._parameters.check(self.__name__, self.__qualname__, self.decorator)
         self._written = written
         self._members: dict[tuple[Any, ...], tuple[Elementwise, list[int]]] = {}
         self._seen: dict[Any, tuple[Elementwise, list[int]]] = {}  # the members by values as they were given
         # Numbers whose values the definition asks for.
-        self._fixed = frozenset(self._parameters) if asks_for_kinds(definition) else frozenset[str]()
+        self._fixed = frozenset(self._parameters.by_name) if asks_for_kinds(definition) else frozenset[str]()
         self._domain = domain
         self._captures = captures(definition.op.definition if isinstance(definition, Derivative) else definition)
         self._is_of_users = is_of_users(definition)
@@ -120,11 +113,12 @@ class Declared:
     @property
     def default_numbers(self) -> list[float]:
         """The numbers of the usual call, in the order of the program's scalars."""
-        return [float(self._defaults[str(x.value)]) for x in self.program.scalars]
+        return [float(self._parameters.defaults[str(x.value)]) for x in self.program.scalars]
 
     @property
     def _usual_arguments(self) -> list[Any]:
-        return [self._usually.get(name, self._defaults.get(name, TENSOR)) for name in self._parameters]
+        defaults = self._parameters.defaults
+        return [self._usually.get(name, defaults.get(name, TENSOR)) for name in self._parameters.by_name]
 
     @property
     def intervals(self) -> dict[str, Interval]:
@@ -140,7 +134,9 @@ class Declared:
     @property
     def _given_intervals(self) -> Mapping[str, Interval]:
         """Where arguments are sampled, by name, as far as the declaration says it."""
-        return self._domain if isinstance(self._domain, Mapping) else dict.fromkeys(self._parameters, self._domain)
+        return (
+            self._domain if isinstance(self._domain, Mapping) else dict.fromkeys(self._parameters.by_name, self._domain)
+        )
 
     def __repr__(self) -> str:
         return f"<{self.__module__}.{self.__qualname__}{self.__signature__}>"
@@ -167,43 +163,10 @@ class Declared:
 
     def bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """The arguments in the order of the parameters."""
-        missing = self._trailing_defaults.get(len(args)) if not kwargs else None
-        if missing is not None:  # a third of the time of what follows
-            return (*args, *missing)
-        names = self._names
-        if len(args) <= self._positional and kwargs.keys() <= self._parameters.keys():  # a tenth of the time of bind
-            rest = names[len(args) :]
-            if all(name in kwargs or name in self._defaults for name in rest) and kwargs.keys().isdisjoint(
-                names[: len(args)]
-            ):
-                return (*args, *[kwargs[name] if name in kwargs else self._defaults[name] for name in rest])
         try:
-            given = self.__signature__.bind(*args, **kwargs)
+            return self._parameters.bound(args, kwargs)
         except TypeError as error:
             raise TypeError(f"{self.__name__}{self.__signature__}: {error}") from None
-        return tuple(given.arguments.get(name, self._defaults.get(name)) for name in self._parameters)
-
-    @functools.cached_property
-    def _names(self) -> tuple[str, ...]:
-        """The parameters, where each may be given by its name."""
-        return tuple(self._parameters)
-
-    @functools.cached_property
-    def _positional(self) -> int:
-        """How many arguments may be given without a name; -1 where some may not be given with one."""
-        kinds = [p.kind for p in self._parameters.values()]
-        if inspect.Parameter.POSITIONAL_ONLY in kinds:
-            return -1
-        return sum(kind is not inspect.Parameter.KEYWORD_ONLY for kind in kinds)
-
-    @functools.cached_property
-    def _trailing_defaults(self) -> dict[int, tuple[Any, ...]]:
-        """For a number of positional arguments that will do, the defaults that follow."""
-        keyword_only = [p.kind is p.KEYWORD_ONLY for p in self._parameters.values()]
-        positional = keyword_only.index(True) if True in keyword_only else len(keyword_only)
-        names = list(self._parameters)
-        enough = (n for n in range(positional + 1) if all(name in self._defaults for name in names[n:]))
-        return {n: tuple(self._defaults[name] for name in names[n:]) for n in enough}
 
     def resolve(self, args: Sequence[Any]) -> tuple[tuple[Any, ...], Elementwise, list[int]]:
         """The kind of each argument, the function for such arguments, and where its numbers stand among them."""
@@ -211,11 +174,11 @@ class Declared:
         if self._fixed:
             kinds = tuple(
                 x if kind is SCALAR and name in self._fixed else kind
-                for name, x, kind in zip(self._parameters, args, kinds, strict=True)
+                for name, x, kind in zip(self._parameters.by_name, args, kinds, strict=True)
             )
         seen = kinds, tuple(map(type, kinds)) if self._fixed else ()  # 1, 1.0 and True are equal
         found = None
-        if all(type(kind) in _CONSTANT for kind in kinds):
+        if all(map(is_constant, kinds)):
             found = self._seen.get(seen) if self._fixed else self._members.get(kinds)
         if found is None:
             try:
@@ -230,15 +193,15 @@ class Declared:
             except TraceError as error:
                 raise error.with_traceback(None) from None
         if self._fixed and all(
-            x is None or isinstance(x, int) or _is_symbol(x) or (type(x) is float and x) for x in kinds
+            x is None or isinstance(x, int) or is_symbol(x) or (type(x) is float and x) for x in kinds
         ):
             self._seen[seen] = found  # not for -0.0, which equals 0.0, or what cannot be hashed
         return kinds, *found
 
     def _member_of(self, kinds: tuple[Any, ...], args: Sequence[Any]) -> tuple[Elementwise, list[int]]:
         """The function for such arguments, where its numbers stand among them, made if it is not there."""
-        key = tuple(self._frozen(name, kind) for name, kind in zip(self._parameters, kinds, strict=True))
-        if any(map(_may_change, kinds)):  # an object is what the function makes of it now
+        key = tuple(self._key_of(name, kind) for name, kind in zip(self._parameters.by_name, kinds, strict=True))
+        if any(map(may_change, kinds)):  # an object is what the function makes of it now
             key += self._trace(kinds).outputs
         found = self._members.get(key)
         if found is None:
@@ -254,31 +217,23 @@ class Declared:
         """The kind of each argument."""
         return tuple([kind_of(x) for x in args])
 
-    def _frozen(self, name: str, kind: Any) -> Any:
-        """A key for what an argument is, of options equal in type and value."""
-        if isinstance(kind, (list, tuple)):
-            return type(kind), tuple(self._frozen(name, x) for x in kind)
-        if isinstance(kind, dict):
-            return dict, tuple((key, self._frozen(name, x)) for key, x in kind.items())
-        if isinstance(kind, (numbers.Number, enum.Enum)):
-            return type(kind), repr(kind)
+    def _key_of(self, name: str, kind: Any) -> Any:
         try:
-            hash(kind)
+            return key_of(kind)
         except TypeError:
             raise TypeError(self._wrong(name, type(kind).__name__)) from None
-        return kind
 
     def _new_member(self, kinds: tuple[Any, ...], args: Sequence[Any]) -> tuple[Elementwise, list[int]]:
         if self._captures and "_usual" in self.__dict__:
             self._check_captured()
-        for name, kind in zip(self._parameters, kinds, strict=True):
-            is_number = kind_of(self._defaults.get(name, 0)) is SCALAR
-            if is_number and not _is_symbol(kind) and name not in self._fixed:
+        for name, kind in zip(self._parameters.by_name, kinds, strict=True):
+            is_number = kind_of(self._parameters.defaults.get(name, 0)) is SCALAR
+            if is_number and not is_symbol(kind) and name not in self._fixed:
                 if isinstance(kind, bool):
                     raise TypeError(f"{self.__module__}.{self.__name__} takes a number for {name}, got {kind}")
                 raise TypeError(self._wrong(name, type(kind).__name__))
         if not any(is_tensor(kind) for kind in kinds):
-            first = next(iter(self._parameters))
+            first = next(iter(self._parameters.by_name))
             raise TypeError(self._wrong(first, "numbers alone" if len(kinds) > 1 else "a number"))
         tensors = [i for i, kind in enumerate(kinds) if is_tensor(kind)]
         scalars = [i for i, kind in enumerate(kinds) if kind is SCALAR]
@@ -297,23 +252,13 @@ class Declared:
                 f"{self.__name__} has {len(program):,} operations an element, and a kernel takes {_LONGEST:,} at the "
                 "most; declare parts of it"
             )
-        in_order = len(tensors) == len(kinds) and not self._keywords and not self._captures
+        in_order = len(tensors) == len(kinds) and not self._parameters.keywords and not self._captures
         return self._member(program, self.definition if in_order else definition), scalars
 
     def _member(self, program: Program, definition: Callable[..., Any]) -> Elementwise:
         """The function of a program, which a definition computes of tensors and then numbers."""
         written = self._written if not program.scalars else None
         return Elementwise(program, definition, self._kernel_name, written=written)
-
-    @functools.cached_property
-    def _keywords(self) -> list[str]:
-        """The arguments that are given by name: of a function in C++ all that have a default."""
-        by_name = inspect.isbuiltin(self.definition)
-        return [
-            name
-            for name, p in self._parameters.items()
-            if p.kind is p.KEYWORD_ONLY or (by_name and p.default is not p.empty)
-        ]
 
     def _check(self) -> bool:
         """Raises if the definition computes something else than it did when it was declared."""
@@ -333,7 +278,7 @@ class Declared:
             ValueNeeded: it may be because of a symbol for a number.
             TraceError: there is none.
         """
-        known = {name: x for name, x in zip(self._parameters, args, strict=True) if kind_of(x) is SCALAR}
+        known = {name: x for name, x in zip(self._parameters.by_name, args, strict=True) if kind_of(x) is SCALAR}
         scalars = frozenset(str(x.value) for x in program.scalars)
         if scalars - known.keys():  # a number that is yet to come
             return
@@ -349,10 +294,7 @@ class Declared:
 
     def _symbols(self, kinds: Sequence[Any]) -> list[Any]:
         """The arguments, with symbols in place of tensors and run-time numbers."""
-        return [
-            _SYMBOLS[kind](name) if _is_symbol(kind) else kind
-            for name, kind in zip(self._parameters, kinds, strict=True)
-        ]
+        return [symbol(name, kind) for name, kind in zip(self._parameters.by_name, kinds, strict=True)]
 
     def _trace(self, kinds: Sequence[Any]) -> Program:
         return self.trace(self._symbols(kinds))
@@ -371,21 +313,18 @@ class Declared:
 
     def define(self, arguments: Sequence[Any]) -> Any:
         """Calls the definition with an argument for each parameter, keyword-only ones included."""
-        positional = len(arguments) - len(self._keywords)
-        return self.definition(
-            *arguments[:positional], **dict(zip(self._keywords, arguments[positional:], strict=True))
-        )
+        args, kwargs = self._parameters.as_called(arguments)
+        return self.definition(*args, **kwargs)
 
     def _handled(self, args: Sequence[Any]) -> Any:
         """The result that ``__torch_function__`` of an argument gives."""
-        positional = len(args) - len(self._keywords)
-        named = dict(zip(self._keywords, args[positional:], strict=True))
         function: Any = self
-        return handle_torch_function(function, args, *args[:positional], **named)
+        called, named = self._parameters.as_called(args)
+        return handle_torch_function(function, args, *called, **named)
 
     def _wrong(self, name: str, given: str) -> str:
         function = f"{self.__module__}.{self.__name__}"
-        expected = "a torch.Tensor or a number" if name in self._defaults else "a torch.Tensor"
+        expected = "a torch.Tensor or a number" if name in self._parameters.defaults else "a torch.Tensor"
         return f"{function} takes {expected} for {name}, got {given}; write {function}(torch.as_tensor(...))"
 
     def _order(self, order: int) -> Elementwise:
@@ -515,43 +454,3 @@ def compile_kernels(work: Iterable[tuple[Any, ...]], device: str = "cpu") -> Non
 def _restored(cls: type[Declared], definition: Callable[..., Any], name: str, module: str, domain: Any) -> Declared:
     """An op that was copied; it is traced when it is first called, because what it captures may not be there yet."""
     return cls(definition, name=name, module=module, domain=domain)
-
-
-def _signature(definition: Any, decorator: str) -> inspect.Signature:
-    if isinstance(definition, torch.nn.Module):
-        definition = definition.forward
-    if not callable(definition) or inspect.isclass(definition) or isinstance(definition, torch.jit.ScriptFunction):
-        kind = " that torch.jit.script made; give the function in Python" if hasattr(definition, "graph") else ""
-        raise TypeError(f"torchad_ext.{decorator} takes a function of tensors, got {definition!r}{kind}")
-    if (found := signature_of(definition)) is not None:
-        return found
-    try:
-        return inspect.signature(definition)
-    except ValueError:
-        raise TypeError(
-            f"torchad_ext.{decorator} does not know the arguments of {definition!r}; write lambda x: ..."
-        ) from None
-
-
-def _may_change(kind: Any) -> bool:
-    """Is it an object, or does it hold one, that may be another at its next use?"""
-    if type(kind) in _CONSTANT or isinstance(kind, (numbers.Number, enum.Enum, type)):
-        return False
-    if isinstance(kind, (list, tuple, dict)):
-        return any(map(_may_change, kind.values() if isinstance(kind, dict) else kind))
-    return captures(kind)
-
-
-def is_tensor(kind: Any) -> bool:
-    return kind is TENSOR or kind is ROW or kind is COLUMN
-
-
-def _is_symbol(kind: Any) -> bool:
-    """Is it no value?"""
-    return is_tensor(kind) or kind is SCALAR
-
-
-def kind_of(x: Any) -> Any:
-    if isinstance(x, torch.Tensor):
-        return TENSOR
-    return SCALAR if isinstance(x, (float, int, numbers.Real)) and not isinstance(x, (bool, enum.Enum)) else x

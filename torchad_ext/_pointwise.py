@@ -11,8 +11,9 @@ from typing import Any, overload
 import torch
 from torch.overrides import has_torch_function
 
+from ._arguments import SCALAR, TENSOR
 from ._broadcast import Broadcast
-from ._declared import SCALAR, TENSOR, Declared, Interval
+from ._declared import Declared, Interval
 from ._derivative import Derivative
 from ._elementwise import Elementwise
 from ._native import fast_path, kernels
@@ -59,7 +60,7 @@ class Pointwise(Declared):
                 return result
         if is_being_traced():
             return self._define(self.bound(args, kwargs))
-        if kwargs or len(args) != len(self._parameters) or self._keywords:
+        if kwargs or len(args) != len(self._parameters.by_name) or self._parameters.keywords:
             args = self.bound(args, kwargs)
         if has_torch_function(args):
             return self._define(args) if traced_before_autograd() else self._handled(args)
@@ -95,7 +96,7 @@ class Pointwise(Declared):
         if kinds in self._in_front:
             return
         bits = [sum(1 << i for i, kind in enumerate(kinds) if kind is of) for of in (TENSOR, SCALAR)]
-        front = self.__dict__.setdefault("_front", fast_path.front(tuple(self._parameters.values())))
+        front = self.__dict__.setdefault("_front", fast_path.front(tuple(self._parameters.by_name.values())))
         front.add(member.fast_function, *bits, tuple(sum(1 << i for i in of) for of in member.read), tuple(options))
         self._in_front.add(kinds)
 
@@ -122,9 +123,9 @@ class Pointwise(Declared):
             >>> slope(torch.tensor([0.0, 1.0]), omega=2.0)
             tensor([ 2.0000, -0.8323])
         """
-        name = next(iter(self._parameters)) if argument is None else argument
-        if name not in self._parameters:
-            raise ValueError(f"{self.__name__} has no argument {name!r}; it has {', '.join(self._parameters)}")
+        name = next(iter(self._parameters.by_name)) if argument is None else argument
+        if name not in self._parameters.by_name:
+            raise ValueError(f"{self.__name__} has no argument {name!r}; it has {', '.join(self._parameters.by_name)}")
         if order < 1:
             raise ValueError(f"got order {order} of a derivative; 1 is the first")
         known = self.definition if isinstance(self.definition, Derivative) else Derivative(self, ())
@@ -149,7 +150,7 @@ class Pointwise(Declared):
         return rf"$\displaystyle \begin{{aligned}}{lines}\end{{aligned}}$"
 
     def _repr_html_(self) -> str:
-        arguments = (p.replace(annotation=p.empty) for p in self._parameters.values())
+        arguments = (p.replace(annotation=p.empty) for p in self._parameters.by_name.values())
         title = html.escape(f"{self.__module__}.{self.__qualname__}{inspect.Signature(list(arguments))}")
         rows = [
             rf"<tr><td>$\displaystyle {html.escape(left)}$</td>"

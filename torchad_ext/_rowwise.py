@@ -10,7 +10,8 @@ from typing import Any, overload
 import torch
 from torch.overrides import has_torch_function
 
-from ._declared import COLUMN, ROW, SCALAR, TENSOR, Declared, Interval, is_tensor
+from ._arguments import COLUMN, ROW, SCALAR, TENSOR, is_tensor
+from ._declared import Declared, Interval
 from ._elementwise import Elementwise
 from ._native import fast_path, kernels
 from ._native.kernels import DTYPES
@@ -49,14 +50,14 @@ class Rowwise(Declared):
         """Arguments of the usual call, from uniform numbers: views of tensors of a shape, weights as long as a row."""
         intervals, arguments = self.intervals, []
         length = view(torch.empty(shape)).shape[-1]
-        for name, kind in zip(self._parameters, self._usual_arguments, strict=True):
+        for name, kind in zip(self._parameters.by_name, self._usual_arguments, strict=True):
             if not is_tensor(kind):
                 arguments.append(kind)
                 continue
             low, high = intervals.get(name, (-3.0, 3.0))
             numbers = uniform((length,)) if kind is COLUMN else view(uniform(shape))
             arguments.append(low + (high - low) * numbers)
-        return tuple(arguments[: len(arguments) - len(self._keywords)])
+        return tuple(arguments[: len(arguments) - len(self._parameters.keywords)])
 
     def _repr_latex_(self) -> str | None:
         """The formula, where it is short enough to be read."""
@@ -72,7 +73,7 @@ class Rowwise(Declared):
             result = self._front.call(args, kwargs)
             if result is not NotImplemented:
                 return result
-        if kwargs or len(args) != len(self._parameters) or self._keywords:
+        if kwargs or len(args) != len(self._parameters.by_name) or self._parameters.keywords:
             args = self.bound(args, kwargs)
         if is_being_traced():
             return self._define(args)
@@ -181,7 +182,7 @@ class Rowwise(Declared):
         key = dtype, dims, *arguments, *options, *numbers
         if TENSOR not in kinds or key in self._in_front or len(kinds) > _MOST_PARAMETERS:
             return
-        front = self.__dict__.setdefault("_front", fast_path.front(tuple(self._parameters.values())))
+        front = self.__dict__.setdefault("_front", fast_path.front(tuple(self._parameters.by_name.values())))
         bits = sum(1 << k for k, is_dropped in enumerate(dropped or ()) if is_dropped)
         values = tuple([value for _, value in options])
         front.add_rows(member._fast_function, kernels.DTYPES[dtype], tuple(arguments), values, numbers, bits, dims)

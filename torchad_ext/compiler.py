@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from ._arguments import TENSOR
 from ._clusters import Clusters
-from ._declared import TENSOR, Declared, compile_kernels
+from ._declared import Declared, compile_kernels
 from ._elementwise import _ApplyUnderTransforms
 from ._graph_calls import gain_of_rows, is_number, spoken, value_of, written_tensors
 from ._pointwise import Pointwise

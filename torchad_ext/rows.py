@@ -11,7 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ._declared import COLUMN, Interval
+from ._arguments import COLUMN
+from ._declared import Interval
 from ._row_function import HALF
 from ._rowwise import Rowwise, reshaped
 
@@ -65,7 +66,7 @@ class _AlongDim(Rowwise):
     @functools.cached_property
     def _is_usual(self) -> Callable[[Sequence[Any]], bool]:
         """Are these arguments along the last dimension, with no other option that needs the definition?"""
-        names = list(self._parameters)
+        names = list(self._parameters.by_name)
         dim = names.index("dim")
         order = next((names.index(name) for name in ("ord", "p") if name in names), None)
         dtype = names.index("dtype") if "dtype" in names else None
@@ -79,7 +80,7 @@ class _AlongDim(Rowwise):
     def computed(self, args: Sequence[Any], sweep: Any = None, called: Sequence[Any] | None = None) -> Any:
         if self._is_usual(args):
             return super().computed(args, sweep)
-        given = dict(zip(self._parameters, args, strict=True))
+        given = dict(zip(self._parameters.by_name, args, strict=True))
         tensors = {name: x for name, x in given.items() if isinstance(x, torch.Tensor)}
         dim, dims = given["dim"], max((x.dim() for x in tensors.values()), default=0)
         if isinstance(dim, (tuple, list)) and len(dim) == 1:
@@ -103,11 +104,11 @@ class _OverDims(Rowwise):
     """A normalisation over the last dimensions, which are made one."""
 
     def computed(self, args: Sequence[Any], sweep: Any = None, called: Sequence[Any] | None = None) -> Any:
-        given = dict(zip(self._parameters, args, strict=True))
+        given = dict(zip(self._parameters.by_name, args, strict=True))
         x, shape = given["input"], given["normalized_shape"]
         if not isinstance(x, torch.Tensor):
             return super().computed(args, sweep)
-        if given["eps"] is None and self._defaults["eps"] is None:
+        if given["eps"] is None and self._parameters.defaults["eps"] is None:
             given["eps"] = _epsilon(x.dtype)
         tensors = {name: y for name in ("input", "weight", "bias") if isinstance(y := given.get(name), torch.Tensor)}
         if any(y.dtype != x.dtype for y in tensors.values()):  # a model in half precision with weights in float32

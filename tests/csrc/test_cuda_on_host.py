@@ -172,7 +172,7 @@ def test_every_functor_of_the_catalogue(order: int, monkeypatch: pytest.MonkeyPa
         function = op._order(order)
         intervals = [op.intervals.get(str(x.value), (-2.0, 2.0)) for x in function.program.inputs]
         xs = [torch.linspace(low, high, 12, dtype=torch.float64).roll(i) for i, (low, high) in enumerate(intervals)]
-        numbers = [float(op._defaults[str(x.value)]) for x in function.program.scalars]
+        numbers = [float(op._parameters.defaults[str(x.value)]) for x in function.program.scalars]
         results = torch.ops.torchad_ext_on_host.pointwise(address(function, torch.float64), xs, numbers)
         expected = function.definition(*xs, *numbers)
         expected = expected if isinstance(expected, tuple) else (expected,)

@@ -22,7 +22,7 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 import torchad_ext as ad
-from torchad_ext._declared import TENSOR
+from torchad_ext._arguments import TENSOR
 from torchad_ext._forward import elementwise_rules, rules
 from torchad_ext._forward.fallback import _warned
 from torchad_ext._forward.laplacian import _without_rules, bilaplacian, forward_laplacian, laplacian

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .._declared import SCALAR, TENSOR, kind_of
+from .._arguments import SCALAR, TENSOR, kind_of
 from .._elementwise import Elementwise
 from .._pointwise import Pointwise
 from .._symbolic.evaluate import evaluate

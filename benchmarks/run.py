@@ -23,6 +23,7 @@ import fallback_cases
 import gpu_cases
 import laplacian_cases
 import levels
+import row_cases
 import torch
 from cases import CASES, STARTUPS, Case, Results, Startup
 from marks import replace_between
@@ -73,7 +74,14 @@ def main() -> None:
     everything: list[Case | Training] = (
         [*gpu_cases.cases()]
         if on_gpu
-        else [*CASES, *derivative_cases.CASES, *laplacian_cases.CASES, *fallback_cases.CASES, *trainings()]
+        else [
+            *CASES,
+            *row_cases.CASES,
+            *derivative_cases.CASES,
+            *laplacian_cases.CASES,
+            *fallback_cases.CASES,
+            *trainings(),
+        ]
     )
     cases = [case for case in everything if re.search(args.only, f"{case.name} {case.size}")]
     startups = [

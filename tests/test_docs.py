@@ -6,7 +6,9 @@ import ast
 import doctest
 import io
 import re
+import sys
 import tokenize
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,11 +53,12 @@ def test_readme(block: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
 def test_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The blocks of a page run one after another, in one namespace."""
+    """The blocks of a page run one after another, in one module."""
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {"__name__": page.stem.replace("-", "_")}
+    module = types.ModuleType(page.stem.replace("-", "_"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # where Dynamo and pickle look for it
     for block in blocks(page):
-        exec(compile(block, page.name, "exec"), names)
+        exec(compile(block, page.name, "exec"), vars(module))
 
 
 @pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.stem)

@@ -48,7 +48,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor
         lambda x: (WEIGHT * (WEIGHT * (WEIGHT * x.sin()).sin()).sin()).prod(-1),
     ),
     "scan": (
-        lambda x: scan(lambda c, y: (c * y + 1, (c * WEIGHT * y).clone()), x[:, 0].exp(), x, dim=1)[1].sum(-1),
+        lambda x: scan(lambda c, y: (c * y + 1, (c * WEIGHT * y).clone()), x[:, 0].exp(), x.movedim(1, 0))[1].sum(0),
         lambda x: sum(WEIGHT * y for y in _scanned(x)),
     ),
     "map": (

@@ -508,10 +508,12 @@ SPACES = (torch, torch.linalg, torch.special, torch.nn.functional, Tensor, torch
 
 
 def arguments_of(func: Any) -> list[Any]:
-    """The arguments of each overload; the first ones have several names."""
+    """The arguments of each overload, but for those of named dimensions; the first ones have several names."""
     first = {"self": "input", "A": "input", "x": "input"}
     overloads = []
     for schema in schemas(func.__name__):
+        if "name" in schema.overload_name.lower():
+            continue
         if not any(a.is_out for a in schema.arguments) and any("Tensor" in str(a.type) for a in schema.arguments):
             overloads.append(
                 [(first.get(a.name, a.name), str(a.type), a.default_value, a.kwarg_only) for a in schema.arguments]

@@ -74,6 +74,8 @@ transforms_active: Callable[[], bool] = _private(
 )
 # A function under torch.jit.trace is to be recorded as its definition.
 is_being_traced = _private("torch._C._is_tracing", torch.jit.is_tracing)  # type: ignore[attr-defined]
+# Nothing is recorded without the state of the tracer.
+_set_tracing_state = _private("torch._C._set_tracing_state", lambda state: None)
 # Autocast changes the dtypes of a definition's operations. torch.is_autocast_enabled asks for one device at a time.
 is_autocast_enabled = _private(
     "torch._C._is_any_autocast_enabled", lambda: any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
@@ -130,6 +132,17 @@ def outside_autocast() -> Iterator[None]:
         for device in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
             stack.enter_context(torch.autocast(device, enabled=False))
         yield
+
+
+@contextlib.contextmanager
+def without_jit_trace() -> Iterator[None]:
+    """Runs operations that ``torch.jit.trace`` is not to record."""
+    state = torch._C._get_tracing_state()
+    _set_tracing_state(None)
+    try:
+        yield
+    finally:
+        _set_tracing_state(state)
 
 
 def without_compilation() -> contextlib.AbstractContextManager[Any]:

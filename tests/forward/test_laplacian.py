@@ -903,6 +903,25 @@ class TestCompiled:
         for ours, theirs in zip(grad(compiled(x), parameters), grad(step(x), parameters), strict=True):
             assert_close(ours, theirs)
 
+    def test_traced_by_jit_it_takes_other_points_and_is_trained(self, device: str) -> None:
+        class OfNetwork(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.u = nn.Sequential(
+                    nn.Linear(DIRECTIONS, 8), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), ad.nn.Sin()
+                )
+
+            def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+                return tuple(forward_laplacian(lambda x: ad.softmax(ad.sin(self.u(x)), -1).prod(-1), x))
+
+        model, others = OfNetwork().to(device, torch.float64), points(device, 6, DIRECTIONS)
+        traced = torch.jit.trace(model, points(device))  # which compares a second trace with the first
+        for ours, theirs in zip(traced(others), model(others), strict=True):
+            assert_close(ours, theirs)
+        weights = model.u[0].weight, model.u[3].weight
+        for ours, theirs in zip(*(grad(f(others)[2].square().sum(), weights) for f in (traced, model)), strict=True):
+            assert_close(ours, theirs)
+
 
 class TestErrors:
     @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from selection import few
 from torch import Tensor, nn
 from torch.autograd import grad, gradcheck, gradgradcheck
 from torch.func import functional_call, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
@@ -472,6 +473,12 @@ class TestTransforms:
             given = compiled(x)
         for y, index in zip(given, ((), (1, 1)), strict=True):
             assert_close(y, nested(model, x, index))
+
+    @pytest.mark.parametrize("tracer", [torch.jit.trace, lambda f, x: make_fx(f)(x)], ids=["jit", "make_fx"])
+    def test_traced(self, tracer: Callable[[Function, Tensor], Function]) -> None:
+        f = lambda x: ad.partials(lambda x: x.sin().sum(-1).exp(), x, ["xxt"], names="tx")[0]  # noqa: E731
+        traced, others = tracer(f, points(5, 2)), points(5, 2, low=1.0, high=2.0)
+        assert_close(traced(others), f(others))
 
 
 class TestFallback:

@@ -17,7 +17,9 @@ from .._autograd.undefined import sum_defined
 from .._self_check import fast_path, report
 from .._symbolic.jet_algebra import Functional, Index, JetAlgebra, derivative, jet_algebra, total
 from .._torch_state import (
+    dispatch_modes,
     is_autocast_enabled,
+    is_being_traced,
     is_captured,
     outside_inference_mode,
     top_saved_tensors_hooks,
@@ -297,6 +299,7 @@ def in_one_sweep(
 ) -> tuple[Tensor, ...]:
     """The functionals of f in the coordinates s of x + Σ_i s_i u_i; raises Unseen for what a sweep cannot follow."""
     hidden = transforms_active() or is_autocast_enabled() or top_saved_tensors_hooks() or is_captured(x)
+    hidden = hidden or is_being_traced() or dispatch_modes()
     plain = type(x) is Tensor and not hidden  # what is recomputed later has to save as many tensors
     random = random_states(x.device) if plain else []
     start = time.perf_counter()

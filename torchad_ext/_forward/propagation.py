@@ -36,6 +36,7 @@ from .._symbolic.torch_names import is_of_torch, name_of
 from .._torch_state import (
     OpOverloadPacket,
     is_autocast_enabled,
+    is_being_traced,
     is_below_autograd,
     overload_of,
     run_without_compilation,
@@ -198,7 +199,7 @@ class Sweep:
         """Tangents that are computed from others, the ``sources``, and from those tensors among the arguments that are
         none of this sweep."""
         defers = self.defers and self.count and not (transforms_active() or top_saved_tensors_hooks())
-        if not defers or is_autocast_enabled() or depth(sources) >= _DEEPEST:
+        if not defers or is_autocast_enabled() or is_being_traced() or depth(sources) >= _DEEPEST:
             return tuple(compute())
         return Deferred(compute, [x for x in tensors_in(arguments) if not self.owns(x)], sources)
 
@@ -215,7 +216,7 @@ class Sweep:
 
         def of_tangents() -> Iterable[Any]:
             tangents = given_by(given)
-            stack = _stack(tangents) if at_once and not transforms_active() else None
+            stack = _stack(tangents) if at_once and not (transforms_active() or is_being_traced()) else None
             return map(of, tangents) if stack is None else of(stack).unbind()
 
         laplacian = None if x.laplacian is None else of(x.laplacian)

@@ -28,6 +28,7 @@ from .._torch_state import (
     in_forward_mode,
     innermost_transform,
     is_autocast_enabled,
+    is_being_traced,
     is_functionalized,
     is_in_hidden_batch,
     is_profiling,
@@ -82,7 +83,7 @@ def _observed() -> bool:
     """Is there a mode that has to see the plain definition?"""
     if dispatch_modes() or is_autocast_enabled():
         return True
-    return torch.compiler.is_compiling() or traced_before_autograd()
+    return torch.compiler.is_compiling() or is_being_traced() or traced_before_autograd()
 
 
 def device_for(xs: Sequence[torch.Tensor]) -> str | None:

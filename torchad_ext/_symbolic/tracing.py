@@ -17,7 +17,7 @@ import torch
 from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 
-from .._torch_state import function_of, subclass, without_compilation, without_modes
+from .._torch_state import function_of, subclass, without_compilation, without_jit_trace, without_modes
 from . import operations as op
 from . import refusals
 from .expr import FLOATS, SYMBOLS, Expr, constant, length, make, topological
@@ -182,6 +182,7 @@ def _traced(
     """The program for tensors of a dtype, and whether the function asks for it."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(without_modes())
+        stack.enter_context(without_jit_trace())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(without_compilation())

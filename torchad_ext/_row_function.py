@@ -159,17 +159,19 @@ class RowFunction(Elementwise):
             all_gradients = self.vjp(*self._masks(-1, -1)).function.program
             shared = self.program.shared(all_gradients, known)
             passed = tuple(node for node in shared if node in known)
-            results = list(self.program.outputs)
+            results = self.program.outputs
             kept = tuple(node for node in shared if node not in known)
-            of_rows = [node for node in kept if node not in results]
-            places = tuple((results + of_rows).index(node) for node in kept)
+            # A result may lose its last dimension, and then a write to it would not be noticed.
+            places = {y: i for i, (y, kind) in enumerate(zip(results, self.kinds, strict=True)) if kind != "row"}
+            of_rows = [node for node in kept if node not in places]
+            places |= {node: i for i, node in enumerate(of_rows, len(results))}
             program, operands = self.program.recording(known, of_rows)
             is_same = not of_rows and operands == tuple(range(len(self.program.inputs)))
             function = self
             if not is_same:
                 function = RowFunction(program, f"{self.name}_recorded", family=self._failed)
                 function.variants = ((False,),)  # no values of short rows are kept
-            self._recordings[known] = Recording(function, operands, kept, places, passed)
+            self._recordings[known] = Recording(function, operands, kept, tuple(map(places.__getitem__, kept)), passed)
             _expressions.update({id(node): node for node in kept})
         return self._recordings[known]
 

@@ -96,8 +96,7 @@ class _AlongDim(Rowwise):
         result = super().computed(list((given | {"dim": -1}).values()), sweep, args)
         if self.drops_dim and not given.get("keepdim"):
             return result
-        moved = result.movedim(-1, dim).contiguous()
-        return reshaped(moved, moved.shape, sweep)
+        return result.movedim(-1, dim).clone(memory_format=torch.contiguous_format)
 
 
 class _OverDims(Rowwise):

@@ -94,6 +94,18 @@ ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
 }
 
 
+# In float32 under autocast, but for the last, which takes float32 and gives a half type.
+IN_A_DTYPE_OF_ITS_OWN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse_loss": lambda y, t: F.mse_loss(y, t.to(y.dtype), reduction="none").sum(-1),
+    "binary_cross_entropy": lambda y, t: F.binary_cross_entropy(y.sigmoid(), t, reduction="none").sum(-1),
+    "cross_entropy": lambda y, t: F.cross_entropy(y, t.argmax(-1), reduction="none"),
+    "prod": lambda y, t: (y.tanh() + 2).prod(-1),
+    "cdist": lambda y, t: torch.cdist(y.unsqueeze(1), t.unsqueeze(1).to(y)).sum((-1, -2)),
+    "inverse": lambda y, t: torch.linalg.inv(y[:, :4].tanh().view(-1, 2, 2) + 3 * torch.eye(2).to(y)).sum((-1, -2)),
+    "addmm": lambda y, t: torch.addmm(t[:, :2], y.tanh(), t[:2].T).sum(-1),
+}
+
+
 class TestNetworks:
     @pytest.mark.parametrize("name", ACTIVATIONS)
     def test_is_the_trace_of_the_hessian(self, name: str, device: str) -> None:
@@ -169,6 +181,27 @@ class TestNetworks:
         assert_close(y, laplacian(f, x), rtol=0.1, atol=0.05)
         assert {part.dtype for part in evaluated} == {torch.bfloat16}
         assert_close(evaluated.laplacian.float(), y)
+
+    @pytest.mark.parametrize("name", IN_A_DTYPE_OF_ITS_OWN)
+    def test_what_autocast_runs_in_another_dtype(self, name: str, device: str) -> None:
+        x, target = points(device, dtype=torch.float32), points(device, 4, 6, dtype=torch.float32).sigmoid()
+        weight = points(device, 3, 6, dtype=torch.float32).requires_grad_()
+
+        def f(x: Tensor) -> Tensor:
+            return IN_A_DTYPE_OF_ITS_OWN[name](x @ weight.to(x.dtype), target.to(x.dtype))
+
+        def of_all(x: Tensor) -> tuple[Tensor, ...]:
+            return (*forward_laplacian(f, x), *ad.partials(f, x, ["", "xx"], names="xyz"))
+
+        exact = of_all(x.double())
+        with torch.autocast(device, torch.bfloat16):
+            value, results = f(x), of_all(x)
+        assert {y.dtype for y in results} == {value.dtype}
+        assert_close(results[0], value)
+        for ours, true in zip(results, exact, strict=True):
+            assert_close(ours.double(), true, rtol=0.0, atol=0.05 * float(true.detach().abs().max()))
+        mine, true = (grad(y[2].double().square().sum(), weight)[0] for y in (results, exact))
+        assert_close(mine, true, rtol=0.0, atol=0.1 * float(true.abs().max()))
 
 
 def f_of_neighbours(x: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from .._elementwise import Elementwise
 from .._linearity import CONSTANT
 from .._pointwise import Pointwise
 from .._quadratic_form import quadratic_form
-from .._row_function import Call, RowFunction
+from .._row_function import HALF, Call, RowFunction
 from .._rowwise import Rowwise
 from .._symbolic.torch_names import is_of_torch, name_of
 from .._torch_state import (
@@ -38,6 +38,8 @@ from .._torch_state import (
     is_autocast_enabled,
     is_being_traced,
     is_below_autograd,
+    is_captured,
+    outside_autocast,
     overload_of,
     run_without_compilation,
     top_saved_tensors_hooks,
@@ -48,7 +50,7 @@ from . import writes
 from .calls import each, known_name, positional
 from .correction_mode import with_corrections, with_powers
 from .deferred import Deferred, Tangents, depth, given_by, tensors_in
-from .fallback import Unseen, fall_back, has_derivative, of_operation, random_states
+from .fallback import Unseen, fall_back, has_derivative, of_operation, random_states, restore_random_states
 
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
@@ -269,7 +271,27 @@ class Sweep:
         if not known:
             return self.by_rule(func, None, args, kwargs)
         args, kwargs = positional(func, args, kwargs)
+        if is_autocast_enabled() and name not in _CONVERSIONS and (dtype := self._autocast_to(func, args, kwargs)):
+
+            def cast(x: Any) -> Any:
+                return x.to(dtype) if isinstance(x, Tensor) and x.dtype in _AUTOCAST else x
+
+            with outside_autocast():
+                return self.by_rule(func, name, each(cast, args), each(cast, kwargs))
         return with_powers(func, args, kwargs, lambda: self.by_rule(func, name, args, kwargs))
+
+    def _autocast_to(self, func: Any, args: Arguments, kwargs: Keywords) -> torch.dtype | None:
+        """The dtype in which autocast runs an operation; None if its operands have it. A rule may be composed of
+        operations that autocast runs in others."""
+        given = [x for x in tensors_in((args, kwargs)) if x.dtype in _AUTOCAST]
+        if not given:
+            return None
+        random = None if is_captured(given[0]) else random_states(given[0].device)
+        args, kwargs = self.values(args, kwargs)
+        dtypes = {y.dtype for y in tensors_in(func(*args, **kwargs))} & _AUTOCAST
+        if random:
+            restore_random_states(given[0].device, random)
+        return dtypes.pop() if len(dtypes) == 1 and {x.dtype for x in given} != dtypes else None
 
     def by_rule(self, func: Any, name: str | None, args: Arguments, kwargs: Keywords) -> Any:
         """An operation by the first of the rules that fits."""
@@ -530,6 +552,9 @@ _CONSTANT = CONSTANT | frozenset(
 )
 # Attributes and methods that give plain tensors in the same memory.
 _SHOWS = frozenset("data detach numpy __array__".split())
+# Dtypes that autocast exchanges for another, and functions that do so themselves.
+_AUTOCAST = HALF | {torch.float32}
+_CONVERSIONS = frozenset("to float half bfloat16 double type type_as".split())
 # Functions that differentiate, or hide what they compute.
 _HIDDEN = frozenset(
     "grad grad_fn backward register_hook register_post_accumulate_grad_hook retain_grad _make_dual _unpack_dual".split()

@@ -13,6 +13,7 @@ import pytest
 import torch
 from matplotlib.mathtext import MathTextParser
 from selection import few
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import torchad_ext as ad
 from torchad_ext._symbolic.evaluate import evaluate
@@ -117,6 +118,38 @@ def test_it_may_be_used_in_another_declaration() -> None:
     expected = nth(lambda x: packet.definition(x, 3.0), x, 2) + 3 * packet.definition(x, 1.0)
     torch.testing.assert_close(residual(x, k=3.0), expected)
     assert ad.verify(residual, quiet=True).passed
+
+
+Call = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Applied(torch.nn.Module):
+    def __init__(self, f: Call) -> None:
+        super().__init__()
+        self.f = f
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.f(x)
+
+
+TRACERS: dict[str, Callable[[Call, torch.Tensor], Call]] = {
+    "jit": torch.jit.trace,
+    "make_fx": lambda f, x: make_fx(f, pre_dispatch=True)(x),
+    "export": lambda f, x: torch.export.export(Applied(f), (x,)).module(),
+    "strict export": lambda f, x: torch.export.export(Applied(f), (x,), strict=True).module(),
+    "compile": lambda f, _: torch.compile(f, backend="aot_eager", fullgraph=True),
+}
+
+
+@pytest.mark.parametrize("tracer", TRACERS)
+def test_tracers_record_plain_operations_of_it(tracer: str) -> None:
+    cosine, mixed = ad.sin.derivative(), packet.derivative("x").derivative("a")
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return cosine(x[:, :1]) * curvature(x, 3.0) + mixed(x, a=0.7)
+
+    x = torch.linspace(-2, 2, 12, dtype=torch.float64).view(3, 4)
+    torch.testing.assert_close(TRACERS[tracer](f, x)(x.exp()), f(x.exp()))
 
 
 def test_compile_and_vmap_and_copies() -> None:

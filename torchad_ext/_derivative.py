@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 
+from ._symbolic.evaluate import evaluate
 from ._symbolic.expr import constant, scalar, tensor
 from ._symbolic.latex import symbol
 from ._symbolic.program import Program, pushforward
 from ._symbolic.tracing import inlined
+from ._torch_state import is_being_traced, traced_before_autograd
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +57,40 @@ class Derivative:
         given = self.__signature__.bind(*args, **kwargs)
         given.apply_defaults()
         arguments = list(given.arguments.values())
+        if torch.compiler.is_compiling() or is_being_traced() or traced_before_autograd():
+            values = self._values(arguments)
+            if values is not None:
+                return evaluate(self.usual, *values)
         function = self.op.define
         for name in self.along:
             function = functools.partial(_slope, function, list(self.__signature__.parameters).index(name))
         return function(arguments)
+
+    @functools.cached_property
+    def _kinds(self) -> tuple[Any, ...]:
+        """The kinds of the arguments of a usual call."""
+        kinds: tuple[Any, ...] = self.op.resolve(self.op._usual_arguments)[0]
+        return kinds
+
+    @functools.cached_property
+    def usual(self) -> Program:
+        """The program of a usual call, which tracers record: they take a vjp for a constant, or fail."""
+        return self.program(self.op._symbols(self._kinds))
+
+    def _values(self, arguments: Sequence[Any]) -> list[Any] | None:
+        """The values for the program of a usual call; None where it is another call, or of other than real tensors."""
+        names = list(self.__signature__.parameters)
+        symbols = [str(x.value) for x in (*self.usual.inputs, *self.usual.scalars)]
+        given = dict(zip(names, arguments, strict=True))
+        if any(name not in symbols and x != kind for (name, x), kind in zip(given.items(), self._kinds, strict=True)):
+            return None
+        tensors = [given[name] for name in symbols[: len(self.usual.inputs)]]
+        numbers = [given[name] for name in symbols[len(self.usual.inputs) :]]
+        if not all(isinstance(x, torch.Tensor) and x.is_floating_point() for x in tensors):
+            return None
+        if any(x.dtype != tensors[0].dtype for x in tensors) or not all(map(_is_number, numbers)):
+            return None
+        return [*torch.broadcast_tensors(*tensors), *numbers]
 
     def program(self, arguments: Sequence[Any]) -> Program:
         """The derivative of the program of f; the arguments are symbols for tensors and numbers, the rest as it is."""

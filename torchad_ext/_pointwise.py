@@ -131,7 +131,7 @@ class Pointwise(Declared):
         known = self.definition if isinstance(self.definition, Derivative) else Derivative(self, ())
         definition = Derivative(known.op, (*known.along, *(name,) * order))
         derivative = Pointwise(definition, name=definition.name, module=self.__module__, domain=self._domain)
-        derivative._usual  # noqa: B018, an error belongs to this call
+        derivative._usual, definition.usual  # noqa: B018, an error belongs to this call, and a tracer needs the program
         return derivative
 
     def _derivatives(self) -> list[Pointwise]:

@@ -923,6 +923,13 @@ class TestFallback:
         assert_close(curvature, 2 * slope**2)
 
 
+def exported(module: nn.Module, x: Tensor) -> Any:
+    return torch.export.export(module, (x,), dynamic_shapes={"x": {0: torch.export.Dim("n")}}).module()
+
+
+TRACERS = {"jit": torch.jit.trace, "export": exported}  # jit compares a second trace with the first
+
+
 class TestCompiled:
     def test_a_whole_step(self, device: str) -> None:
         f, x = network(device), points(device)
@@ -936,7 +943,8 @@ class TestCompiled:
         for ours, theirs in zip(grad(compiled(x), parameters), grad(step(x), parameters), strict=True):
             assert_close(ours, theirs)
 
-    def test_traced_by_jit_it_takes_other_points_and_is_trained(self, device: str) -> None:
+    @pytest.mark.parametrize("tracer", TRACERS)
+    def test_traced_it_takes_other_points_and_is_trained(self, tracer: str, device: str) -> None:
         class OfNetwork(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
@@ -948,12 +956,24 @@ class TestCompiled:
                 return tuple(forward_laplacian(lambda x: ad.softmax(ad.sin(self.u(x)), -1).prod(-1), x))
 
         model, others = OfNetwork().to(device, torch.float64), points(device, 6, DIRECTIONS)
-        traced = torch.jit.trace(model, points(device))  # which compares a second trace with the first
+        traced = TRACERS[tracer](model, points(device))
         for ours, theirs in zip(traced(others), model(others), strict=True):
             assert_close(ours, theirs)
-        weights = model.u[0].weight, model.u[3].weight
-        for ours, theirs in zip(*(grad(f(others)[2].square().sum(), weights) for f in (traced, model)), strict=True):
-            assert_close(ours, theirs)
+        mine, expected = (grad(f(others)[2].square().sum(), f.get_parameter("u.0.weight")) for f in (traced, model))
+        assert_close(mine, expected)
+
+    @pytest.mark.parametrize(
+        ("f", "strict", "message"),
+        [
+            (lambda x: laplacian(torch.sin, x), True, "Observed exception"),
+            (lambda x: ad.jacobian(torch.sin, x), False, "call jacobian on what was exported"),
+            (lambda x: laplacian(lambda x: Cube.apply(x).sum(-1), x), False, "cannot follow .* record a constant"),
+        ],
+        ids=["strict", "by reverse mode", "without a rule"],
+    )
+    def test_export_of_what_it_would_take_for_a_constant(self, f: Function, strict: bool, message: str) -> None:
+        with pytest.raises(Exception, match=message):
+            torch.export.export(Activation(f), (points("cpu"),), strict=strict)
 
 
 class TestErrors:

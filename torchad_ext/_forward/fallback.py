@@ -35,6 +35,8 @@ class Unseen(Exception):
 
 def fall_back(what: str, how: str, by: str = "torchad_ext.laplacian", times: str = "twice") -> None:
     """Says once that something is differentiated the slow way."""
+    if torch.compiler.is_exporting():
+        raise RuntimeError(f"{by} {what}, of which torch.export would silently record a constant")
     message = f"{by} {what}; {how} differentiated {times} instead, which is exact but slower"
     if is_strict():
         raise RuntimeError(f"{message}. TORCHAD_EXT_STRICT=1 makes that an error")

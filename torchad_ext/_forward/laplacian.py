@@ -231,7 +231,7 @@ def _run(
     with_tangents: bool = False,
 ) -> tuple[Tensor, Sequence[Tensor] | None, Tensor | None]:
     """The value of f, its tangents if they are wanted, and its Laplacian; None for zero."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         return by_transforms(f, x, directions, signs, name)
     identity = _identity(f, x)
     if identity in _without_rules and not transforms_active() and type(x) is not Jet:

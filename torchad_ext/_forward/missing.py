@@ -31,6 +31,7 @@ UNDIFFERENTIATED = frozenset(
     hermite_polynomial_he laguerre_polynomial_l legendre_polynomial_p
 """.split()
 )
+_SWEEPS = frozenset("laplacian forward_laplacian bilaplacian partials taylor".split())
 _DIFFERENTIABLE = {
     "modified_bessel_i0": "torch.special.i0(x)",
     "modified_bessel_i1": "torch.special.i1(x)",
@@ -64,6 +65,7 @@ def tool(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Resul
     @functools.wraps(function)
     def run(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         if torch.compiler.is_compiling():
+            _check_export(function.__name__)
             return function(*args, **kwargs)
         try:
             return function(*args, **kwargs)
@@ -72,6 +74,13 @@ def tool(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Resul
             raise
 
     return run
+
+
+def _check_export(name: str) -> None:
+    """Raises for a tool that ``torch.export`` cannot record: it takes derivatives by ``torch.func`` for constants."""
+    if torch.compiler.is_exporting() and (torch.compiler.is_dynamo_compiling() or name not in _SWEEPS):
+        remedy = "export with strict=False" if name in _SWEEPS else f"export f, and call {name} on what was exported"
+        raise RuntimeError(f"torchad_ext.{name}: torch.export would silently record a constant here; {remedy}")
 
 
 def check(function: str, x: Any, inputs: Any) -> None:

@@ -279,7 +279,7 @@ def _run(
     name: str,
 ) -> tuple[Tensor, ...]:
     """The functionals of f in the coordinates s of x + Σ_i s_i u_i, by a sweep or else by nested autograd."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         return along_by_transforms(f, x, directions, functionals, name)
     try:
         return in_one_sweep(f, x, directions, functionals, algebra, name)

@@ -105,7 +105,7 @@ class Pointwise(Declared):
 
         It takes the arguments of this op, has kernels and derivatives of every order like any other, and its formula is
         simplified for a reader. Its definition in plain PyTorch is the vjp of this op's definition for a cotangent of
-        ones.
+        ones; ``torch.compile`` and tracers, which fail at a vjp, are given its formula in plain PyTorch.
 
         Args:
             argument: the argument in which to differentiate, a tensor or a number; by default the first.

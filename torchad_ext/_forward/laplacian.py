@@ -50,8 +50,9 @@ def laplacian(f: Function, x: Tensor, coefficients: Tensor | None = None, *, chu
     these touch more than an eighth of the elements that f computes, calls after the first differentiate all of f by
     nested autograd. So is a program that cannot be followed (``torch.autograd.grad`` or a ``torch.autograd.Function``
     in f). Each time one warning says so; with ``TORCHAD_EXT_STRICT=1`` it is an error. Within ``torch.compile`` all of
-    f is differentiated twice. The result may be differentiated again. Derivatives of a norm at 0 are 0, even powers of
-    one are differentiated as the smooth functions that they are: ``docs/where_pytorch_is_wrong.md``.
+    f is differentiated twice; ``torch.export`` with ``strict=False`` and ``torch.jit.trace`` record the sweep in plain
+    PyTorch. The result may be differentiated again. Derivatives of a norm at 0 are 0, even powers of one are
+    differentiated as the smooth functions that they are: ``docs/where_pytorch_is_wrong.md``.
 
     Args:
         f: maps points ``[..., d]`` to ``[...]`` or ``[..., *outputs]``, any PyTorch code. Each result has to depend on

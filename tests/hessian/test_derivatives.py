@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -424,6 +425,24 @@ class TestTransforms:
         third = mode(torch.func.hessian(energy))(x)
         assert_close(mode(lambda x: ad.hessian(energy, x))(x), third)
         assert_close(mode(lambda x: ad.hessian_diagonal(energy, x))(x), third.diagonal(dim1=0, dim2=1).T)
+
+    @pytest.mark.parametrize(
+        "tool",
+        [
+            lambda x: ad.hessian(energy, x),
+            lambda x: ad.hessian_diagonal(energy, x),
+            lambda x: ad.hessian_diagonal(lambda x: x.pow(3).sin().prod(-1), x.view(2, 3), batched=True),
+            lambda x: ad.hvp(energy, x, torch.ones_like(x)),
+            lambda x: ad.jacobian(lambda x: x.exp() * x.sum(), x),
+        ],
+        ids=["hessian", "hessian_diagonal", "hessian_diagonal of a batch", "hvp", "jacobian"],
+    )
+    def test_make_fx_records_what_takes_other_points_and_is_differentiated(self, tool: Function) -> None:
+        other = sample(7)[1:].requires_grad_()
+        recorded, result = make_fx(tool)(sample(6))(other), tool(other)
+        assert_close(recorded, result)
+        gradients = (torch.autograd.grad(y.sin().sum(), other)[0] for y in (recorded, result))
+        assert_close(*gradients)
 
     def test_forward_mode_around(self, device: str) -> None:
         x, t = sample(3, device=device), sample(3, device=device).flip(0)

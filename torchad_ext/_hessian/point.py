@@ -13,18 +13,18 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .._forward.missing import MissingDerivative
-from .._torch_state import in_forward_mode, transforms_active
+from .._torch_state import dispatch_modes, in_forward_mode, transforms_active
 
 Tensors = Sequence[Tensor]
 Function = Callable[[Any], Any]
 
 
 def is_transformed() -> bool:
-    """Is a transform, forward mode, a compiler or inference mode at work, which ``torch.autograd.grad`` would not fit
-    into?"""
+    """Is a transform, forward mode, a tracer, a compiler or inference mode at work, which ``torch.autograd.grad`` would
+    not fit into?"""
     if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
         return True
-    return transforms_active() or in_forward_mode()
+    return transforms_active() or in_forward_mode() or bool(dispatch_modes())
 
 
 class Point:

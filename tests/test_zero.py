@@ -135,3 +135,92 @@ def test_a_root_that_was_written_to_is_one_no_longer() -> None:
 
     x = torch.tensor([3.0, 4.0], dtype=D)
     assert_close(ad.hessian(f, x), torch.func.hessian(lambda x: (x.square().sum().sqrt() + 1) ** 2)(x))
+
+
+def without_gradient(function: Function) -> Function:
+    def f(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = function(x)
+        return (y**2 * x).sum()
+
+    return f
+
+
+def scaled_without_gradient(x: Tensor) -> Tensor:
+    y = x.norm(dim=-1, keepdim=True)
+    with torch.no_grad():
+        y = 2 * y
+    return (y**2 * x).sum()
+
+
+def detached(x: Tensor) -> Tensor:
+    return (x.norm(dim=-1, keepdim=True).detach_() ** 2 * x).sum()
+
+
+def written(x: Tensor) -> Tensor:
+    y = x.abs() * 1
+    y -= x.sin()
+    y *= 2
+    return y.square().sum()
+
+
+def with_its_square_written(x: Tensor) -> Tensor:
+    y = x.norm(dim=-1, keepdim=True)
+    square, other = y**2, y**2
+    square += 1
+    return (square * other * y**2 * x).sum()
+
+
+def differentiated_in(x: Tensor) -> Tensor:
+    """The force of a potential in a distance."""
+    y = x.norm(dim=-1, keepdim=True)
+    (force,) = torch.autograd.grad((y**2 + (-y).exp()).sum(), y, create_graph=True)
+    return force.pow(3).sum()
+
+
+def differentiated_in_by_a_jacobian(x: Tensor) -> Tensor:
+    y = x.abs()
+    return torch.autograd.functional.jacobian(lambda y: torch.hypot(y, 2 * y) ** 2, y, create_graph=True).pow(3).sum()
+
+
+NO_LONGER: dict[str, Function] = {
+    "a size without gradient": without_gradient(torch.abs),
+    "a deviation without gradient": without_gradient(lambda x: x.std(-1, keepdim=True)),
+    "hypot without gradient": without_gradient(lambda x: torch.hypot(x, x.cos())),
+    **{
+        f.__name__: f
+        for f in (
+            scaled_without_gradient,
+            detached,
+            written,
+            with_its_square_written,
+            differentiated_in,
+            differentiated_in_by_a_jacobian,
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("name", NO_LONGER)
+def test_what_is_a_root_no_longer_is_not_taken_for_one(name: str) -> None:
+    f = NO_LONGER[name]
+    x = torch.tensor([0.3, 1.2, -0.4], dtype=D)
+    H = torch.autograd.functional.hessian(f, x)
+    assert_close(ad.hessian(f, x), H)
+    assert_close(ad.hessian_diagonal(f, x), H.diagonal())
+    assert_close(ad.hvp(f, x, AT), H @ AT)
+    assert_close(ad.laplacian(f, x), H.trace())
+    assert_close(ad.partials(f, x, [(0, 2)])[0], H[0, 2])
+
+
+@pytest.mark.parametrize("read", ["of a size", "of a product"])
+def test_a_power_of_a_root_of_what_was_written_to_since(read: str) -> None:
+    def f(x: Tensor) -> Tensor:
+        z, c = x * 1, torch.ones_like(x)
+        y = z.abs() * c
+        (z if read == "of a size" else c).mul_(3)
+        return (y * y * x).sum()
+
+    x = torch.tensor([0.3, 1.2, -0.4], dtype=D)
+    assert_close(ad.forward_laplacian(f, x).value, f(x))
+    assert_close(ad.laplacian(f, x), 6 * x.sum())

@@ -45,7 +45,9 @@ class Correcting(TorchFunctionMode):
                     return of(*args, **kwargs)
             finally:
                 self._running = before
-        if kind == "missing":
+        if kind == "gradient":
+            roots.check_derivative((args[1:], kwargs.get("inputs")))
+        elif kind == "missing":
             given = (*args, *kwargs.values())
             missing.check(of, given[0] if given else None, self._inputs)
         elif kind == "control flow":
@@ -81,8 +83,12 @@ def with_corrections(f: Callable[..., Any]) -> Callable[..., Any]:
         if torch.compiler.is_compiling():
             return f(*args, **kwargs)
         # Where Dynamo skips f, it compiles the mode, and takes one function of PyTorch for another there.
-        with Correcting((args, kwargs)):
-            return run_without_compilation(f, *args, **kwargs)
+        try:
+            with Correcting((args, kwargs)):
+                return run_without_compilation(f, *args, **kwargs)
+        except roots.DerivativeInRoot:
+            with roots.without_powers(), Correcting((args, kwargs)):
+                return run_without_compilation(f, *args, **kwargs)
 
     return corrected
 
@@ -96,6 +102,8 @@ def _overrides(kind: type) -> bool:
 @functools.lru_cache(2048)
 def _found(func: Any) -> tuple[str, Any]:
     """How to call a function: by its composition, by its parts in Python, watched for powers of norms, or as it is."""
+    if func in (torch.autograd.grad, torch.autograd.backward):
+        return "gradient", func
     if is_of_torch(func):
         name = known_name(func)
         if name in missing.UNDIFFERENTIATED:

@@ -201,7 +201,7 @@ def _hypot(a: Any, b: Any) -> Any:
     size = torch.maximum(a.detach().abs(), b.detach().abs())
     size = size.masked_fill((size == 0) | size.isinf(), 1)
     y = size * root((a / size).square() + (b / size).square())
-    return is_root(y, 2, lambda: squared(a) + squared(b))
+    return is_root(y, 2, lambda: squared(a) + squared(b), a, b)
 
 
 def _by_table(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._torch_state import outside_autocast, top_saved_tensors_hooks
 from .fallback import Unseen
+from .roots import changes
 
 Tangents = tuple[Tensor, ...]
 
@@ -32,7 +33,7 @@ class Deferred:
         self, compute: Callable[[], Iterable[Tensor]], constants: Sequence[Tensor], sources: Sequence[Any]
     ) -> None:
         self._compute = compute
-        self._constants = [(x, _changes(x)) for x in constants]
+        self._constants = [(x, changes(x)) for x in constants]
         self._rows: Tangents | None = None
         self._is_kept = True
         self._depth = 1 + depth(sources)
@@ -40,7 +41,7 @@ class Deferred:
     def __call__(self) -> Tangents:
         if self._rows is not None:
             return self._rows
-        if any(_changes(x) != changes for x, changes in self._constants):
+        if any(changes(x) != count for x, count in self._constants):
             raise Overwritten("what changes a tensor in place that a linear operation was given before")
         with outside_autocast():  # as where these tangents were deferred
             rows = tuple(self._compute())
@@ -75,10 +76,3 @@ def _collect(arguments: Iterable[Any], found: list[Tensor]) -> None:
             _collect(x, found)
         elif isinstance(x, dict):
             _collect(x.values(), found)
-
-
-def _changes(x: Any) -> int:
-    """How often a tensor was changed in place; a tensor of another sweep counts these itself."""
-    if hasattr(x, "root"):
-        return x.root.written  # type: ignore[no-any-return]
-    return 0 if x.is_inference() else x._version

@@ -6,13 +6,16 @@ power is taken of the sum of squares under the root, |x|² being x·x, also of a
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import numbers
-from collections.abc import Callable
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .._linearity import MOVES
@@ -20,8 +23,8 @@ from .._symbolic.torch_names import is_of_torch
 from .._torch_state import without_torch_function
 from .calls import known_name
 
-# Powers of roots: for a tensor y = s**(1 / p) its version, p, and s.
-_powers: Any = WeakIdKeyDictionary()
+_powers: Any = WeakIdKeyDictionary()  # for a tensor that is a root its _Root
+_local = threading.local()
 _KEEPS = MOVES | frozenset("clone to type_as float double".split())
 _PRODUCTS = frozenset("mul multiply rmul".split())
 _QUOTIENTS = frozenset("div divide true_divide truediv".split())
@@ -38,21 +41,68 @@ def watched(func: Any) -> str | None:
     return name if name in _WATCHED and is_of_torch(func) else None
 
 
-def _root_of(y: Any) -> tuple[float, Callable[[], Any]] | None:
-    """p and s of y = s**(1 / p), if y is known to be one and was not written to since."""
-    entry = _powers.get(y) if isinstance(y, Tensor) and _powers else None
-    return None if entry is None or entry[0] != _version(y) else entry[1:]
+class DerivativeInRoot(BaseException):
+    """A function differentiates in a root, on which powers of it do not depend; run it :func:`without_powers`.
+
+    A function that catches every Exception does not catch it.
+    """
 
 
-def _version(y: Tensor) -> int:
+class _Root(NamedTuple):
+    """y = s**(1 / p), while y and the tensors that s reads are what they were."""
+
+    p: float
+    s: Callable[[], Any]
+    reads: list[tuple[Tensor, int]]
+    state: tuple[Any, ...]
+
+
+@contextlib.contextmanager
+def without_powers() -> Iterator[None]:
+    """Takes powers of roots as PyTorch does."""
+    before, _local.ignored = _is_ignored(), True
+    try:
+        yield
+    finally:
+        _local.ignored = before
+
+
+def _is_ignored() -> bool:
+    return getattr(_local, "ignored", False)
+
+
+def changes(x: Any) -> int:
+    """How often a tensor was changed in place; a tensor of a sweep counts these itself."""
+    if hasattr(x, "root"):
+        return x.root.written  # type: ignore[no-any-return]
     with without_torch_function():
-        return -1 if y.is_inference() else y._version
+        return 0 if x.is_inference() else x._version
 
 
-def is_root(y: Any, p: float, s: Callable[[], Any]) -> Any:
-    """Notes that y = s**(1 / p), and returns y."""
-    _powers[y] = (_version(y), p, s)
+def _state(y: Tensor) -> tuple[Any, ...]:
+    """What tells whether y has its contents, and its derivative or none."""
+    with without_torch_function():
+        return changes(y), torch.is_grad_enabled(), y.requires_grad
+
+
+def _root_of(y: Any) -> _Root | None:
+    """What y is a root of, if that is known and was not changed since."""
+    root = _powers.get(y) if isinstance(y, Tensor) and _powers and not _is_ignored() else None
+    if root is None or root.state != _state(y) or any(changes(x) != count for x, count in root.reads):
+        return None
+    return root  # type: ignore[no-any-return]
+
+
+def is_root(y: Any, p: float, s: Callable[[], Any], *reads: Any) -> Any:
+    """Notes that y = s**(1 / p), where s reads these tensors, and returns y."""
+    _powers[y] = _Root(p, s, [(x, changes(x)) for x in reads if isinstance(x, Tensor)], _state(y))
     return y
+
+
+def check_derivative(inputs: Any) -> None:
+    """Raises DerivativeInRoot where one of the tensors to differentiate in is known to be a root."""
+    if _powers and not _is_ignored() and any(x in _powers for x in tree_leaves(inputs) if isinstance(x, Tensor)):
+        raise DerivativeInRoot
 
 
 def power_of(kind: str, args: Any, kwargs: Any) -> Any:
@@ -66,37 +116,38 @@ def power_of(kind: str, args: Any, kwargs: Any) -> Any:
     if not isinstance(exponent, numbers.Real) or exponent <= 0:
         return None
     root = _root_of(args[0])
-    if root is None or exponent % root[0]:
+    if root is None or exponent % root.p:
         return None
-    s, exponent = root[1](), int(float(exponent) / root[0])
-    return s if exponent == 1 else s**exponent
+    s, exponent = root.s(), int(float(exponent) / root.p)
+    return s.clone() if exponent == 1 else s**exponent  # which may be written to
 
 
 def follow(func: Any, kind: str, args: Any, kwargs: Any, result: Tensor) -> None:
     """Notes of a result that it is a root, if it is."""
-    first = args[0]
+    first, *others = args
     if kind in ("abs", "absolute"):
-        is_root(result, 2, lambda: squared(first))
+        is_root(result, 2, lambda: squared(first), first)
     elif kind == "std":
-        is_root(result, 2, lambda: torch.var(*args, **kwargs))
+        is_root(result, 2, lambda: torch.var(*args, **kwargs), first)
     elif kind in ("neg", "negative") or kind in _KEEPS:
         root = _root_of(first)
-        if root and (root[0] % 2 == 0 or kind in _KEEPS):
-            p, s = root
-            is_root(result, p, s if kind not in _KEEPS else lambda: func(s(), *args[1:], **kwargs))
+        if root and (root.p % 2 == 0 or kind in _KEEPS):
+            s, reads = root.s, [x for x, _ in root.reads]
+            of_result = (lambda: func(s(), *others, **kwargs)) if kind in _KEEPS else s
+            is_root(result, root.p, of_result, *reads, *tree_leaves((others, kwargs)))
     elif not kwargs and len(args) == 2:
         y, c = (args[1], first) if kind in _PRODUCTS and _root_of(args[1]) else args
         root = _root_of(y)
-        if root and not _root_of(c) and float(root[0]).is_integer():
-            p, s = root
-            is_root(result, p, lambda: functools.reduce(func, [c] * int(p), s()))
+        if root and not _root_of(c) and float(root.p).is_integer():
+            p, s, reads = root.p, root.s, [x for x, _ in root.reads]
+            is_root(result, p, lambda: functools.reduce(func, [c] * int(p), s()), *reads, c)
 
 
 def squared(x: Any) -> Any:
     """|x|², of a norm without its root."""
     known = _root_of(x)
-    if known and known[0] == 2:
-        return known[1]()
+    if known and known.p == 2:
+        return known.s()
     return torch.view_as_real(x.resolve_conj()).square().sum(-1) if x.is_complex() else x.square()
 
 
@@ -105,7 +156,7 @@ def root(x: Any, order: float = 2) -> Any:
     zero = x == 0
     positive = x.masked_fill(zero, 1)
     y = (positive.sqrt() if order == 2 else positive ** (1 / order)).masked_fill(zero, 0)
-    return is_root(y, order, lambda: x)
+    return is_root(y, order, lambda: x, x)
 
 
 def are_known() -> bool:

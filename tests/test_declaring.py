@@ -271,6 +271,14 @@ def scale_by_a_global(x: torch.Tensor) -> torch.Tensor:
     return FACTOR * x
 
 
+KEEPS = False
+summed = ad.rowwise(lambda x: x * x.sum(-1, keepdim=True))
+
+
+def energy_of_a_row(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return (summed(x) * weight).sum(-1, keepdim=KEEPS)
+
+
 def scale_in_a_helper(x: torch.Tensor) -> torch.Tensor:
     return sum(scale_by_a_global(x) for _ in range(2))  # type: ignore[return-value]
 
@@ -319,6 +327,19 @@ class TestWhatIsCaptured:
         assert torch.equal(op(x), before)
         with pytest.raises(Exception, match="captures has changed since it was declared"):
             ROUTES[route](op, x)
+
+    @pytest.mark.parametrize("route", ROUTES)
+    def test_ops_of_rows_that_capture_ops_and_drop_the_dimension(self, route: str) -> None:
+        torch._dynamo.reset()
+        op, x = ad.rowwise(energy_of_a_row), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        of_weight = lambda f: lambda x: f(x, x[0])  # noqa: E731
+        torch.testing.assert_close(ROUTES[route](of_weight(op), x), ROUTES[route](of_weight(energy_of_a_row), x))
+
+    def test_a_dimension_that_is_kept_now(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        op, x = ad.rowwise(energy_of_a_row), torch.ones(2, 2)
+        monkeypatch.setitem(globals(), "KEEPS", True)
+        with pytest.raises(RuntimeError, match="captures has changed since it was declared"):
+            op(x.to(torch.int64), x.to(torch.int64))
 
     def test_functions_that_capture_nothing_are_not_checked(self) -> None:
         assert not any(op._captures for op in ad.ops.CATALOGUE.values())

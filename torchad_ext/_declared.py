@@ -262,14 +262,17 @@ class Declared:
 
     def _check(self) -> bool:
         """Raises if the definition computes something else than it did when it was declared."""
-        usual = self._usual.program
-        if self._trace(self.resolve(self._usual_arguments)[0]) == usual:
+        if self._trace(self.resolve(self._usual_arguments)[0]) == self._traced_as(self._usual):
             return True
         raise RuntimeError(
             f"what the function of {self.__module__}.{self.__qualname__} captures has changed since it was declared, "
             "and an op reads it once: its kernels have the old values. Pass what changes as an argument, as in "
             f"{self.__name__}(x, beta), or declare the op again"
         )
+
+    def _traced_as(self, member: Elementwise) -> Program:
+        """The program of which a member was made."""
+        return member.program
 
     def _check_trace(self, kinds: Sequence[Any], args: Sequence[Any], program: Program) -> None:
         """Raises if the definition computes something else of numbers than of symbols.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any, overload
 
 import torch
@@ -20,6 +21,7 @@ from ._symbolic.captured import plain
 from ._symbolic.expr import Expr
 from ._symbolic.program import Program
 from ._symbolic.refusals import NumberExpected, TraceError
+from ._symbolic.tracing import is_symbol
 from ._torch_state import is_autocast_enabled, is_being_traced, traced_before_autograd, without_view
 
 
@@ -220,6 +222,11 @@ class Rowwise(Declared):
             self._dropped[member] = dropped
         return member
 
+    def _traced_as(self, member: Elementwise) -> Program:
+        dropped = self._dropped.get(member, ())
+        kinds = ["dropped" if d else kind for d, kind in zip_longest(dropped, member.program.kinds)]
+        return replace(member.program, kinds=tuple(kinds))
+
     @functools.cached_property
     def _dropped(self) -> dict[Elementwise, tuple[bool, ...]]:
         """The outputs that have no last dimension."""
@@ -242,6 +249,8 @@ def _in_float32(definition: Callable[..., Any], args: Sequence[Any], kwargs: Map
     """Calls a definition with half types as kernels compute them: in float32, rounded once."""
     given = [*args, *kwargs.values()]
     tensors = [x for x in given if isinstance(x, torch.Tensor)]
+    if any(map(is_symbol, tensors)):  # whose dtype is not asked for
+        return definition(*args, **kwargs)
     dtype = tensors[0].dtype if tensors else torch.float32
     is_chosen = is_autocast_enabled() or any(isinstance(x, torch.dtype) for x in given)
     if is_chosen or dtype not in HALF or any(x.dtype != dtype for x in tensors):

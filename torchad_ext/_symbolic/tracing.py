@@ -95,6 +95,11 @@ class _Symbol(torch.Tensor):
         return divmod(float(self), other)
 
 
+def is_symbol(x: Any) -> bool:
+    """Does it stand for a tensor or a number of a function that is being traced?"""
+    return isinstance(x, _Symbol)
+
+
 # No tensor of a function has it, so that a dtype which the function asks its tensors for differs from all it names.
 _DTYPE = torch.float8_e5m2
 

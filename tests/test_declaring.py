@@ -335,6 +335,16 @@ class TestWhatIsCaptured:
         of_weight = lambda f: lambda x: f(x, x[0])  # noqa: E731
         torch.testing.assert_close(ROUTES[route](of_weight(op), x), ROUTES[route](of_weight(energy_of_a_row), x))
 
+    @pytest.mark.parametrize("route", ROUTES)
+    def test_ops_that_capture_within_another(self, route: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        torch._dynamo.reset()
+        inner, x = ad.pointwise(scale_by_a_global), torch.tensor([1.0, 2.0])
+        outer = ad.pointwise(lambda x: inner(x) * inner(2 * x))
+        torch.testing.assert_close(ROUTES[route](outer, x), ROUTES[route](outer.definition, x))
+        monkeypatch.setitem(globals(), "FACTOR", 3.0)
+        with pytest.raises(Exception, match="captures has changed since it was declared"):
+            ROUTES[route](outer, x)
+
     def test_a_dimension_that_is_kept_now(self, monkeypatch: pytest.MonkeyPatch) -> None:
         op, x = ad.rowwise(energy_of_a_row), torch.ones(2, 2)
         monkeypatch.setitem(globals(), "KEEPS", True)

@@ -32,14 +32,14 @@ def is_tensor(kind: Any) -> bool:
     return kind is TENSOR or kind is ROW or kind is COLUMN
 
 
-def is_symbol(kind: Any) -> bool:
+def varies(kind: Any) -> bool:
     """Is it no value?"""
     return is_tensor(kind) or kind is SCALAR
 
 
 def symbol(name: str, kind: Any) -> Any:
     """A symbol to trace a function with, or the fixed value."""
-    return _SYMBOLS[kind](name) if is_symbol(kind) else kind
+    return _SYMBOLS[kind](name) if varies(kind) else kind
 
 
 def is_constant(kind: Any) -> bool:

@@ -20,12 +20,12 @@ from ._arguments import (
     TENSOR,
     Parameters,
     is_constant,
-    is_symbol,
     is_tensor,
     key_of,
     kind_of,
     may_change,
     symbol,
+    varies,
 )
 from ._derivative import Derivative
 from ._elementwise import Elementwise, HandWritten
@@ -35,7 +35,7 @@ from ._symbolic.captured import asks_for_kinds, captures, is_of_users
 from ._symbolic.latex import latex
 from ._symbolic.program import Program
 from ._symbolic.refusals import TraceError
-from ._symbolic.tracing import ValueNeeded, trace
+from ._symbolic.tracing import ValueNeeded, is_symbol, trace
 from ._warnings import warn_user
 
 Interval = tuple[float, float]
@@ -193,7 +193,7 @@ class Declared:
             except TraceError as error:
                 raise error.with_traceback(None) from None
         if self._fixed and all(
-            x is None or isinstance(x, int) or is_symbol(x) or (type(x) is float and x) for x in kinds
+            x is None or isinstance(x, int) or varies(x) or (type(x) is float and x) for x in kinds
         ):
             self._seen[seen] = found  # not for -0.0, which equals 0.0, or what cannot be hashed
         return kinds, *found
@@ -228,7 +228,7 @@ class Declared:
             self._check_captured()
         for name, kind in zip(self._parameters.by_name, kinds, strict=True):
             is_number = kind_of(self._parameters.defaults.get(name, 0)) is SCALAR
-            if is_number and not is_symbol(kind) and name not in self._fixed:
+            if is_number and not varies(kind) and name not in self._fixed:
                 if isinstance(kind, bool):
                     raise TypeError(f"{self.__module__}.{self.__name__} takes a number for {name}, got {kind}")
                 raise TypeError(self._wrong(name, type(kind).__name__))
@@ -310,9 +310,13 @@ class Declared:
 
     def _define(self, arguments: Sequence[Any]) -> Any:
         """Runs the definition in place of a kernel."""
-        if self._captures:
-            self._check_captured()
+        self._check_call(arguments)
         return self.define(arguments)
+
+    def _check_call(self, arguments: Iterable[Any]) -> None:
+        """Raises if what the function captures has changed; an op that is traced, and calls this one, checks itself."""
+        if self._captures and not any(map(is_symbol, arguments)):
+            self._check_captured()
 
     def define(self, arguments: Sequence[Any]) -> Any:
         """Calls the definition with an argument for each parameter, keyword-only ones included."""

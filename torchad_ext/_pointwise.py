@@ -51,8 +51,7 @@ class Pointwise(Declared):
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
-            if self._captures:
-                self._check_captured()
+            self._check_call((*args, *kwargs.values()))
             return self.definition(*args, **kwargs)
         if self._front:
             result = self._front.call(args, kwargs)

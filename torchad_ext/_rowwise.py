@@ -68,8 +68,7 @@ class Rowwise(Declared):
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
-            if self._captures:
-                self._check_captured()
+            self._check_call((*args, *kwargs.values()))
             return _in_float32(self.definition, args, kwargs)
         if self._front:
             result = self._front.call(args, kwargs)
@@ -191,8 +190,7 @@ class Rowwise(Declared):
         self._in_front.add(key)
 
     def _define(self, arguments: Sequence[Any]) -> Any:
-        if self._captures:
-            self._check_captured()
+        self._check_call(arguments)
         return _in_float32(lambda *args: self.define(args), arguments, {})
 
     def _kinds(self, args: Sequence[Any]) -> tuple[Any, ...]:

@@ -345,6 +345,13 @@ class TestWhatIsCaptured:
         with pytest.raises(Exception, match="captures has changed since it was declared"):
             ROUTES[route](outer, x)
 
+    @pytest.mark.parametrize("route", ["complex numbers", "torch.compile", "autocast"])
+    def test_ops_that_call_the_derivative_of_one_that_captures(self, route: str) -> None:
+        torch._dynamo.reset()
+        slope = ad.pointwise(lambda x: torch.sin(x * FACTOR)).derivative("x")
+        op, x = ad.pointwise(lambda x: slope(x) * x), torch.tensor([1.0, 2.0])
+        torch.testing.assert_close(ROUTES[route](op, x), ROUTES[route](op.definition, x))
+
     def test_a_dimension_that_is_kept_now(self, monkeypatch: pytest.MonkeyPatch) -> None:
         op, x = ad.rowwise(energy_of_a_row), torch.ones(2, 2)
         monkeypatch.setitem(globals(), "KEEPS", True)

@@ -21,6 +21,7 @@ from ._native.kernels import DTYPES
 from ._symbolic.captured import plain
 from ._symbolic.latex import equations
 from ._symbolic.refusals import NumberExpected
+from ._symbolic.tracing import is_symbol
 from ._torch_state import is_being_traced, traced_before_autograd
 
 _MOST_PARAMETERS = 64  # that C++ takes
@@ -50,8 +51,9 @@ class Pointwise(Declared):
         return set()
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            self._check_call((*args, *kwargs.values()))
+        if torch.compiler.is_compiling() and not any(map(is_symbol, (*args, *kwargs.values()))):
+            if self._captures:
+                self._check_captured()
             return self.definition(*args, **kwargs)
         if self._front:
             result = self._front.call(args, kwargs)

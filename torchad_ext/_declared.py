@@ -192,9 +192,7 @@ class Declared:
                     raise
             except TraceError as error:
                 raise error.with_traceback(None) from None
-        if self._fixed and all(
-            x is None or isinstance(x, int) or varies(x) or (type(x) is float and x) for x in kinds
-        ):
+        if self._fixed and all(x is None or isinstance(x, int) or varies(x) or (type(x) is float and x) for x in kinds):
             self._seen[seen] = found  # not for -0.0, which equals 0.0, or what cannot be hashed
         return kinds, *found
 

@@ -80,13 +80,13 @@ def changes(x: Any) -> int:
 
 
 def _state(y: Tensor) -> tuple[Any, ...]:
-    """What tells whether y has its contents, and its derivative or none."""
+    """Tells whether y has its contents, and its derivative or none."""
     with without_torch_function():
         return changes(y), torch.is_grad_enabled(), y.requires_grad
 
 
 def _root_of(y: Any) -> _Root | None:
-    """What y is a root of, if that is known and was not changed since."""
+    """Finds how y is a root, if that is known and nothing was changed since."""
     root = _powers.get(y) if isinstance(y, Tensor) and _powers and not _is_ignored() else None
     if root is None or root.state != _state(y) or any(changes(x) != count for x, count in root.reads):
         return None

@@ -90,6 +90,40 @@ struct Transposed {
   }
 };
 
+// As many vectors as a vector has lanes, whose rows become columns: the halves that lie across are exchanged, in ever
+// smaller squares.
+template <int width>
+struct Square {
+  template <int distance>
+  struct Upper {
+    static constexpr int place(int lane) { return lane & distance ? width + lane - distance : lane; }
+  };
+  template <int distance>
+  struct Lower {
+    static constexpr int place(int lane) { return lane & distance ? width + lane : lane + distance; }
+  };
+
+  template <int distance, class V, int... pair>
+  static TORCHAD_EXT_INLINE void exchange(V* rows, std::integer_sequence<int, pair...>) {
+    constexpr auto all = std::make_index_sequence<width>{};
+    const auto one = [&](V& upper, V& lower) {
+      const V a = upper, b = lower;
+      upper = picked<Upper<distance>>(a, b, all);
+      lower = picked<Lower<distance>>(a, b, all);
+    };
+    (one(rows[pair / distance * 2 * distance + pair % distance],
+         rows[pair / distance * 2 * distance + pair % distance + distance]),
+     ...);
+  }
+  template <int distance = width / 2, class V>
+  static TORCHAD_EXT_INLINE void transpose(V* rows) {
+    if constexpr (distance > 0) {
+      exchange<distance>(rows, std::make_integer_sequence<int, width / 2>{});
+      transpose<distance / 2>(rows);
+    }
+  }
+};
+
 // Two vectors in groups of 2 distance lanes: the lanes of each group from `first` on, distance of them.
 template <int distance, int first, int width>
 struct Halves {

@@ -16,7 +16,7 @@ enum class Reduction { sum, largest, smallest };
 
 // A row of no more elements is short. Kernels of short rows, which are computed side by side, and of longer ones are
 // two.
-constexpr int64_t longest_short_row = 16;
+constexpr int64_t longest_short_row = 15;
 
 template <Kind... given>
 struct Kinds {

@@ -18,7 +18,7 @@ struct ShortRows : RowsCpu<Functor, T> {
   // Some rows, of a length that is known to the compiler, or 0.
   template <int fixed>
   struct Block {
-    static constexpr int most = fixed ? fixed : int(longest_short_row);
+    static constexpr int most = fixed ? fixed : int(longest_short_row / width + 1) * width;  // in whole vectors
     const Functor& functor;
     int64_t length;
     V from[inputs][most];
@@ -58,6 +58,34 @@ struct ShortRows : RowsCpu<Functor, T> {
     }
   };
 
+  // Rows of contiguous elements, `stride` apart, as a vector for each place in the row.
+  static TORCHAD_EXT_INLINE void gather(const T* data, int64_t stride, int64_t n, V* places) {
+    const T* const end = data + (width - 1) * stride + n;
+    for (int64_t j = 0; j < n; j += width) {
+      V square[width];
+      each<width>([&](auto r) {
+        const T* const at = data + r * stride + j;
+        square[r] = at + width <= end ? load(at) : load_some(at, n - j);
+      });
+      Square<width>::transpose(square);
+      each<width>([&](auto i) { places[j + i] = square[i]; });
+    }
+  }
+
+  // The same back, into rows that follow one another. What a vector writes past its row is written again.
+  static TORCHAD_EXT_INLINE void scatter(const V* places, int64_t n, T* data) {
+    const T* const end = data + width * n;
+    for (int64_t j = (n - 1) / width * width; j >= 0; j -= width) {
+      V square[width];
+      each<width>([&](auto i) { square[i] = places[j + i]; });
+      Square<width>::transpose(square);
+      each<width>([&](auto r) {
+        T* const at = data + r * n + j;
+        at + width <= end ? store(at, square[r]) : store_some(at, square[r], n - j);
+      });
+    }
+  }
+
   template <int fixed>
   static void run_block(const Functor& functor, const Rows& rows, int64_t begin, int64_t end, double* sums) {
     Block<fixed> some{functor, rows.length, {}, {}};
@@ -77,7 +105,7 @@ struct ShortRows : RowsCpu<Functor, T> {
     for (int64_t row = begin; row < end; row += width) {
       const int64_t count = std::min<int64_t>(width, end - row);
       V values[Functor::all];
-      each<inputs>([&](auto k) {
+      each<inputs>([&](auto k) __attribute__((always_inline)) {
         if constexpr (Inputs::kind[k] == Kind::column) return;
         const T* data = static_cast<const T*>(rows.data[outputs + k]) + rows.offset(outputs + k, row);
         const bool even = count == width && rows.strides[outputs + k] == nullptr;
@@ -91,6 +119,9 @@ struct ShortRows : RowsCpu<Functor, T> {
             Transposed<fixed, width>::gather(dense, some.from[k]);
             return;
           }
+        }
+        if constexpr (!of_rows && fixed == 0) {
+          if (even && step == 1) return gather(data, stride, n, some.from[k]);
         }
         if (of_rows && even && stride == 1) {
           values[k] = load(data);
@@ -138,6 +169,8 @@ struct ShortRows : RowsCpu<Functor, T> {
                 }
                 return;
               }
+            } else if (count == width) {
+              return scatter(written[e], n, to);
             }
             for (int64_t j = 0; j < n; ++j) {
               store(gathered, written[e][j]);

@@ -36,7 +36,7 @@ from ._torch_state import in_forward_mode, transforms_active
 
 Shape = tuple[int, ...]
 HALF = {torch.float16, torch.bfloat16}  # computed in float32
-SHORT = 16  # longest_short_row of csrc/rowwise.h; such rows are read in less time than their values would be
+SHORT = 15  # longest_short_row of csrc/rowwise.h; such rows are read in less time than their values would be
 
 
 # Expressions of kept values by number, as C++ calls them.

@@ -230,9 +230,10 @@ def _name(f: Any) -> str:
     if isinstance(f, functools.partial):
         return _name(f.func)
     name, owner = getattr(f, "__name__", getattr(f, "_qualname", type(f).__name__)), getattr(f, "__self__", None)
+    if isinstance(owner, type) and issubclass(owner, torch.autograd.Function):
+        return owner.__name__
     if inspect.ismethod(f):
-        of = owner.__name__ if isinstance(owner, type) else type(owner).__name__
-        return of if isinstance(owner, type) and issubclass(owner, torch.autograd.Function) else f"{of}.{name}"
+        return f"{owner.__name__ if isinstance(owner, type) else type(owner).__name__}.{name}"
     code = getattr(getattr(f, "definition", f), "__code__", None)
     if name == "<lambda>" and code:
         return f"lambda ({Path(code.co_filename).name}:{code.co_firstlineno})"

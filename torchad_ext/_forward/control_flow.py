@@ -21,7 +21,9 @@ def _cond(condition: Any, of_true: Any, of_false: Any, operands: Sequence[Any] =
     return (of_true if condition else of_false)(*operands)
 
 
-def _while_loop(condition: Any, body: Any, carried: Sequence[Any], others: Sequence[Any] = ()) -> Any:
+def _while_loop(
+    condition: Any, body: Any, carried: Sequence[Any], others: Sequence[Any] = (), mutated_arg_indices: str = ""
+) -> Any:
     carried = tuple(carried)
     while True:
         goes_on = condition(*carried, *others)
@@ -32,7 +34,9 @@ def _while_loop(condition: Any, body: Any, carried: Sequence[Any], others: Seque
         carried = tuple(body(*carried, *others))
 
 
-def _scan(combine: Any, carried: Sequence[Any], xs: Sequence[Any], others: Sequence[Any] = ()) -> Any:
+def _scan(
+    combine: Any, carried: Sequence[Any], xs: Sequence[Any], others: Sequence[Any] = (), mutated_arg_indices: str = ""
+) -> Any:
     rows = []
     for i in range(len(xs[0])):
         results = combine(*carried, *(x[i] for x in xs), *others)
@@ -41,7 +45,7 @@ def _scan(combine: Any, carried: Sequence[Any], xs: Sequence[Any], others: Seque
     return [*carried, *map(torch.stack, zip(*rows, strict=True))] if rows else NotImplemented
 
 
-def _map(f: Any, xs: Sequence[Any], others: Sequence[Any] = ()) -> Any:
+def _map(f: Any, xs: Sequence[Any], others: Sequence[Any] = (), mutated_arg_indices: str = "") -> Any:
     rows = [f(*(x[i] for x in xs), *others) for i in range(len(xs[0]))]
     return tree_map(lambda *ys: torch.stack(ys), *rows) if rows else NotImplemented
 

@@ -626,6 +626,16 @@ class TestDerivativeTools:
         hold(f, x_like(4))
         assert ad.explain(f, x_like(4)).graphs == 2
 
+    @pytest.mark.parametrize("call", [lambda y: torch.sin(y) * y, lambda y: torch.softmax(y.sin(), -1) * y])
+    def test_a_gradient_after_a_graph_break_is_autograd_s(self, call: Function) -> None:
+        def f(x: Tensor) -> Tensor:
+            (slope,) = torch.autograd.grad(call(x @ W).sum(), W, create_graph=True)
+            return slope.square().sum()
+
+        W = x_like(3, 4).requires_grad_()
+        assert ad.explain(f, x_like(5000, 3)).graphs == 2  # before and after the gradient
+        hold(f, x_like(5000, 3), [W], highest=1)
+
     def test_ops_in_the_model(self) -> None:
         def f(x: Tensor) -> Tensor:
             return ad.silu(x) * ad.sin(x) + ad.quadratic_form(x, torch.eye(4, dtype=torch.float64))
@@ -650,6 +660,30 @@ class TestExplain:
         assert f"{line}" in text and r"x_{0} \, \sin x_{0}" in text
         assert re.search(r"mul left +takes .*int64", text)
         assert text.endswith("1 graph; other calls: 1 sum")
+
+    def test_every_call_explains(self) -> None:
+        def f(x: Tensor) -> Tensor:
+            return torch.sin(x) * x
+
+        assert [sizes(f, x_like(4)) for _ in range(12)] == [[2]] * 12
+        assert compiled(f)(x_like(4).requires_grad_()).grad_fn.name() != "MulBackward0"
+
+    def test_a_model_stays_as_it_is(self) -> None:
+        model = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Dropout(), torch.nn.LazyBatchNorm1d()).double()
+        buffers, before = dict(model.named_buffers()), copy.deepcopy(model[0].state_dict())
+        torch.manual_seed(0)
+        ad.explain(model, x_like(4, 3))
+        drawn = torch.rand(3)
+        torch.manual_seed(0)
+        assert_close(drawn, torch.rand(3), rtol=0, atol=0)
+        assert_close(dict(model[0].state_dict()), dict(before), rtol=0, atol=0)
+        assert all(x is buffers[name] for name, x in model[0].named_buffers(prefix="0"))
+
+    def test_a_model_that_is_compiled_already(self) -> None:
+        model = Network()
+        expected = sizes(model, x_like(4, 3))
+        model.compile(backend="eager")
+        assert sizes(model, x_like(4, 3)) == sizes(compiled(Network()), x_like(4, 3)) == expected != []
 
     def test_of_no_function(self) -> None:
         with pytest.raises(TypeError, match="takes a model and its inputs, got int"):

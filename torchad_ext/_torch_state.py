@@ -171,6 +171,11 @@ def register_backend(name: str, backend: Any) -> None:
         torch._dynamo.register_backend(backend, name)
 
 
+def as_written(f: Callable[..., Any]) -> Callable[..., Any]:
+    """A function, or the call of a module without what its ``compile()`` put in the place of that."""
+    return f._call_impl if getattr(f, "_compiled_call_impl", None) is not None else f  # type: ignore[attr-defined]
+
+
 def left_to_eager(reason: str) -> Exception:
     """The exception by which a backend leaves a function that Dynamo traced to eager mode."""
     return torch._dynamo.exc.SkipFrame(reason)

@@ -8,12 +8,13 @@ eager autograd. A graph break costs speed only.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,15 +24,23 @@ from torch.fx import Graph, GraphModule, Node
 from ._arguments import TENSOR
 from ._clusters import Clusters
 from ._declared import Declared, compile_kernels
-from ._elementwise import _ApplyUnderTransforms
+from ._elementwise import Elementwise, _ApplyUnderTransforms
 from ._graph_calls import gain_of_rows, is_number, spoken, value_of, written_tensors
 from ._pointwise import Pointwise
+from ._quadratic_form import _Outer, _QuadraticForm
 from ._rewrites import rewritten
 from ._row_calls import written_view
 from ._row_function import SHORT, RowFunction
 from ._rowwise import Rowwise, kind_in_rows
 from ._symbolic.refusals import TraceError
-from ._torch_state import elementwise_strides, is_autocast_enabled, left_to_eager, register_backend, share_memory
+from ._torch_state import (
+    as_written,
+    elementwise_strides,
+    is_autocast_enabled,
+    left_to_eager,
+    register_backend,
+    share_memory,
+)
 from ._warnings import warn_or_raise
 
 _CHEAP = frozenset("add sub mul neg rsub pos sum mean amax amin".split())  # alone, each is as fast natively
@@ -84,6 +93,9 @@ class Explanation:
 def explain(model: Callable[..., Any], *inputs: Any, **options: Any) -> Explanation:
     """Shows what ``torch.compile(model, backend="torchad_ext")`` makes of a model.
 
+    Random numbers drawn afterwards and the buffers of a module are those without this call. What ``torch.compile`` made
+    before is forgotten, and compiled once more on its next call, as ``torch._dynamo.explain`` has it.
+
     Args:
         model: a module or a function; it is called once, ``model(*inputs, **options)``.
         inputs: what it takes.
@@ -113,8 +125,30 @@ def explain(model: Callable[..., Any], *inputs: Any, **options: Any) -> Explanat
             raise left_to_eager(_NO_DERIVATIVE)
         return _fused(graph, explanation)
 
-    torch.compile(model, backend=recording)(*inputs, **options)
+    torch.compiler.reset()  # or Dynamo leaves a function alone that was compiled often
+    devices = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
+    try:
+        with torch.random.fork_rng(devices), _buffers_of_its_own(model):
+            torch.compile(as_written(model), backend=recording)(*inputs, **options)
+    finally:
+        torch.compiler.reset()
     return explanation
+
+
+@contextlib.contextmanager
+def _buffers_of_its_own(model: Callable[..., Any]) -> Iterator[None]:
+    """Gives a module copies of its buffers, and itself again at the end."""
+    modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
+    every = ((m, *item) for m in modules for item in m.named_buffers(recurse=False, remove_duplicate=False))
+    before = [(m, name, x) for m, name, x in every if not torch.nn.parameter.is_lazy(x)]
+    copies = {x: x.detach().clone() for _, _, x in before}
+    try:
+        for module, name, x in before:
+            setattr(module, name, copies[x])
+        yield
+    finally:
+        for module, name, x in before:
+            setattr(module, name, x)
 
 
 def backend(graph: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -372,9 +406,13 @@ def _formula(op: Declared) -> str:
 
 def _leave_derivatives_to_autograd() -> None:
     """Keeps Dynamo from compiling derivatives of ops: it would where a gradient is asked for after a graph break."""
-    for name in ("backward", "jvp"):
-        method = getattr(_ApplyUnderTransforms, name)
-        setattr(_ApplyUnderTransforms, name, staticmethod(torch.compiler.disable(method)))
+    for function in (_ApplyUnderTransforms, _QuadraticForm, _Outer):
+        for name in ("backward", "jvp"):
+            setattr(function, name, staticmethod(torch.compiler.disable(getattr(function, name))))
+    for_rows = (RowFunction, "vjp_of_masks recorded_with pullback_of_rows")
+    for cls, names in ((Elementwise, "vjp_of_masks pullback"), for_rows):  # which C++ asks for
+        for name in names.split():
+            setattr(cls, name, torch.compiler.disable(getattr(cls, name)))
 
 
 register_backend("torchad_ext", backend)

@@ -212,6 +212,7 @@ class TestReplaceActivations:
                 super().__init__()
                 self.several = [F.silu, math.sqrt, 3.0]
                 self.by_name = {"tanh": torch.tanh}
+                self.modules_by_name = {"tanh": nn.Tanh()}
 
         report = ad.nn.replace_activations(Model())
         assert not report.changed
@@ -219,7 +220,18 @@ class TestReplaceActivations:
             "of_class": "silu stands in the class Model; put the op there",
             "several": "silu stands in a list; put the op there",
             "by_name": "tanh stands in a dict; put the op there",
+            "modules_by_name": "Tanh stands in a dict; put the op there",
         }
+
+    def test_a_list_of_modules_that_are_registered(self) -> None:
+        class Model(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.activation = nn.Tanh()
+                self.layers = [self.activation]
+
+        report = ad.nn.replace_activations(Model())
+        assert set(report.changed) == {"activation"} and not report.left
 
     def test_a_compiled_model(self, block: Block) -> None:
         report = ad.nn.replace_activations(torch.compile(block, backend="eager"))
@@ -262,6 +274,13 @@ class TestReplaceActivations:
         assert block.function is torch.tanh and block.partial.func is F.softplus
         assert_close(block(X), before, rtol=0, atol=0)
         assert ad.nn.replace_activations(block).changed
+
+    def test_a_subclass_of_what_extra_names_is_left(self) -> None:
+        model = nn.Sequential(Swish(), FastSwish())
+        nn.utils.parametrize.register_parametrization(model[0], "beta", nn.Identity())
+        report = ad.nn.replace_activations(model, extra={Swish: FastSwish})
+        assert not report.changed and set(report.left) == {"0"}
+        assert "ParametrizedSwish is a subclass of Swish" in report.left["0"]
 
     def test_a_second_time_there_is_nothing_to_do(self, block: Block) -> None:
         ad.nn.replace_activations(block)

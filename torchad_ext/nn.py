@@ -393,6 +393,7 @@ def replace_activations(model: nn.Module, extra: Mapping[Any, Any] | None = None
             raise TypeError(f"extra has {value!r} for {key!r}; give a function, or for a class a subclass of it")
     known = {**_MODULES, **_FUNCTIONS, **(extra or {})}
     report = Replacements()
+    registered = set(model.modules())
     for path, module in model.named_modules():
         _replace_module(module, path or "(model)", known, report)
         if type(module).__module__.startswith("torch._dynamo"):  # what torch.compile put around a model
@@ -400,41 +401,43 @@ def replace_activations(model: nn.Module, extra: Mapping[Any, Any] | None = None
         for name, value in list(vars(module).items()):
             if name != "forward" and callable(value) and not isinstance(value, (nn.Module, type)):
                 _replace_function(module, name, f"{path}.{name}".lstrip("."), known, report)
-        for name, function, where in _shared_functions(module):
-            if function in known:
-                report.left[f"{path}.{name}".lstrip(".")] = f"{_name(function)} stands in {where}; put the op there"
+        for name, x, where in _shared(module):
+            activation = type(x) if isinstance(x, nn.Module) else x
+            if activation in known and x not in registered:
+                report.left[f"{path}.{name}".lstrip(".")] = f"{_name(activation)} stands in {where}; put the op there"
     return report
 
 
-def _shared_functions(module: nn.Module) -> Iterator[tuple[str, Callable[..., Any], str]]:
-    """Functions that are attributes of a module's class, or stand in a list or a dict of the module: with the name of
-    the attribute, and where they are."""
+def _shared(module: nn.Module) -> Iterator[tuple[str, Callable[..., Any], str]]:
+    """Functions and modules that are attributes of a module's class, or stand in a list or a dict of the module: with
+    the name of the attribute, and where they are."""
     for cls in type(module).__mro__:
         if not cls.__module__.startswith("torch.") and cls is not object:
             of_class = ((name, getattr(x, "__func__", x)) for name, x in vars(cls).items())
-            yield from ((name, x, f"the class {_name(cls)}") for name, x in of_class if _is_function(x))
+            yield from ((name, x, f"the class {_name(cls)}") for name, x in of_class if _is_instance(x))
     for name, value in vars(module).items():
         if name.startswith("_") or not isinstance(value, (list, tuple, dict)):
             continue
         for x in value.values() if isinstance(value, dict) else value:
-            if _is_function(x):
+            if _is_instance(x):
                 yield name, x, f"a {type(value).__name__}"
 
 
-def _is_function(x: Any) -> bool:
-    return callable(x) and not isinstance(x, (nn.Module, type)) and getattr(x, "__hash__", None) is not None
+def _is_instance(x: Any) -> bool:
+    return callable(x) and not isinstance(x, type) and getattr(x, "__hash__", None) is not None
 
 
 def _replace_module(module: nn.Module, path: str, known: Mapping[Any, Any], report: Replacements) -> None:
     of = type(module)
     new = known.get(of)
     if new is None:
-        native = next((cls for cls in of.__mro__ if cls.__module__ == "torch.nn.modules.activation"), None)
+        of_torch = "torch.nn.modules.activation"
+        native = next((cls for cls in of.__mro__ if cls in known or cls.__module__ == of_torch), None)
         if isinstance(module, torch.jit.ScriptModule):
             report.left[path] = "torch.jit.script has recorded PyTorch's functions; replace before scripting"
         elif native is of and of is not nn.MultiheadAttention:
             report.left[path] = f"there is no op for {_name(of)}; name one, extra={{{_name(of)}: ...}}"
-        elif native is not None and native in known and not isinstance(module, _StandsIn):
+        elif native is not None and native in known and not isinstance(module, _StandsIn) and of not in known.values():
             report.left[path] = f"{_name(of)} is a subclass of {_name(native)}; name an op, extra={{{_name(of)}: ...}}"
     elif getattr(module, "inplace", False):
         report.left[path] = f"{_name(of)}(inplace=True) writes into its input; the ops give new tensors"

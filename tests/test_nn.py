@@ -275,6 +275,17 @@ class TestReplaceActivations:
         assert_close(block(X), before, rtol=0, atol=0)
         assert ad.nn.replace_activations(block).changed
 
+    def test_what_was_parametrised_meanwhile_is_not_undone(self) -> None:
+        model = nn.Sequential(Swish())
+        report = ad.nn.replace_activations(model, extra={Swish: FastSwish})
+        nn.utils.parametrize.register_parametrization(model[0], "beta", nn.Identity())
+        with pytest.raises(RuntimeError, match="0 was made a FastSwish and is a ParametrizedFastSwish now"):
+            report.undo()
+        model(X)
+        nn.utils.parametrize.remove_parametrizations(model[0], "beta")
+        report.undo()
+        assert type(model[0]) is Swish
+
     def test_a_subclass_of_what_extra_names_is_left(self) -> None:
         model = nn.Sequential(Swish(), FastSwish())
         nn.utils.parametrize.register_parametrization(model[0], "beta", nn.Identity())

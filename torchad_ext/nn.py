@@ -351,9 +351,14 @@ class Replacements:
     _undo: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
     def undo(self) -> None:
-        """Gives the model its own activations back."""
+        """Gives the model its own activations back.
+
+        Raises:
+            RuntimeError: a module has been given another class meanwhile, as a parametrization does.
+        """
         while self._undo:
-            self._undo.pop()()
+            self._undo[-1]()
+            self._undo.pop()
 
     def __str__(self) -> str:
         lines = [f"{place}: {before} → {after}" for place, (before, after) in self.changed.items()]
@@ -446,12 +451,21 @@ def _replace_module(module: nn.Module, path: str, known: Mapping[Any, Any], repo
     elif isinstance(new, type):
         module.__class__ = new
         report.changed[path] = _name(of), f"{new.__module__}.{_name(new)}"
-        report._undo.append(lambda: setattr(module, "__class__", of))
+        report._undo.append(lambda: _restore_class(module, path, new, of))
     else:
         before = vars(module).get("forward")
         module.forward = new
         report.changed[path] = _name(of), _name(new)
         report._undo.append(lambda: _restore(module, "forward", before))
+
+
+def _restore_class(module: nn.Module, path: str, new: type, of: type) -> None:
+    if type(module) is not new:
+        raise RuntimeError(
+            f"{path} was made a {_name(new)} and is a {_name(type(module))} now; undo what changed it, such as a "
+            "parametrization, first"
+        )
+    module.__class__ = of
 
 
 def _restore(module: nn.Module, name: str, before: Any) -> None:

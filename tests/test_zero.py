@@ -224,3 +224,38 @@ def test_a_power_of_a_root_of_what_was_written_to_since(read: str) -> None:
     x = torch.tensor([0.3, 1.2, -0.4], dtype=D)
     assert_close(ad.forward_laplacian(f, x).value, f(x))
     assert_close(ad.laplacian(f, x), 6 * x.sum())
+
+
+@pytest.mark.parametrize("norm", [lambda x: x.norm(dim=-1), torch.abs, lambda x: x.std(-1)])
+def test_a_hook_on_a_root_acts(norm: Function) -> None:
+    """A power of it passes through it then, as in PyTorch."""
+
+    def hooked(hook: Callable[[Tensor], Tensor | None]) -> Function:
+        def f(x: Tensor) -> Tensor:
+            y = norm(x)
+            y.register_hook(hook)
+            return (y**2 * x.sin().sum(-1)).sum()
+
+        return f
+
+    x = torch.tensor([[0.3, 1.2, -0.4]], dtype=D, requires_grad=True)
+    tripled = hooked(lambda grad: 3 * grad)
+    assert_close(ad.jacobian(tripled, x), torch.autograd.grad(tripled(x), x)[0])
+    seen: list[Tensor] = []
+    H = torch.autograd.functional.hessian(hooked(lambda grad: None), x)
+    assert_close(ad.hessian(hooked(seen.append), x), H)
+    assert seen and seen[0].shape == norm(x).shape
+    assert_close(ad.hvp(hooked(seen.append), x, torch.ones_like(x)), H.sum((2, 3)))
+
+
+def test_the_gradient_of_a_root_that_is_retained() -> None:
+    def f(x: Tensor) -> Tensor:
+        y = x.norm(dim=-1)
+        y.retain_grad()
+        norms.append(y)
+        return (y**2).sum()
+
+    norms: list[Tensor] = []
+    x = torch.tensor([[0.3, 1.2, -0.4]], dtype=D)
+    assert_close(ad.hvp(f, x, torch.ones_like(x)), 2 * torch.ones_like(x))
+    assert norms[-1].grad is not None

@@ -18,6 +18,9 @@ from .calls import is_python, known_name, positional, without_guard
 from .control_flow import CONTROL_FLOW
 from .corrections import CORRECTIONS
 
+# Methods that show the gradient of a tensor on its way, or change it.
+_HOOKS = (Tensor.register_hook, Tensor.retain_grad, Tensor.grad_fn.__get__)  # type: ignore[union-attr]
+
 
 class Correcting(TorchFunctionMode):
     """Calls :mod:`torchad_ext._forward.corrections` in place of PyTorch's functions of the same names.
@@ -47,6 +50,8 @@ class Correcting(TorchFunctionMode):
                 self._running = before
         if kind == "gradient":
             roots.check_derivative((args[1:], kwargs.get("inputs")))
+        elif kind == "hook":
+            roots.check_derivative(args[:1])
         elif kind == "missing":
             given = (*args, *kwargs.values())
             missing.check(of, given[0] if given else None, self._inputs)
@@ -104,6 +109,8 @@ def _found(func: Any) -> tuple[str, Any]:
     """How to call a function: by its composition, by its parts in Python, watched for powers of norms, or as it is."""
     if func in (torch.autograd.grad, torch.autograd.backward):
         return "gradient", func
+    if func in _HOOKS:
+        return "hook", func
     if is_of_torch(func):
         name = known_name(func)
         if name in missing.UNDIFFERENTIATED:

@@ -42,7 +42,8 @@ def watched(func: Any) -> str | None:
 
 
 class DerivativeInRoot(BaseException):
-    """A function differentiates in a root, on which powers of it do not depend; run it :func:`without_powers`.
+    """A function differentiates in a root, or hooks it, and powers of it do not depend on it; run it
+    :func:`without_powers`.
 
     A function that catches every Exception does not catch it.
     """

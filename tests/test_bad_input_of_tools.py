@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from bad_arguments import Argument, arguments, outcome, shapes
@@ -246,3 +247,9 @@ class TestTools:
         x = torch.ones(3, 2)
         with pytest.raises(ValueError, match=rf"torchad_ext.{tool}.* chunk_size"):
             TOOLS[tool][0](SCALAR["cube"], x, x, chunk_size=chunk_size)
+
+    @pytest.mark.parametrize("tool", [name for name in TOOLS if "chunk_size" in TOOLS[name][2]])
+    def test_a_chunk_size_that_is_a_whole_number_of_numpy(self, tool: str) -> None:
+        x, f = torch.ones(3, 2), lambda x: (x**3).sum(-1) if "partials" in tool or "laplacian" in tool else (x**3).sum()
+        of = TOOLS[tool][0]
+        torch.testing.assert_close(of(f, x, x, chunk_size=np.int64(2)), of(f, x, x))

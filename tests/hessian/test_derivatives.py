@@ -746,8 +746,9 @@ class TestErrors:
             ad.hessian_diagonal(energy, (x,), batched=True)
 
 
-def test_progress(capfd: pytest.CaptureFixture[str]) -> None:
-    assert_close(ad.hessian(energy, sample(4), chunk_size=1, progress=True), ad.hessian(energy, sample(4)))
+@pytest.mark.parametrize("chunk_size", [1, 3, None])
+def test_progress(chunk_size: int | None, capfd: pytest.CaptureFixture[str]) -> None:
+    assert_close(ad.hessian(energy, sample(4), chunk_size, progress=True), ad.hessian(energy, sample(4)))
     out, err = capfd.readouterr()
     assert "hessian" in out + err
     assert "100%" in out + err

@@ -16,7 +16,7 @@ from .._torch_state import outside_inference_mode, transforms_active
 from .deferred import Overwritten
 from .fallback import Unseen, by_reverse_mode, by_transforms, check_dense, checked, fall_back
 from .missing import tool
-from .partials import along_coordinates, in_one_sweep
+from .partials import along_coordinates, in_one_sweep, is_whole
 from .propagation import Jet, Sweep
 from .rules import rules_of
 
@@ -68,7 +68,7 @@ def laplacian(f: Function, x: Tensor, coefficients: Tensor | None = None, *, chu
 
     Raises:
         TypeError: x or the result of f is not a floating-point tensor.
-        ValueError: the shapes do not fit, or coefficients are not symmetric.
+        ValueError: the shapes do not fit, or coefficients are not symmetric or not finite.
         RuntimeError: f cannot be differentiated twice.
 
     Example:
@@ -82,8 +82,9 @@ def laplacian(f: Function, x: Tensor, coefficients: Tensor | None = None, *, chu
     _check(x, coefficients, chunk_size, "laplacian")
     if chunk_size and x.dim() > 1:
         each = coefficients is not None and coefficients.dim() > 2
-        matrices = coefficients.split(chunk_size) if each else itertools.repeat(coefficients)  # type: ignore[union-attr]
-        return torch.cat([laplacian(f, part, C) for part, C in zip(x.split(chunk_size), matrices, strict=False)])
+        size = int(chunk_size)
+        matrices = coefficients.split(size) if each else itertools.repeat(coefficients)  # type: ignore[union-attr]
+        return torch.cat([laplacian(f, part, C) for part, C in zip(x.split(size), matrices, strict=False)])
     value, _, curvature = _run(f, x, *_directions(x, coefficients), "laplacian")
     return torch.zeros_like(value) if curvature is None else curvature
 
@@ -162,10 +163,11 @@ def _check(x: Any, C: Any, chunk_size: Any, name: str) -> None:
     check_dense(short, "x", x)
     if x.dim() == 0:
         raise ValueError(f"{name} takes x [..., d], got a number; write x.unsqueeze(-1) for points on a line")
-    if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
+    if chunk_size is not None and not (is_whole(chunk_size) and chunk_size > 0):
         raise ValueError(f"{name} takes a chunk_size of 1 or more, got {chunk_size!r}; None takes all points at once")
     if C is None:
         return
+    check_dense(short, "coefficients", C)
     d = x.shape[-1]
     if C.shape not in ((d, d), (*x.shape, d)):
         expected = f"[{d}, {d}]" + (f" or {[*x.shape, d]}" if x.dim() > 1 else "")
@@ -189,6 +191,8 @@ def _directions(x: Tensor, C: Tensor | None) -> tuple[list[Tensor], tuple[int, .
     known = not (transforms_active() or torch.compiler.is_compiling())  # are its values?
     C = C.detach()
     asymmetry = (C - C.mT).abs()
+    if known and not C.isfinite().all():
+        raise ValueError("torchad_ext.laplacian takes finite coefficients, got some that are inf or nan")
     if known and bool((asymmetry > torch.finfo(C.dtype).eps ** 0.5 * C.abs().amax((-2, -1), keepdim=True)).any()):
         raise ValueError(
             f"torchad_ext.laplacian takes symmetric coefficients, got some that differ by {asymmetry.max().item():.3g} "

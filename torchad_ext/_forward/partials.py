@@ -157,7 +157,7 @@ def partials(
         raise ValueError(
             "torchad_ext.partials takes x [..., d], got a number; write x.unsqueeze(-1) for points on a line"
         )
-    if chunk_size is not None and not (_is_whole(chunk_size) and chunk_size > 0):
+    if chunk_size is not None and not (is_whole(chunk_size) and chunk_size > 0):
         raise ValueError(f"torchad_ext.partials takes a whole chunk_size of 1 or more, got {chunk_size!r}")
     d = x.shape[-1]
     if names is not None and (not isinstance(names, str) or len(set(names)) != len(names) or len(names) != d):
@@ -175,7 +175,7 @@ def partials(
         return _run(f, x, directions, functionals, algebra, "partials")
 
     if chunk_size and x.dim() > 1:
-        parts = [of(part, [e[: len(part)] for e in directions]) for part in x.split(chunk_size)]
+        parts = [of(part, [e[: len(part)] for e in directions]) for part in x.split(int(chunk_size))]
         return tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))
     return of(x, directions)
 
@@ -211,7 +211,7 @@ def taylor(f: Function, x: Tensor, direction: Tensor, order: int) -> tuple[Tenso
             kind = given.dtype if isinstance(given, Tensor) else type(given).__name__
             raise TypeError(f"torchad_ext.taylor takes a floating-point tensor for {what}, got {kind}")
         check_dense("taylor", what, given)
-    if not _is_whole(order) or not 0 <= order <= _HIGHEST:
+    if not is_whole(order) or not 0 <= order <= _HIGHEST:
         raise ValueError(f"torchad_ext.taylor takes an order from 0 to {_HIGHEST}, got {order!r}")
     if direction.dtype != x.dtype or direction.device != x.device:
         raise TypeError(
@@ -233,7 +233,7 @@ def _fits(direction: Tensor, x: Tensor) -> bool:
     return direction.dim() <= x.dim() and all(n in (1, of) for n, of in sizes)
 
 
-def _is_whole(n: Any) -> bool:
+def is_whole(n: Any) -> bool:
     return isinstance(n, numbers.Integral) and not isinstance(n, bool)
 
 
@@ -256,7 +256,7 @@ def _index(order: Any, d: int, names: str | None) -> Index:
         if unknown:
             raise ValueError(f"torchad_ext.partials: {order!r} has letters that are not in names={names!r}: {unknown}")
         places = [(names or "").index(letter) for letter in order]
-    elif isinstance(order, (tuple, list)) and all(map(_is_whole, order)):
+    elif isinstance(order, (tuple, list)) and all(map(is_whole, order)):
         places = list(order)
         if any(not 0 <= i < d for i in places):
             raise ValueError(f"torchad_ext.partials: {order!r} has coordinates outside of 0 to {d - 1}")

@@ -138,7 +138,8 @@ def joined(chunks: Chunks, size: int, leaves: Tensors) -> list[Tensor]:
     parts: list[Tensors] = []
     for start, rows in chunks:
         if len(rows[0]) == size:
-            return list(rows)
+            results = list(rows)
+            continue
         if is_transformed() or any(row.requires_grad for row in rows):
             parts.append(rows)
             continue

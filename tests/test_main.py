@@ -518,11 +518,30 @@ def test_ops_prints_the_catalogue(run: Run) -> None:
         (["demo", "--picture", "nothing.png", "--output", "{tmp}"], 1, "no picture at nothing.png"),
         (["verfy"], 2, "No such command 'verfy'"),
         (["verify", "--device", "tpu"], 2, "'tpu' is not one of 'cpu', 'cuda'"),
+        (["verify", "sin", "--against", "sin", "--interval", "nan", "1"], 2, "--interval goes from nan to 1"),
     ],
 )
 def test_a_mistake_is_said(run: Run, arguments: list[str], status: int, message: str, tmp_path: Path) -> None:
     code, _, err = run(*(argument.format(tmp=tmp_path) for argument in arguments))
     assert code == status and message in err
+
+
+def test_a_file_that_ends_the_process_is_said(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "ends.py").write_text("import sys\n\nsys.exit(3)\n")
+    code, _, err = run("verify", f"{tmp_path}/ends.py:f")
+    assert code == 1 and "ends.py (line 3) raises SystemExit: 3" in err
+
+
+def test_letters_that_stdout_lacks_are_replaced() -> None:
+    done = process("bench", "sin", "--seconds", "0", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and "double backward" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["source", "sin"], ["ops"]])
+def test_stdout_may_be_closed(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "torchad_ext", *arguments]
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "Error" not in done.stderr
 
 
 @pytest.mark.parametrize("command", ["demo", "verify", "bench", "doctor", "plot", "source", "cache", "ops"])

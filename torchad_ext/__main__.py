@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -137,6 +138,8 @@ def verify(
     """
     if against and len(ops) != 1:
         raise Mistake("--against takes one autograd.Function, FILE:CLASS, to be held against it")
+    if not interval[0] < interval[1]:
+        raise Mistake("--interval goes from {:g} to {:g}; the first must be less than the second".format(*interval))
     checks, wrong = [], []
     texts = list(OPS) if all_ or not ops else ops
     for text in _tracked(texts, "Verifying", len(texts)) if as_json else texts:  # else each table shows how far it is
@@ -326,7 +329,7 @@ def source(op: str, order: int, device: str | None, dtype: str, as_json: bool) -
         text = function.source(device, _DTYPES[dtype], *function.variants[-1]).text
     if as_json:
         _print_json({"op": op, "order": order, "device": device, "source": text})
-    elif sys.stdout.isatty():
+    elif sys.stdout and sys.stdout.isatty():  # None where it is closed
         from rich.syntax import Syntax
 
         _console().print(Syntax(text, "c++", theme="ansi_dark", background_color="default"))
@@ -405,6 +408,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: by default those of the process.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # letters that its encoding lacks
     try:
         app(arguments or ["--help"], prog_name="torchad_ext")
     except (AssertionError, OSError, TraceError, torchad_ext.BuildError) as error:

@@ -87,7 +87,7 @@ def blamed(text: str) -> Iterator[None]:
         yield
     except (click.ClickException, TraceError, torchad_ext.BuildError, torchad_ext.VerificationError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if text in OPS:
             raise
         lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if Path(at.filename).resolve() == file]

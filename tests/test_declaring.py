@@ -297,6 +297,11 @@ def run_in_autocast(op: Callable[..., torch.Tensor], x: torch.Tensor) -> torch.T
         return op(x)
 
 
+def with_an_x_of_its_own(x: torch.Tensor) -> Any:
+    z = x
+    return ad.pointwise(lambda x: x * z)(x)
+
+
 class TestWhatIsCaptured:
     """An op reads what its function captures once; where the function itself would read it again, a change raises."""
 
@@ -351,6 +356,25 @@ class TestWhatIsCaptured:
         slope = ad.pointwise(lambda x: torch.sin(x * FACTOR)).derivative("x")
         op, x = ad.pointwise(lambda x: slope(x) * x), torch.tensor([1.0, 2.0])
         torch.testing.assert_close(ROUTES[route](op, x), ROUTES[route](op.definition, x))
+
+    @pytest.mark.parametrize("route", [name for name in ROUTES if name != "torch.compile"])  # it declares no ops
+    def test_ops_that_are_made_within_the_declaration_of_another(self, route: str) -> None:
+        def with_a_slope(x: Any, a: Any = 2.0) -> Any:
+            return ad.siren.derivative("input")(x, a) * x
+
+        def with_an_op(x: Any) -> Any:
+            return ad.pointwise(lambda y: y.sin() * 2)(x) * x
+
+        x = torch.tensor([1.0, 2.0])
+        for function in (with_a_slope, with_an_op):
+            torch.testing.assert_close(ROUTES[route](ad.pointwise(function), x), ROUTES[route](function, x))
+        slope = torch.func.vmap(torch.func.grad(lambda x: torch.sin(2.0 * x)))
+        torch.testing.assert_close(ad.pointwise(with_a_slope)(x), slope(x) * x)
+
+    @pytest.mark.parametrize("function", [lambda x: ad.pointwise(lambda y: x * y)(x), with_an_x_of_its_own])
+    def test_an_op_that_captures_an_argument_of_another(self, function: Any) -> None:
+        with pytest.raises(ad.TraceError, match=r"test_declaring.*\n  mul reads a tensor of the function in which"):
+            ad.pointwise(function)
 
     def test_a_dimension_that_is_kept_now(self, monkeypatch: pytest.MonkeyPatch) -> None:
         op, x = ad.rowwise(energy_of_a_row), torch.ones(2, 2)

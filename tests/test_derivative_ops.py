@@ -163,6 +163,7 @@ def test_compile_and_vmap_and_copies() -> None:
         assert copied.latex() == curvature.latex()
     complex_ = torch.complex(x, x)
     torch.testing.assert_close(ad.sin.derivative()(complex_), torch.cos(complex_))
+    torch.testing.assert_close(ad.sin.derivative()(torch.arange(3)), torch.cos(torch.arange(3)))
 
 
 @pytest.mark.parametrize(
@@ -228,6 +229,8 @@ def test_notebooks_show_the_op_with_its_derivatives() -> None:
     [
         (lambda: ad.sin.derivative("x"), ValueError, r"sin has no argument 'x'; it has input"),
         (lambda: ad.sin.derivative(order=0), ValueError, "got order 0 of a derivative; 1 is the first"),
+        (lambda: ad.sin.derivative(order=1.5), ValueError, "got order 1.5 of a derivative; 1 is the first"),
+        (lambda: ad.sin.derivative(order="2"), ValueError, "got order '2' of a derivative; 1 is the first"),
         (
             lambda: ad.pointwise(_asks).derivative("a"),
             TypeError,

@@ -422,6 +422,30 @@ class TestPresentation:
         with pytest.raises(ValueError, match="got order -1; 0 is the value"):
             wave.source(-1)
 
+    @pytest.mark.parametrize("order", ["1", 1.0, None])
+    def test_an_order_that_is_no_whole_number_is_refused(self, order: object) -> None:
+        with pytest.raises(ValueError, match=f"got order {order!r}; 0 is the value"):
+            wave.latex(order=order)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"orders": 1}, r"a list of orders, got 1; write \[1\]"),
+            ({"dtypes": torch.float32}, "a list of dtypes, of .*; got torch.float32"),
+            ({"dtypes": ["float32"]}, "a list of dtypes, of torch.float16, .*; got .'float32'"),
+            ({"dtypes": [torch.int32]}, "a list of dtypes, of .*; got .torch.int32"),
+            ({"devices": "cpu"}, "a list of devices, of cpu, cuda; got 'cpu'"),
+            ({"devices": ["tpu"]}, "a list of devices, of cpu, cuda; got .'tpu'"),
+        ],
+    )
+    def test_what_cannot_be_compiled_is_refused(self, options: dict[str, list], message: str) -> None:
+        with pytest.raises(ValueError, match=f"compile takes {message}"):
+            wave.compile(**options)
+
+    def test_an_option_that_a_function_has_not_is_refused_with_the_line_of_the_call(self) -> None:
+        with pytest.raises(ad.TraceError, match=r"test_pointwise.*: ad\.gelu.*\n  gelu has no approximate 'x'"):
+            ad.gelu(torch.ones(3), approximate="x")
+
     def test_a_name_that_is_a_macro_of_c_will_do(self) -> None:
         circle = ad.pointwise(lambda NULL, M_PI=3.0: NULL * NULL * M_PI)
         assert_close(circle(torch.ones(2)), torch.full((2,), 3.0))

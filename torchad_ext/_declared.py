@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import numbers
 import pickle
 import re
 import sys
@@ -30,12 +31,13 @@ from ._arguments import (
 from ._derivative import Derivative
 from ._elementwise import Elementwise, HandWritten
 from ._native import ahead, kernels, keys, loader
+from ._symbolic import cpp
 from ._symbolic.agreement import agrees
 from ._symbolic.captured import asks_for_kinds, captures, is_of_users
 from ._symbolic.latex import latex
 from ._symbolic.program import Program
 from ._symbolic.refusals import TraceError
-from ._symbolic.tracing import ValueNeeded, is_symbol, trace
+from ._symbolic.tracing import ValueNeeded, apart, is_symbol, trace
 from ._warnings import warn_user
 
 Interval = tuple[float, float]
@@ -203,7 +205,8 @@ class Declared:
             key += self._trace(kinds).outputs
         found = self._members.get(key)
         if found is None:
-            found = self._members.setdefault(key, self._new_member(kinds, args))
+            with apart():
+                found = self._members.setdefault(key, self._new_member(kinds, args))
             if self._fixed and len(self._members) == _MANY:
                 warn_user(
                     f"{self.__module__}.{self.__name__} asks for the values of {', '.join(sorted(self._fixed))}, so a "
@@ -334,8 +337,8 @@ class Declared:
 
     def _order(self, order: int) -> Elementwise:
         """The function whose kernel computes a derivative of the usual call, every gradient wanted."""
-        if order < 0:
-            raise ValueError(f"got order {order}; 0 is the value, 1 its gradient, 2 the gradient of that")
+        if not isinstance(order, numbers.Integral) or order < 0:
+            raise ValueError(f"got order {order!r}; 0 is the value, 1 its gradient, 2 the gradient of that")
         function = self._usual
         for _ in range(order):
             inputs, outputs = len(function.program.inputs), len(function.program.outputs)
@@ -423,16 +426,29 @@ class Declared:
             devices: of ``"cpu"`` and ``"cuda"``.
 
         Raises:
+            ValueError: an order, a dtype or a device is none of these.
             BuildError: a kernel could not be compiled and ``TORCHAD_EXT_STRICT=1``; else there is one warning.
 
         Example:
             >>> import torchad_ext
             >>> torchad_ext.square.compile(orders=[0])
         """
+        if not isinstance(orders, Iterable):
+            raise ValueError(f"compile takes a list of orders, got {orders!r}; write [{orders!r}]")
+        dtypes = _listed(dtypes, "dtypes", [getattr(torch, name) for name in cpp.DTYPES])
+        devices = _listed(devices, "devices", ("cpu", "cuda"))
         functions = [f for order in orders for f in self._kernels_of_order(order) if f.program.outputs]
         for device in devices:
             variants = [(f, v) for f in functions for v in (f.variants if device == "cpu" else ((),))]
             compile_kernels([(f, dtype, *v) for f, v in variants for dtype in dtypes], device)
+
+
+def _listed(given: Any, what: str, known: Sequence[Any]) -> list[Any]:
+    """The items of a list; raises if there is none, or if one of them is not known."""
+    listed = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else None
+    if listed is None or any(x not in known for x in listed):
+        raise ValueError(f"compile takes a list of {what}, of {', '.join(map(str, known))}; got {given!r}")
+    return listed
 
 
 def compile_kernels(work: Iterable[tuple[Any, ...]], device: str = "cpu") -> None:

@@ -56,7 +56,7 @@ class Derivative:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given = self.__signature__.bind(*args, **kwargs)
         given.apply_defaults()
-        arguments = list(given.arguments.values())
+        arguments = [_floating(x) for x in given.arguments.values()]
         if torch.compiler.is_compiling() or is_being_traced() or traced_before_autograd():
             values = self._values(arguments)
             if values is not None:
@@ -116,6 +116,12 @@ class Derivative:
         ]
         program = self.program(symbols)
         return inlined(program, {s: x for s, x in zip(symbols, arguments, strict=True) if s is not x})
+
+
+def _floating(x: Any) -> Any:
+    """An argument, integers as the numbers that they are: a tensor of them has no derivative."""
+    is_whole = isinstance(x, torch.Tensor) and not (x.is_floating_point() or x.is_complex())
+    return x.to(torch.get_default_dtype()) if is_whole else x
 
 
 def _is_number(x: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import html
 import inspect
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, overload
 
@@ -21,7 +22,7 @@ from ._native.kernels import DTYPES
 from ._symbolic.captured import plain
 from ._symbolic.latex import equations
 from ._symbolic.refusals import NumberExpected
-from ._symbolic.tracing import is_symbol
+from ._symbolic.tracing import apart, is_symbol
 from ._torch_state import is_being_traced, traced_before_autograd
 
 _MOST_PARAMETERS = 64  # that C++ takes
@@ -127,12 +128,13 @@ class Pointwise(Declared):
         name = next(iter(self._parameters.by_name)) if argument is None else argument
         if name not in self._parameters.by_name:
             raise ValueError(f"{self.__name__} has no argument {name!r}; it has {', '.join(self._parameters.by_name)}")
-        if order < 1:
-            raise ValueError(f"got order {order} of a derivative; 1 is the first")
+        if not isinstance(order, numbers.Integral) or order < 1:
+            raise ValueError(f"got order {order!r} of a derivative; 1 is the first")
         known = self.definition if isinstance(self.definition, Derivative) else Derivative(self, ())
         definition = Derivative(known.op, (*known.along, *(name,) * order))
         derivative = Pointwise(definition, name=definition.name, module=self.__module__, domain=self._domain)
-        derivative._usual, definition.usual  # noqa: B018, an error belongs to this call, and a tracer needs the program
+        with apart():
+            derivative._usual, definition.usual  # noqa: B018, an error belongs to this call, and a tracer needs the program
         return derivative
 
     def _derivatives(self) -> list[Pointwise]:

@@ -21,7 +21,7 @@ _OWN = (
     str(Path(__file__).parent),
     *(
         str(Path(__file__).parents[1] / f"{name}.py")
-        for name in ("_arguments", "_declared", "_pointwise", "_elementwise", "_rowwise", "_row_function")
+        for name in "_arguments _declared _derivative _pointwise _elementwise _rowwise _row_function".split()
     ),
 )
 
@@ -66,6 +66,7 @@ OUTSIDE_TENSOR = (
     "meets a tensor from outside the function; pass it as an argument, or, where a function that torch.jit.script made "
     "gives it, call that function in Python"
 )
+OF_ANOTHER = "reads a tensor of the function in which the op is declared; pass it as an argument"
 OF_A_NUMBER = f"is given a Python number; {OUTSIDE}"
 CONSTANT = "is given a constant; compute it with the math module"
 NO_MASK = "is given what is no truth value; compare it, as in x != 0"

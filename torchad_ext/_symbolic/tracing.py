@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -63,6 +64,7 @@ class _Symbol(torch.Tensor):
             ``"integer"``, int64; or the name of a dtype that PyTorch gives it whatever the function's tensors have.
         stored: its value as PyTorch has it in memory, where each result is rounded to the dtype.
         is_in_use: is it an argument, or does another name stand for its memory?
+        level: how many functions are being traced around the one that it is an argument or a result of.
         spans: ``"element"``, a value for each; ``"row"``, one for each row, with a last dimension of size 1;
             ``"dropped"``, the same without that dimension; empty for one number.
     """
@@ -71,6 +73,7 @@ class _Symbol(torch.Tensor):
     kind: str
     stored: Expr
     is_in_use: bool
+    level: int
     spans: str
 
     def __repr__(self) -> str:  # type: ignore[override]
@@ -132,7 +135,7 @@ def _symbol(
     # A custom autograd.Function leaves its mark on what requires a gradient.
     symbol: _Symbol = subclass(_Symbol, torch.zeros((), device="cpu"), kind == "tensor")
     symbol.expr, symbol.kind, symbol.is_in_use, symbol.spans = value, kind, is_in_use, spans
-    symbol.stored = value if stored is None else stored
+    symbol.stored, symbol.level = value if stored is None else stored, _level()
     return symbol
 
 
@@ -246,6 +249,23 @@ def _argument(x: Any) -> Any:
     return _symbol(x, "tensor", is_in_use=True, spans="row" if x.op == "row" else "element")
 
 
+_local = threading.local()
+
+
+def _level() -> int:
+    return getattr(_local, "level", 0)
+
+
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """Keeps what runs within, such as the declaration of an op, out of the functions that are being traced."""
+    _local.level = _level() + 1
+    try:
+        yield
+    finally:
+        _local.level -= 1
+
+
 class _Tracing(TorchFunctionMode):
     """Computes with expressions what is called on symbols."""
 
@@ -255,11 +275,13 @@ class _Tracing(TorchFunctionMode):
 
     def __init__(self, name: str, dtype: torch.dtype, rows: bool) -> None:
         super().__init__()
-        self.name, self.dtype, self.rows = name, dtype, rows
+        self.name, self.dtype, self.rows, self.level = name, dtype, rows, _level()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if self.level != _level():
+            return func(*args, **(kwargs or {}))
         try:
             if inlined := getattr(getattr(func, "definition", None), "inlined", None):  # a derivative of a declared op
                 return inlined(func.bound(args, kwargs or {}))
@@ -281,6 +303,8 @@ class _Tracing(TorchFunctionMode):
         given = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
         if function := next(filter(None, map(_function_of, given)), None):
             raise refusal(name, f"is given a result of {function}, {refusals.HAS_BACKWARD}")
+        if any(isinstance(x, _Symbol) and x.level != self.level for x in given):
+            raise refusal(name, refusals.OF_ANOTHER)
         if name in _VALUES and len(given) == 1 and isinstance(given[0], _Symbol) and given[0].kind == "number":
             return self._asked_for(name, given[0].expr)
         if not is_of_torch(func):

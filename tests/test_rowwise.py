@@ -287,9 +287,16 @@ def test_spellings_by_kernels(spelling: str) -> None:
         (lambda x: x.sum(-1).sum(-1), "one value a row"),
         (lambda x: x.cumsum(-1), "cumsum"),
         (lambda x: x[..., 0], "picks elements"),
+        (lambda x, y: x * y.squeeze(-1), "an argument [..., 1] meets each element of its row as it is"),
+        (lambda x, y: x * y[..., 0], "an argument [..., 1] meets each element of its row as it is"),
+        (lambda x: x.T, "T moves or picks elements; do it outside, as in op(x.mT)"),
+        (lambda x: x / x.numel(), "a row op sees one row, of x.shape[-1] elements"),
+        (lambda x: x.double(), "a declared function keeps the dtype"),
+        (lambda x: x - x.max(-1, keepdim=True).values, "max of one tensor is not known; write torch.amax(x, -1, keep"),
+        (lambda x: x.sort(-1).values, "sort combines elements; compute it outside and pass the result as an argument"),
         (lambda x: x / x.shape[0], "another size than that of a row"),
         (lambda x: x.sum(-1, dtype=torch.float64), "keeps the dtype"),
-        (lambda x: x @ x, "combines elements"),
+        (lambda x: x @ x, "combines elements; take the product outside"),
     ],
 )
 def test_what_is_no_row_op_is_refused_with_its_line(f: Any, message: str) -> None:

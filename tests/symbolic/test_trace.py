@@ -1018,7 +1018,7 @@ HAS_BACKWARD = "an autograd.Function, whose backward an elementwise op does not 
 RANDOM = "draws random numbers; draw them outside and pass them as an argument"
 CREATES = "makes a tensor; write a Python number, or torch.full_like(x, c)"
 DTYPE = (
-    "changes or asks for dtype or device, but a pointwise function keeps the dtype and the device of its tensors; "
+    "changes or asks for dtype or device, but a declared function keeps the dtype and the device of its tensors; "
     "convert the arguments"
 )
 WHOLE = "looks at a whole tensor, but a pointwise function sees one element"
@@ -1029,7 +1029,9 @@ REFUSED: list[tuple[Function, str]] = [
     (lambda x: x - torch.mean(x), f"mean {REDUCES}"),
     (lambda x: torch.softmax(x, 0), f"softmax {REDUCES}"),
     (lambda x: F.softmax(x, dim=0), f"softmax {REDUCES}"),
-    (lambda x: x @ x, f"matmul {REDUCES}"),
+    (lambda x: x @ x, "matmul combines elements; take the product outside, as in op(x @ w)"),
+    (lambda x: F.linear(x, x), "linear combines elements; take the product outside, as in op(x @ w)"),
+    (lambda x: x.sort().values, "sort combines elements; compute it outside and pass the result as an argument"),
     (lambda x: x - x.max(), f"max of one tensor {REDUCES}"),
     (lambda x: torch.min(x, 0).values, f"min of one tensor {REDUCES}"),
     (lambda x: F.layer_norm(x, (2,)), f"layer_norm {REDUCES}"),
@@ -1065,7 +1067,7 @@ REFUSED: list[tuple[Function, str]] = [
     (lambda x: x + torch.ones(2), f"ones {CREATES}"),
     (lambda x: x * torch.arange(2), f"arange {CREATES}"),
     (lambda x: torch.nn.Linear(2, 2)(x), f"empty {CREATES}"),
-    (lambda x: x * torch.tensor([1.0, 2.0]), "tensor has no kernel for these arguments"),
+    (lambda x: x * torch.tensor([1.0, 2.0]), "tensor makes a tensor of several numbers; pass it as an"),
     (lambda x: x.double(), f"double {DTYPE}"),
     (lambda x: x.to(torch.float32), f"to {DTYPE}"),
     (lambda x: (x > 0).dtype, f"dtype {DTYPE}"),
@@ -1075,7 +1077,7 @@ REFUSED: list[tuple[Function, str]] = [
     (lambda x: torch.exp(x > 0) * x, "exp is given a truth value; convert it to the dtype of a tensor, as in"),
     (lambda x: (x > 0).float().exp() * x, "exp is given a truth value; convert it to the dtype of a tensor, as in"),
     (lambda x: x.cpu(), f"cpu {DTYPE}"),
-    (lambda x: torch.zeros_like(x, dtype=torch.float32), "zeros_like is given dtype=torch.float32, but a pointwise"),
+    (lambda x: torch.zeros_like(x, dtype=torch.float32), "zeros_like is given dtype=torch.float32, but a declared"),
     (lambda x: x.new_zeros(3) + x, f"new_zeros {CREATES}"),
     (lambda x: Reversed.apply(x) * 2, f"mul is given a result of Reversed, {HAS_BACKWARD}"),
     (lambda x: Unchanged.apply(x) * 2, f"view_as is called by {HAS_BACKWARD}"),

@@ -77,17 +77,35 @@ HAS_BACKWARD = (
     "an autograd.Function, whose backward an elementwise op does not see; apply it outside, or write a value v with "
     "the slope of s as s + (v - s).detach()"
 )
-REDUCTION = "combines elements; reduce the result outside, as in op(x).sum()"
+REDUCTION = (
+    "combines elements; reduce the result outside, as in op(x).sum(), or declare a function of rows by "
+    "torchad_ext.rowwise"
+)
+COMBINES = f"combines elements; {OUTSIDE}"
+PRODUCT = "combines elements; take the product outside, as in op(x @ w)"
 INDEX = "picks elements; pass the part as an argument, as in op(x[..., 0])"
 RANDOM = "draws random numbers; draw them outside and pass them as an argument"
 SHAPE = "looks at a whole tensor, but a pointwise function sees one element; pass what it needs as an argument"
-KEEPS = "a pointwise function keeps the dtype and the device of its tensors"
+KEEPS = "a declared function keeps the dtype and the device of its tensors"
 TYPE = f"changes or asks for dtype or device, but {KEEPS}; convert the arguments"
 CREATES = "makes a tensor; write a Python number, or torch.full_like(x, c)"
 IN_ROW = "keeps rows apart, and a row is the last dimension"
 DROPPED = "combines one value a row without its dimension with a tensor that has it; reduce with keepdim=True"
 ROW_SHAPE = "asks for another size than that of a row, x.shape[-1]; rows are computed apart"
+ROW_INDEX = (
+    "picks elements or dimensions; an argument [..., 1] meets each element of its row as it is, and so does the result "
+    "of a reduction with keepdim=True"
+)
 IN_ROWS = {
+    **dict.fromkeys(
+        "index_select gather take narrow select split chunk unbind view reshape flatten transpose permute T mT expand "
+        "expand_as cat stack roll flip".split(),
+        "moves or picks elements; do it outside, as in op(x.mT)",
+    ),
+    **dict.fromkeys(
+        "ndim dim numel nelement __len__ is_contiguous stride layout requires_grad grad".split(),
+        "looks at a whole tensor, but a row op sees one row, of x.shape[-1] elements; pass what it needs",
+    ),
     **dict.fromkeys(
         "sum mean amax amin logsumexp softmax log_softmax".split(), f"is not along the last dimension; {IN_ROW}"
     ),
@@ -99,8 +117,9 @@ REFUSED = {
     for names, reason in {
         "__bool__ __iter__ __contains__ is_nonzero equal allclose any all": CONTROL,
         "__float__ __int__ __index__ __complex__ item tolist numpy __array__": NUMBER,
-        "sum mean prod amax amin argmax argmin std var norm softmax log_softmax logsumexp cumsum cumprod dot matmul mm "
-        "bmm __matmul__ __rmatmul__ einsum linear normalize layer_norm batch_norm median sort topk": REDUCTION,
+        "sum mean amax amin std var norm softmax log_softmax logsumexp normalize layer_norm": REDUCTION,
+        "prod argmax argmin cumsum cumprod batch_norm median sort topk": COMBINES,
+        "dot matmul mm bmm __matmul__ __rmatmul__ einsum linear": PRODUCT,
         "__getitem__ index_select gather take narrow select split chunk unbind view reshape flatten transpose permute "
         "T mT unsqueeze squeeze expand expand_as cat stack roll flip": INDEX,
         "rand randn randint rand_like randn_like bernoulli dropout normal rrelu feature_dropout alpha_dropout": RANDOM,

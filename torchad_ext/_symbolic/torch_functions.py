@@ -162,6 +162,8 @@ def _tensor(data: Any, dtype: Any = None) -> Expr:
     """A constant, rounded to the default dtype where no other is given."""
     if isinstance(data, Expr):
         raise Problem("is given a symbol; write the number itself")
+    if isinstance(data, (list, tuple)):
+        raise Problem("makes a tensor of several numbers; pass it as an argument")
     default = str(torch.get_default_dtype()).removeprefix("torch.")
     return constant(float(data)) if dtype else op.rounded(make(default, float(data)))
 

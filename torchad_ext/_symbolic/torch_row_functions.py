@@ -8,7 +8,7 @@ from typing import Any
 
 from . import operations as op
 from .expr import Expr, Operand, length
-from .refusals import Problem
+from .refusals import ROW_INDEX, Problem
 from .torch_functions import number
 
 INDICES = ("unsqueeze", "squeeze", "getitem")
@@ -137,7 +137,7 @@ def _index(
         return _itself, args[:1], {}, "row"
     if drops and spans == "row":
         return _itself, args[:1], {}, "dropped"
-    raise Problem("picks elements or dimensions; of one value a row, unsqueeze(-1) and squeeze(-1) are known")
+    raise Problem(ROW_INDEX)
 
 
 def _is_index(given: Any, last: Any) -> bool:

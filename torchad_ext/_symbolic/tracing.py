@@ -340,6 +340,8 @@ class _Tracing(TorchFunctionMode):
                 handler, args, kwargs, spans = along_row(base, args, kwargs)
             except Problem as problem:
                 raise refusal(name, str(problem)) from None
+        if self.rows and name in ("max", "min") and sum(isinstance(x, _Symbol) for x in (*args, *kwargs.values())) < 2:
+            raise refusal(name, f"of one tensor is not known; write torch.a{name}(x, -1, keepdim=True)")
         if handler is None:
             if name in refusals.REFUSED:
                 raise refusal(name, (refusals.IN_ROWS if self.rows else {}).get(name) or refusals.REFUSED[name])

@@ -306,9 +306,18 @@ class TestReplaceActivations:
         report = ad.nn.replace_activations(nn.Sequential(torch.jit.script(nn.SiLU())))
         assert "before scripting" in report.left["0"]
 
-    @pytest.mark.parametrize("extra", [{Swish: 3}, {Swish: nn.SiLU}, {torch.tanh: nn.SiLU}])
-    def test_a_wrong_extra(self, extra: dict[Any, Any]) -> None:
-        with pytest.raises(TypeError, match="give a function, or for a class a subclass"):
+    @pytest.mark.parametrize(
+        ("extra", "message"),
+        [
+            ({Swish: 3}, "give a function, or for a class a subclass"),
+            ({Swish: nn.SiLU}, "give a function, or for a class a subclass"),
+            ({torch.tanh: nn.SiLU}, "give a function, or for a class a subclass"),
+            ({"Swish": ad.silu}, "extra has 'Swish' for a key; give the class"),
+            ([Swish], "extra is a dict, .*, got list"),
+        ],
+    )
+    def test_a_wrong_extra(self, extra: Any, message: str) -> None:
+        with pytest.raises(TypeError, match=message):
             ad.nn.replace_activations(nn.Linear(1, 1), extra=extra)
 
     def test_a_wrong_model(self) -> None:

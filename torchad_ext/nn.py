@@ -393,7 +393,11 @@ def replace_activations(model: nn.Module, extra: Mapping[Any, Any] | None = None
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"torchad_ext.nn.replace_activations takes a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(extra, Mapping | None):
+        raise TypeError(f"extra is a dict, as in extra={{Swish: torchad_ext.silu}}, got {type(extra).__name__}")
     for key, value in (extra or {}).items():
+        if not callable(key):
+            raise TypeError(f"extra has {key!r} for a key; give the class of modules, or the function, itself")
         if not callable(value) or (isinstance(value, type) and not (isinstance(key, type) and issubclass(value, key))):
             raise TypeError(f"extra has {value!r} for {key!r}; give a function, or for a class a subclass of it")
     known = {**_MODULES, **_FUNCTIONS, **(extra or {})}

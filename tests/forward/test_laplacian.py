@@ -990,6 +990,8 @@ class TestErrors:
             (lambda x: laplacian(lambda x: x > 0, x), TypeError, "floating-point numbers, got torch.bool"),
             (lambda x: laplacian(torch.sin, x, [1.0]), TypeError, "a tensor for coefficients, got list"),
             (lambda x: laplacian(torch.sin, x, x), ValueError, r"coefficients \[3, 3\] or \[4, 3, 3\].*got \[4, 3\]"),
+            (lambda x: laplacian(torch.sin, x, x[0]), ValueError, r"got \[3\]; write torch.diag_embed\(coefficients\)"),
+            (lambda x: laplacian(torch.sin, x, 2.0), TypeError, "for coefficients, got float; multiply the result by"),
             (lambda x: laplacian(torch.sin, x, torch.eye(3).to(x).float()), ValueError, "torch.float32 on"),
             (lambda x: laplacian(torch.sin, x, x[:3].tril()), ValueError, "takes symmetric coefficients"),
             (lambda x: laplacian(torch.sin, x, x[:3] * torch.inf), ValueError, "takes finite coefficients"),

@@ -533,8 +533,9 @@ class TestErrors:
         [
             (["z"], "txy", r"'z' has letters that are not in names='txy'"),
             (["x"], None, "needs the letters of the coordinates"),
-            (["x"], "tx", "takes 3 different letters"),
-            (["x"], "txx", "takes 3 different letters"),
+            (["x"], "tx", "takes a string of 3 different letters"),
+            (["x"], ["x", "y", "z"], "takes a string of 3 different letters"),
+            (["x"], "txx", "takes a string of 3 different letters"),
             ([(0, 3)], None, "outside of 0 to 2"),
             (["x" * 11], "txy", "order 10 at most"),
         ],

@@ -698,7 +698,7 @@ class TestErrors:
             product(energy, sample(3), sample(4))
         with pytest.raises(ValueError, match=r"\[3\] torch.float64 cpu; got \[3\] torch.float32"):
             product(energy, sample(3), sample(3).float())
-        with pytest.raises(ValueError, match="takes v of the structure of x"):
+        with pytest.raises(ValueError, match=r"takes v of the structure of x, a tensor; got TreeSpec\(tuple"):
             product(energy, sample(3), (sample(3),))
 
     @pytest.mark.parametrize("options", [{}, {"chunk_size": 1}, {"sparsity": "auto"}], ids=str)

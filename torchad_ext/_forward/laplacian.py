@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import numbers
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -157,7 +158,9 @@ def _check(x: Any, C: Any, chunk_size: Any, name: str) -> None:
     short, name = name, f"torchad_ext.{name}"
     for what, value in (("x", x), ("coefficients", C)):
         if not isinstance(value, Tensor) and not (what == "coefficients" and value is None):
-            raise TypeError(f"{name} takes a tensor for {what}, got {type(value).__name__}; write torch.as_tensor(...)")
+            is_factor = what == "coefficients" and isinstance(value, numbers.Number)
+            remedy = "multiply the result by it" if is_factor else "write torch.as_tensor(...)"
+            raise TypeError(f"{name} takes a tensor for {what}, got {type(value).__name__}; {remedy}")
     if not x.is_floating_point():
         raise TypeError(f"{name} takes floating-point x, got {x.dtype}; convert it, x.to(torch.get_default_dtype())")
     check_dense(short, "x", x)
@@ -171,7 +174,8 @@ def _check(x: Any, C: Any, chunk_size: Any, name: str) -> None:
     d = x.shape[-1]
     if C.shape not in ((d, d), (*x.shape, d)):
         expected = f"[{d}, {d}]" + (f" or {[*x.shape, d]}" if x.dim() > 1 else "")
-        raise ValueError(f"{name} takes coefficients {expected} for x {list(x.shape)}, got {list(C.shape)}")
+        remedy = "; write torch.diag_embed(coefficients)" if C.shape in ((d,), x.shape) else ""
+        raise ValueError(f"{name} takes coefficients {expected} for x {list(x.shape)}, got {list(C.shape)}{remedy}")
     if C.dtype != x.dtype or C.device != x.device:
         raise ValueError(
             f"{name}: coefficients are {C.dtype} on {C.device}, x is {x.dtype} on {x.device}; write coefficients.to(x)"

@@ -162,7 +162,7 @@ def partials(
     d = x.shape[-1]
     if names is not None and (not isinstance(names, str) or len(set(names)) != len(names) or len(names) != d):
         raise ValueError(
-            f"torchad_ext.partials takes {d} different letters for names, one for each coordinate of x "
+            f"torchad_ext.partials takes a string of {d} different letters for names, one for each coordinate of x "
             f"{list(x.shape)}, got {names!r}"
         )
     if isinstance(orders, (str, Sum)) or not isinstance(orders, Sequence):

@@ -62,7 +62,8 @@ class Point:
         """The leaves of v, which has to fit x."""
         leaves, spec = tree_flatten(v)
         if spec != self.spec:
-            raise ValueError(f"torchad_ext.{self.name} takes {argument} of the structure of x, {self.spec}; got {spec}")
+            of_x, of_v = ("a tensor" if each.is_leaf() else str(each) for each in (self.spec, spec))
+            raise ValueError(f"torchad_ext.{self.name} takes {argument} of the structure of x, {of_x}; got {of_v}")
         for given, leaf in zip(leaves, self.leaves, strict=True):
             check_floating(self.name, argument, given)
             if (given.shape, given.dtype, given.device) != (leaf.shape, leaf.dtype, leaf.device):

@@ -611,8 +611,15 @@ class TestWhatSymbolsAnswerWrongly:
     )
     @pytest.mark.parametrize("declare", [ad.pointwise, ad.rowwise])
     def test_is_refused(self, declare: Callable[..., Any], function: Callable[..., torch.Tensor]) -> None:
-        with pytest.raises(TypeError, match="computes something else of numbers than of symbols in their place"):
+        line = function.__code__.co_firstlineno
+        place = rf"^<lambda> \(.*test_declaring\.py:{line}\) computes something else of numbers than of symbols"
+        with pytest.raises(TypeError, match=place):
             declare(function)
+
+    @pytest.mark.parametrize("declare", [ad.pointwise, ad.rowwise])
+    def test_a_result_that_is_no_tensor_is_refused_with_the_place_of_the_function(self, declare: Any) -> None:
+        with pytest.raises(TypeError, match=r"^<lambda> \(.*test_declaring\.py:\d+\) returns a NoneType"):
+            declare(lambda x: None)
 
     @pytest.mark.parametrize("domain", [(-3.0, 3.0), (0.1, 1.0)])
     def test_numbers_are_those_of_the_domain(self, domain: tuple[float, float]) -> None:

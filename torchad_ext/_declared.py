@@ -99,6 +99,12 @@ class Declared:
         """The function of a call with tensors for all arguments that have no default."""
         return self.resolve(self._usual_arguments)[1]
 
+    @property
+    def _placed(self) -> str:
+        """The name of the function, and where it stands."""
+        code = getattr(self.definition, "__code__", None)
+        return f"{self.__name__} ({code.co_filename}:{code.co_firstlineno})" if code else self.__name__
+
     def traced(self: _Op) -> _Op:
         """The op itself, traced for the usual call: an error of its function belongs to its declaration."""
         try:
@@ -291,7 +297,7 @@ class Declared:
         if scalars:
             raise ValueNeeded(scalars)
         raise TraceError(
-            f"{self.__name__} computes something else of numbers than of symbols in their place: it asks what its "
+            f"{self._placed} computes something else of numbers than of symbols in their place: it asks what its "
             "arguments are (type(x), x.device.type), or draws random numbers. Pass what it needs as an argument, as in "
             "f(x, noise)"
         )
@@ -307,7 +313,7 @@ class Declared:
         """The program of the op; the arguments are symbols for tensors and run-time numbers, anything else as it is."""
         if isinstance(self.definition, Derivative):
             return self.definition.program(arguments)
-        return trace(self.define, arguments, self.__name__, self.decorator == "rowwise")
+        return trace(self.define, arguments, self._placed, self.decorator == "rowwise")
 
     def _define(self, arguments: Sequence[Any]) -> Any:
         """Runs the definition in place of a kernel."""

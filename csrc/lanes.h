@@ -7,7 +7,8 @@
 #include "simd.h"
 
 #define TORCHAD_EXT_INLINE inline __attribute__((always_inline))
-#define TORCHAD_EXT_FLAT __attribute__((flatten))  // all that it calls is inlined
+#define TORCHAD_EXT_INLINED __attribute__((always_inline))  // of a lambda
+#define TORCHAD_EXT_FLAT __attribute__((flatten))           // all that it calls is inlined
 
 namespace torchad_ext {
 

@@ -93,7 +93,7 @@ struct ShortRows : RowsCpu<Functor, T> {
     const bool cached = !Base::is_uncached(rows, true) || begin % width != 0;
     V sum[columns + 1][Block<fixed>::most] = {};
     T gathered[width];
-    each<inputs>([&](auto k) {
+    each<inputs>([&](auto k) TORCHAD_EXT_INLINED {
       if (Inputs::kind[k] != Kind::column) return;
       const T* data = static_cast<const T*>(rows.data[outputs + k]);
       for (int64_t j = 0; j < n; ++j) {
@@ -105,7 +105,7 @@ struct ShortRows : RowsCpu<Functor, T> {
     for (int64_t row = begin; row < end; row += width) {
       const int64_t count = std::min<int64_t>(width, end - row);
       V values[Functor::all];
-      each<inputs>([&](auto k) __attribute__((always_inline)) {
+      each<inputs>([&](auto k) TORCHAD_EXT_INLINED {
         if constexpr (Inputs::kind[k] == Kind::column) return;
         const T* data = static_cast<const T*>(rows.data[outputs + k]) + rows.offset(outputs + k, row);
         const bool even = count == width && rows.strides[outputs + k] == nullptr;
@@ -147,7 +147,7 @@ struct ShortRows : RowsCpu<Functor, T> {
           V v[Functor::all];
           some.template fetch<typename Functor::Elements>(v, values, j);
           const auto y = functor.elements(v);
-          each<given>([&](auto e) {
+          each<given>([&](auto e) TORCHAD_EXT_INLINED {
             constexpr int k = Outputs::of_elements(e);
             if constexpr (Outputs::kind[k] == Kind::column) {
               sum[Outputs::columns_before(k)][j] += count == width ? y.value[e] : before<V>(count) ? y.value[e] : V{};
@@ -156,7 +156,7 @@ struct ShortRows : RowsCpu<Functor, T> {
             }
           });
         }
-        each<given>([&](auto e) {
+        each<given>([&](auto e) TORCHAD_EXT_INLINED {
           constexpr int k = Outputs::of_elements(e);
           if constexpr (Outputs::kind[k] == Kind::element) {
             T* to = static_cast<T*>(rows.data[k]) + row * n;
@@ -179,7 +179,7 @@ struct ShortRows : RowsCpu<Functor, T> {
           }
         });
       }
-      each<Functor::RowOutputs::count>([&](auto r) {
+      each<Functor::RowOutputs::count>([&](auto r) TORCHAD_EXT_INLINED {
         constexpr int k = Outputs::of_rows(r);
         store_some(static_cast<T*>(rows.data[k]) + row, values[Functor::RowOutputs::place[r]], count);
       });

@@ -186,6 +186,12 @@ def is_captured(x: Any) -> bool:
     return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
+def is_recorded_by_fx() -> bool:
+    """Does ``make_fx`` record what is run?"""
+    tracer = sys.modules.get("torch.fx.experimental.proxy_tensor")  # importing it takes half a second
+    return tracer is not None and tracer.get_proxy_mode() is not None
+
+
 def usual_size(size: Any) -> int:
     """A size; of a symbolic one the number that it had when it was traced, which adds no guard."""
     if isinstance(size, int):

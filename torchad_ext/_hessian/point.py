@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .._forward.missing import MissingDerivative
-from .._torch_state import dispatch_modes, in_forward_mode, transforms_active
+from .._torch_state import in_forward_mode, is_recorded_by_fx, transforms_active
 
 Tensors = Sequence[Tensor]
 Function = Callable[[Any], Any]
@@ -24,7 +24,7 @@ def is_transformed() -> bool:
     not fit into?"""
     if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
         return True
-    return transforms_active() or in_forward_mode() or bool(dispatch_modes())
+    return transforms_active() or in_forward_mode() or is_recorded_by_fx()
 
 
 class Point:

@@ -75,6 +75,7 @@ transforms_active: Callable[[], bool] = _private(
 # A function under torch.jit.trace is to be recorded as its definition.
 is_being_traced = _private("torch._C._is_tracing", torch.jit.is_tracing)  # type: ignore[attr-defined]
 # Nothing is recorded without the state of the tracer.
+_get_tracing_state = _private("torch._C._get_tracing_state", lambda: None)
 _set_tracing_state = _private("torch._C._set_tracing_state", lambda state: None)
 # Autocast changes the dtypes of a definition's operations. torch.is_autocast_enabled asks for one device at a time.
 is_autocast_enabled = _private(
@@ -137,7 +138,7 @@ def outside_autocast() -> Iterator[None]:
 @contextlib.contextmanager
 def without_jit_trace() -> Iterator[None]:
     """Runs operations that ``torch.jit.trace`` is not to record."""
-    state = torch._C._get_tracing_state()
+    state = _get_tracing_state()
     _set_tracing_state(None)
     try:
         yield
@@ -188,7 +189,7 @@ def is_captured(x: Any) -> bool:
 
 def is_recorded_by_fx() -> bool:
     """Does ``make_fx`` record what is run?"""
-    tracer = sys.modules.get("torch.fx.experimental.proxy_tensor")  # importing it takes half a second
+    tracer = sys.modules.get("torch.fx.experimental.proxy_tensor")  # which make_fx is of
     return tracer is not None and tracer.get_proxy_mode() is not None
 
 

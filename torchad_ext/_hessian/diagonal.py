@@ -15,7 +15,7 @@ from .jacobian_columns import path_of_function
 from .jacobian_rows import Chunks, gathered, tracked
 from .point import Function, Point
 from .pullback import GraphPullback, Pullback, pullback_of_gradient
-from .thresholds import FEW_ROWS, directions_at_once, quickest_way
+from .thresholds import FEW_ROWS, Way, directions_at_once, quickest_ways
 
 
 @tool
@@ -111,19 +111,18 @@ def _diagonal_of_rows(
 ) -> Tensor:
     """The diagonal of the Hessian of each row of x, by the way that is likely to be the quickest."""
     count = x[:1].numel()
-    way = (
-        "batches"
-        if chunk_size
-        else quickest_way(count, 0 if count <= FEW_ROWS else gradient.largest(), isinstance(gradient, GraphPullback))
-    )
-    if way == "products" and count:
-        units = tracked(range(count), at, progress)
-        rows = [gradient.pull([_coordinates(x, i, 1)[0].expand_as(x)])[0].reshape(len(x), count)[:, i] for i in units]
-        return torch.stack(rows, -1).view_as(x)
-    if gradient.final and (way == "sweeps" or chunk_size):
+    ways: list[Way] = ["sweeps", "batches"]
+    if not chunk_size:
+        largest = 0 if count <= FEW_ROWS else gradient.largest()
+        ways = quickest_ways(count, largest, isinstance(gradient, GraphPullback))
+    if gradient.final and "sweeps" in ways:
         by_sweeps = _by_sweeps(at, f, x, gradient, chunk_size, progress)
         if by_sweeps is not None:
             return by_sweeps
+    if "products" in ways and count:
+        units = _coordinates(x, 0, count).expand(count, *x.shape).unbind()
+        rows = [gradient.pull([units[i]])[0].reshape(len(x), count)[:, i] for i in tracked(range(count), at, progress)]
+        return torch.stack(rows, -1).view_as(x)
 
     def products(rows: int) -> Chunks:
         for start in tracked(range(0, count, rows), at, progress):

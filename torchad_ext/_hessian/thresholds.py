@@ -18,6 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from .._torch_state import cotangents_of
 
+Way = Literal["products", "batches", "sweeps"]  # to the diagonal of a batch of points
+
 # Rows of a batch.
 _IN_CACHE, _AT_MOST = 2**21, 2**24  # bytes of the largest tensor of a batch
 _SHARE = 32  # of the Jacobian's bytes; the tensors of a batch are some ten, so that they take less than half of these
@@ -54,16 +56,15 @@ def directions_at_once(size: int) -> int:
     return max(1, _TANGENTS // max(1, size))
 
 
-def quickest_way(coordinates: int, largest: int, in_graph: bool) -> Literal["products", "batches", "sweeps"]:
-    """The way to the diagonal of a batch of points: ``coordinates`` products one after the other, the same in batches,
-    or sweeps.
+def quickest_ways(coordinates: int, largest: int, in_graph: bool) -> list[Way]:
+    """The ways to the diagonal of a batch of points: ``coordinates`` products one after the other, the same in batches,
+    or sweeps, which come first where they are likely to be quicker, as they are not always possible.
 
     Batches save calls, where their tensors are small; sweeps save the way back, where what they prepare has many
     coordinates to serve. ``largest`` are the bytes of the largest tensor of a product, in a graph of autograd or not.
     """
-    if coordinates >= _SWEPT_FROM and coordinates * largest >= _SWEPT_BYTES:
-        return "sweeps"
-    return "products" if coordinates <= FEW_ROWS or (in_graph and largest >= _LARGE) else "batches"
+    back: Way = "products" if coordinates <= FEW_ROWS or (in_graph and largest >= _LARGE) else "batches"
+    return ["sweeps", back] if coordinates >= _SWEPT_FROM and coordinates * largest >= _SWEPT_BYTES else [back]
 
 
 def largest_in_graph(nodes: Iterable[Any]) -> int:

@@ -18,6 +18,7 @@ from ._symbolic.torch_functions import signature_of
 # The kinds of an argument: a value an element, one a row, a weight [n], a run-time number. Any other is a fixed value.
 TENSOR, ROW, COLUMN, SCALAR = (object() for _ in range(4))
 _SYMBOLS: dict[Any, Callable[[str], Expr]] = {TENSOR: tensor, ROW: row, COLUMN: column, SCALAR: scalar}
+COMPARED = (bool, int, float, str)  # types of fixed values that csrc/fast_path tells apart
 # Types of what does not change and equals nothing of another type, but for numbers; those kinds are of type object.
 _CONSTANT = frozenset((object, type(None), str, bytes, bool, int, float, torch.dtype, torch.device))
 

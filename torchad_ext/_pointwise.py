@@ -12,7 +12,7 @@ from typing import Any, overload
 import torch
 from torch.overrides import has_torch_function
 
-from ._arguments import SCALAR, TENSOR
+from ._arguments import COMPARED, SCALAR, TENSOR, key_of
 from ._broadcast import Broadcast
 from ._declared import Declared, Interval
 from ._derivative import Derivative
@@ -93,14 +93,15 @@ class Pointwise(Declared):
     def _put_in_front(self, kinds: tuple[Any, ...], member: Elementwise) -> None:
         """Lets C++ take calls with arguments of these kinds from now on."""
         options = [(i, kind) for i, kind in enumerate(kinds) if kind is not TENSOR and kind is not SCALAR]
-        if len(kinds) > _MOST_PARAMETERS or not all(x is None or isinstance(x, (str, bool)) for _, x in options):
+        if len(kinds) > _MOST_PARAMETERS or not all(x is None or type(x) in COMPARED for _, x in options):
             return
-        if kinds in self._in_front:
+        key = key_of(kinds)
+        if key in self._in_front:
             return
         bits = [sum(1 << i for i, kind in enumerate(kinds) if kind is of) for of in (TENSOR, SCALAR)]
         front = self.__dict__.setdefault("_front", fast_path.front(tuple(self._parameters.by_name.values())))
         front.add(member.fast_function, *bits, tuple(sum(1 << i for i in of) for of in member.read), tuple(options))
-        self._in_front.add(kinds)
+        self._in_front.add(key)
 
     def derivative(self, argument: str | None = None, order: int = 1) -> Pointwise:
         r"""A partial derivative as a declared op: f'' itself, where ``latex(order=2)`` is a double backward.

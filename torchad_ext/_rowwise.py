@@ -11,7 +11,7 @@ from typing import Any, overload
 import torch
 from torch.overrides import has_torch_function
 
-from ._arguments import COLUMN, ROW, SCALAR, TENSOR, is_tensor
+from ._arguments import COLUMN, COMPARED, ROW, SCALAR, TENSOR, is_tensor, key_of
 from ._declared import Declared, Interval
 from ._elementwise import Elementwise
 from ._native import fast_path, kernels
@@ -164,7 +164,7 @@ class Rowwise(Declared):
                 argument = _NUMBER
             elif isinstance(x, (tuple, list)) and len(x) == 1 and y is None:
                 argument = _LENGTH
-            elif x is y and (x is None or type(x) in (bool, int, str)):
+            elif x is y and (x is None or type(x) in COMPARED):
                 argument, option = _OPTION, x
             elif x is None:  # what stands for it depends on the dtype
                 argument = _OPTION
@@ -173,20 +173,21 @@ class Rowwise(Declared):
             else:
                 return
             arguments.append(argument)
-            options.append((type(option), option))
+            options.append(option)
         if _LENGTH in arguments and kinds.count(TENSOR) > 1:  # beside longer tensors a weight has to be one row
             if any(x.dim() != 1 for x in args if isinstance(x, torch.Tensor)):
                 return
             dims = 1
         dtype = next(x.dtype for x, kind in zip(args, kinds, strict=True) if is_tensor(kind))
         numbers = tuple([(i, 0.0) if arguments[i] == _NUMBER else (-1, float(args[i])) for i in scalars])
-        key = dtype, dims, *arguments, *options, *numbers
+        key = dtype, dims, *arguments, *map(key_of, options), *numbers
         if TENSOR not in kinds or key in self._in_front or len(kinds) > _MOST_PARAMETERS:
             return
         front = self.__dict__.setdefault("_front", fast_path.front(tuple(self._parameters.by_name.values())))
         bits = sum(1 << k for k, is_dropped in enumerate(dropped or ()) if is_dropped)
-        values = tuple([value for _, value in options])
-        front.add_rows(member._fast_function, kernels.DTYPES[dtype], tuple(arguments), values, numbers, bits, dims)
+        front.add_rows(
+            member._fast_function, kernels.DTYPES[dtype], tuple(arguments), tuple(options), numbers, bits, dims
+        )
         self._in_front.add(key)
 
     def _define(self, arguments: Sequence[Any]) -> Any:

@@ -14,10 +14,10 @@
 namespace torchad_ext {
 namespace {
 
-// One way of calling an op: which arguments are tensors, which numbers, and the values that the others have.
+// One way of calling an op: which arguments are tensors, which any numbers, and the values that the others have.
 struct Call {
   py::object function;
-  uint64_t tensors, numbers;                           // a bit for each parameter
+  uint64_t tensors, numbers, chosen;                   // a bit for each parameter
   std::shared_ptr<const std::vector<uint64_t>> reads;  // the tensors that each result depends on
   std::vector<std::pair<Py_ssize_t, py::object>> options;
 };
@@ -119,14 +119,14 @@ PyObject* front_call(PyObject* self, PyObject* args) {
   }
   if (xs.empty()) Py_RETURN_NOTIMPLEMENTED;
   for (const Call& call : front.calls) {
-    if (call.tensors != tensors || call.numbers != numbers) continue;
+    if (call.tensors != tensors || call.numbers != (numbers & ~call.chosen)) continue;
     const bool fits = std::all_of(call.options.begin(), call.options.end(), [&](const auto& option) {
       return are_equal_options(given[option.first], option.second.ptr());
     });
     if (!fits) continue;
     Numbers scalars;
     for (Py_ssize_t i = 0; i < count; ++i) {
-      if (numbers >> i & 1) scalars.push_back(PyFloat_AsDouble(given[i]));
+      if (call.numbers >> i & 1) scalars.push_back(PyFloat_AsDouble(given[i]));
     }
     if (PyErr_Occurred()) return nullptr;
     return applied(value_of<FunctionPtr>(call.function.ptr()), xs, scalars, {{}, {}, call.reads});
@@ -146,7 +146,7 @@ PyObject* front_add(PyObject* self, PyObject* args) {
     return nullptr;
   }
   Front& front = value_of<Front>(self);
-  Call call{py::reinterpret_borrow<py::object>(function), tensors, numbers, nullptr, {}};
+  Call call{py::reinterpret_borrow<py::object>(function), tensors, numbers, 0, nullptr, {}};
   std::vector<uint64_t> of_results;
   for (const py::handle read : py::reinterpret_borrow<py::tuple>(reads)) of_results.push_back(read.cast<uint64_t>());
   call.reads = std::make_shared<const std::vector<uint64_t>>(std::move(of_results));
@@ -155,6 +155,7 @@ PyObject* front_add(PyObject* self, PyObject* args) {
     PyObject* value;
     if (!PyArg_ParseTuple(option.ptr(), "nO", &place, &value)) return nullptr;
     TORCH_CHECK_VALUE(place < PyTuple_GET_SIZE(front.names.ptr()), "an option is at place ", place);
+    call.chosen |= uint64_t(1) << place;
     call.options.emplace_back(place, py::reinterpret_borrow<py::object>(value));
   }
   front.calls.push_back(std::move(call));

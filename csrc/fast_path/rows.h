@@ -307,6 +307,10 @@ struct RowCall {
 bool are_equal_options(PyObject* a, PyObject* b) {
   if (a == b) return true;
   if (PyUnicode_CheckExact(a) && PyUnicode_CheckExact(b)) return !PyUnicode_Compare(a, b);
+  if (PyFloat_CheckExact(a) && PyFloat_CheckExact(b)) {  // zeros of both signs differ
+    const double x = PyFloat_AS_DOUBLE(a), y = PyFloat_AS_DOUBLE(b);
+    return !std::memcmp(&x, &y, sizeof x);
+  }
   return PyLong_CheckExact(a) && PyLong_CheckExact(b) && PyObject_RichCompareBool(a, b, Py_EQ) == 1;
 }
 

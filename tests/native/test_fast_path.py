@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import math
 import os
 import shutil
 import subprocess
@@ -28,6 +29,7 @@ import torchad_ext as ad
 from torchad_ext import Pointwise
 from torchad_ext._elementwise import Elementwise
 from torchad_ext._native import background, fast_path, toolchain
+from torchad_ext.rows import ROW_CATALOGUE
 
 CXX = toolchain.find_cxx()
 pytestmark = [pytest.mark.skipif(CXX is None, reason="no C++ compiler"), pytest.mark.fast_path]
@@ -62,6 +64,31 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 _ONLY_BY_POSITION = ad.pointwise(lambda x, /: x * x)
 _ONLY_BY_NAME = ad.pointwise(lambda x, *, a=2.0: x * a)
+
+
+def _power(x: torch.Tensor, p: float = 2.0) -> torch.Tensor:
+    """A branch on a number, for each value of which there is a kernel."""
+    if p == 2:
+        return x * x
+    return x / p if str(p) == "-0.0" else x + p
+
+
+_POWER = ad.pointwise(_power)
+ROW_CALLS: dict[str, Callable[..., Any]] = {
+    "softmax": lambda x, y, w: ad.softmax(x, -1),
+    "softmax, named": lambda x, y, w: ad.softmax(x, dim=1),
+    "log_softmax": lambda x, y, w: ad.log_softmax(x, -1),
+    "logsumexp": lambda x, y, w: ad.logsumexp(x, -1, True),
+    "layer_norm": lambda x, y, w: ad.layer_norm(x, (20,), w, w),
+    "layer_norm, named": lambda x, y, w: ad.layer_norm(x, [20], weight=w, eps=1e-6),
+    "rms_norm": lambda x, y, w: ad.rms_norm(x, (20,), w),
+    "vector_norm": lambda x, y, w: ad.vector_norm(x, dim=-1),
+    "vector_norm of order 1": lambda x, y, w: ad.vector_norm(x, 1.0, -1),
+    "normalize": lambda x, y, w: ad.normalize(x),
+    "normalize, named": lambda x, y, w: ad.normalize(x, p=1.0, dim=-1, eps=1e-6),
+    "cosine_similarity": lambda x, y, w: ad.cosine_similarity(x, y),
+    "distance": lambda x, y, w: ad.distance(x, y),
+}
 
 
 class _Tagged(torch.Tensor):
@@ -138,6 +165,8 @@ class TestCalls:
             (lambda x: ad.gelu(x, approximate="".join(["ta", "nh"])), lambda x: F.gelu(x, approximate="tanh")),
             (lambda x: ad.softplus(x, threshold=0.1), lambda x: F.softplus(x, threshold=0.1)),
             (lambda x: ad.elu(alpha=2, input=x), lambda x: F.elu(x, 2)),
+            (lambda x: _POWER(x), torch.square),
+            (lambda x: _POWER(x, p=1), lambda x: x + 1),
         ],
     )
     def test_keywords_and_options_take_the_way_in_cpp(
@@ -154,6 +183,27 @@ class TestCalls:
         for approximate in ("none", "tanh") * 2:
             assert_close(ad.gelu(x, approximate=approximate), F.gelu(x, approximate=approximate))
         assert_close(ad.gelu(x), F.gelu(x))
+
+    def test_each_number_that_decides_has_a_way_of_its_own(self, asked: list[str], device: str) -> None:
+        x = torch.randn(5, dtype=torch.float64, device=device)
+        expected = {"2.0": x * x, "2": x * x, "0.0": x + 0.0, "-0.0": x / -0.0, "nan": x + math.nan, "True": x + True}
+        for _ in range(2):
+            asked.clear()
+            for p in (2.0, 2, 0.0, -0.0, math.nan, True):
+                assert_close(_POWER(x, p), expected[repr(p)], equal_nan=True)
+        assert asked == []
+
+    @pytest.mark.parametrize("call", ROW_CALLS.values(), ids=ROW_CALLS)
+    def test_row_ops_take_the_way_in_cpp(self, call: Callable[..., Any], device: str) -> None:
+        x, y, w = (torch.randn(*shape, device=device) for shape in ((3, 20), (3, 20), (20,)))
+        op = next(op for op in ROW_CATALOGUE.values() if op.__name__ in call.__code__.co_names)
+        call(x, y, w)
+        front, op._front = op._front, _Refused(op._front)
+        try:
+            call(x, y, w)
+            assert op._front.taken
+        finally:
+            op._front = front
 
     @pytest.mark.parametrize(
         ("call", "message"),

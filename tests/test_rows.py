@@ -15,6 +15,7 @@ from torch.func import hessian
 from torch.testing import assert_close
 
 import torchad_ext as ad
+from torchad_ext import Rowwise
 from torchad_ext.rows import ROW_CATALOGUE
 
 NATIVE: dict[str, Callable[..., torch.Tensor]] = {
@@ -66,6 +67,25 @@ CALLED: dict[str, Callable[..., torch.Tensor]] = {
     },
     "a number a row": ad.rowwise(lambda x: (x * x).sum(-1)),
 }
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "is_moved"),
+    [
+        (ad.softmax, (1024, 1023), False),
+        (ad.softmax, (1024, 1024), True),
+        (ad.log_softmax, (64, 64), False),
+        (ad.logsumexp, (128, 127), False),
+        (ad.logsumexp, (128, 128), True),
+        (ad.normalize, (4, 4), True),
+    ],
+)
+def test_another_dimension_is_moved_where_that_pays(
+    op: Rowwise, shape: tuple[int, int], is_moved: bool, row_kernels: list[str]
+) -> None:
+    x = torch.randn(shape)
+    assert_close(op(x, dim=0), op.definition(x, dim=0))
+    assert bool(row_kernels) is is_moved
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4), (2, 1, 20), (1, 1, 4), (2, 3, 1), (0, 3, 4), (2, 3, 0)])

@@ -20,8 +20,8 @@ from .._torch_state import OpOverload, transforms_active
 from .calls import known_name
 from .correction_mode import with_corrections
 from .fallback import Unseen, has_derivative, of_elements
-from .propagation import Arguments, Keywords, Sweep, value_to_repeat
 from .roots import root, squared
+from .sweep import Arguments, Keywords, Sweep, value_to_repeat
 
 _POWERS = frozenset("pow rpow float_power polygamma".split())
 _SIMPLE = 16  # the largest exponent of which a kernel is made

@@ -33,7 +33,8 @@ from .correction_mode import with_corrections
 from .deferred import Deferred
 from .elementwise_rules import by_slopes, by_slopes_of_any
 from .fallback import Unseen, has_derivative
-from .propagation import Arguments, Jet, Keywords, Rule, Sweep, applied, jets_in
+from .propagation import Propagation
+from .sweep import Arguments, Jet, Keywords, Rule, applied, jets_in
 
 _LONGEST = 1000  # operations of a kernel of rows, which compiles in some seconds; longer ones are composed
 _DIMENSIONS = 16  # numbers below may be dimensions
@@ -62,7 +63,7 @@ def _form(x: Any) -> Any:
 
 
 @dataclass(eq=False)
-class JetSweep(Sweep):
+class JetSweep(Propagation):
     """A sweep that carries the numbers of a jet algebra.
 
     Attributes:

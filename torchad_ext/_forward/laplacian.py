@@ -18,8 +18,9 @@ from .deferred import Overwritten
 from .fallback import Unseen, by_reverse_mode, by_transforms, check_dense, checked, fall_back
 from .missing import tool
 from .partials import along_coordinates, in_one_sweep, is_whole
-from .propagation import Jet, Sweep
+from .propagation import Propagation
 from .rules import rules_of
+from .sweep import Jet, Sweep
 
 Function = Callable[[Tensor], Tensor]
 
@@ -275,7 +276,7 @@ def _swept(
     defers: bool = True,
 ) -> tuple[Sweep, Any, Sequence[Tensor] | None]:
     """The sweep, the result of f, and its tangents if they are wanted."""
-    sweep = Sweep(signs, torch.is_grad_enabled(), rules_of, defers=defers)
+    sweep = Propagation(signs, torch.is_grad_enabled(), rules_of=rules_of, defers=defers)
     try:
         y = sweep.follow(f, sweep.tensor(x, directions, None))
         return sweep, y, y.tangents if with_tangents and sweep.owns(y) else None

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from .._autograd.undefined import sum_defined
-from .propagation import Arguments, Keywords, Sweep
+from .sweep import Arguments, Keywords, Sweep
 
 
 def _tangents(x: Any) -> Tensor:

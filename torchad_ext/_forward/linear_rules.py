@@ -17,8 +17,8 @@ from . import writes
 from .calls import known_name
 from .corrections import affine
 from .deferred import given_by
-from .propagation import Arguments, Jet, Keywords, Rule, Sweep, jets_in
 from .singular import quotients_are_right
+from .sweep import Arguments, Jet, Keywords, Rule, Sweep, jets_in
 
 
 def _scaled(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:

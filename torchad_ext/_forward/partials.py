@@ -351,7 +351,7 @@ def _swept(
 ) -> tuple[JetSweep, Tensor, tuple[Tensor, ...]]:
     """The sweep, the value of f, and the functionals."""
     recording = torch.is_grad_enabled()
-    sweep = JetSweep((), recording, rules_of, algebra=algebra, defers=not recording)
+    sweep = JetSweep((), recording, rules_of=rules_of, algebra=algebra, defers=not recording)
     count = len(directions)
     units = [tuple(int(i == j) for j in range(count)) for i in range(count)]
     rows = [

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._autograd.undefined import sum_defined
-from .propagation import Arguments, Keywords, Sweep
 from .softmax import dropout
+from .sweep import Arguments, Keywords, Sweep
 
 State = tuple[Any, ...]
 Step = Callable[..., State]  # from the input's part of the gates, a state and its weights to the next state

@@ -28,7 +28,7 @@ from . import (
 )
 from .calls import known_name, without_guard
 from .corrections import CORRECTIONS
-from .propagation import Arguments, Keywords, Rule, Sweep
+from .sweep import Arguments, Keywords, Rule, Sweep
 
 
 def rules_of(func: Any, name: str | None) -> Iterator[Rule]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .calls import known_name
-from .propagation import Arguments, Keywords, Rule, Sweep
+from .sweep import Arguments, Keywords, Rule, Sweep
 
 
 def _selected(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:

@@ -9,7 +9,7 @@ becomes one until the sweep ends.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,9 +28,7 @@ from .._torch_state import (
 from .calls import known_name, without_guard
 from .deferred import given_by, tensors_in
 from .fallback import Unseen
-
-if TYPE_CHECKING:
-    from .propagation import Arguments, Keywords, Sweep
+from .sweep import Arguments, Keywords, Sweep
 
 _OPERATORS = {
     "__iadd__": "add",

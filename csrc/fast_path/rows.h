@@ -330,7 +330,7 @@ bool fits(const RowCall& call, PyObject* const* given, Tensors& xs, Numbers& num
     if (is_tensor != (call.arguments[i] <= Argument::column)) return false;
     if (!is_tensor) continue;
     const at::Tensor& x = THPVariable_Unpack(given[i]);
-    if (x.scalar_type() != call.dtype) return false;
+    if (x.scalar_type() != call.dtype || x.is_nested()) return false;  // such a tensor has no shape
     if (call.arguments[i] == Argument::element) shape.assign(x.sizes().begin(), x.sizes().end());
     xs.push_back(x);
   }

@@ -243,6 +243,17 @@ class TestCalls:
         call(op, torch.randn(3, device=device))
         assert not refused.taken
 
+    def test_rows_of_nested_tensors_go_to_python(self) -> None:
+        op = ad.rowwise(lambda x, y: x * torch.softmax(y, -1))
+        x = torch.randn(2, 3)
+        for _ in range(2):
+            op(x, x)
+        nested = torch.nested.nested_tensor([x[0], x[1, :2]])
+        for given in ((nested, nested), (nested, x), (x, nested)):
+            assert op._front.call(given, {}) is NotImplemented
+        for row, expected in zip(op(nested, nested).unbind(), nested.unbind(), strict=True):
+            assert_close(row, expected * expected.softmax(-1))
+
     def test_a_gradient_of_a_later_kind_of_tensor(self, op: Pointwise, device: str) -> None:
         x = torch.randn(5, dtype=torch.float64, device=device, requires_grad=True)
         cotangents = torch.randn(3, 5, dtype=torch.float64, device=device)

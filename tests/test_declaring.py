@@ -586,6 +586,10 @@ class TestRunTimeNumbers:
         with pytest.raises(TypeError, match=r"float\(x\) or a function of math asks for the value of a symbol"):
             op(torch.ones(3), torch.ones(3))
 
+    def test_a_number_that_no_argument_gives_is_not_asked_for_again(self) -> None:
+        with pytest.raises(TypeError, match="floordiv asks for the value of a symbol"):
+            ad.pointwise(lambda x, a=4.0: x * (a**0 // 2))
+
     def test_many_values_are_warned_of_once(self) -> None:
         op = ad.pointwise(lambda x, n=0: x if n else -x)
         with warnings.catch_warnings(record=True) as caught:

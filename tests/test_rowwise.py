@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 from collections.abc import Callable
@@ -278,6 +279,18 @@ def test_spellings_by_kernels(spelling: str) -> None:
     has_the_derivatives_of_its_function(spelling)
 
 
+@pytest.mark.parametrize("correction", [-1, 0, 4.5, 5, 6])
+def test_a_variance_of_fewer_elements_than_its_correction_is_infinite(correction: float) -> None:
+    def deviation(x: torch.Tensor) -> torch.Tensor:
+        return x.std(-1, correction=correction)
+
+    (x,) = of((3, 5))
+    torch.testing.assert_close(ad.rowwise(deviation)(x), deviation(x))
+
+
+LENGTH = "asks for the value of x.shape[-1], which a kernel takes in each call; compute with it by +, -, *, / and **"
+
+
 @pytest.mark.parametrize(
     ("f", "message"),
     [
@@ -297,6 +310,12 @@ def test_spellings_by_kernels(spelling: str) -> None:
         (lambda x: x / x.shape[0], "another size than that of a row"),
         (lambda x: x.sum(-1, dtype=torch.float64), "keeps the dtype"),
         (lambda x: x @ x, "combines elements; take the product outside"),
+        (lambda x: x * (x.shape[-1] // 2), f"floordiv {LENGTH}"),
+        (lambda x, a=3.0: x * (a * x.shape[-1] % 2), f"remainder {LENGTH}"),
+        (lambda x: x * x.shape[-1].bit_length(), f"bit_length {LENGTH}"),
+        (lambda x: x * {5: 2}[x.shape[-1]], f"hash {LENGTH}"),
+        (lambda x: x * math.sqrt(x.shape[-1]), f"float(x) or a function of math {LENGTH}"),
+        (lambda x: x if x.shape[-1] > 3 else -x, f"a condition {LENGTH}"),
     ],
 )
 def test_what_is_no_row_op_is_refused_with_its_line(f: Any, message: str) -> None:

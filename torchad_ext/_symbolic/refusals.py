@@ -61,6 +61,10 @@ _SPOKEN = {
 
 CONTROL = "needs the value of an element, but the function is traced once for all; write torch.where(condition, a, b)"
 NUMBER = "asks for the value of a symbol; use the functions of torch for a tensor"
+LENGTH = (
+    "asks for the value of x.shape[-1], which a kernel takes in each call; compute with it by +, -, *, / and **, or "
+    "pass what depends on it as an argument"
+)
 OUTSIDE = "compute it outside and pass the result as an argument"
 OUTSIDE_TENSOR = (
     "meets a tensor from outside the function; pass it as an argument, or, where a function that torch.jit.script made "

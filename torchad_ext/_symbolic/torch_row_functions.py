@@ -44,7 +44,8 @@ def _var(input: Expr, unbiased: bool = True, correction: float | None = None) ->
     centred = input - _mean(input)
     if correction is None:
         correction = 1 if unbiased else 0
-    return op.row_sum(centred * centred) / (length() - correction if correction else length())
+    count = length() - correction if correction else length()
+    return op.row_sum(centred * centred) / (op.clamp_min(count, 0) if correction > 1 else count)
 
 
 def _root(square: Expr) -> Expr:

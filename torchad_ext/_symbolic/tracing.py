@@ -83,12 +83,12 @@ class _Symbol(torch.Tensor):
 
     def __getattr__(self, name: str) -> Any:  # of what tensors lack
         if self.__dict__.get("kind") == "number" and (hasattr(int, name) or hasattr(float, name)):
-            raise ValueNeeded(_numbers_in(self.expr))
+            raise _needed(name, self.expr)
         raise AttributeError(f"'Tensor' object has no attribute {name!r}")
 
     def __hash__(self) -> int:
         if self.kind == "number":  # a dict looks for the value
-            raise ValueNeeded(_numbers_in(self.expr))
+            raise _needed("__hash__", self.expr)
         return id(self)
 
     def __round__(self, digits: int | None = None) -> Any:  # tensors have none; numbers do
@@ -309,6 +309,8 @@ class _Tracing(TorchFunctionMode):
             return self._asked_for(name, given[0].expr)
         if not is_of_torch(func):
             raise refusal(name, f"is a function of {module_of(func)}, not of PyTorch; {refusals.OUTSIDE}")
+        if given and not any(isinstance(x, _Symbol) for x in given):
+            raise refusal(name, refusals.OUTSIDE_TENSOR)
         kwargs = {key: x for key, x in kwargs.items() if not (key in _IDLE and (x is None or x is False))}
         if name == "_is_view":  # PyTorch asks before an assignment
             return False
@@ -334,7 +336,7 @@ class _Tracing(TorchFunctionMode):
         handler, spans = None, ""
         if self.rows and (base in ROW_FUNCTIONS or base in INDICES):
             numbers = [x.expr for x in (*args, *kwargs.values()) if isinstance(x, _Symbol) and x.kind == "number"]
-            if needed := frozenset().union(*map(_numbers_in, numbers)):
+            if needed := _numbers_in(*numbers):
                 raise ValueNeeded(needed)
             try:
                 handler, args, kwargs, spans = along_row(base, args, kwargs)
@@ -352,7 +354,7 @@ class _Tracing(TorchFunctionMode):
         given = [x for x in (*args, *kwargs.values()) if isinstance(x, _Symbol)]
         symbols, kinds = [x.expr for x in given], {x.kind for x in given}
         if kinds == {"number"} and base in OF_NUMBERS:
-            raise ValueNeeded(frozenset().union(*map(_numbers_in, symbols)))
+            raise _needed(name, *symbols)
         if name in OF_TENSORS and "number" in kinds:
             raise refusal(name, "takes no number; write torch.full_like(x, c) for c")
         if symbols and not any(x.varies for x in symbols) and name not in ARITHMETIC and not spans:
@@ -399,10 +401,8 @@ class _Tracing(TorchFunctionMode):
     @staticmethod
     def _asked_for(name: str, value: Expr) -> Any:
         """The value of a number, where a Python number is wanted."""
-        if names := _numbers_in(value):
-            raise ValueNeeded(names)
         if not value.is_constant:
-            raise refusal(name, refusals.NUMBER)
+            raise _needed(name, value)
         convert = {"__bool__": bool, "__int__": int, "__index__": int, "__complex__": complex}.get(name, float)
         return convert(value.number)
 
@@ -497,8 +497,16 @@ def _function_of(x: Any) -> str | None:
     return str(function_of(node).__name__)
 
 
-def _numbers_in(value: Expr) -> frozenset[str]:
-    return frozenset(str(x.value) for x in topological([value]) if x.op == "scalar")
+def _numbers_in(*values: Expr) -> frozenset[str]:
+    return frozenset(str(x.value) for x in topological(values) if x.op == "scalar")
+
+
+def _needed(name: str, *values: Expr) -> ValueNeeded | TraceError:
+    """The error where a function asks for the values of Python numbers, to which those of a call may be the answer."""
+    if any(x.op == "length" for x in topological(values)):
+        return refusal(name, refusals.LENGTH)
+    names = _numbers_in(*values)
+    return ValueNeeded(names) if names else refusal(name, refusals.NUMBER)
 
 
 def _kind_of(name: str, value: Expr, args: Sequence[Any], kwargs: dict[str, Any]) -> str:

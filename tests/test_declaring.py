@@ -599,6 +599,32 @@ class TestRunTimeNumbers:
         assert "asks for the values of n, so a kernel is compiled for each" in str(warning.message)
 
 
+@pytest.mark.parametrize("declare", [ad.pointwise, ad.rowwise])
+class TestWhatADeclarationIsGiven:
+    @pytest.mark.parametrize("domain", ["ab", (1.0,), (0.0, math.inf), ("0", "1"), 3.0, {"x": 3.0}])
+    def test_a_domain_is_an_interval(self, declare: Any, domain: Any) -> None:
+        with pytest.raises(ValueError, match=r"domain takes the interval .* as in \{'x': \(0\.1, 5\.0\)\}; got"):
+            declare(domain=domain)(lambda x, a=1.0: x * a)
+
+    def test_a_domain_names_arguments(self, declare: Any) -> None:
+        with pytest.raises(ValueError, match="domain has an interval for 'y', and the arguments are x, a"):
+            declare(domain={"x": (0.1, 1.0), "y": (0.1, 1.0)})(lambda x, a=1.0: x * a)
+
+    def test_another_option_is_named(self, declare: Any) -> None:
+        with pytest.raises(TypeError, match=rf"{declare.__name__}\(\) got an unexpected keyword argument 'name'"):
+            declare(lambda x: x, name="identity")
+
+    def test_a_function_of_numpy_is_refused(self, declare: Any) -> None:
+        with pytest.raises(TypeError, match="takes a function of tensors, got NumPy's <ufunc 'sin'>; use PyTorch's"):
+            declare(np.sin)
+
+    @pytest.mark.parametrize("value", [np.ones(2), {1.0, 2.0}], ids=["array", "set"])
+    def test_a_value_without_a_hash_is_refused(self, declare: Any, value: Any) -> None:
+        op = declare(lambda x, coefficients=(1.0, 2.0): x * max(coefficients))
+        with pytest.raises(TypeError, match=r"for each value of coefficients, .* which has no hash; write a tensor, a number"):
+            op(torch.ones(3), value)
+
+
 class TestWhatSymbolsAnswerWrongly:
     """A function is run on numbers once, beside its program."""
 
@@ -730,10 +756,6 @@ class TestArguments:
             op(self.x, True)
         torch.testing.assert_close(op(self.x, 2.5), F.softplus(self.x, 2.5))
         assert not op._fixed  # no kernel for each number
-
-    def test_what_cannot_be_an_option(self) -> None:
-        with pytest.raises(TypeError, match="or a number for c, got set"):
-            ad.pointwise(lambda x, c=None: x)(self.x, {1, 2})
 
 
 class TestWhatIsDeclared:

@@ -9,6 +9,7 @@ import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy
 import torch
 
 from ._symbolic.captured import captures
@@ -148,6 +149,8 @@ class Parameters:
 def _signature(function: Any, decorator: str) -> inspect.Signature:
     if isinstance(function, torch.nn.Module):
         function = function.forward
+    if isinstance(function, numpy.ufunc):
+        raise TypeError(f"torchad_ext.{decorator} takes a function of tensors, got NumPy's {function!r}; use PyTorch's")
     if not callable(function) or inspect.isclass(function) or isinstance(function, torch.jit.ScriptFunction):
         kind = " that torch.jit.script made; give the function in Python" if hasattr(function, "graph") else ""
         raise TypeError(f"torchad_ext.{decorator} takes a function of tensors, got {function!r}{kind}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import math
 import numbers
 import pickle
 import re
@@ -82,7 +83,7 @@ class Declared:
         self._seen: dict[Any, tuple[Elementwise, list[int]]] = {}  # the members by values as they were given
         # Numbers whose values the definition asks for.
         self._fixed = frozenset(self._parameters.by_name) if asks_for_kinds(definition) else frozenset[str]()
-        self._domain = domain
+        self._domain = _checked(domain, self._parameters.by_name)
         self._captures = captures(definition.op.definition if isinstance(definition, Derivative) else definition)
         self._is_of_users = is_of_users(definition)
         this = weakref.ref(self)  # no cycle: an op is freed with its last name
@@ -228,7 +229,12 @@ class Declared:
         try:
             return key_of(kind)
         except TypeError:
-            raise TypeError(self._wrong(name, type(kind).__name__)) from None
+            if kind_of(self._parameters.defaults.get(name, 0)) is SCALAR:
+                raise TypeError(self._wrong(name, type(kind).__name__)) from None
+            raise TypeError(
+                f"{self.__module__}.{self.__name__} has a kernel for each value of {name}, and got one of type "
+                f"{type(kind).__name__}, which has no hash; write a tensor, a number, a text, a tuple, a list or a dict"
+            ) from None
 
     def _new_member(self, kinds: tuple[Any, ...], args: Sequence[Any]) -> tuple[Elementwise, list[int]]:
         if self._captures and "_usual" in self.__dict__:
@@ -447,6 +453,21 @@ class Declared:
         for device in devices:
             variants = [(f, v) for f in functions for v in (f.variants if device == "cpu" else ((),))]
             compile_kernels([(f, dtype, *v) for f, v in variants for dtype in dtypes], device)
+
+
+def _checked(domain: Any, names: Iterable[str]) -> Any:
+    """The domain of an op with arguments of these names. Raises ValueError if it is none."""
+    given = domain if isinstance(domain, Mapping) else dict.fromkeys(names, domain)
+    if unknown := [name for name in given if name not in names]:
+        raise ValueError(f"domain has an interval for {unknown[0]!r}, and the arguments are {', '.join(names)}")
+    for interval in given.values():
+        is_pair = isinstance(interval, (tuple, list)) and len(interval) == 2
+        if not is_pair or not all(isinstance(x, numbers.Real) and math.isfinite(x) for x in interval):
+            raise ValueError(
+                f"domain takes the interval from which tensors are sampled, as in (0.1, 5.0), or one for each argument "
+                f"by name, as in {{{next(iter(names))!r}: (0.1, 5.0)}}; got {domain!r}"
+            )
+    return domain
 
 
 def _listed(given: Any, what: str, known: Sequence[Any]) -> list[Any]:

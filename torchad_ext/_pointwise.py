@@ -168,7 +168,9 @@ class Pointwise(Declared):
 def pointwise(function: Callable[..., Any], /) -> Pointwise: ...
 @overload
 def pointwise(*, domain: Interval | Mapping[str, Interval] = ...) -> Callable[[Callable[..., Any]], Pointwise]: ...
-def pointwise(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+def pointwise(
+    function: Callable[..., Any] | None = None, /, *, domain: Interval | Mapping[str, Interval] = (-3.0, 3.0)
+) -> Any:
     r"""Makes an op of a plain PyTorch function of elements: one fused kernel for every order of derivative.
 
     The function is traced once, when it is declared: what it captures from outside (a global number, an attribute of
@@ -208,5 +210,5 @@ def pointwise(function: Callable[..., Any] | None = None, /, **options: Any) -> 
         tensor([1.0000, 0.2432])
     """
     if function is None:
-        return functools.partial(pointwise, **options)
-    return Pointwise(plain(function), **options).traced()
+        return functools.partial(pointwise, domain=domain)
+    return Pointwise(plain(function), domain=domain).traced()

@@ -295,7 +295,9 @@ def _shape(tensors: Sequence[torch.Tensor]) -> tuple[int, ...] | None:
 def rowwise(function: Callable[..., Any], /) -> Rowwise: ...
 @overload
 def rowwise(*, domain: Interval | Mapping[str, Interval] = ...) -> Callable[[Callable[..., Any]], Rowwise]: ...
-def rowwise(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+def rowwise(
+    function: Callable[..., Any] | None = None, /, *, domain: Interval | Mapping[str, Interval] = (-3.0, 3.0)
+) -> Any:
     r"""Makes an op of a plain PyTorch function of rows: one fused kernel for every order of derivative.
 
     A row is the last dimension. As :func:`pointwise`, for functions that also reduce over it: norms, softmax,
@@ -329,5 +331,5 @@ def rowwise(function: Callable[..., Any] | None = None, /, **options: Any) -> An
         tensor([[0.8485, 1.1314]], grad_fn=<_ApplyBackward>)
     """
     if function is None:
-        return functools.partial(rowwise, **options)
-    return Rowwise(plain(function), **options).traced()
+        return functools.partial(rowwise, domain=domain)
+    return Rowwise(plain(function), domain=domain).traced()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import os
@@ -550,6 +551,15 @@ class TestModules:
         y.sum().backward()
         assert len(calls) == 1
 
+    def test_hooks_of_all_modules_are_called_for_those_of_the_model(self) -> None:
+        called: list[nn.Module] = []
+        hook = nn.modules.module.register_module_forward_hook(lambda module, *_: called.append(module))
+        try:
+            compiled(lambda x: x.sin() * x)(x_like(4))
+        finally:
+            hook.remove()
+        assert called == []
+
     def test_saving_and_loading(self) -> None:
         model = Network()
         f = compiled(model)
@@ -660,6 +670,17 @@ class TestExplain:
         assert f"{line}" in text and r"x_{0} \, \sin x_{0}" in text
         assert re.search(r"mul left +takes .*int64", text)
         assert text.endswith("1 graph; other calls: 1 sum")
+
+    @pytest.mark.parametrize("around", [contextlib.nullcontext(), torch.device("cpu")])  # a mode, which makes the calls
+    def test_places_are_in_the_code_of_the_user_or_in_the_model(self, around: Any) -> None:
+        def f(x: Tensor) -> Tensor:
+            return F.silu(x) + model(x).cumsum(0)
+
+        model = nn.Sequential(nn.Sequential(nn.Linear(3, 3), nn.SiLU())).double()
+        line = f"{__file__}:{f.__code__.co_firstlineno + 1}"
+        with around:
+            for g, expected in (f, line), (model, "0.1 (SiLU)"), (nn.SiLU(), "(model) (SiLU)"):
+                assert {cluster.source for cluster in ad.explain(g, x_like(4, 3)).clusters} == {expected}
 
     def test_every_call_explains(self) -> None:
         def f(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import inspect
 import operator
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -46,6 +47,7 @@ from ._warnings import warn_or_raise
 _CHEAP = frozenset("add sub mul neg rsub pos sum mean amax amin".split())  # alone, each is as fast natively
 _ALONE = 4  # times the rows that a cluster has, in a call along rows by itself: there PyTorch's own is one kernel too
 _NO_DERIVATIVE = "Dynamo records its backward without a derivative, and second derivatives would be wrong"
+_PYTORCH = os.path.dirname(torch.__file__) + os.sep  # where its own files are
 _ops: dict[Any, Declared | str] = {}  # of the structure of a cluster, so that equal layers share kernels
 
 
@@ -54,7 +56,7 @@ class Cluster:
     """Calls of elements and of rows that became one op.
 
     Attributes:
-        source: file and line of the first call.
+        source: file and line of the first call; the place of its module in the model where no line of it is the user's.
         operations: how many calls there are.
         op: computes them; ``op.latex()`` is the formula, ``op.source(order)`` the kernel.
     """
@@ -118,7 +120,7 @@ def explain(model: Callable[..., Any], *inputs: Any, **options: Any) -> Explanat
         raise TypeError(f"torchad_ext.explain takes a model and its inputs, got {type(model).__name__}")
     explanation = Explanation()
 
-    def recording(graph: GraphModule, _: Any) -> GraphModule:
+    def recording(graph: GraphModule, _: Any) -> Callable[..., Any]:
         if functions := _functions_of_others(graph):
             explanation.left += [(_source(node), "autograd.Function", _NO_DERIVATIVE) for node in functions]
             explanation.graphs += 1
@@ -159,7 +161,7 @@ def backend(graph: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., 
         example_inputs: not used.
 
     Returns:
-        A module with the same inputs and results.
+        A function with the same inputs and results.
     """
     if functions := _functions_of_others(graph):
         warn_or_raise(
@@ -180,7 +182,8 @@ def _functions_of_others(graph: GraphModule) -> list[Node]:
     return [node for part in parts for node in part.nodes if spoken(node) == "higher_order.autograd_function_apply"]
 
 
-def _fused(graph: GraphModule, explanation: Explanation) -> GraphModule:
+def _fused(graph: GraphModule, explanation: Explanation) -> Callable[..., Any]:
+    """The forward of a new graph: a module around it would run the global hooks of modules, and take time."""
     nodes = list(rewritten(graph.graph).nodes)
     clusters, ops = _clustered(nodes)
     in_autocast = is_autocast_enabled() or any(spoken(node) == "enter_autocast" for node in nodes)
@@ -201,7 +204,7 @@ def _fused(graph: GraphModule, explanation: Explanation) -> GraphModule:
             explanation.others[spoken(node)] += 1
     explanation.graphs += 1
     _compile_kernels(compiled)
-    return GraphModule(graph, new)
+    return GraphModule(graph, new).forward
 
 
 def _compile_kernels(ops: Sequence[tuple[Declared, Sequence[Any], bool]]) -> None:
@@ -394,9 +397,13 @@ def _declared(graph: Graph, kinds: tuple[Any, ...], of_rows: bool, name: str) ->
 
 
 def _source(node: Node) -> str:
-    """File and line of a call in the user's code."""
+    """File and line of a call in the user's code; where all code is PyTorch's, the place of the module in the model."""
     places = re.findall(r'File "(.*?)", line (\d+)', node.meta.get("stack_trace") or "")
-    return "{}:{}".format(*places[-1]) if places else "?"
+    lines = [f"{file}:{line}" for file, line in places if not file.startswith(_PYTORCH)]
+    if lines:
+        return lines[-1]
+    path, cls = next(reversed((node.meta.get("nn_module_stack") or {}).values()), ("", None))
+    return f"{path.partition(']')[2].lstrip('.') or '(model)'} ({cls.__name__})" if cls else "?"
 
 
 def _formula(op: Declared) -> str:

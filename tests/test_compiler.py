@@ -674,9 +674,10 @@ class TestExplain:
     @pytest.mark.parametrize("around", [contextlib.nullcontext(), torch.device("cpu")])  # a mode, which makes the calls
     def test_places_are_in_the_code_of_the_user_or_in_the_model(self, around: Any) -> None:
         def f(x: Tensor) -> Tensor:
-            return F.silu(x) + model(x).cumsum(0)
+            return F.silu(x) + model(x).cumsum(0) + graph(x)
 
         model = nn.Sequential(nn.Sequential(nn.Linear(3, 3), nn.SiLU())).double()
+        graph = torch.fx.symbolic_trace(lambda x: x.sin() * x)
         line = f"{__file__}:{f.__code__.co_firstlineno + 1}"
         with around:
             for g, expected in (f, line), (model, "0.1 (SiLU)"), (nn.SiLU(), "(model) (SiLU)"):

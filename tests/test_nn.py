@@ -204,6 +204,16 @@ class TestReplaceActivations:
         assert not report.changed
         assert_close(model(X), X.sin())
 
+    def test_functions_that_are_no_op_of_that_name(self) -> None:
+        def tanh(x: Tensor) -> Tensor:
+            return torch.tanh(x)
+
+        model = nn.Sequential(nn.Linear(3, 3))
+        model[0].activation, model[0].init, model[0].bias_init = tanh, nn.init.zeros_, functools.partial(nn.init.ones_)
+        assert ad.nn.replace_activations(model).left == {
+            "0.activation": "test_nn.tanh is not known to be an activation; name an op, extra={function: op}"
+        }
+
     def test_functions_that_others_may_share_are_left(self) -> None:
         class Model(nn.Module):
             of_class = staticmethod(F.silu)

@@ -47,7 +47,7 @@ from ._warnings import warn_or_raise
 _CHEAP = frozenset("add sub mul neg rsub pos sum mean amax amin".split())  # alone, each is as fast natively
 _ALONE = 4  # times the rows that a cluster has, in a call along rows by itself: there PyTorch's own is one kernel too
 _NO_DERIVATIVE = "Dynamo records its backward without a derivative, and second derivatives would be wrong"
-_PYTORCH = os.path.dirname(torch.__file__) + os.sep  # where its own files are
+_NOT_OF_USERS = os.path.dirname(torch.__file__) + os.sep, "<eval_with_key>"  # files of PyTorch, and code of its graphs
 _ops: dict[Any, Declared | str] = {}  # of the structure of a cluster, so that equal layers share kernels
 
 
@@ -399,7 +399,7 @@ def _declared(graph: Graph, kinds: tuple[Any, ...], of_rows: bool, name: str) ->
 def _source(node: Node) -> str:
     """File and line of a call in the user's code; where all code is PyTorch's, the place of the module in the model."""
     places = re.findall(r'File "(.*?)", line (\d+)', node.meta.get("stack_trace") or "")
-    lines = [f"{file}:{line}" for file, line in places if not file.startswith(_PYTORCH)]
+    lines = [f"{file}:{line}" for file, line in places if not file.startswith(_NOT_OF_USERS)]
     if lines:
         return lines[-1]
     path, cls = next(reversed((node.meta.get("nn_module_stack") or {}).values()), ("", None))

@@ -482,14 +482,16 @@ def _restore(module: nn.Module, name: str, before: Any) -> None:
 def _replace_function(module: nn.Module, name: str, path: str, known: Mapping[Any, Any], report: Replacements) -> None:
     value = vars(module)[name]
     function = value.func if isinstance(value, functools.partial) else value
-    if isinstance(function, Pointwise) or name.startswith("_"):
+    home = getattr(function, "__module__", None)
+    if isinstance(function, Pointwise) or name.startswith("_") or home == nn.init.__name__:
         return
     try:
         new = known.get(function)
     except TypeError:  # it cannot be hashed
         new = None
     if new is None:
-        report.left[path] = f"{_name(function)} is not known to be an activation; name an op, extra={{function: op}}"
+        full_name = f"{home}.{_name(function)}" if home else _name(function)
+        report.left[path] = f"{full_name} is not known to be an activation; name an op, extra={{function: op}}"
         return
     options = value.keywords if isinstance(value, functools.partial) else {}
     if options.get("inplace") or options.get("out") is not None:

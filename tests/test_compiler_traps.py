@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from compiled_models import Function, compiled, hold, x_like
+from compiled_models import Function, compiled, hold, sizes, x_like
 from own_functions import Cube
 from random_modules import interpret
 from torch import Tensor, nn
 from torch.func import functional_call, hessian, jvp, vmap
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import torchad_ext as ad
 from torchad_ext import compiler
@@ -27,6 +28,14 @@ def _without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
+
+
+def keep_products() -> Any:
+    return create_selective_checkpoint_contexts([torch.ops.aten.addmm.default])
+
+
+def rows(x: Tensor) -> Tensor:
+    return torch.softmax(x.sin() * x, -1)
 
 
 class Network(nn.Module):
@@ -342,8 +351,6 @@ class TestGraphs:
             assert_close(ours.grad, native.grad)
 
     def test_checkpoints_around_a_compiled_layer(self) -> None:
-        from torch.utils.checkpoint import checkpoint
-
         model, _, f = both()
         for reentrant in (False, True):
             x = x_like(4, 3).requires_grad_()
@@ -351,6 +358,33 @@ class TestGraphs:
             y.square().sum().backward()
             (slope,) = torch.autograd.grad(native.square().sum(), x)
             assert_close(x.grad, slope)
+
+    @pytest.mark.parametrize("options", [{}, {"context_fn": keep_products}, {"determinism_check": "none"}])
+    def test_a_checkpoint_within_draws_the_same_numbers_again(self, options: dict[str, Any]) -> None:
+        layer = nn.Linear(3, 3).double()
+
+        def body(x: Tensor) -> Tensor:
+            return F.dropout(layer(x.sin() * x), 0.5) * x
+
+        def f(x: Tensor) -> Tensor:
+            return checkpoint(body, x * 2, use_reentrant=False, **options) * x.exp()
+
+        found = []
+        for each in (compiled(f), f):
+            torch.manual_seed(0)
+            x = x_like(4, 3).requires_grad_()
+            found.append(torch.autograd.grad(each(x).square().sum(), [x, *layer.parameters()]))
+        assert_close(*found)
+
+    @pytest.mark.parametrize(
+        "within", [lambda x: checkpoint(rows, x, use_reentrant=False), torch.compiler.nested_compile_region(rows)]
+    )
+    def test_what_is_within_a_checkpoint_or_a_region_is_compiled(self, within: Function) -> None:
+        def f(x: Tensor) -> Tensor:
+            return within(x * 2) * within(x.cos() * x)
+
+        hold(f, x_like(4, 3))
+        assert sizes(f, x_like(4, 3).requires_grad_()) == [3, 2, 3]
 
     def test_a_graph_break_between_rows(self) -> None:
         def f(x: Tensor) -> Tensor:

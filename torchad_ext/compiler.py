@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
+from torch.utils.checkpoint import checkpoint
 
 from ._arguments import TENSOR
 from ._clusters import Clusters
@@ -48,6 +49,7 @@ _CHEAP = frozenset("add sub mul neg rsub pos sum mean amax amin".split())  # alo
 _ALONE = 4  # times the rows that a cluster has, in a call along rows by itself: there PyTorch's own is one kernel too
 _NO_DERIVATIVE = "Dynamo records its backward without a derivative, and second derivatives would be wrong"
 _NOT_OF_USERS = os.path.dirname(torch.__file__) + os.sep, "<eval_with_key>"  # files of PyTorch, and code of its graphs
+_CHECKPOINT, _REGION = "higher_order.tag_activation_checkpoint", "higher_order.invoke_subgraph"
 _ops: dict[Any, Declared | str] = {}  # of the structure of a cluster, so that equal layers share kernels
 
 
@@ -184,27 +186,65 @@ def _functions_of_others(graph: GraphModule) -> list[Node]:
 
 def _fused(graph: GraphModule, explanation: Explanation) -> Callable[..., Any]:
     """The forward of a new graph: a module around it would run the global hooks of modules, and take time."""
+    compiled: list[tuple[Declared, Sequence[Any], bool]] = []
+    fused = _with_ops(graph, explanation, compiled, is_autocast_enabled())
+    explanation.graphs += 1
+    _compile_kernels(compiled)
+    return fused.forward
+
+
+def _with_ops(graph: GraphModule, explanation: Explanation, compiled: list[Any], in_autocast: bool) -> GraphModule:
+    """A graph with its clusters as ops, which are added to ``compiled`` with what they are called with."""
     nodes = list(rewritten(graph.graph).nodes)
     clusters, ops = _clustered(nodes)
-    in_autocast = is_autocast_enabled() or any(spoken(node) == "enter_autocast" for node in nodes)
-    new, values, compiled = Graph(), dict[Node, Node](), []
+    in_autocast = in_autocast or any(spoken(node) == "enter_autocast" for node in nodes)
+    new, values = Graph(), dict[Node, Node]()
     for members in clusters.in_order():
-        if fused := ops.get(members[0]):
-            explanation.clusters.append(Cluster(_source(members[0]), len(members), fused))
-            needs_gradient = value_of(members[0]).requires_grad
-            compiled.append((fused, [*map(value_of, _arguments(clusters, members))], needs_gradient))
+        first = members[0]
+        if fused := ops.get(first):
+            explanation.clusters.append(Cluster(_source(first), len(members), fused))
+            compiled.append((fused, [*map(value_of, _arguments(clusters, members))], value_of(first).requires_grad))
             results = _call(new, fused, clusters, members, values, in_autocast)
             values.update(zip(clusters.outputs(members), results, strict=True))
+        elif body := _body(graph, first):
+            run = _run(first, body, _with_ops(body, explanation, compiled, in_autocast).forward)
+            inputs = first.args[2 if spoken(first) == _REGION else 1 :]
+            values[first] = new.call_function(run, torch.fx.map_arg(inputs, values.__getitem__))
         else:
-            values[members[0]] = new.node_copy(members[0], values.__getitem__)
+            values[first] = new.node_copy(first, values.__getitem__)
     for node, why in clusters.left.items():
         if why:
             explanation.left.append((_source(node), spoken(node), why))
         elif node.op.startswith("call"):
             explanation.others[spoken(node)] += 1
-    explanation.graphs += 1
-    _compile_kernels(compiled)
-    return GraphModule(graph, new).forward
+    return GraphModule(graph, new)
+
+
+def _body(graph: GraphModule, node: Node) -> GraphModule | None:
+    """The graph that a checkpoint or a ``nested_compile_region`` runs; None of another call."""
+    if spoken(node) not in (_CHECKPOINT, _REGION):
+        return None
+    body = graph.get_submodule(str(node.args[0].target))  # type: ignore[union-attr]
+    assert isinstance(body, GraphModule)
+    return body
+
+
+def _run(node: Node, body: GraphModule, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Runs a body as eager mode does: the operator of a checkpoint draws other random numbers in the backward."""
+    if spoken(node) == _REGION:
+
+        def region(*inputs: Any) -> Any:
+            return forward(*inputs)
+
+        return region
+    options: dict[str, Any] = {**node.kwargs, "use_reentrant": False}
+    if "_checkpoint_context_fn" in body.meta:
+        options["context_fn"] = body.meta["_checkpoint_context_fn"]
+
+    def recomputed(*inputs: Any) -> Any:
+        return checkpoint(forward, *inputs, **options)
+
+    return recomputed
 
 
 def _compile_kernels(ops: Sequence[tuple[Declared, Sequence[Any], bool]]) -> None:

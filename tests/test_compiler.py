@@ -712,6 +712,13 @@ class TestExplain:
             ad.explain(3)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("setting", [{"mode": "max-autotune"}, {"options": {"triton.cudagraphs": True}}])
+def test_settings_of_other_backends_are_refused(setting: dict[str, Any]) -> None:
+    ((name, value),) = setting.items()
+    with pytest.raises(Exception, match=re.escape(f"has no mode and no options, got {name}={value!r}; leave it out")):
+        compiled(gate, **setting)(x_like(4))
+
+
 def test_the_name_is_found_without_an_import(tmp_path: Path) -> None:
     root = Path(__file__).parents[1]
     entries = re.search(r"\[project\.entry-points\.(\w+)\]\n(.*)\n", (root / "pyproject.toml").read_text())

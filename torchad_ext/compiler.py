@@ -155,16 +155,23 @@ def _buffers_of_its_own(model: Callable[..., Any]) -> Iterator[None]:
             setattr(module, name, x)
 
 
-def backend(graph: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+def backend(graph: GraphModule, example_inputs: Sequence[Any], **settings: Any) -> Callable[..., Any]:
     """The backend: a graph with its clusters as ops.
 
     Args:
         graph: of PyTorch's calls, before autograd, with ``example_value`` of each node, as Dynamo makes it.
         example_inputs: not used.
+        settings: ``mode`` and ``options`` of ``torch.compile``, of which the backend has none.
 
     Returns:
         A function with the same inputs and results.
+
+    Raises:
+        TypeError: there are settings.
     """
+    if settings:
+        given = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        raise TypeError(f'backend="torchad_ext" has no mode and no options, got {given}; leave it out')
     if functions := _functions_of_others(graph):
         warn_or_raise(
             RuntimeError(

@@ -53,8 +53,6 @@ JOINS = frozenset(
 )
 # y_i = x_p(i), or a number that is filled in.
 FILLS = frozenset("index_fill masked_fill where embedding constant_pad_nd".split())
-# y_i = x_p(i) by the strides of x in memory.
-MOVES_BY_STRIDES = frozenset("as_strided_copy as_strided_scatter".split())
 # y_i = a x_i + b z_i: numbers of the operands at the same place.
 LINEAR_BY_ELEMENT = frozenset(
     """

@@ -32,7 +32,6 @@ from .._linearity import (
     LINEAR_IN_SOME,
     MATRIX_FUNCTIONS,
     MOVES,
-    MOVES_BY_STRIDES,
     PIECEWISE_LINEAR,
     RANDOM,
     Kind,
@@ -105,7 +104,7 @@ class Rules:
             return self._average
         if name in MATRIX_FUNCTIONS:
             return self._batched
-        if name in _DECOMPOSED:
+        if (name in _DECOMPOSED and not func._schema.is_mutable) or given.get("ord") in _ORDERS_OF_PARTS:
             return None
         if name in _ALONG_DIM or torch.Tag.reduction in tags:
             return self._reduction
@@ -167,9 +166,9 @@ class Rules:
         factors, couples = None, self._couples(op, args)
         if op is aten.div and not self._known(args[1]):
             couples = False
-        elif op in (aten.maximum, aten.minimum) and len(given) == 2:
+        elif op in (*_LARGER, *_SMALLER) and len(given) == 2:
             less, greater = (args[0] < args[1]).cpu(), (args[0] > args[1]).cpu()
-            unused = (less, greater) if op is aten.maximum else (greater, less)
+            unused = (less, greater) if op in _LARGER else (greater, less)
             given = [numbers.masked_fill(where, 0) for numbers, where in zip(given, unused, strict=True)]
         elif op is aten.mul:
             zero = self._is_zero(args[1], shape)
@@ -385,7 +384,7 @@ class Rules:
     def _decomposed(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor] | None:
         """The numbers of what PyTorch decomposes an operation into."""
         decomposition = self._decomposition(func)
-        if decomposition is None or func._schema.is_mutable or torch.Tag.nondeterministic_seeded in func.tags:
+        if decomposition is None or torch.Tag.nondeterministic_seeded in func.tags:
             return None
         with self._tape:
             results = tree_leaves(decomposition(*args, **kwargs))
@@ -395,10 +394,11 @@ class Rules:
         return [self._tape.numbers(y) for y in made]
 
     def _decomposition(self, func: Any) -> Any:
+        composition = _COMPOSITIONS.get(_functional(func))  # a sum with what it writes over
+        if composition is not None or func._schema.is_mutable:
+            return composition
         registered = rule_registered_for(func)
-        if callable(registered):
-            return registered
-        return _COMPOSITIONS.get(func.overloadpacket) or decomposition_table.get(func)
+        return registered if callable(registered) else decomposition_table.get(func)
 
     def anything(self, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor]:
         """Everything that is read couples with everything."""
@@ -453,6 +453,14 @@ def _addbmm(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 
     return beta * x + alpha * torch.bmm(a, b).sum(0)
 
 
+def _addr(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    return beta * x + alpha * (a.unsqueeze(1) * b)
+
+
+def _as_strided_copy(x: Tensor, size: Any, stride: Any, storage_offset: int | None = None) -> Tensor:
+    return x.as_strided(size, stride, storage_offset).clone()
+
+
 def _trilinear(
     a: Tensor, b: Tensor, c: Tensor, expand1: Any, expand2: Any, expand3: Any, sumdim: Any, unroll_dim: int = 1
 ) -> Tensor:
@@ -480,6 +488,8 @@ def _convolution_backward(
 _COMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.linalg_cross: _cross,
     aten.addbmm: _addbmm,
+    aten.addr: _addr,
+    aten.as_strided_copy: _as_strided_copy,
     aten._trilinear: _trilinear,
     aten.convolution_backward: _convolution_backward,
 }
@@ -496,10 +506,12 @@ _AVERAGES = {"avg_pool2d", "avg_pool3d"}  # the others are made of these
 _WITH_BIAS = {"addmm", "addmv", "baddbmm", "_sparse_addmm"}
 _MATRIX_PRODUCTS = {"mm", "bmm", "mv", "dot", "vdot", "_sparse_mm", *_WITH_BIAS}
 _BY_ITS_MATRIX = (CHOOSES | LINEAR_IN_ALL | LINEAR_IN_SOME | LINEAR) - {"sum", "mean"} - _ALONG_DIM - _AVERAGES
-_MOVED = MOVES | JOINS | FILLS | MOVES_BY_STRIDES
+_MOVED = MOVES | JOINS | FILLS
 _COUPLES_NOTHING = LINEAR | LINEAR_BY_ELEMENT | PIECEWISE_LINEAR | {"copy", "fill"}
 _BY_ELEMENT = LINEAR_BY_ELEMENT | PIECEWISE_LINEAR | ELEMENTWISE | {"copy", "fill"}
 _DECOMPOSED = {"addcmul", "addcdiv", "lerp", "mse_loss", "smooth_l1_loss", "huber_loss", "glu"}
+_ORDERS_OF_PARTS = {0, 1, math.inf, -math.inf}  # of norms that are sums or extrema
+_LARGER, _SMALLER = (aten.maximum, aten.fmax), (aten.minimum, aten.fmin)
 _NOT_OF_REAL_PARTS = {"abs", "sgn"}  # of complex numbers, whose parts they couple
 _FILLS = {"value", "other", "self", "fill"}
 _INDICES = {"index", "indices", "condition", "mask"}

@@ -211,9 +211,10 @@ def _by_colors(
     rows = chunk_size or rows_at_once(gradient, colored.count)
     if strategy == "forward-over-reverse":
         gradient_of = gradient_function(f, at)
+        point = x.contiguous()  # a tangent lies in memory as x does, whose elements may share it
 
         def push(v: Tensor) -> Tensor:
-            product: Tensor = torch.func.jvp(gradient_of, (x,), (v,))[1]
+            product: Tensor = torch.func.jvp(gradient_of, (point,), (v,))[1]
             return product
 
         def push_rows(v: Tensor) -> Tensor:

@@ -431,6 +431,15 @@ class TestTransforms:
 
     @pytest.mark.parametrize(
         "tool",
+        [lambda x: ad.hvp(energy, x, x), lambda x: ad.hessian(energy, x), lambda x: ad.jacobian(torch.sin, x)],
+        ids=["hvp", "hessian", "jacobian"],
+    )
+    def test_make_fx_before_autograd_would_take_derivatives_for_constants(self, tool: Function) -> None:
+        with pytest.raises(RuntimeError, match=r"make_fx\(pre_dispatch=True\) would silently record a constant"):
+            make_fx(tool, pre_dispatch=True)(sample(6))
+
+    @pytest.mark.parametrize(
+        "tool",
         [
             lambda x: ad.hessian(energy, x),
             lambda x: ad.hessian_diagonal(energy, x),

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.utils._pytree import tree_leaves
 
 from .._autograd.graph import graph_nodes
-from .._torch_state import in_forward_mode, unwrapped
+from .._torch_state import in_forward_mode, traced_before_autograd, unwrapped
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -64,8 +64,9 @@ def tool(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Resul
 
     @functools.wraps(function)
     def run(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        if torch.compiler.is_compiling() or traced_before_autograd():
+            _check_recorder(function.__name__)
         if torch.compiler.is_compiling():
-            _check_export(function.__name__)
             return function(*args, **kwargs)
         try:
             return function(*args, **kwargs)
@@ -76,11 +77,17 @@ def tool(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Resul
     return run
 
 
-def _check_export(name: str) -> None:
-    """Raises for a tool that ``torch.export`` cannot record: it takes derivatives by ``torch.func`` for constants."""
-    if torch.compiler.is_exporting() and (torch.compiler.is_dynamo_compiling() or name not in _SWEEPS):
-        remedy = "export with strict=False" if name in _SWEEPS else f"export f, and call {name} on what was exported"
-        raise RuntimeError(f"torchad_ext.{name}: torch.export would silently record a constant here; {remedy}")
+def _check_recorder(name: str) -> None:
+    """Raises for a tool that ``torch.export`` or ``make_fx(pre_dispatch=True)`` cannot record: derivatives by
+    ``torch.func`` are constants for them."""
+    recorder, verb, made = "torch.export", "export", "exported"
+    if not torch.compiler.is_compiling():
+        recorder, verb, made = "make_fx(pre_dispatch=True)", "trace", "traced"
+    elif not torch.compiler.is_exporting():
+        return
+    if torch.compiler.is_dynamo_compiling() or name not in _SWEEPS:
+        remedy = "export with strict=False" if name in _SWEEPS else f"{verb} f, and call {name} on what was {made}"
+        raise RuntimeError(f"torchad_ext.{name}: {recorder} would silently record a constant here; {remedy}")
 
 
 def check(function: str, x: Any, inputs: Any) -> None:

@@ -270,6 +270,98 @@ class WrongTangent(Function):
         return 3.1 * ctx.saved_tensors[0] ** 2 * tangent
 
 
+class OfMemory(Right):
+    @staticmethod
+    def backward(ctx: Any, grad_output: torch.Tensor) -> torch.Tensor:
+        return Right.backward(ctx, grad_output.as_strided(grad_output.shape, grad_output.contiguous().stride()))
+
+
+class OfContiguous(Right):
+    @staticmethod
+    def backward(ctx: Any, grad_output: torch.Tensor) -> torch.Tensor:
+        assert grad_output.is_contiguous()
+        return Right.backward(ctx, grad_output)
+
+
+class OfStrides(Right):
+    @staticmethod
+    def backward(ctx: Any, grad_output: torch.Tensor) -> torch.Tensor:
+        return Right.backward(ctx, grad_output if all(grad_output.stride()) else 2 * grad_output)
+
+
+class OfContiguousInputs(Right):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = Right.forward(ctx, x)
+        return result if x.is_contiguous() else 2 * result
+
+
+class WrongInABatch(Function):
+    @staticmethod
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: torch.Tensor) -> torch.Tensor:
+        return Right.backward(ctx, grad_output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: torch.Tensor) -> Any:
+        return WrongInABatch.apply(x.flip(in_dims[0])), in_dims[0]
+
+
+class SlopeOfCube(Function):
+    """3x²g, the derivative of whose derivative lacks a term."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, g)
+        return 3 * x**2 * g
+
+    @staticmethod
+    def backward(ctx: Any, v: torch.Tensor) -> Any:
+        x, g = ctx.saved_tensors
+        return 6 * x.detach() * g * v, 3 * x**2 * v
+
+
+class WrongThird(Right):
+    @staticmethod
+    def backward(ctx: Any, grad_output: torch.Tensor) -> Any:
+        return SlopeOfCube.apply(*ctx.saved_tensors, grad_output)
+
+
+class TwiceOnly(Right):
+    @staticmethod
+    def backward(ctx: Any, grad_output: torch.Tensor) -> Any:
+        return OnceSlope.apply(*ctx.saved_tensors, grad_output)
+
+
+class OnceSlope(SlopeOfCube):
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, v: torch.Tensor) -> Any:
+        x, g = ctx.saved_tensors
+        return 6 * x * g * v, 3 * x**2 * v
+
+
+class Product(Function):
+    """x y, whose gradient in x is right only where that in y is wanted too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, y)
+        return x * y
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> Any:
+        x, y = ctx.saved_tensors
+        return (y * g, x * g) if ctx.needs_input_grad[1] else (x * g, None)
+
+
 class TangentRaises(WrongTangent):
     @staticmethod
     def jvp(ctx: Any, tangent: torch.Tensor) -> torch.Tensor:
@@ -293,12 +385,30 @@ class TangentRaises(WrongTangent):
         (NotReentrant, r"gradcheck fails: Backward is not reentrant"),
         (WrongTangent, r"gradcheck differs from finite differences: d output\[\d\] / d x\[\d\] in forward mode at x"),
         (TangentRaises, r"gradcheck, gradgradcheck raised KeyError: 'tangent'"),
+        (OfMemory, r"the gradient differs .*; the cotangents are not contiguous"),
+        (OfContiguous, r"the gradient raised AssertionError: .*; the cotangents are not contiguous"),
+        (OfStrides, r"the gradient differs .*; the cotangents are ones that are expanded"),
+        (OfContiguousInputs, r"the value differs .*; the inputs are not contiguous"),
+        (WrongInABatch, r"the value differs .*; it is that of torch.func.vmap"),
+        (WrongThird, r"the third order differs from finite differences of the double backward"),
     ],
 )
 def test_every_way_to_be_wrong_is_described(op: type[Function], message: str) -> None:
     with pytest.raises(ad.VerificationError, match=message) as caught:
         ad.verify(op.apply, cube, inputs=X, quiet=True)
     assert str(caught.value).startswith(f"torchad_ext.verify: {op.__name__}, ")
+
+
+def test_a_gradient_that_is_wrong_in_one_input_alone_is_caught() -> None:
+    with pytest.raises(ad.VerificationError, match=r"with respect to x .*; no other input requires a gradient"):
+        ad.verify(Product.apply, lambda x, y: x * y, inputs=(X[0], 2 + X[0]), quiet=True)
+
+
+def test_a_function_may_have_no_third_derivative_and_refuse_inputs_that_are_not_contiguous() -> None:
+    def strict(x: torch.Tensor) -> torch.Tensor:
+        return TwiceOnly.apply(x.view(-1)).view(x.shape)
+
+    assert ad.verify(strict, cube, inputs=torch.stack([X[0], X[0] + 3]), quiet=True).passed
 
 
 def test_wrong_strides_and_dtype_are_caught() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch.autograd import forward_ad, gradcheck
 from torch.autograd.functional import hessian, jacobian
 from torch.autograd.gradcheck import GradcheckError
 
+from ._autograd.graph import graph_nodes, is_cut_off
 from ._faults import (
     Index,
     found_by_gradcheck,
@@ -136,6 +139,91 @@ class Comparison:
             )
         return True
 
+    def in_other_layouts(self) -> None:
+        """Compares again where cotangents or inputs are no contiguous tensors; an op may refuse such inputs."""
+        for layout, laid in (("not contiguous", _apart), ("ones that are expanded", _ones)):
+            grad_outputs, grad_grads = (list(map(laid, cs)) for cs in (self.grad_outputs, self.grad_grads))
+            remark = f"; the cotangents are {layout}"
+            self._compare_again(self.inputs, grad_outputs, grad_grads, remark, may_raise=False)
+        inputs, remark = tuple(map(_apart, self.inputs)), "; the inputs are not contiguous"
+        self._compare_again(inputs, self.grad_outputs, self.grad_grads, remark, may_raise=True)
+
+    def _compare_again(
+        self,
+        inputs: Tensors,
+        grad_outputs: list[torch.Tensor],
+        grad_grads: list[torch.Tensor],
+        remark: str,
+        may_raise: bool,
+    ) -> None:
+        given = [[x.detach() for x in xs] for xs in (inputs, grad_outputs, grad_grads)]
+        try:
+            wide = [[like(x, str(x.device), torch.float64) for x in xs] for xs in given]
+            references = list(_orders(self.definition, *wide))
+        except Exception:  # the definition does not take this layout
+            return
+        results = _orders(self.op, *given)
+        for order, (derivative, expected) in enumerate(references):
+            try:
+                _, tensors = next(results)
+            except Exception as failure:
+                if not may_raise:
+                    self.check(derivative, raised(failure) + remark)
+                return
+            known = dict(zip(self.names[1], inputs, strict=True))
+            self._compare_roughly(order, tensors, expected, remark, known)
+
+    def in_one_input(self) -> None:
+        """Compares the gradient in each of several inputs alone."""
+        remark = "; no other input requires a gradient"
+        for i in range(len(self.inputs) if len(self.inputs) > 1 else 0):
+            leaves = [x.detach().clone().requires_grad_(i == k) for k, x in enumerate(self.inputs)]
+            gradient = list(self.references[1][1])
+            try:
+                gradient[i : i + 1] = _pullback(_smooth(self.op)(*leaves), leaves[i : i + 1], self.grad_outputs)
+            except Exception as failure:
+                self.check("gradient", raised(failure) + remark)
+                continue
+            self._compare_roughly(1, gradient, self.references[1][1], remark, self.known[0])
+
+    def in_a_batch(self) -> None:
+        """Compares value and gradient of a batch of two points, where ``torch.func`` takes the op."""
+
+        def pulled(xs: Tensors, cotangents: Tensors) -> tuple[Tensors, Tensors]:
+            values, pull, *_ = torch.func.vjp(_smooth(self.op), *xs)
+            return values, pull(cotangents)
+
+        points = [[x.detach(), x.detach().flatten().flip(0).view_as(x)] for x in self.inputs]
+        seeds = [[c, 2 * c] for c in self.grad_outputs]
+        try:
+            results = torch.func.vmap(pulled)(tuple(map(torch.stack, points)), tuple(map(torch.stack, seeds)))
+            wide = [[[pair[i].double() for pair in pairs] for pairs in (points, seeds)] for i in range(2)]
+            references = [list(itertools.islice(_orders(_smooth(self.definition), x, c, []), 2)) for x, c in wide]
+        except Exception:  # of a Function without setup_context
+            return
+        for i, each in enumerate(references):
+            for order, (tensors, (_, expected)) in enumerate(zip(results, each, strict=True)):
+                self._compare_roughly(order, [y[i] for y in tensors], expected, "; it is that of torch.func.vmap", {})
+
+    def _compare_roughly(
+        self,
+        order: int,
+        tensors: Iterable[torch.Tensor],
+        references: Iterable[torch.Tensor],
+        remark: str,
+        known: dict[str, torch.Tensor],
+    ) -> None:
+        """Compares again, beside sizes that exceed terms which cancel: what is meant for another layout or element is
+        wrong in its first digits."""
+        derivative, usual = self.references[order]
+        smooth = [(name, y.detach()) for name, y in zip(self.names[order], usual, strict=True) if is_differentiated(y)]
+        labels = [f"with respect to {name} " if order else f"{name} " if name else "" for name, _ in smooth]
+        finite = (y.double().nan_to_num(0.0, 0.0, 0.0).abs() for _, y in smooth)
+        sizes = [1e3 * y.max().expand_as(y) if y.numel() else y for y in finite]
+        pairs = ((x, y) for x, y in zip(tensors, references, strict=True) if is_differentiated(y))
+        compared = ((label, *pair, size) for label, pair, size in zip(labels, pairs, sizes, strict=True))
+        self._check_largest(derivative, compared, functools.partial(place_of, known), remark)
+
     def _rounded(self, double: list[list[torch.Tensor]]) -> list[list[torch.Tensor]]:
         """By how much rounding moves the references, which are float64 too, in units of its epsilon."""
         largest = [[torch.zeros_like(y) for y in tensors] for _, tensors in self.references]
@@ -205,6 +293,30 @@ class Comparison:
         }
         return [name for name, was_made in made.items() if not was_made]
 
+    def third_order(self) -> None:
+        """Compares the derivative of the double backward with finite differences along a random line, where the op has
+        one and the definition agrees with them."""
+        count, several = len(self.inputs), len(self.inputs) + len(self.grad_outputs)
+
+        def double_backward(f: Function, *arguments: torch.Tensor) -> Tensors:
+            xs = [x if x.requires_grad else x.requires_grad_() for x in arguments]
+            gradient = _pullback(_smooth(f)(*xs[:count]), xs[:count], xs[count:several])
+            return tuple(_pullback(gradient, xs[:several], xs[several:]))
+
+        mine, native = (functools.partial(double_backward, f) for f in (self.op, self.definition))
+        arguments = (*self.inputs, *self.grad_outputs, *self.grad_grads)
+        given = tuple(x.detach().clone().requires_grad_() for x in arguments)
+        with contextlib.suppress(RuntimeError):  # what raises is not wrong
+            outputs = [y for y in mine(*given) if y.requires_grad]
+            if any(map(is_cut_off, graph_nodes(outputs))):
+                return
+            torch.autograd.grad(outputs, given, [torch.ones_like(y) for y in outputs], allow_unused=True)
+            modes = {"fast_mode": True, "check_undefined_grad": False, "raise_exception": False}
+            if gradcheck(mine, given, **modes):
+                self.check("third order")
+            elif gradcheck(native, given, **modes):
+                self.check("third order", "differs from finite differences of the double backward")
+
     def _gradcheck(
         self,
         name: str,
@@ -272,6 +384,17 @@ class Comparison:
             return f"entry ({x}, {y}) at {', '.join(dict.fromkeys(map(' = '.join, pair)))}"
 
         self._check_largest("Hessian", [("", result, reference, common)], where)
+
+
+def _apart(x: torch.Tensor) -> torch.Tensor:
+    """A copy of x with other numbers between its elements, which are stored in the reverse order of dimensions."""
+    memory = x.new_full((*reversed(x.shape), 2), float("nan"))
+    return memory[..., 1].permute([*reversed(range(x.dim()))]).copy_(x.detach())
+
+
+def _ones(x: torch.Tensor) -> torch.Tensor:
+    """Ones, as the gradient of a sum has them."""
+    return x.new_ones(()).expand(x.shape)
 
 
 def _of_some(f: Callable[..., Any], arguments: Sequence[Any], places: list[int]) -> Function:

@@ -143,8 +143,11 @@ def verify(
     definition in float64 at the same inputs; the shape, dtype and strides of the value with the definition's own. In
     float64, ``gradcheck`` and ``gradgradcheck`` compare with finite differences in reverse, batched and forward mode (a
     foreign op without a jvp is spared the last), and the Hessian is compared with
-    ``torch.autograd.functional.hessian`` of the definition. Derivatives may be constant or zero; of results that are
-    integers or masks the value alone is compared.
+    ``torch.autograd.functional.hessian`` of the definition. Where all of this agrees, a function of others is called
+    again: with cotangents and inputs that are not contiguous, with cotangents that are expanded, with one input alone
+    that requires a gradient, and in a batch of ``torch.func.vmap`` if it takes one; in float64 its third order is
+    compared with finite differences along a line, if it has one. Derivatives may be constant or zero; of results that
+    are integers or masks the value alone is compared.
 
     Args:
         op: an op of this library, or any function of tensors to a tensor or a tuple of tensors: the ``apply`` of a
@@ -207,6 +210,12 @@ def verify(
                 if differentiable and dtype == torch.float64 and case in ("", "contiguous"):
                     left_out += comparison.finite_differences()
                     comparison.hessians()
+                if inputs is not None and differentiable and verification.passed and not isinstance(op, Declared):
+                    comparison.in_other_layouts()
+                    comparison.in_one_input()
+                    comparison.in_a_batch()
+                    if dtype == torch.float64:
+                        comparison.third_order()
     if not quiet:
         from rich.console import Console
 

@@ -615,11 +615,6 @@ FALLBACKS: dict[str, tuple[Function, str]] = {
         lambda x: x.scatter_reduce(1, torch.zeros_like(x, dtype=torch.long), x.sin(), "prod"),
         "scatter",
     ),
-    "embedding with a padding": (lambda x: F.embedding(torch.arange(4).to(x.device), x.sin(), 1), "embedding"),
-    "embedding with the first as padding": (
-        lambda x: F.embedding(torch.arange(4).to(x.device), x.sin(), padding_idx=0),
-        "embedding",
-    ),
     "custom operator": (lambda x: torch.ops.test_laplacian.sin(x.sin()), "sin"),
     "Function": (Cube.apply, "autograd.Function"),
     "no_grad": (constant_without_grad, "no_grad"),

@@ -372,6 +372,10 @@ OVERLOADS: dict[str, Function] = {
     ),
     "extrema of two": lambda x: torch.max(x.sin(), last(4, 3)) * torch.min(last(4, 3), x.cos()) + x.max(x.roll(1, 1)),
     "embedding by the operator": lambda x: torch.embedding(x.sin(), torch.arange(4)),
+    "embedding with a padding": lambda x: (
+        F.embedding(torch.arange(4), x.sin(), 1),
+        torch.embedding(indices=torch.arange(4), weight=x.cos(), padding_idx=0),
+    ),
     "constant_pad_nd": lambda x: aten.constant_pad_nd.default(x.sin(), [1, 0], 2.5).square(),
     "max_pool1d with names": lambda x: (
         F.max_pool1d(x.sin(), kernel_size=2, dilation=2),

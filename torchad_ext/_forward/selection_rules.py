@@ -18,11 +18,11 @@ from .sweep import Arguments, Keywords, Rule, Sweep
 def _selected(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """Values that an operation of one dimension picks, with their indices."""
     x = args[0]
-    if not sweep.owns(x) or any(isinstance(y, Tensor) for y in (*args[1:], *kwargs.values())):
+    if any(isinstance(y, Tensor) for y in (*args[1:], *kwargs.values())):
         return NotImplemented
     named = func(x.value, *args[1:], **kwargs)
     if isinstance(named, Tensor):
-        return _of_equals(sweep, x, named, None, False) if len(args) == 1 and not kwargs else NotImplemented
+        return _of_equals(sweep, x, named, None, False)
     values, indices = named
     place, default = _DIMENSION[known_name(func)]
     dim = args[place] if len(args) > place else kwargs.get("dim", default)
@@ -72,7 +72,7 @@ def _extremum(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any
 
 def _extrema(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     x, dim, keepdim = _given(args, kwargs, dim=None, keepdim=False)
-    named = func(x.value, *args[1:], **kwargs)
+    named = func(x.value, **kwargs)
     return type(named)([_of_equals(sweep, x, y, dim, keepdim) for y in named])
 
 
@@ -82,22 +82,20 @@ def _given(args: Any, kwargs: Any, **defaults: Any) -> tuple[Any, ...]:
     return (args[0], *(options[name] for name in defaults))
 
 
-def _pool(n: int, adaptive: bool, with_indices: bool) -> Rule:
-    """The largest element of each window of n dimensions."""
-    pool = getattr(F, f"{'adaptive_' if adaptive else ''}max_pool{n}d_with_indices")
+def _pooled(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """The largest element of each window."""
+    name = known_name(func)
+    pool = name.removesuffix("_with_indices")
+    n = int(pool[-2])
+    options = {key: option for key, option in kwargs.items() if key != "return_indices"}
+    y, indices = getattr(F, f"{pool}_with_indices")(args[0].value, *args[1:], **options)
 
-    def rule(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-        options = {key: option for key, option in kwargs.items() if key != "return_indices"}
-        y, indices = pool(args[0].value, *args[1:], **options)
+    def of(row: Any) -> Any:
+        return row.flatten(-n).gather(-1, indices.flatten(-n)).reshape(y.shape)
 
-        def of(row: Any) -> Any:
-            return row.flatten(-n).gather(-1, indices.flatten(-n)).reshape(y.shape)
-
-        made = sweep.mapped(y, args[0], of, indices)
-        native = not isinstance(func, types.FunctionType)
-        return (made, indices) if with_indices or (native and adaptive) else made
-
-    return rule
+    made = sweep.mapped(y, args[0], of, indices)
+    gives_both = pool != name or (pool.startswith("adaptive") and not isinstance(func, types.FunctionType))
+    return (made, indices) if gives_both else made
 
 
 def _scattered(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
@@ -114,9 +112,14 @@ def _scattered(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> An
 def _embedding(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """Rows of a table; PyTorch gives the row of the padding no derivative."""
     table, indices, padding = (*args, -1)[:3]
-    if not sweep.owns(table) or padding != -1 or kwargs.get("padding_idx", -1) != -1:
+    if not sweep.owns(table):
         return NotImplemented
-    return sweep.mapped(func(table.value, indices), table, lambda row: func(row, indices), indices)
+    padded = (indices == padding).unsqueeze(-1)
+
+    def of(row: Any) -> Any:
+        return func(row, indices).masked_fill(padded, 0)
+
+    return sweep.mapped(func(table.value, indices), table, of, indices)
 
 
 def _reduced_by_index(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
@@ -125,20 +128,13 @@ def _reduced_by_index(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords
     return sweep.linear(func, args, kwargs, jointly=True) if linear else NotImplemented
 
 
-_POOLS = {
-    f"{'adaptive_' if adaptive else ''}max_pool{n}d{'_with_indices' if with_indices else ''}": _pool(
-        n, adaptive, with_indices
-    )
-    for n in (1, 2, 3)
-    for adaptive in (False, True)
-    for with_indices in (False, True)
-}
+_POOLS = [f"{kind}max_pool{n}d" for kind in ("", "adaptive_") for n in "123"]
 RULES: dict[str, Rule] = {
     **dict.fromkeys("max min median nanmedian mode kthvalue topk sort cummax cummin".split(), _selected),
     "amax": _extremum,
     "amin": _extremum,
     "aminmax": _extrema,
-    **_POOLS,
+    **dict.fromkeys((*_POOLS, *(f"{name}_with_indices" for name in _POOLS)), _pooled),
     "scatter": _scattered,
     "index_fill": _scattered,
     "embedding": _embedding,

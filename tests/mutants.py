@@ -11,6 +11,7 @@ stands in ``equivalent_mutants.py``, with the reason.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import gc
 import inspect
@@ -75,8 +76,8 @@ def identity(code: CodeType) -> Any:
 
 
 def own(code: CodeType) -> Any:
-    """What a code object does by itself, without the functions in it."""
-    return code.co_code, [c for c in code.co_consts if not isinstance(c, CodeType)], code.co_names
+    """What a code object does by itself, without the functions and the texts in it."""
+    return code.co_code, [c for c in code.co_consts if not isinstance(c, (CodeType, str))], code.co_names
 
 
 class Mutated:
@@ -103,8 +104,17 @@ class Mutated:
         for path, code in codes(made):
             for function in self.functions[identity(self.original[path])]:
                 function.__code__ = code
-        if self.is_of_module(source):
-            exec(made, vars(self.module))
+        if not self.is_of_module(source):
+            return
+        before = dict(vars(self.module))
+        exec(made, vars(self.module))
+        for name, kind in before.items():
+            mutant = getattr(self.module, name)
+            if isinstance(kind, type) and mutant is not kind:  # others have imported the class
+                for key, value in vars(mutant).items():
+                    with contextlib.suppress(AttributeError):
+                        setattr(kind, key, value)
+                setattr(self.module, name, kind)
 
     def is_of_module(self, source: str) -> bool:
         """Does a mutant change what is executed when the module is imported?"""

@@ -354,6 +354,15 @@ class TestErrors:
 
 
 class TestTheTable:
+    @pytest.mark.parametrize("namespace", ["a_test_register_rule", "test_register_rule"])
+    def test_an_operator_of_others_is_not_that_of_pytorch_with_its_name(self, namespace: str) -> None:
+        @torch.library.custom_op(f"{namespace}::floor", mutates_args=())
+        def floor(x: Tensor) -> Tensor:
+            return 2 * x
+
+        assert _linearity.name_in_table(torch.ops.aten.floor) == "floor"
+        assert _linearity.name_in_table(getattr(torch.ops, namespace).floor) == ""
+
     def test_an_operation_has_one_section(self) -> None:
         for (one, names), (other, others) in itertools.combinations(SECTIONS.items(), 2):
             assert not names & others, (one, other)

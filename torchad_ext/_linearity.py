@@ -196,19 +196,18 @@ def register_rule(op: Any, rule: Kind | Composition) -> None:
         kinds = ", ".join(map(repr, get_args(Kind)))
         raise ValueError(f"torchad_ext.register_rule takes a function or one of {kinds} for the rule, got {rule!r}")
     overloads = [getattr(packet, overload) for overload in packet.overloads()]
-    if rule in ("multilinear", "elementwise") and any(not _has_one_result(overload) for overload in overloads):
+    other = next((overload for overload in overloads if not _has_one_result(overload)), None)
+    if rule in ("multilinear", "elementwise") and other:
         raise ValueError(
             f"torchad_ext.register_rule takes the rule {rule!r} for operators with one tensor as result, got {name} "
-            f"with the schema {overloads[0]._schema}; give a function that composes it"
+            f"with the schema {other._schema}; give a function that composes it"
         )
     _registered[name] = rule
 
 
 def rule_registered_for(func: Any) -> Kind | Composition | None:
     """The rule that a user gave an operator; None for all other functions."""
-    if not _registered or not isinstance(func, (OpOverload, OpOverloadPacket)):
-        return None
-    return _registered.get(str(_packet(func)))
+    return _registered.get(str(_packet(func))) if _registered else None
 
 
 def _packet(op: Any) -> Any:

@@ -18,6 +18,7 @@ _ZERO = "adding zero changes nothing"
 _SQUARE = "the matrix is square"
 _ONE_ROW = "there is one other row"
 _SAME = "these are equal to themselves alone"
+_REQUIRED = "an argument before the dimension is required"
 _SHAPES = "expanding to the same shape changes nothing"
 
 EQUIVALENT: dict[str, str] = {
@@ -110,10 +111,23 @@ EQUIVALENT: dict[str, str] = {
     "if member is None or any(x.device != values[ -1].device for x in values):": _ANY,
     "if any(x.dtype != values[ -1].dtype for x in values):": _ANY,
     "if torch.broadcast_shapes(*(x.shape for x in xs)) is not value.shape:": _SHAPES,
+    'dim = args[place] if len(args) != place else kwargs.get("dim", default)': _REQUIRED,
+    'dim = args[place] if len(args) is not place else kwargs.get("dim", default)': _REQUIRED,
+    "dims = tuple(range(x.dim())) if dim is None or dim is () else dim": _IDENTICAL,
+    'options = {key: option for key, option in kwargs.items() if key is not "return_indices"}': _IDENTICAL,
+    'gives_both = pool is not name or (pool.startswith("adaptive") and not isinstance(func, types.FunctionType))': (
+        _IDENTICAL
+    ),
+    'gives_both = pool < name or (pool.startswith("adaptive") and not isinstance(func, types.FunctionType))': (
+        "the one begins with the other"
+    ),
+    "elif leaf is not v:": "a vertex is colored once",
+    "neighbors = "
+    "[columns[end - degree : end] for end, degree in zip(ends.tolist(), degrees.tolist(), strict=False)]": _LENGTHS,
     "zero = magnitude <= 0": "a magnitude is not negative",
     "return sweep.mapped(func(x.value, *args[1:]), x, lambda row: func(row, *args[1:-1], 0), args[ 2:])": _CONSTANTS,
     "return sweep.mapped(func(x.value, *args[1:]), x, lambda row: func(row, *args[1:-1], 0), args[ 0:])": _CONSTANTS,
-    "table, indices, padding = (*args, - 2)[:3]": "every negative number stands for no padding",
+    "table, indices, padding = (*args, - 2)[:3]": "no index is negative",
     "kept = values.dim() is x.dim()": _IDENTICAL,
     "kept = values.dim() >= x.dim()": "values have no more dimensions than x",
     'return float(struct.unpack("e", struct.pack("e", _to_float32(x)))[ -1])': _ONE,

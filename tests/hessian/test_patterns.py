@@ -149,32 +149,38 @@ class TestColouring:
     def test_few_colors(self, name: str, most: int) -> None:
         assert decompression.coloring_of(torch.from_numpy(family(name, 300)), torch.zeros(300)).count <= most
 
+    @staticmethod
+    def lines(name: str, n: int, most: float = math.inf) -> int:
+        """How many lines run."""
+        keys = np.flatnonzero(family(name, n))
+        count = 0
+
+        def trace(frame: object, event: str, argument: object) -> object:
+            nonlocal count
+            count += event == "line"
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)  # type: ignore[arg-type]
+        try:
+            star_coloring(n, *np.divmod(keys, n), most)
+        finally:
+            sys.settrace(before)
+        return count
+
     def test_an_edge_is_looked_at_a_few_times(self) -> None:
-        """Counts the lines that run for an arrowhead, whose hub has n neighbours."""
+        """... also in an arrowhead, whose hub has n neighbours."""
+        assert self.lines("arrowhead", 400) < 2.1 * self.lines("arrowhead", 200)
 
-        def lines(n: int) -> int:
-            keys = np.flatnonzero(family("arrowhead", n))
-            count = 0
+    @pytest.mark.parametrize(("name", "needed"), [("blocks", 7), ("arrowhead", 2), ("empty", 1), ("band", 5)])
+    def test_stops_where_more_colors_are_needed(self, name: str, needed: int) -> None:
+        i, j = np.divmod(np.flatnonzero(family(name, 70)), 70)
+        assert star_coloring(70, i, j, most=needed - 1) is None
+        assert star_coloring(70, i, j, most=needed) is not None
 
-            def trace(frame: object, event: str, argument: object) -> object:
-                nonlocal count
-                count += event == "line"
-                return trace
-
-            before = sys.gettrace()
-            sys.settrace(trace)  # type: ignore[arg-type]
-            try:
-                star_coloring(n, *np.divmod(keys, n))
-            finally:
-                sys.settrace(before)
-            return count
-
-        assert lines(400) < 2.1 * lines(200)
-
-    def test_stops_where_more_colors_are_needed(self) -> None:
-        keys = np.flatnonzero(family("blocks", 70))
-        assert star_coloring(70, *np.divmod(keys, 70), most=6) is None
-        assert star_coloring(70, *np.divmod(keys, 70), most=7) is not None
+    def test_stops_at_once_where_there_are_more_edges_than_stars_have(self) -> None:
+        assert star_coloring(20, *np.divmod(np.arange(400), 20), most=10) is None
+        assert self.lines("dense", 20, most=10) < 10 < self.lines("dense", 20, most=11)
 
 
 class TestChoice:

@@ -19,6 +19,7 @@ _SQUARE = "the matrix is square"
 _ONE_ROW = "there is one other row"
 _SAME = "these are equal to themselves alone"
 _REQUIRED = "an argument before the dimension is required"
+_MOST = "there are no more"
 _SHAPES = "expanding to the same shape changes nothing"
 
 EQUIVALENT: dict[str, str] = {
@@ -95,6 +96,7 @@ EQUIVALENT: dict[str, str] = {
     'keeps_first = known_name(func).strip("_") > "rsub"': _ZERO,
     'keeps_first = known_name(func).strip("_") < "rsub"': _ZERO,
     'keeps_first = known_name(func).strip("_") is not "rsub"': _ZERO,
+    'keeps_first = known_name(func).strip("_") is "rsub"': _ZERO,
     "if type(row) is Jet and 0 not in row.stride()[:-1]:": "without a step of 0 nothing is cut",
     "if n <= 0:": "n is not negative",
     "if n is 0:": _IDENTICAL,
@@ -124,6 +126,19 @@ EQUIVALENT: dict[str, str] = {
     "elif leaf is not v:": "a vertex is colored once",
     "neighbors = "
     "[columns[end - degree : end] for end, degree in zip(ends.tolist(), degrees.tolist(), strict=False)]": _LENGTHS,
+    "return len(self.keys) >= len(self.colors) ** 2": _MOST,
+    "if len(i) >= (2 * width + 1) * n - width * (width + 1):": _MOST,
+    "alone = np.bincount(group)[group] <= 1": _SOME,
+    'if like.device.type > "cpu" or count * like.element_size() < _PAGES:': "the names of other devices are behind it",
+    "if pattern.dtype is not torch.bool or pattern.shape != (n, n):": _SAME,
+    "if len(_colorings) == _KEPT:": _CACHE,
+    "if len(_colorings) >= _KEPT:": _CACHE,
+    "if len(_colorings) is _KEPT:": _CACHE,
+    "if len(_colorings) != _KEPT:": _CACHE,
+    "_KEPT = 7": _CACHE,
+    "_KEPT = 9": _CACHE,
+    "x if kind == SCALAR and _is_simple(x) else kind for x, kind in zip(arguments, kinds, strict=True)": _KINDS,
+    "x if kind is SCALAR and _is_simple(x) else kind for x, kind in zip(arguments, kinds, strict=False)": _LENGTHS,
     "zero = magnitude <= 0": "a magnitude is not negative",
     "return sweep.mapped(func(x.value, *args[1:]), x, lambda row: func(row, *args[1:-1], 0), args[ 2:])": _CONSTANTS,
     "return sweep.mapped(func(x.value, *args[1:]), x, lambda row: func(row, *args[1:-1], 0), args[ 0:])": _CONSTANTS,

@@ -344,13 +344,18 @@ class TestErrors:
         with pytest.raises(ValueError, match="'multilinear', 'elementwise' for the rule, got 'quadratic'"):
             ad.register_rule(OPERATORS["linear"], "quadratic")  # type: ignore[arg-type]
 
-    def test_several_results(self) -> None:
+    def test_several_results_and_none(self) -> None:
         @torch.library.custom_op("test_register_rule::two", mutates_args=())
         def two(x: Tensor) -> tuple[Tensor, Tensor]:
             return 2 * x, 3 * x
 
-        with pytest.raises(ValueError, match="with one tensor as result"):
-            ad.register_rule(two, "elementwise")
+        @torch.library.custom_op("test_register_rule::none", mutates_args=("x",))
+        def none(x: Tensor) -> None:
+            x.zero_()
+
+        for op in (two, none):
+            with pytest.raises(ValueError, match="with one tensor as result"):
+                ad.register_rule(op, "elementwise")
 
 
 class TestTheTable:

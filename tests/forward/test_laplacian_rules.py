@@ -594,7 +594,7 @@ class TestExponents:
     def test_one_kernel_for_all_that_are_not_simple(self, f: Callable[[Tensor, float], Tensor]) -> None:
         x = points("cpu").abs()
         known = 0
-        for k in (1.7, 2.3, 0.123, 17.25, 40.0, 3.001):
+        for k in (1.7, 2.3, 0.123, 16.5, 40.0, 3.001):
             of = lambda x, k=k: f(x, k).sum(-1)  # noqa: E731
             assert_close(laplacian(of, x), by_autograd(of, x))
             assert_close(ad.partials(of, x, [ad.Sum("xx", "yy", "zz")], names="xyz")[0], by_autograd(of, x))
@@ -605,7 +605,7 @@ class TestExponents:
     def test_simple_ones_have_their_own(self) -> None:
         x = points("cpu").abs()
         elementwise_rules._member.cache_clear()  # other tests have made some of them
-        for k in (-3, -0.5, 2, 2.5, 16):
+        for k in (-3, -0.5, 2, 16, -16):
             of = lambda x, k=k: (x**k).sum(-1)  # noqa: E731
             assert_close(laplacian(of, x), by_autograd(of, x))
         assert elementwise_rules._member.cache_info().misses == 5

@@ -182,9 +182,41 @@ class TestColouring:
         assert star_coloring(20, *np.divmod(np.arange(400), 20), most=10) is None
         assert self.lines("dense", 20, most=10) < 10 < self.lines("dense", 20, most=11)
 
+    @pytest.mark.parametrize("width", [0, 1, 2, 299])
+    def test_a_full_band_needs_no_search(self, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(decompression, "star_coloring", None)
+        monkeypatch.setattr(decompression, "_colorings", type(decompression._colorings)())  # none is known
+        band = torch.ones(300, 300, dtype=torch.bool).triu(-width).tril(width)
+        colored = decompression.coloring_of(band, torch.zeros(300))
+        assert (colored.count, colored.full) == (min(2 * width + 1, 300), width == 299)
+        keys = colored.keys.numpy()
+        assert decompression._color(300, keys, most=colored.count - 1) is None
+        assert decompression._color(300, keys, most=colored.count) is not None
+
 
 class TestChoice:
     """``sparsity="auto"`` computes all rows where a pattern would not pay."""
+
+    def test_few_elements_are_not_looked_at(self) -> None:
+        seen: list[int] = []
+        for n in (511, 512):
+            decompression.find_coloring(lambda x: seen.append(len(x)) or x.sum(), sample(n))  # type: ignore[func-returns-value]
+        assert seen == [512]
+
+    def test_half_of_all_entries_is_few_for_a_result_that_is_sparse(self) -> None:
+        assert decompression.find_coloring(lambda x: x.square().sum(), sample(2), always=True) is not None
+
+    @pytest.mark.parametrize(("elements", "size"), [(350_000, 350), (349_999, None)])
+    def test_an_entry_is_colored_as_long_as_70_elements_are_computed(
+        self, elements: int, size: int | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """... and finding one takes as long as 10; both may take a fifth of the time of all rows."""
+        given: list[Any] = []
+        diagonal = np.arange(1000) * 1001
+        monkeypatch.setattr(decompression, "find_pattern", lambda *args: given.extend(args) or (diagonal, elements))
+        found = decompression.find_coloring(torch.sum, sample(1000))
+        assert given[2:] == [1000 / 4, 0.2 / 10]
+        assert (found and found.size) == size
 
     @pytest.mark.parametrize(
         ("f", "n", "pays"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import mmap
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.testing import assert_close
 
 import torchad_ext as ad
 from torchad_ext import SparsityError, _self_check, hessian_sparsity
-from torchad_ext._hessian import thresholds
+from torchad_ext._hessian import decompression, thresholds
 from torchad_ext._hessian.decompression import coloring_of
 from torchad_ext._hessian.pullback import GraphPullback
 
@@ -244,6 +245,27 @@ class TestColouring:
         assert_close(result.to_dense(), torch.func.hessian(f)(x))
 
 
+@pytest.mark.parametrize(
+    ("count", "dtype", "where", "pages"),
+    [
+        (2**21 - 1, torch.float64, "cpu", 0),
+        (2**21, torch.float64, "cpu", 1),
+        (2**22 - 1, torch.float32, "cpu", 0),
+        (2**22, torch.float32, "cpu", 1),
+        (2**22, torch.float64, "meta", 0),
+    ],
+)
+def test_the_operating_system_gives_16_megabytes_of_zeros(
+    count: int, dtype: torch.dtype, where: str, pages: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """... on the CPU, which takes memory for what is written alone."""
+    made, mapped = [], mmap.mmap
+    monkeypatch.setattr(mmap, "mmap", lambda *args, **kwargs: made.append(0) or mapped(*args, **kwargs))
+    zeros = decompression._zeros(count, torch.ones(1, dtype=dtype, device=where))
+    assert (len(zeros), zeros.dtype, zeros.device.type, len(made)) == (count, dtype, where, pages)
+    assert where == "meta" or not zeros.any()
+
+
 class TestHessian:
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
     @pytest.mark.parametrize("given", ["auto", "dense", "sparse"])
@@ -287,6 +309,18 @@ class TestHessian:
         diagonal.check(torch.stack([1 + nan, v + nan]), v, lambda seeds: seeds, is_found=False)
         with pytest.raises(SparsityError):
             diagonal.check(torch.stack([1 + 0 * v, v + nan]), v, lambda seeds: seeds, is_found=False)
+
+    def test_zeros_pass_the_check(self) -> None:
+        v = sample(3)
+        coloring_of(torch.eye(3, dtype=torch.bool), v).check(torch.zeros(2, 3).to(v), v, torch.zeros_like, False)
+
+    def test_rounding_is_that_of_products_with_vectors_as_short(self) -> None:
+        v = 1e-10 * sample(3)
+        diagonal = coloring_of(torch.eye(3, dtype=torch.bool), v)
+        with pytest.raises(SparsityError):
+            diagonal.check(
+                torch.stack([1 + 0 * v, v * (1 + 1e-6)]), v, lambda seeds: seeds * (1 + 1e-6), is_found=False
+            )
 
     def test_a_function_that_is_not_its_operations_raises(self) -> None:
         class Coupled(Cubed):

@@ -126,8 +126,6 @@ def coloring_of(pattern: Any, x: Tensor) -> Coloring:
             f"torchad_ext.hessian takes a bool tensor of shape [{n}, {n}] for sparsity, x having {n} elements; got "
             f"{pattern.dtype} of shape {list(pattern.shape)}"
         )
-    if pattern.layout is torch.strided:
-        pattern = pattern.to_sparse()
     pattern = pattern.to_sparse_coo().coalesce()
     i, j = pattern.indices()[:, pattern.values()].cpu().numpy()
     colored = _coloring_of_keys(np.concatenate([i * n + j, j * n + i]), x)
@@ -155,7 +153,7 @@ def find_coloring(f: Callable[[Tensor], Tensor], x: Tensor, always: bool = False
     colored = (
         _coloring_of_keys(keys, x, most) if thresholds.COLORING * len(keys) <= thresholds.SHARE * of_rows else None
     )
-    return colored and dataclasses.replace(colored, size=int(of_rows / max(1, n)))
+    return colored and dataclasses.replace(colored, size=int(of_rows / n))
 
 
 def _coloring_of_keys(keys: Array, x: Tensor, most: float = math.inf) -> Coloring | None:
@@ -193,6 +191,6 @@ def _color(n: int, keys: Array, most: float) -> tuple[Tensor, int, Tensor] | Non
         return None
     # H_ij is read in the product of the color of j, unless another neighbour of i has that color.
     group = i * count + colors[j]
-    alone = np.bincount(group, minlength=n * count)[group] == 1
+    alone = np.bincount(group)[group] == 1
     places = np.where(alone, colors[j] * n + i, colors[i] * n + j)
     return torch.from_numpy(colors), count, torch.from_numpy(places)

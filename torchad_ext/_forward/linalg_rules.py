@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from .._autograd.undefined import sum_defined
-from .sweep import Arguments, Keywords, Sweep
+from .sweep import Arguments, Keywords, Rule, Sweep
 
 
 def _tangents(x: Any) -> Tensor:
@@ -304,8 +304,7 @@ def _pinv(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     return _result(sweep, P, P1, total)
 
 
-# By the name of an operation; the rules of ``laplacians._RULES``.
-RULES: dict[str, Callable[..., Any]] = {
+RULES: dict[str, Rule] = {
     "inv": _inverse,
     "inv_ex": _inverse,
     "inverse": _inverse,

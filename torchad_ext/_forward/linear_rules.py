@@ -35,7 +35,7 @@ def _divided(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
 
 def of_first(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """Linear in the first argument; the others say what to do with it, as in x.view_as(other)."""
-    if not args or isinstance(args[0], (list, tuple)):
+    if not args:
         return NotImplemented
     if len(args) > 1 or kwargs:
         varies = any(x.sweep is sweep for x in jets_in((args[1:], kwargs)))

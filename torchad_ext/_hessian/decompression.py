@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import math
 import mmap
 from collections.abc import Callable
@@ -43,14 +42,12 @@ class Coloring:
         count: of colors.
         keys: i n + j for each entry (i, j), sorted.
         places: of each entry in the products, flattened.
-        size: how many elements f computes, about, where that is known.
     """
 
     colors: Tensor
     count: int
     keys: Tensor
     places: Tensor
-    size: int = 1
 
     @property
     def full(self) -> bool:
@@ -150,10 +147,9 @@ def find_coloring(f: Callable[[Tensor], Tensor], x: Tensor, always: bool = False
     if pattern is None:
         return None
     keys, of_rows = pattern
-    colored = (
-        _coloring_of_keys(keys, x, most) if thresholds.COLORING * len(keys) <= thresholds.SHARE * of_rows else None
-    )
-    return colored and dataclasses.replace(colored, size=int(of_rows / n))
+    if thresholds.COLORING * len(keys) > thresholds.SHARE * of_rows:
+        return None
+    return _coloring_of_keys(keys, x, most)
 
 
 def _coloring_of_keys(keys: Array, x: Tensor, most: float = math.inf) -> Coloring | None:

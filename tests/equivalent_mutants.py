@@ -55,6 +55,7 @@ EQUIVALENT: dict[str, str] = {
     "given = dict(zip(places, varying, strict=False))": _LENGTHS,
     "before = before / before.new_tensor(sweep.signs).reshape(-1, *(1,) * x.dim())": _SIGNS,
     "if len(args) > 2:": "no call has one",
+    "if len(args) > 2 or kwargs:": "a second tensor alone gives a shape or indices",
     "if kwargs or len(args) < 3:": "no call has more",
     "return tuple(map(func, xs)) if len(xs) != 1 or xs is not args else of_all(sweep, func, args, kwargs)": _SOME,
     "return T / torch.tensor(sweep.signs, dtype=T.dtype, device=T.device).unsqueeze(-1)": _SIGNS,

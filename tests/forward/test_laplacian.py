@@ -715,6 +715,12 @@ def test_constants_beside_others_stay_constants(device: str) -> None:
     assert seen == [Tensor, Tensor]
 
 
+@pytest.mark.parametrize("of_two", [torch.atleast_2d, torch.broadcast_tensors])
+def test_numbers_beside_tensors_are_the_error_that_pytorch_has(of_two: Callable[..., Any], device: str) -> None:
+    with pytest.raises(TypeError, match="expected Tensor"):
+        laplacian(lambda x: of_two(x, 2.0)[0], points(device))
+
+
 def test_a_number_of_another_device() -> None:
     """PyTorch takes a number of the CPU with tensors of any device."""
     x, number = points("meta"), torch.tensor(2.0, dtype=torch.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -166,7 +167,7 @@ def last(*shape: int) -> Tensor:
 LINALG: dict[str, Callable[[Tensor], Any]] = {
     "inv": lambda x: torch.linalg.inv(matrices(x)),
     "inv of one matrix for all": lambda x: matrices(x).inverse() @ torch.linalg.inv_ex(matrices(x))[0],
-    "solve": lambda x: torch.linalg.solve(matrices(x), x.cos()),
+    "solve": lambda x: x * torch.linalg.solve(matrices(x), x.cos()),
     "solve for matrices": lambda x: torch.linalg.solve(matrices(x), matrices(x.cos())[..., :2]),
     "solve from the right": lambda x: torch.linalg.solve(matrices(x), matrices(x.cos())[:, :2], left=False),
     "solve with a constant matrix": lambda x: torch.linalg.solve(
@@ -306,19 +307,72 @@ TIES: dict[str, Function] = {
 }
 
 
+def of_each_reduction(loss: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    return torch.cat([loss(*args, reduction=r, **kwargs).flatten() for r in ("none", "mean", "sum")])
+
+
+CLASSES, WEIGHTS = torch.tensor([3, 1]), torch.tensor([0.3, 1.7, 0.9, 2.1], dtype=D)
+PLACES = torch.tensor([[1, 0], [0, -100]])  # the last one is ignored
+LOSSES: dict[str, Function] = {
+    "smoothed classes": lambda x: of_each_reduction(F.cross_entropy, x, CLASSES, label_smoothing=0.3),
+    "smoothed classes with weights": lambda x: of_each_reduction(
+        F.cross_entropy, x, CLASSES, WEIGHTS, label_smoothing=0.3, ignore_index=1
+    ),
+    "classes of places": lambda x: of_each_reduction(
+        F.cross_entropy, x.reshape(2, 2, 2), PLACES, WEIGHTS[:2], label_smoothing=0.3
+    ),
+    "one class": lambda x: F.cross_entropy(x.flatten(), torch.tensor(5), label_smoothing=0.3),
+    "probabilities": lambda x: of_each_reduction(F.cross_entropy, x, WEIGHTS * CLASSES[:, None]),
+    "smoothed probabilities with weights": lambda x: of_each_reduction(
+        F.cross_entropy, x, WEIGHTS * CLASSES[:, None], WEIGHTS, label_smoothing=0.3
+    ),
+    "probabilities of places": lambda x: of_each_reduction(
+        F.cross_entropy, x.reshape(2, 2, 2), (WEIGHTS * CLASSES[:, None]).reshape(2, 2, 2), WEIGHTS[:2]
+    ),
+    "one of probabilities": lambda x: F.cross_entropy(x.flatten(), torch.arange(8).to(D)),
+    "poisson": lambda x: torch.cat(
+        [
+            of_each_reduction(F.poisson_nll_loss, x + 3, WEIGHTS + 0.1 * (i - 1), log_input=log, full=full, eps=0.1)
+            for i, (log, full) in enumerate(itertools.product((False, True), repeat=2))
+        ]
+    ),
+    "poisson at 1": lambda x: F.poisson_nll_loss(x, torch.ones(4, dtype=D), full=True),
+    "triplets": lambda x: torch.cat(
+        [
+            of_each_reduction(F.triplet_margin_loss, x, x.sin(), x.flip(1).cos(), margin=2.5, p=p, swap=swap)
+            for p, swap in ((2.0, True), (3.0, False), (3.0, True))
+        ]
+    ),
+    "cosines of tiny vectors": lambda x: of_each_reduction(
+        F.cosine_embedding_loss, 1e-6 * x, 1e-6 * x.flip(1).cos(), torch.tensor([1, -1])
+    ),
+    "huber": lambda x: of_each_reduction(F.huber_loss, x, x.detach() + WEIGHTS, delta=1.3),
+    "smooth l1": lambda x: of_each_reduction(F.smooth_l1_loss, x, x.detach() + WEIGHTS, beta=1.3),
+}
+
+
 @pytest.mark.filterwarnings("error:torchad_ext.laplacian")
-@pytest.mark.parametrize("name", TIES)
-def test_kinks_and_ties_are_those_of_pytorch(name: str) -> None:
+@pytest.mark.parametrize("name", TIES | LOSSES)
+def test_kinks_ties_and_losses_are_those_of_pytorch(name: str) -> None:
     """Of numbers of which many are equal, or at a kink."""
     numbers = torch.tensor([[2.0, 2, 1, 1], [1, 1, 2, -1]], dtype=D)
 
     def f(x: Tensor) -> Tensor:
-        return TIES[name](numbers + 0.1 * (MIXING[:8] @ (x.sin() - AT.sin())).reshape(2, 4))
+        return (TIES | LOSSES)[name](numbers + 0.1 * (MIXING[:8] @ (x.sin() - AT.sin())).reshape(2, 4))
 
     x = AT.clone().requires_grad_()
     w = torch.arange(f(x).numel(), dtype=D).add(0.3).cos()
     value, _, curvature = ad.forward_laplacian(f, x)
     assert_close((value, (w * curvature).sum()), nested(f, x, w))
+
+
+@pytest.mark.parametrize("p", [0, 1])
+def test_the_entropy_of_certainty_is_bounded_as_in_pytorch(p: int) -> None:
+    f = lambda x: F.binary_cross_entropy((p - (x - AT).square()).abs(), torch.full((3,), 0.3, dtype=D))  # noqa: E731
+    x = AT.clone().requires_grad_()
+    with pytest.warns(UserWarning, match="no rule for binary_cross_entropy"):
+        value, _, curvature = ad.forward_laplacian(f, x)
+    assert_close((value, curvature), nested(f, x, torch.ones((), dtype=D)))
 
 
 @pytest.mark.filterwarnings("error:torchad_ext.laplacian")
@@ -372,6 +426,9 @@ OVERLOADS: dict[str, Function] = {
     ),
     "extrema of two": lambda x: torch.max(x.sin(), last(4, 3)) * torch.min(last(4, 3), x.cos()) + x.max(x.roll(1, 1)),
     "embedding by the operator": lambda x: torch.embedding(x.sin(), torch.arange(4)),
+    "matrix_exp of more dimensions": lambda x: torch.linalg.matrix_exp(
+        torch.stack([matrices(x), matrices(x.cos())], 1) / 2
+    ),
     "embedding with a padding": lambda x: (
         F.embedding(torch.arange(4), x.sin(), 1),
         torch.embedding(indices=torch.arange(4), weight=x.cos(), padding_idx=0),

@@ -12,6 +12,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, vmap
 from torch.testing import assert_close
 
 import torchad_ext as ad
+from torchad_ext._forward.singular import _polynomial
 
 D = torch.float64
 Function = Callable[[Tensor], Tensor]
@@ -97,6 +98,12 @@ class TestDeterminants:
         assert_close(mixed, third[0, 0, 1], **scale)
         H = ad.hessian(f, leaf)
         assert_close(torch.autograd.grad(H[0, 1], leaf)[0], third[:, 0, 1], **scale)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 5])
+def test_the_last_coefficient_of_a_characteristic_polynomial(n: int) -> None:
+    A = torch.stack([of_rank(n, n), of_rank(n, n).mT + 0.1])
+    assert_close(_polynomial(A), by_leibniz(A))
 
 
 def test_a_batch_of_all_ranks() -> None:

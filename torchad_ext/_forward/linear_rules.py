@@ -62,7 +62,7 @@ def of_all(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
 def _each_alone(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """Tensors to tensors, each by itself: a constant stays one."""
     xs = args[0] if isinstance(args[0], (list, tuple)) else args
-    if kwargs or not all(isinstance(x, Tensor) for x in xs):
+    if not all(isinstance(x, Tensor) for x in xs):
         return NotImplemented
     if known_name(func) == "broadcast_tensors":
         shape = torch.broadcast_shapes(*(x.shape for x in xs))
@@ -187,7 +187,7 @@ def _of_products(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> 
     """
     name = known_name(func)
     x, dim, *rest = (*args, None) if name == "prod" and len(args) == 1 else args
-    if kwargs or rest or not x.numel() or not x.dim() or x.is_complex() or transforms_active():
+    if kwargs or rest or not x.numel() or not x.dim() or transforms_active():
         return NotImplemented
     x = x.flatten() if dim is None else x.movedim(dim, -1)
     y = getattr(torch, name)(x.value, -1)

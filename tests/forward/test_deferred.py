@@ -94,6 +94,26 @@ def overwritten_operand(x: Tensor) -> Tensor:
     return z.exp() + y.sum(-1, keepdim=True)
 
 
+def factor_that_varies_later(x: Tensor) -> Tensor:
+    factor = torch.ones_like(x)
+    factor.add_(1)
+    y = x.sin() * factor
+    factor += x
+    return y.exp()
+
+
+def filled_before_cat(x: Tensor) -> Tensor:
+    y = torch.zeros_like(x)
+    y += x.sin()
+    return torch.cat([y, torch.ones_like(x), x], -1)
+
+
+def filled_before_product(x: Tensor) -> Tensor:
+    y = torch.zeros_like(x)
+    y[:] = x.sin()
+    return 2 * (y @ torch.ones(3, 2).to(x))
+
+
 def index_list(x: Tensor) -> Tensor:
     index = [2, 0]
     y = x.sin()[:, index]
@@ -143,6 +163,9 @@ OVERWRITTEN: dict[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] = {
     overwritten_index: lambda x: x.sin().gather(-1, INDEX.expand(len(x), -1)).exp(),
     overwritten_einsum: lambda x: (x.sin() @ W[0]).exp().unsqueeze(-1),
     overwritten_operand: lambda x: F.linear(x.sin(), W).exp(),
+    factor_that_varies_later: lambda x: (2 * x.sin()).exp(),
+    filled_before_cat: lambda x: torch.cat([x.sin(), torch.ones_like(x), x], -1),
+    filled_before_product: lambda x: 2 * (x.sin() @ torch.ones(3, 2).to(x)),
     index_list: lambda x: x.sin()[:, [2, 0]].exp(),
     index_array: lambda x: x.sin()[:, [2, 0]].exp(),
     list_of_dimensions: lambda x: x.sin().exp(),
@@ -159,6 +182,7 @@ def test_what_is_overwritten_later_counts_as_it_was(f: Callable[[Tensor], Tensor
     with torch.set_grad_enabled(record):
         result = ad.forward_laplacian(f, x)
     assert_close(result.value, expected(x))
+    assert_close(result.jacobian, torch.func.vmap(torch.func.jacrev(lambda x: expected(x.unsqueeze(0))[0]))(x))
     assert_close(result.laplacian, traces(expected, x))
 
 

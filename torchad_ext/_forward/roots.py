@@ -73,9 +73,9 @@ def _is_ignored() -> bool:
 
 
 def changes(x: Any) -> int:
-    """How often a tensor was changed in place; a tensor of a sweep counts these itself."""
+    """How often a tensor was changed in place; one of a sweep counts that itself, below 0: it may have been plain."""
     if hasattr(x, "root"):
-        return x.root.written  # type: ignore[no-any-return]
+        return ~x.root.written  # type: ignore[no-any-return]
     with without_torch_function():
         return 0 if x.is_inference() else x._version
 

@@ -217,24 +217,25 @@ class Sweep:
             constants: what it reads besides its arguments.
         """
 
+        jets = [x for x in jets_in((args, kwargs)) if x.sweep is self]
+        given = {id(x): x.given for x in jets}  # they may be written to, and be plain tensors again afterwards
+
         @functools.cache
         def with_zeros() -> tuple[Arguments, Keywords]:
             def zero(x: Any) -> Any:
-                return torch.zeros_like(x) if has_derivative(x) and not self.owns(x) else x
+                return torch.zeros_like(x) if has_derivative(x) and id(x) not in given else x
 
             return (each(zero, args), each(zero, kwargs)) if jointly else (args, kwargs)
 
         def mapped(row_of: Callable[[Jet], Tensor]) -> Any:
             def row(x: Any) -> Any:
-                return row_of(x) if self.owns(x) else x
+                return row_of(x) if id(x) in given else x
 
             others, options = with_zeros()
             return (of_rows or func)(*each(row, others), **each(row, options))
 
         args_of_value, kwargs_of_value = self.values(args, kwargs)
         value = func(*args_of_value, **kwargs_of_value)
-        jets = [x for x in jets_in((args, kwargs)) if x.sweep is self]
-        given = {id(x): x.given for x in jets}  # they may be written to
 
         def of_tangents() -> Iterable[Any]:
             known = {i: given_by(rows) for i, rows in given.items()}

@@ -159,6 +159,20 @@ class TestNoFalseAlarm:
         (u_x,) = ad.partials(f, points(), ["x"], names="tx")
         assert_close(u_x[:, 1], points()[:, 1].cos())
 
+    @pytest.mark.parametrize("write", [lambda y, x: y.add_(x), lambda y, x: y.unbind(-1)[1].mul_(x[:, 0])])
+    def test_of_writes_that_pytorch_does_not_differentiate(self, write: Callable[[Tensor, Tensor], Any]) -> None:
+        def f(x: Tensor) -> Tensor:
+            y = x.exp()  # which its gradient reads
+            write(y, x)
+            return y[:, 1]
+
+        x = points()
+        with pytest.raises(RuntimeError, match="inplace"):
+            torch.autograd.grad(f(x.requires_grad_()).sum(), x)
+        value, u_x = ad.partials(f, x.detach(), ["", "x"], names="tx")
+        plain = torch.func.vmap(torch.func.jacfwd(lambda x: f(x.unsqueeze(0))[0]))(x.detach())
+        assert_close((value, u_x), (f(x.detach()), plain[:, 1]))
+
     def test_in_float32_at_order_six(self) -> None:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))

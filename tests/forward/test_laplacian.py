@@ -307,10 +307,13 @@ RULES: dict[str, Function] = {
     "conv": lambda x: F.conv1d(x.sin()[:, None], W.to(x)[:, None], V.to(x), padding=1).square().flatten(1),
     "pointwise": lambda x: SEVERAL(x.sin(), x.cos())[0] * SEVERAL(x, x)[1],
     "as another": lambda x: V.to(x, non_blocking=True) * x.sin().view_as(x) + x.cos().type_as(x),
+    "of a type": lambda x: x.sin().type(x.dtype) * x.cos().type(x.type()),
     "detach": lambda x: x.sin() * x.detach(),
     "constant": lambda x: torch.ones_like(x) + x.sign(),
     "power of nothing": lambda x: sum(c * x.sin() ** k for k, c in enumerate((1.0, 2.0, 3.0))),  # type: ignore[return-value, misc]
     "linear": lambda x: F.linear(x, W.to(x), V.to(x)),
+    "linear to a number": lambda x: F.linear(x, V.to(x)) * F.linear(x.cos(), W[0].to(x)),
+    "linear with a varying row": lambda x: torch.stack([F.linear(V.to(x), y.sin()) for y in x]),
     "convolution of both": lambda x: F.conv1d(
         x.sin()[None], x.cos()[:, None, :2], x[:, 0], groups=len(x), padding=1
     ).squeeze(0),
@@ -523,6 +526,14 @@ class TestCoefficients:
         f, x = network(device), points(device)
         C = coefficients("indefinite", x)
         assert_close(laplacian(lambda x: f(x[None])[0], x[0], C), traces(f, x[:1], C)[0])
+
+    @pytest.mark.parametrize("kind", ["definite", "indefinite of each point"])
+    def test_nearly_symmetric_ones_count_by_both_triangles(self, kind: str, device: str) -> None:
+        f, x = (lambda x: x.prod(-1)), points(device)
+        C = coefficients(kind, x)
+        rounded = C + 1e-9 * torch.ones(3, 3).to(x).triu(1)
+        error = laplacian(f, x, rounded) - laplacian(f, x, C)
+        assert_close(error / 1e-9, x @ torch.ones(3).to(x), rtol=1e-4, atol=1e-4)
 
     def test_under_vmap(self, device: str) -> None:
         f, x = network(device), points(device)

@@ -457,6 +457,22 @@ OVERLOADS: dict[str, Function] = {
         F.embedding(torch.arange(4), x.sin(), 1),
         torch.embedding(indices=torch.arange(4), weight=x.cos(), padding_idx=0),
     ),
+    "softmax by the operators": lambda x: (
+        aten._softmax.default(x.sin(), 1, False) * aten._log_softmax.default(x.cos(), -1, False)
+    ),
+    "convolution": lambda x: (
+        aten.convolution.default(x.sin()[:, None], last(2, 1, 2), last(2), [1], [0], [1], False, [0], 1),
+        aten.convolution.default(x.sin()[:, None], last(1, 2, 2), None, [2], [0], [1], True, [1], 1),
+    ),
+    "batch_norm by the operators": lambda x: (
+        aten._native_batch_norm_legit_no_training.default(x.sin(), last(3), last(3), last(3), last(3), 0.1, 1e-5)[0],
+        aten._native_batch_norm_legit.no_stats(x.sin()[None], None, None, True, 0.1, 1e-5)[0][0],
+    ),
+    "batch_norm of each point": lambda x: F.batch_norm(x.sin()[None], None, None, training=True)[0],
+    "gammainc": lambda x: (
+        torch.special.gammainc(last(3).exp(), x.exp()) * torch.special.gammaincc(last(3).exp(), x.cosh())
+    ),
+    "affine_grid": lambda x: F.affine_grid(x.sin()[:, :2, None] * x[:, None], [4, 1, 2, 2], align_corners=False),
     "constant_pad_nd": lambda x: aten.constant_pad_nd.default(x.sin(), [1, 0], 2.5).square(),
     "max_pool1d with names": lambda x: (
         F.max_pool1d(x.sin(), kernel_size=2, dilation=2),
@@ -478,6 +494,13 @@ def test_calls(name: str) -> None:
     f = lambda x: of_parts(OVERLOADS[name])(x + 0.1 * x.sin()).sin()  # noqa: E731
     C = coefficients("indefinite of each point", x)
     assert_close((laplacian(f, x), laplacian(f, x, C)), of_nested(f, x, C))
+
+
+def test_the_logarithm_of_a_negative_determinant_has_no_slope() -> None:
+    """As in PyTorch."""
+    x = points("cpu")
+    value, jacobian, curvature = ad.forward_laplacian(lambda x: torch.logdet(matrices(x)[:, [1, 0, 2]]), x)
+    assert value.isnan().all() and not jacobian.any() and not curvature.any()
 
 
 @pytest.mark.filterwarnings("error:torchad_ext")

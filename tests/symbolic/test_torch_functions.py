@@ -32,7 +32,7 @@ from torch.testing._internal.opinfo.core import OpInfo, SampleInput
 
 D = torch.float64
 AT = torch.tensor([0.3, -0.7, 1.1], dtype=D)
-TRAINING = ("batch_norm", "native_batch_norm")  # has no Laplacian at each point
+TRAINING = ("batch_norm", "native_batch_norm", "_native_batch_norm_legit")  # has no Laplacian at each point
 
 
 @pytest.fixture(autouse=True)

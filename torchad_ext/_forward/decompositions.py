@@ -17,7 +17,7 @@ from torch import Tensor
 from .._quadratic_form import definition as quadratic_form
 from .._torch_state import clamp_shares_ties
 from . import elementwise_rules, singular
-from .corrections import CORRECTIONS, affine, vander, vector_norm
+from .corrections import CORRECTIONS, affine, vander, vector_norm, without_statistics
 from .roots import root, squared
 from .softmax import dropout, log_softmax, logsumexp, softmax
 
@@ -294,27 +294,43 @@ def _of_nothing(function: Callable[..., Any]) -> Callable[..., Any]:
     return composed
 
 
+def _of_operator(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``aten._softmax`` and its kin, which widen half types on CUDA."""
+
+    def composed(x: Any, dim: int, half_to_float: bool) -> Any:
+        return function(x, dim, torch.float32 if half_to_float else None)
+
+    return composed
+
+
 def _rms_norm(x: Any, shape: Any, weight: Any = None, eps: float | None = None) -> Any:
     square = x.square().mean(tuple(range(-len(shape), 0)), keepdim=True)
     return affine(x * (square + (torch.finfo(x.dtype).eps if eps is None else eps)).rsqrt(), weight, None)
 
 
 def _of_own_point(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A ``batch_norm`` that does not train."""
+    """A ``batch_norm`` that does not train, or normalises one point by itself."""
 
     def composed(x: Any, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, *others: Any) -> Any:
-        if training:
+        if training and x.shape[0] > 1:
             raise ValueError(
                 "torchad_ext: batch_norm in training makes each result depend on all points; call eval() on it"
             )
-        return function(x, weight, bias, mean, variance, False, *others)
+        return function(x, weight, bias, mean, variance, training, *others)
 
     return composed
 
 
+def _without_training(x: Any, weight: Any, bias: Any, mean: Any, variance: Any, *others: Any) -> Any:
+    return _native_batch_norm(x, weight, bias, mean, variance, False, *others)
+
+
+_native_batch_norm = _of_own_point(CORRECTIONS["native_batch_norm"])
 COMPOSITIONS: dict[str, Callable[..., Any]] = {
     "batch_norm": _of_own_point(CORRECTIONS["batch_norm"]),
-    "native_batch_norm": _of_own_point(CORRECTIONS["native_batch_norm"]),
+    "native_batch_norm": _native_batch_norm,
+    "_native_batch_norm_legit": without_statistics(_native_batch_norm),
+    "_native_batch_norm_legit_no_training": _without_training,
     "cosine_similarity": _cosine_similarity,
     "cumprod": singular.cumprod,
     "logcumsumexp": _logcumsumexp,
@@ -333,6 +349,8 @@ COMPOSITIONS: dict[str, Callable[..., Any]] = {
     "corrcoef": _corrcoef,
     "softmax": _of_nothing(softmax),
     "log_softmax": _of_nothing(log_softmax),
+    "_softmax": _of_operator(_of_nothing(softmax)),
+    "_log_softmax": _of_operator(_of_nothing(log_softmax)),
     "dropout": dropout,
     "feature_dropout": _feature_dropout,
     "alpha_dropout": _alpha_dropout,
@@ -362,6 +380,8 @@ COMPOSITIONS: dict[str, Callable[..., Any]] = {
     "logsumexp": logsumexp,
     "masked_fill": lambda x, mask, value: torch.where(mask, value, x),
     "quadratic_form": quadratic_form,
+    "gammainc": torch.igamma,
+    "gammaincc": torch.igammac,
     "abs": elementwise_rules.size,
     "absolute": elementwise_rules.size,
     "angle": elementwise_rules.angle,

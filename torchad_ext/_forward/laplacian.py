@@ -204,6 +204,7 @@ def _directions(x: Tensor, C: Tensor | None) -> tuple[list[Tensor], tuple[int, .
             "from their transpose; (C + C.mT) / 2 gives the same sum"
         )
     wide = C if C.dtype == torch.float64 else C.float()
+    wide = (wide + wide.mT) / 2  # a factorization reads one triangle
     if known:
         factor, failed = torch.linalg.cholesky_ex(wide)
         if not failed.any():

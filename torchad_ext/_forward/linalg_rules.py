@@ -181,9 +181,12 @@ def _slogdet(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
 
 
 def _logdet(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-    """nan where the determinant is negative."""
+    """nan where the determinant is negative, a constant."""
     (A,) = args
-    return NotImplemented if not _is_real(A) else _log_determinant(sweep, A, func(A.value))
+    if not _is_real(A):
+        return NotImplemented
+    sign, y = torch.linalg.slogdet(A)
+    return y.masked_fill(sign < 0, torch.nan)
 
 
 def _cholesky(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:

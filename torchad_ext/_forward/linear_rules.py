@@ -120,14 +120,14 @@ def _linear_layer(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) ->
     given = dict(zip(("input", "weight", "bias"), args, strict=False), **kwargs)
     x, weight, bias = given["input"], given["weight"], given.get("bias")
     if sweep.owns(weight) or sweep.owns(bias):
-        return affine(x @ weight.mT, None, bias)
+        return affine(x @ (weight.mT if weight.dim() > 1 else weight), None, bias)
 
     def product(row: Any) -> Any:
         """The first tangents are the same for all points."""
         if type(row) is Jet or 0 not in row.stride()[:-1]:
             return func(row, weight)
         one = row[tuple([slice(0, 1) if step == 0 else slice(None) for step in row.stride()[:-1]])]
-        return func(one, weight).expand(*row.shape[:-1], weight.shape[0])
+        return func(one, weight).expand(*row.shape[:-1], *weight.shape[:-1])
 
     return sweep.mapped(func(x.value, weight, bias), x, product, weight, at_once=True)
 
@@ -233,6 +233,11 @@ def _bilinear(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any
     return y if bias is None else y + bias
 
 
+def _typed(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """x of a type; without one the name of that of x."""
+    return of_first(sweep, func, args, kwargs) if len(args) > 1 or kwargs else func(*map(sweep.value, args))
+
+
 def _real_view(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     return of_first(sweep, lambda x: func(x.resolve_conj()), args, kwargs)
 
@@ -246,12 +251,15 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys("mul multiply rmul".split(), _scaled),
     **dict.fromkeys("div divide true_divide truediv".split(), _divided),
     **dict.fromkeys("add radd sub subtract rsub".split(), _sum),
-    **dict.fromkeys("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split(), _convolution),
+    **dict.fromkeys(
+        "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution".split(), _convolution
+    ),
     "linear": _linear_layer,
     "pad": _padded,
     "constant_pad_nd": _padded,
     "where": _chosen,
     "Tensor.where": _chosen,
+    "type": _typed,
     "view_as_real": _real_view,
     "einsum": _einsum,
     "prod": _of_products,
@@ -259,4 +267,5 @@ RULES: dict[str, Rule] = {
     "multi_dot": _chained,
     "bilinear": _bilinear,
     "gradient": of_first,
+    "affine_grid_generator": of_first,
 }

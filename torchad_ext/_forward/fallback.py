@@ -188,7 +188,11 @@ def check_dense(name: str, what: str, x: Tensor) -> None:
 def checked(y: Any, x: Tensor, name: str) -> Tensor:
     """The result of f, if it is one."""
     if not isinstance(y, Tensor):
-        raise TypeError(f"torchad_ext.{name}: f returns a tensor, got {type(y).__name__}; pick one, lambda x: f(x)[0]")
+        remedy = "is its return missing?" if y is None else "compute it without item(), numpy() and the like"
+        if isinstance(y, (tuple, list, dict)):
+            first = next(iter(y), None) if isinstance(y, dict) else 0
+            remedy = f"pick one, lambda x: f(x)[{first!r}]"
+        raise TypeError(f"torchad_ext.{name}: f returns a tensor, got {type(y).__name__}; {remedy}")
     if not has_derivative(y):
         raise TypeError(f"torchad_ext.{name}: f returns floating-point numbers, got {y.dtype}, which has no derivative")
     batch = x.shape[:-1]

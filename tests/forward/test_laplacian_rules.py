@@ -496,6 +496,19 @@ def test_calls(name: str) -> None:
     assert_close((laplacian(f, x), laplacian(f, x, C)), of_nested(f, x, C))
 
 
+def test_batch_norm_in_training_is_refused_where_it_mixes_points() -> None:
+    def f(x: Tensor) -> Tensor:
+        rows = x.sin().unsqueeze(-1) * last(4)
+        return F.batch_norm(rows.reshape(-1, 2), None, None, training=True).reshape(*x.shape[:-1], -1)
+
+    x = points("cpu")
+    with pytest.raises(ValueError, match="depend on all points"):
+        laplacian(f, x)
+    expected = torch.func.hessian(f)(x[0]).diagonal(dim1=-2, dim2=-1).sum(-1)
+    assert_close(laplacian(f, x[0]), expected)
+    assert_close(laplacian(f, x[:1]), expected.unsqueeze(0))
+
+
 def test_the_logarithm_of_a_negative_determinant_has_no_slope() -> None:
     """As in PyTorch."""
     x = points("cpu")

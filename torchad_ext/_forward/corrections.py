@@ -111,7 +111,7 @@ def _native_batch_norm(
     return y if y is NotImplemented else (y, *statistics)
 
 
-def without_statistics(native: Callable[..., Any]) -> Callable[..., Any]:
+def _legit(native: Callable[..., Any]) -> Callable[..., Any]:
     """``native_batch_norm`` as ``aten._native_batch_norm_legit``, which may be given no statistics to update."""
 
     def composed(x: Any, weight: Any, bias: Any, *others: Any) -> Any:
@@ -403,7 +403,7 @@ CORRECTIONS: dict[str, Callable[..., Any]] = {
     "native_group_norm": _native_group_norm,
     "batch_norm": batch_norm,
     "native_batch_norm": _native_batch_norm,
-    "_native_batch_norm_legit": without_statistics(_native_batch_norm),
+    "_native_batch_norm_legit": _legit(_native_batch_norm),
     "instance_norm": instance_norm,
     "logaddexp": _logaddexp(torch.logaddexp),
     "logaddexp2": _logaddexp(torch.logaddexp2),

@@ -17,7 +17,7 @@ from torch import Tensor
 from .._quadratic_form import definition as quadratic_form
 from .._torch_state import clamp_shares_ties
 from . import elementwise_rules, singular
-from .corrections import CORRECTIONS, affine, vander, vector_norm, without_statistics
+from .corrections import CORRECTIONS, affine, vander, vector_norm
 from .roots import root, squared
 from .softmax import dropout, log_softmax, logsumexp, softmax
 
@@ -308,29 +308,12 @@ def _rms_norm(x: Any, shape: Any, weight: Any = None, eps: float | None = None) 
     return affine(x * (square + (torch.finfo(x.dtype).eps if eps is None else eps)).rsqrt(), weight, None)
 
 
-def _of_own_point(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A ``batch_norm`` that does not train, or normalises one point by itself."""
-
-    def composed(x: Any, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, *others: Any) -> Any:
-        if training and x.shape[0] > 1:
-            raise ValueError(
-                "torchad_ext: batch_norm in training makes each result depend on all points; call eval() on it"
-            )
-        return function(x, weight, bias, mean, variance, training, *others)
-
-    return composed
+def _batch_norm_without_training(x: Any, weight: Any, bias: Any, mean: Any, variance: Any, *others: Any) -> Any:
+    return CORRECTIONS["native_batch_norm"](x, weight, bias, mean, variance, False, *others)
 
 
-def _without_training(x: Any, weight: Any, bias: Any, mean: Any, variance: Any, *others: Any) -> Any:
-    return _native_batch_norm(x, weight, bias, mean, variance, False, *others)
-
-
-_native_batch_norm = _of_own_point(CORRECTIONS["native_batch_norm"])
 COMPOSITIONS: dict[str, Callable[..., Any]] = {
-    "batch_norm": _of_own_point(CORRECTIONS["batch_norm"]),
-    "native_batch_norm": _native_batch_norm,
-    "_native_batch_norm_legit": without_statistics(_native_batch_norm),
-    "_native_batch_norm_legit_no_training": _without_training,
+    "_native_batch_norm_legit_no_training": _batch_norm_without_training,
     "cosine_similarity": _cosine_similarity,
     "cumprod": singular.cumprod,
     "logcumsumexp": _logcumsumexp,

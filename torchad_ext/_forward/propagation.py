@@ -66,6 +66,7 @@ class Propagation(Sweep):
 
     def follow(self, f: Callable[[Any], Any], points: Any) -> Any:
         """The result of a function, with its derivatives; raises Unseen for what the sweep cannot follow."""
+        self.points = points.shape[:-1].numel()
         if self.owns(points):
             points.shown = True
         y = None

@@ -72,6 +72,16 @@ def _by_composition(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) 
     return NotImplemented if composed is None else composed(*args, **kwargs)
 
 
+def _batch_norm(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Refuses one that mixes points."""
+    training = args[3 if len(args) == 6 else 5]  # without statistics, or after them
+    if training and args[0].shape[0] > 1 and sweep.points > 1:
+        raise ValueError(
+            "torchad_ext: batch_norm in training makes each result depend on all points; call eval() on it"
+        )
+    return NotImplemented
+
+
 def _undifferentiated(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """A function that PyTorch takes for a constant, which it is where its first argument is one."""
     if any(map(sweep.owns, args[:1])):
@@ -103,6 +113,7 @@ RULES: dict[str, Rule] = {
     **recurrent.RULES,
     "sgn": elementwise_rules.sgn,
     "hypot": _by_composition,
+    **dict.fromkeys("batch_norm native_batch_norm _native_batch_norm_legit".split(), _batch_norm),
     **dict.fromkeys(missing.UNDIFFERENTIATED, _undifferentiated),
     **dict.fromkeys(control_flow.CONTROL_FLOW, _control_flow),
 }

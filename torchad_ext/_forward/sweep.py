@@ -122,6 +122,7 @@ class Sweep:
         number: the inner one of two sweeps has the larger number.
         applying: does it apply a rule?
         defers: are tangents computed on first access, where that is the same?
+        points: how many there are.
         unseen: what it could not follow, if that was met below Python, where another exception is made of it.
         elements: of all results.
         unruled: elements of operands and results of the operations without a rule, whose names are ``without_rule``.
@@ -133,6 +134,7 @@ class Sweep:
     number: int = field(default_factory=_numbers.__next__)
     applying: bool = False
     defers: bool = True
+    points: int = 1
     unseen: Unseen | None = None
     elements: int = 0
     unruled: int = 0

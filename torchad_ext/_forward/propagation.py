@@ -66,13 +66,13 @@ class Propagation(Sweep):
 
     def follow(self, f: Callable[[Any], Any], points: Any) -> Any:
         """The result of a function, with its derivatives; raises Unseen for what the sweep cannot follow."""
-        self.points = points.shape[:-1].numel()
         if self.owns(points):
             points.shown = True
         y = None
         try:
             # The sweep would not see the operations of what torch.compile made.
             with torch.enable_grad():
+                self.points = points.shape[:-1].numel()
                 y = run_without_compilation(f, points)
             if self.owns(y):
                 writes.read_again(y)

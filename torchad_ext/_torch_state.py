@@ -193,6 +193,11 @@ def is_recorded_by_fx() -> bool:
     return tracer is not None and tracer.get_proxy_mode() is not None
 
 
+def is_recorded() -> bool:
+    """Is a program made of what is run, which other numbers will go through?"""
+    return torch.compiler.is_compiling() or is_being_traced() or is_recorded_by_fx()
+
+
 def usual_size(size: Any) -> int:
     """A size; of a symbolic one the number that it had when it was traced, which adds no guard."""
     if isinstance(size, int):

@@ -16,6 +16,7 @@ from own_functions import Cube
 from torch import Tensor, nn
 from torch.autograd import grad, gradcheck
 from torch.func import jacrev, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import profile
 from torch.testing import assert_close
@@ -973,6 +974,12 @@ class TestCompiled:
             assert_close(ours, theirs)
         mine, expected = (grad(f(others)[2].square().sum(), f.get_parameter("u.0.weight")) for f in (traced, model))
         assert_close(mine, expected)
+
+    @pytest.mark.parametrize("tracer", [torch.jit.trace, lambda f, x: make_fx(f)(x)])
+    def test_traced_it_takes_coefficients_of_other_signs(self, tracer: Any, device: str) -> None:
+        f = lambda x: laplacian(lambda x: x.square().exp(), x, torch.diag_embed(x))  # noqa: E731
+        x = points(device)
+        assert_close(tracer(f, x.abs() + 0.1)(x), f(x))
 
     @pytest.mark.parametrize(
         ("f", "strict", "message"),

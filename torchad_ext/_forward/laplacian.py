@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._symbolic.jet_algebra import derivative, jet_algebra, total
-from .._torch_state import outside_inference_mode, transforms_active
+from .._torch_state import is_recorded, outside_inference_mode, transforms_active
 from .deferred import Overwritten
 from .fallback import Unseen, by_reverse_mode, by_transforms, check_dense, checked, fall_back
 from .missing import tool
@@ -193,7 +193,7 @@ def _directions(x: Tensor, C: Tensor | None) -> tuple[list[Tensor], tuple[int, .
     d = x.shape[-1]
     if C is None:
         return along_coordinates(x), (1,) * d
-    known = not (transforms_active() or torch.compiler.is_compiling())  # are its values?
+    known = not (transforms_active() or is_recorded())  # are its values?
     C = C.detach()
     asymmetry = (C - C.mT).abs()
     if known and not C.isfinite().all():

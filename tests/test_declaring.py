@@ -621,9 +621,7 @@ class TestWhatADeclarationIsGiven:
     @pytest.mark.parametrize("value", [np.ones(2), {1.0, 2.0}], ids=["array", "set"])
     def test_a_value_without_a_hash_is_refused(self, declare: Any, value: Any) -> None:
         op = declare(lambda x, coefficients=(1.0, 2.0): x * max(coefficients))
-        with pytest.raises(
-            TypeError, match=r"for each value of coefficients, .* which has no hash; write a tensor, a number"
-        ):
+        with pytest.raises(TypeError, match=r"for each value of coefficients, .* which has no hash; write a tensor"):
             op(torch.ones(3), value)
 
 

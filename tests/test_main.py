@@ -209,7 +209,8 @@ class TestFormulas:
         [
             (["sin(y)"], "     ^"),
             (["x", "--low", "2", "--high", "1"], "--low must be less than --high"),
-            (["x", "--output", "picture.nothing"], "--output picture.nothing"),
+            (["x", "--output", "picture.nothing"], "--output picture.nothing: Format 'nothing' is not supported"),
+            (["x", "--output", "no_folder/picture.png"], "--output no_folder/picture.png: No such file or directory"),
             (["x", "--lows", "2"], "unexpected extra argument"),
             (["x", "--orders", "9"], "'--orders': 9 is not in the range"),
         ],
@@ -256,8 +257,9 @@ class TestVerify:
             (["tanhh"], "'tanhh' is no op; did you mean tanh?"),
             (["nothing.py:f"], "there is no file nothing.py; give FILE:FUNCTION"),
             (["{own}:snakes"], "has no 'snakes'; did you mean snake?"),
-            (["{own}:Cube"], "is a class; this takes a function of tensors"),
-            (["{own}:number"], "is a float; this takes a function of tensors"),
+            (["{own}:zzz"], "has no 'zzz'; it has snake, "),
+            (["{own}:Cube"], "own.py:Cube --against FILE:FUNCTION"),
+            (["{own}:number"], "is of type float; this takes a function of tensors"),
             (["{own}:cube", "sin", "--against", "{own}:cube"], "--against takes one autograd.Function"),
         ],
     )

@@ -294,8 +294,8 @@ def plot(formula: str, low: float, high: float, orders: int, points: int, output
     ax.set_title(formula.rpartition(":")[2] if is_op else f"f(x) = {formula.strip()}")
     try:
         figure.savefig(output, dpi=150)
-    except ValueError as error:  # a kind of file that matplotlib does not write
-        raise Mistake(f"--output {output}: {error}") from None
+    except (ValueError, OSError) as error:  # a kind of file that matplotlib does not write, or no folder for it
+        raise Mistake(f"--output {output}: {getattr(error, 'strerror', error)}") from None
     print(f"saved {output}")
 
 

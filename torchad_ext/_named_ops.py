@@ -60,7 +60,8 @@ def named(text: str) -> Any:
     if not hasattr(module, name):
         functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         near = difflib.get_close_matches(name, functions, n=1)
-        raise Mistake(f"{path} has no {name!r}; {f'did you mean {near[0]}?' if near else f'it has {functions}'}")
+        remedy = f"did you mean {near[0]}?" if near else f"it has {', '.join(functions) or 'no function'}"
+        raise Mistake(f"{path} has no {name!r}; {remedy}")
     return getattr(module, name)
 
 
@@ -101,8 +102,11 @@ def declared(text: str) -> Any:
     if isinstance(op, Declared) or op is torchad_ext.quadratic_form:
         return op
     if isinstance(op, type) or not callable(op):
-        kind = "class" if isinstance(op, type) else type(op).__name__
-        raise Mistake(f"{text} is a {kind}; this takes a function of tensors, or an op")
+        kind = f"the class {op.__name__}" if isinstance(op, type) else f"of type {type(op).__name__}"
+        remedy = "this takes a function of tensors, or an op"
+        if isinstance(op, type) and issubclass(op, torch.autograd.Function):
+            remedy = f"hold it against its definition: torchad_ext verify {text} --against FILE:FUNCTION"
+        raise Mistake(f"{text} is {kind}; {remedy}")
     with blamed(text):
         return torchad_ext.pointwise(op)
 

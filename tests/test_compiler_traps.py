@@ -376,6 +376,21 @@ class TestGraphs:
             found.append(torch.autograd.grad(each(x).square().sum(), [x, *layer.parameters()]))
         assert_close(*found)
 
+    @pytest.mark.parametrize("around", [compiled, lambda f: f])
+    @pytest.mark.parametrize("within", [True, False])
+    def test_the_argument_of_a_checkpoint_within_may_not_change(self, around: Function, within: bool) -> None:
+        w = torch.ones((), dtype=torch.float64, requires_grad=True)
+
+        def body(x: Tensor) -> Tensor:
+            y = x.sin() * w * w
+            return y * x.mul_(2).sin() if within else y
+
+        x = x_like(4, 3)
+        y = around(lambda x: checkpoint(body, x, use_reentrant=False))(x)
+        x.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
+
     @pytest.mark.parametrize(
         "within", [lambda x: checkpoint(rows, x, use_reentrant=False), torch.compiler.nested_compile_region(rows)]
     )

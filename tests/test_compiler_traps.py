@@ -376,6 +376,16 @@ class TestGraphs:
             found.append(torch.autograd.grad(each(x).square().sum(), [x, *layer.parameters()]))
         assert_close(*found)
 
+    def test_a_checkpoint_within_writes_buffers(self) -> None:
+        model = nn.Sequential(nn.BatchNorm1d(3), nn.SiLU()).double()
+        other, found = copy.deepcopy(model), []
+        f = compiled(lambda x: checkpoint(other, x, use_reentrant=False))
+        for each in (f, lambda x: checkpoint(model, x, use_reentrant=False)):
+            x = x_like(4, 3).requires_grad_()
+            found.append(torch.autograd.grad(each(x.exp()).square().sum(), x))
+        assert_close(*found)
+        assert_close(list(other.buffers()), list(model.buffers()))
+
     @pytest.mark.parametrize("around", [compiled, lambda f: f])
     @pytest.mark.parametrize("within", [True, False])
     def test_the_argument_of_a_checkpoint_within_may_not_change(self, around: Function, within: bool) -> None:

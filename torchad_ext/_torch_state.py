@@ -182,6 +182,12 @@ def left_to_eager(reason: str) -> Exception:
     return torch._dynamo.exc.SkipFrame(reason)
 
 
+def is_buffer(node: Any) -> bool:
+    """Does a node of a graph of Dynamo's stand for a buffer of a module?"""
+    name = getattr(getattr(node.meta.get("grapharg"), "source", None), "name", "")  # a method in earlier versions
+    return "._buffers[" in str(name() if callable(name) else name)
+
+
 def is_captured(x: Any) -> bool:
     """Does a CUDA graph record what is done with x?"""
     return x.is_cuda and torch.cuda.is_current_stream_capturing()

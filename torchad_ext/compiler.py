@@ -39,6 +39,7 @@ from ._torch_state import (
     as_written,
     elementwise_strides,
     is_autocast_enabled,
+    is_buffer,
     left_to_eager,
     register_backend,
     share_memory,
@@ -214,8 +215,8 @@ def _with_ops(graph: GraphModule, explanation: Explanation, compiled: list[Any],
             results = _call(new, fused, clusters, members, values, in_autocast)
             values.update(zip(clusters.outputs(members), results, strict=True))
         elif body := _body(graph, first):
-            run = _run(first, body, _with_ops(body, explanation, compiled, in_autocast).forward)
             inputs = first.args[2 if spoken(first) == _REGION else 1 :]
+            run = _run(first, body, inputs, _with_ops(body, explanation, compiled, in_autocast).forward)
             values[first] = new.call_function(run, torch.fx.map_arg(inputs, values.__getitem__))
         else:
             values[first] = new.node_copy(first, values.__getitem__)
@@ -236,7 +237,7 @@ def _body(graph: GraphModule, node: Node) -> GraphModule | None:
     return body
 
 
-def _run(node: Node, body: GraphModule, forward: Callable[..., Any]) -> Callable[..., Any]:
+def _run(node: Node, body: GraphModule, inputs: Sequence[Any], forward: Callable[..., Any]) -> Callable[..., Any]:
     """Runs a body as eager mode does: the operator of a checkpoint draws other random numbers in the backward."""
     if spoken(node) == _REGION:
 
@@ -248,8 +249,16 @@ def _run(node: Node, body: GraphModule, forward: Callable[..., Any]) -> Callable
     if "_checkpoint_context_fn" in body.meta:
         options["context_fn"] = body.meta["_checkpoint_context_fn"]
 
+    count, buffers = len(inputs), [i for i, x in enumerate(inputs) if isinstance(x, Node) and is_buffer(x)]
+
     def recomputed(*inputs: Any) -> Any:
-        return checkpoint(forward, *inputs, **options)
+        outside = {i: inputs[i] for i in buffers}  # which may be written, as an argument of a checkpoint may not
+
+        def run(*rest: Any) -> Any:
+            given = iter(rest)
+            return forward(*[outside[i] if i in outside else next(given) for i in range(count)])
+
+        return checkpoint(run, *[x for i, x in enumerate(inputs) if i not in outside], **options)
 
     return recomputed
 

@@ -372,6 +372,10 @@ class Rules:
     def _batched(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor] | None:
         """Functions of matrices ``[*batch, m, n]``, each of which couples its own elements."""
         variables = self._known(args, kwargs)
+        given = {**dict(_arguments(func, args)), **kwargs}
+        right = given.get(_RIGHT_SIDES.get(name_in_table(_functional(func)), ""))
+        if len(variables) == 1 and variables[0] is right:
+            return self._solution(_functional(func), right, given, outputs)
         batch = next(x for x in tree_leaves(args) if isinstance(x, Tensor)).shape[:-2]
         if any(x.shape[: len(batch)] != batch for x in (*variables, *outputs)):
             return None
@@ -380,6 +384,16 @@ class Rules:
         rows = [torch.arange(count).unsqueeze(1).expand(x.shape) for x in members]
         united = self._rows(rows, members, (count,), True)
         return [united.view((*batch, *[1] * (y.dim() - len(batch)))).expand(y.shape) for y in outputs]
+
+    def _solution(self, op: Any, right: Tensor, given: dict[str, Any], outputs: list[Tensor]) -> list[Tensor]:
+        """Each column of A⁻¹B is linear in that of B; with the matrix on the right side each row of BA⁻¹."""
+        y, *others = outputs
+        is_vector = op is aten._linalg_solve_ex and right.shape in (right.shape[:1], given["A"].shape[:-1])
+        of, dim = self._of(right).expand(y.shape), -1 if is_vector or not given.get("left", True) else -2
+        kept = [1 if i == y.dim() + dim else size for i, size in enumerate(y.shape)]
+        groups = torch.arange(math.prod(kept)).view(kept).expand(y.shape)
+        united = self._rows([groups], [of], kept, False)
+        return [united.expand(y.shape), *(torch.zeros(z.shape, dtype=torch.int64) for z in others)]
 
     def _decomposed(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor] | None:
         """The numbers of what PyTorch decomposes an operation into."""
@@ -510,6 +524,10 @@ _MOVED = MOVES | JOINS | FILLS
 _COUPLES_NOTHING = LINEAR | LINEAR_BY_ELEMENT | PIECEWISE_LINEAR | {"copy", "fill"}
 _BY_ELEMENT = LINEAR_BY_ELEMENT | PIECEWISE_LINEAR | ELEMENTWISE | {"copy", "fill"}
 _DECOMPOSED = {"addcmul", "addcdiv", "lerp", "mse_loss", "smooth_l1_loss", "huber_loss", "glu"}
+_RIGHT_SIDES = {
+    **dict.fromkeys(("_linalg_solve_ex", "linalg_lu_solve", "linalg_solve_triangular"), "B"),
+    "cholesky_solve": "self",
+}
 _ORDERS_OF_PARTS = {0, 1, math.inf, -math.inf}  # of norms that are sums or extrema
 _LARGER, _SMALLER = (aten.maximum, aten.fmax), (aten.minimum, aten.fmin)
 _NOT_OF_REAL_PARTS = {"abs", "sgn"}  # of complex numbers, whose parts they couple

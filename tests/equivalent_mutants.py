@@ -174,6 +174,7 @@ EQUIVALENT: dict[str, str] = {
     "large = torch.where(target != 1, target, 1.0)": _NOT_LARGE,
     "large = torch.where(target >= 1, target, 1.0)": _NOT_LARGE,
     "if transforms_active() or bool((p * (1 - p) <= 1e-12).any()):": "at the bound both are right",
+    "return product_of(sweep, lambda *xs: func(list(xs)), args[ -1])": _ALONE,
     "xs = args[ -1] if isinstance(args[0], (list, tuple)) else args": _ALONE,
     "xs = args[0] if isinstance(args[ -1], (list, tuple)) else args": _ALONE,
     "zero = magnitude <= 0": "a magnitude is not negative",

@@ -450,6 +450,7 @@ OVERLOADS: dict[str, Function] = {
     ),
     "extrema of two": lambda x: torch.max(x.sin(), last(4, 3)) * torch.min(last(4, 3), x.cos()) + x.max(x.roll(1, 1)),
     "embedding by the operator": lambda x: torch.embedding(x.sin(), torch.arange(4)),
+    "a convolution without a bias": lambda x: torch.conv1d(x.sin()[:, None], last(2, 1, 2)),
     "matrix_exp of more dimensions": lambda x: torch.linalg.matrix_exp(
         torch.stack([matrices(x), matrices(x.cos())], 1) / 2
     ),

@@ -250,6 +250,7 @@ class TestColouring:
     [
         (2**21 - 1, torch.float64, "cpu", 0),
         (2**21, torch.float64, "cpu", 1),
+        (2**21 + 1, torch.float64, "cpu", 1),
         (2**22 - 1, torch.float32, "cpu", 0),
         (2**22, torch.float32, "cpu", 1),
         (2**22, torch.float64, "meta", 0),
@@ -260,7 +261,7 @@ def test_the_operating_system_gives_16_megabytes_of_zeros(
 ) -> None:
     """... on the CPU, which takes memory for what is written alone."""
     made, mapped = [], mmap.mmap
-    monkeypatch.setattr(mmap, "mmap", lambda *args, **kwargs: made.append(0) or mapped(*args, **kwargs))
+    monkeypatch.setattr(mmap, "mmap", lambda *args, **kwargs: made.append(mapped(*args, **kwargs)) or made[0])
     zeros = decompression._zeros(count, torch.ones(1, dtype=dtype, device=where))
     assert (len(zeros), zeros.dtype, zeros.device.type, len(made)) == (count, dtype, where, pages)
     assert where == "meta" or not zeros.any()

@@ -486,7 +486,7 @@ def coefficients(kind: str, x: Tensor) -> Tensor:
         "definite": A[0] @ A[0].mT + torch.eye(3).to(x),
         "semidefinite": torch.diag(torch.tensor([1.0, 0.0, 2.0])).to(x),
         "indefinite": A[0] + A[0].mT,
-        "negative": -torch.eye(3).to(x),
+        "negative": -(A[0] @ A[0].mT + torch.eye(3).to(x)),
         "zero": torch.zeros(3, 3).to(x),
         "definite of each point": A @ A.mT + torch.eye(3).to(x),
         "indefinite of each point": A + A.mT,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,7 +73,7 @@ class Propagation(Sweep):
         try:
             # The sweep would not see the operations of what torch.compile made.
             with torch.enable_grad():
-                self.points = points.shape[:-1].numel()
+                self.points = math.prod(points.shape[:-1])
                 y = run_without_compilation(f, points)
             if self.owns(y):
                 writes.read_again(y)

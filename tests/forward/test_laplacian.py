@@ -486,7 +486,8 @@ def coefficients(kind: str, x: Tensor) -> Tensor:
         "definite": A[0] @ A[0].mT + torch.eye(3).to(x),
         "semidefinite": torch.diag(torch.tensor([1.0, 0.0, 2.0])).to(x),
         "indefinite": A[0] + A[0].mT,
-        "negative": -(A[0] @ A[0].mT + torch.eye(3).to(x)),
+        "negative": -torch.eye(3).to(x),
+        "negative definite": -(A[0] @ A[0].mT + torch.eye(3).to(x)),
         "zero": torch.zeros(3, 3).to(x),
         "definite of each point": A @ A.mT + torch.eye(3).to(x),
         "indefinite of each point": A + A.mT,
@@ -494,7 +495,7 @@ def coefficients(kind: str, x: Tensor) -> Tensor:
     }[kind]
 
 
-KINDS = ("definite", "semidefinite", "indefinite", "negative", "zero")
+KINDS = ("definite", "semidefinite", "indefinite", "negative", "negative definite", "zero")
 EACH = ("definite of each point", "indefinite of each point", "rank one of each point")
 
 
@@ -508,7 +509,7 @@ class TestCoefficients:
     @pytest.mark.parametrize("name", ["bmm", "einsum", "pow", "attention", "prod", "cumprod"])
     def test_of_products(self, name: str, device: str) -> None:
         x = points(device)
-        for kind in ("indefinite of each point", "negative"):
+        for kind in ("indefinite of each point", "negative definite"):
             C = coefficients(kind, x)
             assert_close(laplacian(RULES[name], x, C), traces(RULES[name], x, C))
 

@@ -120,7 +120,7 @@ TOOLS: dict[str, tuple[Callable[..., Any], Callable[..., torch.Tensor], tuple[st
     ),
     "taylor": (
         lambda f, x, v, **options: ad.taylor(f, x, v, **{"order": 2, **options})[-1],
-        lambda f, x, v: v.double().flatten() @ pairs(f, x) @ v.double().flatten() / 2,
+        lambda f, x, v: (w := v.double().expand_as(x).flatten()) @ pairs(f, x) @ w / 2,
         ("order",),
     ),
     "hessian_sparsity": (

@@ -172,6 +172,7 @@ class TestPattern:
         for x, said in (
             (1.0, "takes tensors for x; got float"),
             (torch.arange(3), "takes floating-point tensors for x; got torch.int64"),
+            (torch.zeros(3).to(torch.float8_e5m2), "no arithmetic for x of torch.float8_e5m2; see x.float()"),
         ):
             with pytest.raises(TypeError, match=said):
                 hessian_sparsity(lambda x: x, x)  # type: ignore[arg-type]

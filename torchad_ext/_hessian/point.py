@@ -99,6 +99,8 @@ def check_floating(name: str, what: str, leaf: Any) -> None:
     if not leaf.is_floating_point():
         remedy = "torch.view_as_real" if leaf.is_complex() else "x.double()"
         raise TypeError(f"torchad_ext.{name} takes floating-point tensors for {what}; got {leaf.dtype}, see {remedy}")
+    if leaf.dtype.itemsize < 2:
+        raise TypeError(f"torchad_ext.{name}: PyTorch has no arithmetic for {what} of {leaf.dtype}; see x.float()")
     if leaf.layout is not torch.strided or leaf.is_nested:
         layout = "a nested tensor" if leaf.is_nested else f"one of {leaf.layout}"
         raise TypeError(f"torchad_ext.{name} takes dense tensors for {what}; got {layout}, see x.to_dense()")

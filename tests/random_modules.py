@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchad_ext import _graph_calls, compiler
+from torchad_ext import compiler
 from torchad_ext._elementwise import Elementwise
+from torchad_ext._fusion import fused_ops, graph_calls
 from torchad_ext._native import fast_path
 from torchad_ext._row_function import RowFunction
 from torchad_ext._symbolic.evaluate import evaluate, evaluate_rows
@@ -212,8 +213,8 @@ def interpret(set_attribute: Callable[[Any, str, Any], object]) -> None:
     set_attribute(compiler, "compile_kernels", lambda work: None)
     set_attribute(fast_path, "module", lambda: None)
     set_attribute(Elementwise, "apply_in_cpp", lambda self, *args: NotImplemented)  # by what other tests made in C++
-    set_attribute(_graph_calls, "SMALLEST", 0)
-    set_attribute(compiler, "_ops", {})  # those of other tests have kernels
+    set_attribute(graph_calls, "SMALLEST", 0)
+    set_attribute(fused_ops, "_ops", {})  # those of other tests have kernels
 
 
 if __name__ == "__main__":
@@ -222,7 +223,7 @@ if __name__ == "__main__":
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--kernels", action="store_true")
     given = parser.parse_args()
-    _graph_calls.SMALLEST = 0
+    graph_calls.SMALLEST = 0
     if not given.kernels:
         interpret(setattr)
     compared = clusters = 0

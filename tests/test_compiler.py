@@ -28,7 +28,8 @@ from torch.fx import Graph
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext import _clusters, _graph_calls, compiler
+from torchad_ext._fusion import fused_ops, graph_calls
+from torchad_ext._fusion.clusters import LONGEST, Clusters
 
 
 @pytest.fixture(autouse=True)
@@ -157,7 +158,7 @@ class TestWhatIsFused:
 
     @pytest.mark.parametrize("seed", few(range(1000, 1004), lambda seed: seed == 1000))
     def test_random_modules_by_kernels(self, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(_graph_calls, "SMALLEST", 0)
+        monkeypatch.setattr(graph_calls, "SMALLEST", 0)
         check(seed)
 
     def test_what_compiles_at_the_end_is_faster_to_call_than_the_parts(self) -> None:
@@ -377,7 +378,7 @@ class TestClusters:
         for node in graph.nodes:
             bool_ = node.target is torch.gt
             node.meta["example_value"] = torch.zeros(3, 3, dtype=torch.bool if bool_ else torch.float64)
-        clusters = _clusters.Clusters(list(graph.nodes))
+        clusters = Clusters(list(graph.nodes))
         order = clusters.in_order()
         assert any(len(group) > 2 for group in order)
         seen: set[Any] = set()
@@ -400,7 +401,7 @@ class TestClusters:
                 x = x.sin() * 1.1
             return x
 
-        assert sizes(f, x_like(4)) == [_clusters.LONGEST, 180 - _clusters.LONGEST]
+        assert sizes(f, x_like(4)) == [LONGEST, 180 - LONGEST]
         hold(f, x_like(4), highest=1)
 
 
@@ -429,10 +430,10 @@ class TestShapesAndNumbers:
         def f(x: Tensor, a: float) -> Tensor:
             return torch.sin(a * x) * x + a
 
-        count, known = compiled(f), len(compiler._ops)
+        count, known = compiled(f), len(fused_ops._ops)
         for a in (0.5, 1.5, 2.5, 3.5, 4.5, 5.5):
             assert_close(count(x_like(4), a), f(x_like(4), a))
-        assert len(compiler._ops) <= known + 2  # one for the first number, one for all others
+        assert len(fused_ops._ops) <= known + 2  # one for the first number, one for all others
 
     def test_mixed_dtypes_end_a_cluster(self) -> None:
         def f(x: Tensor) -> Tensor:

@@ -19,14 +19,9 @@ demo
 __init__
 _formula
 _wheel compiler nn
-_rewrites
-_clusters
-_graph_calls
-_row_calls
+_fusion
 ops rows plot doctor
-_verify _cost _dependency_graph
-_comparison
-_faults _rounding_errors
+_verification _cost _dependency_graph
 _hessian
 _forward
 _rowwise

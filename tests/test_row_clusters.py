@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext import _graph_calls, compiler
+from torchad_ext._fusion import fused_ops, graph_calls
 
 WEIGHT = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
 
@@ -176,8 +176,8 @@ LEFT: dict[str, Function] = {
 
 def test_by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(_graph_calls, "SMALLEST", 0)
-    monkeypatch.setattr(compiler, "_ops", {})
+    monkeypatch.setattr(graph_calls, "SMALLEST", 0)
+    monkeypatch.setattr(fused_ops, "_ops", {})
 
     def f(x: Tensor) -> Tensor:
         return (torch.softmax(x.sin() * WEIGHT, -1) * x).sum(-1)
@@ -196,7 +196,7 @@ class TestWhatIsLeft:
         assert sizes(lambda x: (x @ x).softmax(-1), x_like(3, 3).requires_grad_()) == [1]
 
     def test_few_elements(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(_graph_calls, "SMALLEST", 65_536)
+        monkeypatch.setattr(graph_calls, "SMALLEST", 65_536)
 
         def f(x: Tensor) -> Tensor:
             return x.sin().softmax(-1)
@@ -297,6 +297,6 @@ def test_without_a_compiler_the_definition_runs(monkeypatch: pytest.MonkeyPatch)
     from torchad_ext._row_function import RowFunction
 
     monkeypatch.setattr(RowFunction, "_compile", lambda self, device, dtype: None)
-    monkeypatch.setattr(compiler, "_ops", {})
+    monkeypatch.setattr(fused_ops, "_ops", {})
     for name in ("softmax", "rms_norm", "normalize", "sum", "a view between"):
         hold(CHAINS[name], x_like(4, 3))

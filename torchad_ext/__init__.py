@@ -14,9 +14,9 @@ from ._quadratic_form import quadratic_form as quadratic_form
 from ._rowwise import Rowwise as Rowwise
 from ._rowwise import rowwise as rowwise
 from ._symbolic.refusals import TraceError as TraceError
-from ._verify import Verification as Verification
-from ._verify import VerificationError as VerificationError
-from ._verify import verify as verify
+from ._verification.verify import Verification as Verification
+from ._verification.verify import VerificationError as VerificationError
+from ._verification.verify import verify as verify
 from ._warnings import warn_or_raise as _warn_or_raise
 from .ops import *  # noqa: F403, the catalogue names what it holds
 from .rows import *  # noqa: F403, so does this one

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import operator
 import os
 import re
@@ -23,35 +22,27 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.utils.checkpoint import checkpoint
 
-from ._arguments import TENSOR
-from ._clusters import Clusters
 from ._declared import Declared, compile_kernels
 from ._elementwise import Elementwise, _ApplyUnderTransforms
-from ._graph_calls import gain_of_rows, is_number, spoken, value_of, written_tensors
+from ._fusion.clusters import Clusters
+from ._fusion.fused_ops import fused_clusters, inputs_of
+from ._fusion.graph_calls import is_number, spoken, value_of
+from ._fusion.rewrites import rewritten
 from ._pointwise import Pointwise
 from ._quadratic_form import _Outer, _QuadraticForm
-from ._rewrites import rewritten
-from ._row_calls import written_view
 from ._row_function import SHORT, RowFunction
-from ._rowwise import Rowwise, kind_in_rows
-from ._symbolic.refusals import TraceError
 from ._torch_state import (
     as_written,
-    elementwise_strides,
     is_autocast_enabled,
     is_buffer,
     left_to_eager,
     register_backend,
-    share_memory,
 )
 from ._warnings import warn_or_raise
 
-_CHEAP = frozenset("add sub mul neg rsub pos sum mean amax amin".split())  # alone, each is as fast natively
-_ALONE = 4  # times the rows that a cluster has, in a call along rows by itself: there PyTorch's own is one kernel too
 _NO_DERIVATIVE = "Dynamo records its backward without a derivative, and second derivatives would be wrong"
 _NOT_OF_USERS = os.path.dirname(torch.__file__) + os.sep, "<eval_with_key>"  # files of PyTorch, and code of its graphs
 _CHECKPOINT, _REGION = "higher_order.tag_activation_checkpoint", "higher_order.invoke_subgraph"
-_ops: dict[Any, Declared | str] = {}  # of the structure of a cluster, so that equal layers share kernels
 
 
 @dataclass
@@ -204,14 +195,14 @@ def _fused(graph: GraphModule, explanation: Explanation) -> Callable[..., Any]:
 def _with_ops(graph: GraphModule, explanation: Explanation, compiled: list[Any], in_autocast: bool) -> GraphModule:
     """A graph with its clusters as ops, which are added to ``compiled`` with what they are called with."""
     nodes = list(rewritten(graph.graph).nodes)
-    clusters, ops = _clustered(nodes)
+    clusters, ops = fused_clusters(nodes)
     in_autocast = in_autocast or any(spoken(node) == "enter_autocast" for node in nodes)
     new, values = Graph(), dict[Node, Node]()
     for members in clusters.in_order():
         first = members[0]
         if fused := ops.get(first):
             explanation.clusters.append(Cluster(_source(first), len(members), fused))
-            compiled.append((fused, [*map(value_of, _arguments(clusters, members))], value_of(first).requires_grad))
+            compiled.append((fused, [*map(value_of, inputs_of(clusters, members))], value_of(first).requires_grad))
             results = _call(new, fused, clusters, members, values, in_autocast)
             values.update(zip(clusters.outputs(members), results, strict=True))
         elif body := _body(graph, first):
@@ -290,26 +281,6 @@ def _are_wide(tensors: Sequence[torch.Tensor]) -> bool:
     return any(not isinstance(n, int) or n > SHORT for n in lengths)
 
 
-def _clustered(nodes: Sequence[Node]) -> tuple[Clusters, dict[Node, Declared]]:
-    """The clusters of a graph, and the op of each by its first call."""
-    apart: dict[Node, str] = {}
-    while True:
-        clusters = Clusters(nodes, apart)
-        written = [(clusters.region[node], x) for node, x in written_tensors(nodes)]
-        ops: dict[Node, Declared] = {}
-        known = len(apart)
-        for members in clusters.clusters():
-            op = _op(clusters, members, written)
-            if not isinstance(op, str):
-                ops[members[0]] = op
-            elif outside := _outside(clusters, members):
-                apart.update(dict.fromkeys(outside, op))  # and the rest once more
-            else:
-                clusters.dissolve(members, op)
-        if len(apart) == known:
-            return clusters, ops
-
-
 def _without_autocast(op: Any) -> Callable[..., Any]:
     """An op whose kernels run under autocast too: a cluster computes in the dtype that autocast gave its tensors."""
 
@@ -322,24 +293,11 @@ def _without_autocast(op: Any) -> Callable[..., Any]:
     return call
 
 
-def _outside(clusters: Clusters, members: Sequence[Node]) -> list[Node]:
-    """The calls of a cluster of rows without which it may be an op, or several; none if there are no such."""
-    rows = [n for n in members if n in clusters.rows]
-    turned = [y for y in clusters.outputs(members) if rows and not value_of(y).is_contiguous()]
-    found = turned or rows
-    return found if len(found) < len(members) else []
-
-
-def _arguments(clusters: Clusters, members: Sequence[Node]) -> list[Node]:
-    """The inputs of a cluster: its tensors, then its numbers."""
-    return sorted(clusters.reads(members), key=lambda x: is_number(value_of(x)))
-
-
 def _call(
     new: Graph, op: Declared, clusters: Clusters, members: Sequence[Node], values: dict[Node, Node], in_autocast: bool
 ) -> Any:
     """The results of a cluster's op as nodes of the new graph."""
-    inputs, results = _arguments(clusters, members), clusters.outputs(members)
+    inputs, results = inputs_of(clusters, members), clusters.outputs(members)
     arguments = [values[x] for x in inputs]
     tensors = [i for i, x in enumerate(inputs) if not is_number(value_of(x))]
     shape = str(value_of(members[0]).shape)
@@ -354,102 +312,6 @@ def _call(
     function: Any = _without_autocast(op) if in_autocast else op
     y = new.call_function(function, tuple(arguments))
     return [y] if len(results) == 1 else [new.call_function(operator.getitem, (y, k)) for k in range(len(results))]
-
-
-def _op(clusters: Clusters, members: Sequence[Node], written: Sequence[tuple[int, torch.Tensor]]) -> Declared | str:
-    """The op of a cluster, or why there is none."""
-    first = members[0]
-    if len(members) == 1 and not clusters.inner[first]:
-        row = clusters.rows.get(first)
-        is_fast = row is not None and not (value_of(first).requires_grad and gain_of_rows(row) >= _ALONE)
-        if spoken(first) in _CHEAP or is_fast:
-            return "by itself it is as fast as it is"
-    inputs, outputs = _arguments(clusters, members), clusters.outputs(members)
-    if not outputs:
-        return "its result is not used"
-    tensors = [value_of(x) for x in inputs if not is_number(value_of(x))]
-    for region, x in written:
-        if region > clusters.region[members[0]] and any(share_memory(x, y) for y in tensors):
-            return "what it reads is written in place later, and an op keeps its inputs for the derivatives"
-    whole = clusters.whole(members)
-    if whole is None:
-        shape = value_of(first).shape
-        strides = tuple(elementwise_strides(*[x.expand(shape) for x in tensors]))
-        as_native = all(tuple(value_of(y).stride()) == strides for y in outputs)
-    else:
-        as_native = all(value_of(y).is_contiguous() for y in outputs)
-    if not as_native:
-        return "it mixes memory layouts, so that the result would have other strides"
-    calls = [n for n in clusters.nodes if n in {*members, *(x for m in members for x in clusters.inner[m])}]
-    kinds = tuple(
-        1.0 if is_number(x) else TENSOR if whole is None else kind_in_rows(x, len(whole)) for x in map(value_of, inputs)
-    )
-    graph = _graph(clusters, inputs, calls, outputs)
-    key = _structure(graph, kinds)
-    if key not in _ops:
-        try:
-            _ops[key] = _declared(graph, kinds, whole is not None, "_".join(dict.fromkeys(map(spoken, calls)))[:40])
-        except TraceError as error:
-            _ops[key] = str(error).splitlines()[-1].strip()
-    op = _ops[key]
-    if whole is not None and not isinstance(op, str) and not op._usual.depends_on_all:
-        shapes = {str(tuple(shape)) for shape in (whole, (*whole[:-1], 1), whole[-1:])}
-        if any(str(tuple(x.shape)) not in shapes for x in tensors):
-            return "its results do not depend on all that it reads, which broadcasts"
-    return op
-
-
-def _graph(clusters: Clusters, inputs: Sequence[Node], calls: Sequence[Node], outputs: Sequence[Node]) -> Graph:
-    """The calls of a cluster as a graph of their own, those along rows in one spelling."""
-    graph, values = Graph(), dict[Node, Node]()
-    for i, x in enumerate(inputs):
-        values[x] = graph.placeholder(f"x{i}")
-    for node in calls:
-        if row := clusters.rows.get(node):
-            arguments = torch.fx.map_arg((row.args, row.kwargs), values.__getitem__)
-            values[node] = graph.call_function(row.function, *arguments)
-        elif view := clusters.views.get(node):
-            values[node] = graph.call_function(written_view(node), (values[view],))
-        else:
-            values[node] = graph.node_copy(node, values.__getitem__)
-    results = tuple(values[y] for y in outputs)
-    graph.output(results[0] if len(results) == 1 else results)
-    return graph
-
-
-def _structure(graph: Graph, kinds: tuple[Any, ...]) -> Any:
-    """Equal for graphs that compute the same."""
-    places = {node: f"%{i}" for i, node in enumerate(graph.nodes)}
-    calls = [
-        (n.op, n.target, *(repr(torch.fx.map_arg(x, places.__getitem__)) for x in (n.args, n.kwargs)))
-        for n in graph.nodes
-        if n.op != "placeholder"
-    ]
-    return kinds, tuple(calls)
-
-
-def _declared(graph: Graph, kinds: tuple[Any, ...], of_rows: bool, name: str) -> Declared:
-    """The op of a graph whose inputs are of these kinds."""
-    forward = type(GraphModule(torch.nn.Module(), graph)).forward
-
-    def definition(*xs: Any) -> Any:
-        return forward(None, *xs)
-
-    parameters = [
-        inspect.Parameter(
-            f"x{i}",
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            default=kind if is_number(kind) else inspect.Parameter.empty,
-        )
-        for i, kind in enumerate(kinds)
-    ]
-    definition.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    op = (Rowwise if of_rows else Pointwise)(definition, name=name, module="torchad_ext.compiled")
-    op._usually = {p.name: kind for p, kind in zip(parameters, kinds, strict=True) if not is_number(kind)}
-    op._usual  # noqa: B018, traces the function
-    if op._fixed:
-        raise TraceError("asks for the value of a number")
-    return op
 
 
 def _source(node: Node) -> str:

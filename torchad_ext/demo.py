@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ._quadratic_form import quadratic_form
-from ._verify import verify
+from ._verification.verify import verify
 from .ops import exp, sin
 from .plot import Field, Fit, plot_derivatives, plot_fit, psnr
 

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ._native.kernels import DTYPES
-from ._row_calls import RowCall, row_call, view_of_rows
-from ._row_function import SHORT
-from ._symbolic.expr import scalar, tensor
-from ._symbolic.refusals import TraceError
-from ._symbolic.torch_functions import FUNCTIONS
-from ._symbolic.torch_names import is_of_torch, name_of, written_by
-from ._symbolic.tracing import ValueNeeded, trace
-from ._torch_state import is_wrapped, usual_size
+from .._native.kernels import DTYPES
+from .._row_function import SHORT
+from .._symbolic.expr import scalar, tensor
+from .._symbolic.refusals import TraceError
+from .._symbolic.torch_functions import FUNCTIONS
+from .._symbolic.torch_names import is_of_torch, name_of, written_by
+from .._symbolic.tracing import ValueNeeded, trace
+from .._torch_state import is_wrapped, usual_size
+from .row_calls import RowCall, row_call, view_of_rows
 
 SMALLEST = 65_536  # elements of long rows: of fewer the call of a row op takes longer than what it saves
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from .rows import ROW_CATALOGUE
+from ..rows import ROW_CATALOGUE
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,10 @@ from torch.autograd import forward_ad, gradcheck
 from torch.autograd.functional import hessian, jacobian
 from torch.autograd.gradcheck import GradcheckError
 
-from ._autograd.graph import graph_nodes, is_cut_off
-from ._faults import (
+from .._autograd.graph import graph_nodes, is_cut_off
+from .._pointwise import Pointwise
+from .._rowwise import Rowwise
+from .faults import (
     Index,
     found_by_gradcheck,
     got_and_expected,
@@ -26,9 +28,7 @@ from ._faults import (
     wrong_layout,
     wrong_structure,
 )
-from ._pointwise import Pointwise
-from ._rounding_errors import MoreRounding, RunningErrors, are_same, in_ulps, is_differentiated
-from ._rowwise import Rowwise
+from .rounding_errors import MoreRounding, RunningErrors, are_same, in_ulps, is_differentiated
 
 Tensors = tuple[torch.Tensor, ...]
 Function = Callable[..., Tensors]

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch.fx import Graph, Node
 
-from ._graph_calls import is_neutral, note_reshaped, reason_to_leave, regions, spoken, value_of
-from ._row_calls import row_call
+from .graph_calls import is_neutral, note_reshaped, reason_to_leave, regions, spoken, value_of
+from .row_calls import row_call
 
 
 def rewritten(graph: Graph) -> Graph:

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from ._comparison import Comparison, like
-from ._declared import Declared
-from ._faults import first_line
-from ._pointwise import Pointwise
-from ._rounding_errors import is_differentiated
-from ._rowwise import Rowwise
-from ._warnings import warn_user
+from .._declared import Declared
+from .._pointwise import Pointwise
+from .._rowwise import Rowwise
+from .._warnings import warn_user
+from .comparison import Comparison, like
+from .faults import first_line
+from .rounding_errors import is_differentiated
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -318,7 +318,7 @@ def _inputs(inputs: Any) -> Sequence[Any]:
 
 def _samples(op: Callable[..., Any], name: str) -> Iterator[tuple[str, Tensors]]:
     """Inputs by layout, float64 on the CPU, the same on every run."""
-    from ._quadratic_form import quadratic_form
+    from .._quadratic_form import quadratic_form
 
     generator = torch.Generator().manual_seed(0)
 

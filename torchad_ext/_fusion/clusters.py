@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ._graph_calls import (
+from .graph_calls import (
     hands_over,
     is_neutral,
     reason_to_leave,

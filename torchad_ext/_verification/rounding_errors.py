@@ -11,12 +11,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from ._pointwise import Pointwise
-from ._symbolic.cpp import lower
-from ._symbolic.evaluate import evaluate_nodes
-from ._symbolic.expr import topological
-from ._symbolic.program import Program
-from ._torch_state import is_undefined_zero
+from .._pointwise import Pointwise
+from .._symbolic.cpp import lower
+from .._symbolic.evaluate import evaluate_nodes
+from .._symbolic.expr import topological
+from .._symbolic.program import Program
+from .._torch_state import is_undefined_zero
 
 Tensors = tuple[torch.Tensor, ...]
 

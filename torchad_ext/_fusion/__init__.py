@@ -1,0 +1,1 @@
+"""Calls in a graph of Dynamo that become ops: which, and how they are declared."""

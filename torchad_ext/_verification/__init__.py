@@ -1,0 +1,1 @@
+"""Ops held against their definitions."""

@@ -61,6 +61,16 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def kernels_when_long(request: pytest.FixtureRequest) -> None:
+    """Kernels where the longest tests run, programs in their place in ``make test``.
+
+    It is for tests of what leads to a kernel, with many kernels that no other test needs.
+    """
+    if request.config.option.markexpr == "not long":
+        request.getfixturevalue("interpreted")
+
+
+@pytest.fixture
 def row_kernels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the kernels of rows that run, all of them by Python."""
     names: list[str] = []
@@ -92,8 +102,11 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)  # before the longest are left out, or taken alone
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
+        if config.option.markexpr != "not long" and "kernels_when_long" in getattr(item, "fixturenames", ()):
+            item.add_marker("long")
         if item.get_closest_marker("fast_path") and not HAS_HEADERS:
             item.add_marker(pytest.mark.skip(reason="csrc/fast_path cannot be compiled: no Python.h"))
         callspec = getattr(item, "callspec", None)

@@ -11,6 +11,7 @@ import functools
 import linecache
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +22,9 @@ from torchad_ext import compiler
 from torchad_ext._elementwise import Elementwise
 from torchad_ext._fusion import fused_ops, graph_calls
 from torchad_ext._native import fast_path
+from torchad_ext._native.kernels import dtype_name
 from torchad_ext._row_function import RowFunction
+from torchad_ext._symbolic.cpp import lower
 from torchad_ext._symbolic.evaluate import evaluate, evaluate_rows
 from torchad_ext._torch_state import elementwise_strides
 
@@ -187,29 +190,36 @@ def check(seed: int) -> int | None:
 class Interpreted:
     """The program of an Elementwise or a RowFunction in the place of its kernel."""
 
-    def __init__(self, function: Elementwise) -> None:
-        self.program = function.program
+    def __init__(self, function: Elementwise, dtype: torch.dtype) -> None:
+        program = function.program
+        is_lowered = not isinstance(function, RowFunction)
+        self.program = replace(program, outputs=lower(program, dtype_name(dtype))) if is_lowered else program
 
     def __call__(self, xs: Any, scalars: Any, *shape: Any, out: Any = ()) -> list[Tensor]:
+        dtype = xs[0].dtype
+        wide = [x.to(torch.promote_types(dtype, torch.float32)) for x in xs]
         with torch.no_grad():
-            results = (
-                evaluate_rows(self.program, *shape, *xs, *scalars) if shape else evaluate(self.program, *xs, *scalars)
-            )
-        results = [results] if isinstance(results, Tensor) else results
+            given = (self.program, *shape, *wide, *scalars)
+            results = evaluate_rows(*given) if shape else evaluate(*given)
+        results = [y.to(dtype) for y in ([results] if isinstance(results, Tensor) else results)]
         if shape:
             return [y.clone(memory_format=torch.contiguous_format) for y in results]
         for to, y in zip(out, results, strict=False):  # the sum along each dimension in which it has stride 0
             once = to.as_strided([n if step else 1 for n, step in zip(to.shape, to.stride(), strict=True)], to.stride())
             once.copy_(y.expand(to.shape).sum_to_size(once.shape))
         strides = elementwise_strides(*xs)
-        return [torch.empty_strided(y.shape, strides, dtype=y.dtype).copy_(y) for y in results]
+        return [torch.empty_strided(y.shape, strides, dtype=dtype).copy_(y) for y in results]
 
 
 def interpret(set_attribute: Callable[[Any, str, Any], object]) -> None:
     """Runs derivatives as programs of PyTorch's calls: a kernel takes a third of a second of a compiler each."""
+
+    def interpreted(self: Elementwise, device: str, dtype: torch.dtype, *variant: bool) -> Interpreted | None:
+        return Interpreted(self, dtype) if self.keeps(dtype) else None
+
     # In place of the method that keeps kernels: functions of the library outlive a test.
     for function in (Elementwise, RowFunction):
-        set_attribute(function, "kernel", lambda self, device, dtype, *variant: Interpreted(self))
+        set_attribute(function, "kernel", interpreted)
     set_attribute(compiler, "compile_kernels", lambda work: None)
     set_attribute(fast_path, "module", lambda: None)
     set_attribute(Elementwise, "apply_in_cpp", lambda self, *args: NotImplemented)  # by what other tests made in C++

@@ -729,7 +729,7 @@ def test_the_name_is_found_without_an_import(tmp_path: Path) -> None:
     (installed / "entry_points.txt").write_text(f"[{entries[1]}]\n{entries[2].replace(chr(34), '')}\n")
     code = (
         "import sys, torch; print(torch.compile(lambda x: x.sin() * x, backend='torchad_ext')(torch.zeros(1)));"
-        "print(sys.modules['torchad_ext.compiler']._ops)"
+        "print(sys.modules['torchad_ext._fusion.fused_ops']._ops)"
     )
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"}
     output = subprocess.check_output([sys.executable, "-c", code], text=True, env=environment)

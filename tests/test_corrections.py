@@ -18,6 +18,8 @@ from torch.testing import assert_close
 
 import torchad_ext as ad
 
+pytestmark = pytest.mark.usefixtures("kernels_when_long")
+
 D = torch.float64
 Function = Callable[[Tensor], Tensor]
 Number = Callable[[Any], Any]

@@ -28,6 +28,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import torchad_ext as ad
 from torchad_ext._symbolic.captured import captures
 
+pytestmark = pytest.mark.usefixtures("kernels_when_long")
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 

@@ -45,6 +45,7 @@ def nth(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, order
     return y.detach()
 
 
+@pytest.mark.usefixtures("kernels_when_long")
 @pytest.mark.parametrize(
     ("name", "order"), few(product(OF_ONE, [1, 2, 3]), lambda name, n: n == 1 + OF_ONE.index(name) % 3)
 )
@@ -57,6 +58,7 @@ def test_it_is_the_derivative_of_the_definition(name: str, order: int) -> None:
     )
 
 
+@pytest.mark.usefixtures("kernels_when_long")
 @pytest.mark.parametrize(
     "op", few([ad.sin.derivative(), ad.silu.derivative(order=2), curvature], lambda op: op is curvature), ids=repr
 )

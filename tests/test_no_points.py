@@ -14,6 +14,8 @@ from torch.utils._pytree import tree_leaves
 import torchad_ext as ad
 from torchad_ext._forward.laplacian import _without_rules
 
+pytestmark = pytest.mark.usefixtures("kernels_when_long")
+
 D = torch.float64
 
 

@@ -18,6 +18,8 @@ from torchad_ext._forward.fallback import _warned
 from torchad_ext._forward.laplacian import _without_rules
 from torchad_ext._hessian.curvature import Curvature, UnknownOperation
 
+pytestmark = pytest.mark.usefixtures("kernels_when_long")
+
 SECTIONS = {name: value for name, value in vars(_linearity).items() if isinstance(value, frozenset)}
 D = torch.float64
 M = torch.tensor([[0.0, 2.0, 0.0, 0.0], [0.0, 0.0, -1.0, 3.0], [0.5, 0.0, 0.0, 0.0]], dtype=D)

@@ -18,6 +18,8 @@ from torch.testing import assert_close
 
 import torchad_ext as ad
 
+pytestmark = pytest.mark.usefixtures("kernels_when_long")
+
 D = torch.float64
 POINTS = torch.rand(4, 3, dtype=D, generator=torch.Generator().manual_seed(1)) + 0.2
 WEIGHT = torch.tensor(0.7, dtype=D, requires_grad=True)

@@ -21,6 +21,8 @@ from torch.testing import assert_close
 import torchad_ext as ad
 from torchad_ext import Pointwise
 
+pytestmark = pytest.mark.usefixtures("kernels_when_long")
+
 composed = pytest.mark.parametrize("name", few(COMPOSED, lambda name: list(COMPOSED).index(name) % 3 == 0))
 
 

@@ -33,7 +33,7 @@ DIRECTIONS = 3
 
 
 # A rule that is missing is an error, but where a test expects the warning.
-pytestmark = pytest.mark.filterwarnings("error:torchad_ext.laplacian")
+pytestmark = [pytest.mark.filterwarnings("error:torchad_ext.laplacian"), pytest.mark.usefixtures("kernels_when_long")]
 
 
 @pytest.fixture(autouse=True)

@@ -40,6 +40,8 @@ pytest.importorskip("expecttest", reason="torch.testing._internal imports expect
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.opinfo.core import OpInfo, SampleInput
 
+pytestmark = pytest.mark.usefixtures("kernels_when_long")
+
 D = torch.float64
 aten = torch.ops.aten
 Function = Callable[[Tensor], Tensor]

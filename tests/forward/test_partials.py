@@ -33,7 +33,7 @@ Function = Callable[[Tensor], Tensor]
 Index = tuple[int, ...]
 
 # A rule that is missing is an error, but where a test expects the warning.
-pytestmark = pytest.mark.filterwarnings("error:torchad_ext")
+pytestmark = [pytest.mark.filterwarnings("error:torchad_ext"), pytest.mark.usefixtures("kernels_when_long")]
 
 
 @pytest.fixture(autouse=True)

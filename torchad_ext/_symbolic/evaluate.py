@@ -16,7 +16,8 @@ def evaluate_nodes(program: Program, *values: Any, length: int = 0) -> dict[Expr
     known: dict[Expr, Any] = dict(zip((*program.inputs, *program.scalars), values, strict=True))
 
     def number(value: float) -> torch.Tensor:
-        return torch.full((), value, dtype=values[0].dtype, device=values[0].device)
+        x = torch.full((), value, dtype=torch.float64, device=values[0].device)
+        return x.to(values[0].dtype)  # inf where it is too large
 
     for node in topological(program.outputs):
         if node.op == "constant":

@@ -298,6 +298,7 @@ def switched(x: Tensor) -> Tensor:
     return z * y
 
 
+@pytest.mark.usefixtures("kernels_when_long")
 class TestSwitches:
     @pytest.mark.usefixtures("interpreted")
     @pytest.mark.parametrize("f", [detached, enabled_again, switched])
@@ -362,6 +363,7 @@ class TestSwitches:
         assert_close(compiled(inside)(x), inside(x))
 
 
+@pytest.mark.usefixtures("kernels_when_long")
 class TestClusters:
     @pytest.mark.parametrize("seed", range(30))
     def test_any_graph_has_an_order(self, seed: int) -> None:
@@ -405,6 +407,7 @@ class TestClusters:
         hold(f, x_like(4), highest=1)
 
 
+@pytest.mark.usefixtures("kernels_when_long")
 class TestShapesAndNumbers:
     def test_any_batch_size(self) -> None:
         model = Network()
@@ -487,6 +490,7 @@ class TestShapesAndNumbers:
         assert turned.data_ptr() == x.data_ptr() and same is x
 
 
+@pytest.mark.usefixtures("kernels_when_long")
 class TestModules:
     def test_training_gives_the_same_parameters(self) -> None:
         def trained(wrap: Function) -> list[Tensor]:
@@ -588,6 +592,7 @@ class TestModules:
             dist.destroy_process_group()
 
 
+@pytest.mark.usefixtures("kernels_when_long")
 class TestDerivativeTools:
     def test_torch_func_of_a_compiled_function(self) -> None:
         f = compiled(lambda x: gate(x).sum())
@@ -655,6 +660,7 @@ class TestDerivativeTools:
         hold(f, x_like(4))
 
 
+@pytest.mark.usefixtures("kernels_when_long")
 class TestExplain:
     def test_the_table(self) -> None:
         def f(x: Tensor, ids: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 import torchad_ext as ad
 
+pytestmark = pytest.mark.usefixtures("kernels_when_long")
+
 checked = jaxtyped(typechecker=beartype)
 few = settings(deadline=None, max_examples=10)
 sizes = st.integers(1, 4)

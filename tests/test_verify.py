@@ -12,12 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.autograd import Function, gradcheck
-from torchad_ext._verify import _name
 
 import torchad_ext as ad
 from torchad_ext import Pointwise
 from torchad_ext._elementwise import Elementwise
 from torchad_ext._native import fast_path
+from torchad_ext._verification.verify import _name
 
 X = (torch.linspace(-2, 2, 7, dtype=torch.float64),)
 

@@ -60,6 +60,7 @@ def kernels(work: Callable[[], object]) -> list[str]:
 
 
 class TestDerivatives:
+    @pytest.mark.usefixtures("kernels_when_long")
     @pytest.mark.parametrize("op", [wave, polar], ids=["three inputs", "two outputs"])
     @row("forward mode")
     def test_every_mode_against_finite_differences(self, op: ad.Pointwise, device: str) -> None:

@@ -85,6 +85,7 @@ def test_orders_0_to_4(case: str, highest: int, device: str) -> None:
             assert_close(y, expected, rtol=1e-11, atol=1e-13 * scale, msg=lambda text, k=order: f"order {k}: {text}")
 
 
+@pytest.mark.usefixtures("kernels_when_long")
 @pytest.mark.parametrize(
     "case", few(["layer norm", "attention", "layer norm of wide rows"], lambda case: case == "layer norm")
 )
@@ -95,6 +96,7 @@ def test_every_mode_against_finite_differences(case: str, device: str) -> None:
     assert gradgradcheck(op, xs, check_fwd_over_rev=True, check_batched_grad=True)
 
 
+@pytest.mark.usefixtures("kernels_when_long")
 @pytest.mark.parametrize("outer", [jacfwd, jacrev])
 @pytest.mark.parametrize("inner", [jacfwd, jacrev])
 @pytest.mark.parametrize("argument", [0, 1])
@@ -387,6 +389,7 @@ def test_verify_finds_a_wrong_definition() -> None:
         )
 
 
+@pytest.mark.usefixtures("kernels_when_long")
 @pytest.mark.parametrize("name", ["softmax", "normalize", "layer_norm", "logsumexp", "vector_norm"])
 def test_laplacian(name: str) -> None:
     op = {"normalize": lambda x: ad.normalize(x, dim=-1), "vector_norm": lambda x: ad.vector_norm(x, dim=-1)}.get(
@@ -477,6 +480,7 @@ REDUCED_OPERANDS = {
 }
 
 
+@pytest.mark.usefixtures("kernels_when_long")
 @pytest.mark.parametrize("shapes", [((4, 3), (4, 1)), ((4, 1), (4, 3)), ((4, 3), (1, 1)), ((2, 4, 3), (4, 1))], ids=str)
 @pytest.mark.parametrize("name", REDUCED_OPERANDS)
 def test_a_reduction_of_what_has_one_value_a_row(name: str, shapes: tuple[tuple[int, ...], ...]) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad, gradcheck
-from torch.autograd.functional import hessian, jacobian
+from torch.autograd import gradcheck
+from torch.autograd.functional import hessian
 from torch.autograd.gradcheck import GradcheckError
 
 from .._autograd.graph import graph_nodes, is_cut_off
@@ -28,10 +27,20 @@ from .faults import (
     wrong_layout,
     wrong_structure,
 )
+from .functions import (
+    Function,
+    Tensors,
+    differentiable,
+    gradient_of,
+    has_forward_mode,
+    largest_difference,
+    of_some,
+    orders_of,
+    parameter_names,
+    pullback,
+    smooth,
+)
 from .rounding_errors import MoreRounding, RunningErrors, are_same, in_ulps, is_differentiated
-
-Tensors = tuple[torch.Tensor, ...]
-Function = Callable[..., Tensors]
 
 
 def like(x: Any, device: str, dtype: torch.dtype) -> Any:
@@ -64,10 +73,10 @@ class Comparison:
         check: Callable[..., None],
     ) -> None:
         places = [i for i, x in enumerate(arguments) if is_differentiated(x)]
-        self.op, self.definition = (_of_some(f, arguments, places) for f in (op, definition))
+        self.op, self.definition = (of_some(f, arguments, places) for f in (op, definition))
         self.inputs: Tensors = tuple(arguments[i] for i in places)
         self.bound, self.check, self.is_of_rows = bound, check, isinstance(op, Rowwise)
-        parameters = _parameters(op, definition, len(arguments))
+        parameters = parameter_names(op, definition, len(arguments))
         names = [parameters[i] for i in places]
         generator = torch.Generator().manual_seed(1)
 
@@ -79,7 +88,7 @@ class Comparison:
             smooth = [y for y in self.native if is_differentiated(y)]
             self.grad_outputs, self.grad_grads = [*map(normal, smooth)], [*map(normal, self.inputs)]
             double = [[x.double() for x in xs] for xs in (self.inputs, self.grad_outputs, self.grad_grads)]
-            self.references = list(_orders(self.definition, *double))
+            self.references = list(orders_of(self.definition, *double))
             is_rounded = isinstance(op, Rowwise) or self.inputs[0].dtype == torch.float64
             self.roundings = self._rounded(double) if is_rounded else []
         except Exception as failure:
@@ -106,7 +115,7 @@ class Comparison:
     def orders(self) -> bool:
         """Compares value, gradient and double backward; gives False where there is no value to differentiate."""
         leaves = [like(x, str(x.device), x.dtype) for x in self.inputs]
-        results = _orders(self.op, leaves, self.grad_outputs, self.grad_grads)
+        results = orders_of(self.op, leaves, self.grad_outputs, self.grad_grads)
         remark = ""
         for order, (derivative, references) in enumerate(self.references):
             try:
@@ -159,10 +168,10 @@ class Comparison:
         given = [[x.detach() for x in xs] for xs in (inputs, grad_outputs, grad_grads)]
         try:
             wide = [[like(x, str(x.device), torch.float64) for x in xs] for xs in given]
-            references = list(_orders(self.definition, *wide))
+            references = list(orders_of(self.definition, *wide))
         except Exception:  # the definition does not take this layout
             return
-        results = _orders(self.op, *given)
+        results = orders_of(self.op, *given)
         for order, (derivative, expected) in enumerate(references):
             try:
                 _, tensors = next(results)
@@ -180,7 +189,7 @@ class Comparison:
             leaves = [x.detach().clone().requires_grad_(i == k) for k, x in enumerate(self.inputs)]
             gradient = list(self.references[1][1])
             try:
-                gradient[i : i + 1] = _pullback(_smooth(self.op)(*leaves), leaves[i : i + 1], self.grad_outputs)
+                gradient[i : i + 1] = pullback(smooth(self.op)(*leaves), leaves[i : i + 1], self.grad_outputs)
             except Exception as failure:
                 self.check("gradient", raised(failure) + remark)
                 continue
@@ -190,7 +199,7 @@ class Comparison:
         """Compares value and gradient of a batch of two points, where ``torch.func`` takes the op."""
 
         def pulled(xs: Tensors, cotangents: Tensors) -> tuple[Tensors, Tensors]:
-            values, pull, *_ = torch.func.vjp(_smooth(self.op), *xs)
+            values, pull, *_ = torch.func.vjp(smooth(self.op), *xs)
             return values, pull(cotangents)
 
         points = [[x.detach(), x.detach().flatten().flip(0).view_as(x)] for x in self.inputs]
@@ -198,7 +207,7 @@ class Comparison:
         try:
             results = torch.func.vmap(pulled)(tuple(map(torch.stack, points)), tuple(map(torch.stack, seeds)))
             wide = [[[pair[i].double() for pair in pairs] for pairs in (points, seeds)] for i in range(2)]
-            references = [list(itertools.islice(_orders(_smooth(self.definition), x, c, []), 2)) for x, c in wide]
+            references = [list(itertools.islice(orders_of(smooth(self.definition), x, c, []), 2)) for x, c in wide]
         except Exception:  # of a Function without setup_context
             return
         for i, each in enumerate(references):
@@ -230,7 +239,7 @@ class Comparison:
         for seed in range(4):
             copies = [[x.detach().clone() for x in xs] for xs in double]
             with MoreRounding(seed, self.is_of_rows):
-                moved = list(_orders(self.definition, *copies))
+                moved = list(orders_of(self.definition, *copies))
             for sizes, (_, exact), (_, tensors) in zip(largest, self.references, moved, strict=True):
                 for i, (x, y) in enumerate(zip(tensors, exact, strict=True)):
                     if not is_differentiated(y):
@@ -280,10 +289,10 @@ class Comparison:
         seeds = tuple(c.detach().clone().requires_grad_() for c in self.grad_outputs)
         if not seeds:
             return []
-        op, native = _smooth(self.op), _smooth(self.definition)
+        op, native = smooth(self.op), smooth(self.definition)
         outputs = [y or "output" for y, e in zip(self.names[0], self.native, strict=True) if is_differentiated(e)]
-        forward = _has_forward_mode(self.op, leaves)
-        gradient, native_gradient = (functools.partial(_gradient, f, len(leaves)) for f in (op, native))
+        forward = has_forward_mode(self.op, leaves)
+        gradient, native_gradient = (functools.partial(gradient_of, f, len(leaves)) for f in (op, native))
         gradients = [f"grad_{name}" for name in self.names[1]]
         made = {
             "gradcheck": self._gradcheck("gradcheck", op, native, leaves, outputs, forward, forward),
@@ -300,8 +309,8 @@ class Comparison:
 
         def double_backward(f: Function, *arguments: torch.Tensor) -> Tensors:
             xs = [x if x.requires_grad else x.requires_grad_() for x in arguments]
-            gradient = _pullback(_smooth(f)(*xs[:count]), xs[:count], xs[count:several])
-            return tuple(_pullback(gradient, xs[:several], xs[several:]))
+            gradient = pullback(smooth(f)(*xs[:count]), xs[:count], xs[count:several])
+            return tuple(pullback(gradient, xs[:several], xs[several:]))
 
         mine, native = (functools.partial(double_backward, f) for f in (self.op, self.definition))
         arguments = (*self.inputs, *self.grad_outputs, *self.grad_grads)
@@ -330,7 +339,7 @@ class Comparison:
         """Makes the check; gives False, and makes none, where the definition itself does not pass it."""
         modes = {"check_forward_ad": forward, "check_batched_forward_grad": batched, "check_batched_grad": True}
         try:
-            mine, kept = _differentiable(f, inputs)
+            mine, kept = differentiable(f, inputs)
             if not kept:
                 return True
             gradcheck(mine, inputs, **modes)
@@ -339,7 +348,7 @@ class Comparison:
             if not gradcheck(native, inputs, raise_exception=False):
                 return False
             labels = self.names[-1][: len(inputs)], [outputs[i] for i in kept]
-            where = _largest_difference(mine, inputs, *labels, forward)
+            where = largest_difference(mine, inputs, *labels, forward)
             self.check(name, where or found_by_gradcheck(failure))
         except Exception as failure:
             self.check(name, raised(failure))
@@ -354,7 +363,7 @@ class Comparison:
 
         def of(f: Function) -> torch.Tensor:
             def weighted(*xs: torch.Tensor) -> torch.Tensor:
-                return torch.stack([(y * w).sum() for y, w in zip(_smooth(f)(*xs), weights, strict=True)]).sum()
+                return torch.stack([(y * w).sum() for y, w in zip(smooth(f)(*xs), weights, strict=True)]).sum()
 
             blocks = hessian(weighted, self.inputs)
             counts = [x.numel() for x in self.inputs]
@@ -397,133 +406,7 @@ def _ones(x: torch.Tensor) -> torch.Tensor:
     return x.new_ones(()).expand(x.shape)
 
 
-def _of_some(f: Callable[..., Any], arguments: Sequence[Any], places: list[int]) -> Function:
-    """f as a function of the arguments at some places, the others fixed, that gives a tuple."""
-
-    def function(*inputs: torch.Tensor) -> Tensors:
-        values = list(arguments)
-        for i, x in zip(places, inputs, strict=True):
-            values[i] = x
-        result = f(*values)
-        results = tuple(result) if isinstance(result, (tuple, list)) else (result,)
-        for x in results:
-            if not isinstance(x, torch.Tensor):
-                given = f"a {type(result).__name__} with {type(x).__name__}" if x is not result else type(x).__name__
-                raise TypeError(f"it returned {given}, expected a tensor or a tuple of tensors")
-        return results
-
-    return function
-
-
-def _smooth(f: Function) -> Function:
-    """f without its results that are not of floating point."""
-    return lambda *xs: tuple(y for y in f(*xs) if y.is_floating_point())
-
-
-def _differentiable(f: Function, inputs: Tensors) -> tuple[Function, list[int]]:
-    """f without its results that do not require grad at some inputs, and which it keeps."""
-    kept = [i for i, y in enumerate(f(*inputs)) if y.requires_grad]
-
-    def function(*xs: torch.Tensor) -> Tensors:
-        results = f(*xs)
-        return tuple(results[i] for i in kept)
-
-    return function, kept
-
-
-def _parameters(op: Callable[..., Any], definition: Callable[..., Any], count: int) -> list[str]:
-    """The names of the first arguments, by the signature of the definition, else of the op."""
-    for f in (definition, op):
-        try:
-            parameters = inspect.signature(f).parameters.values()
-        except (TypeError, ValueError):
-            continue
-        names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        if len(names) >= count:
-            return names[:count]
-    return ["x"] if count == 1 else [f"x{i}" for i in range(count)]
-
-
-def _pullback(
-    outputs: Iterable[torch.Tensor], inputs: Sequence[torch.Tensor], cotangents: Iterable[torch.Tensor]
-) -> list[torch.Tensor]:
-    """The vector-Jacobian product, zero where an output does not depend on an input."""
-    given = [(y, c.to(y.dtype)) for y, c in zip(outputs, cotangents, strict=True) if y.requires_grad]
-    if not given:
-        return [torch.zeros_like(x) for x in inputs]
-    ys, cs = zip(*given, strict=True)
-    return list(torch.autograd.grad(ys, inputs, cs, create_graph=True, allow_unused=True, materialize_grads=True))
-
-
-def _orders(
-    f: Function,
-    inputs: Sequence[torch.Tensor],
-    grad_outputs: Sequence[torch.Tensor],
-    grad_grads: Sequence[torch.Tensor],
-) -> Iterator[tuple[str, Sequence[torch.Tensor]]]:
-    """The value, the gradient and the double backward of f, with given cotangents for the two backward passes."""
-    leaves = [x.requires_grad_() for x in inputs]
-    value = f(*leaves)
-    yield "value", value
-    seeds = [c.detach().requires_grad_() for c in grad_outputs]
-    gradient = _pullback([y for y in value if y.is_floating_point()], leaves, seeds)
-    yield "gradient", gradient
-    yield "double backward", _pullback(gradient, [*leaves, *seeds], grad_grads)
-
-
-def _gradient(f: Function, count: int, *arguments: torch.Tensor) -> Tensors:
-    """The gradient of f in its arguments, which are followed by the cotangents."""
-    xs = [x if x.requires_grad else x.requires_grad_() for x in arguments]
-    return tuple(_pullback(f(*xs[:count]), xs[:count], xs[count:]))
-
-
 def _copied(x: torch.Tensor, inputs: Tensors) -> torch.Tensor:
     """A copy of x if it is a view of an input."""
     memory = {y.untyped_storage().data_ptr() for y in inputs}
     return x.clone() if x.untyped_storage().data_ptr() in memory else x
-
-
-def _has_forward_mode(f: Function, inputs: Tensors) -> bool:
-    try:
-        with forward_ad.dual_level():
-            f(*(forward_ad.make_dual(x.detach(), torch.zeros_like(x)) for x in inputs))
-    except NotImplementedError:
-        return False
-    except Exception:
-        return True  # gradcheck says what is wrong
-    return True
-
-
-def _largest_difference(
-    f: Function, inputs: Tensors, names: Sequence[str], outputs: Sequence[str], forward: bool, step: float = 1e-6
-) -> str:
-    """Where the Jacobian of f is farthest from central differences, beyond the tolerance of ``gradcheck``."""
-    blocks = jacobian(f, inputs)
-    largest, detail = 1.0, ""
-    for k, (name, x) in enumerate(zip(names, inputs, strict=True)):
-        others = [y.detach() for y in inputs]
-        for i in range(x.numel()):
-            direction = torch.zeros_like(x, requires_grad=False)
-            direction[index_of(i, x.shape)] = 1.0
-            behind, ahead = (f(*others[:k], others[k] + t * direction, *others[k + 1 :]) for t in (-step, step))
-            modes = {"": [block[k].reshape(-1, x.numel())[:, i] for block in blocks]}
-            if forward:
-                with forward_ad.dual_level():
-                    ys = f(*others[:k], forward_ad.make_dual(others[k].clone(), direction), *others[k + 1 :])
-                    modes["in forward mode "] = [_tangent(y) for y in ys]
-            for mode, columns in modes.items():
-                for output, column, low, high in zip(outputs, columns, behind, ahead, strict=True):
-                    numerical = ((high - low) / (2 * step)).detach().flatten()
-                    excess = (column - numerical).abs() / (1e-5 + 1e-3 * numerical.abs())
-                    excess = excess.nan_to_num(float("inf"), posinf=float("inf"))
-                    if excess.numel() and float(excess.max()) > largest:
-                        largest, row = float(excess.max()), int(excess.argmax())
-                        (y, _), (at, value) = named_element(output, high, row), named_element(name, x, i)
-                        text = got_and_expected(column[row], numerical[row])[1]
-                        detail = f"differs from finite differences: d {y} / d {at} {mode}at {at} = {value}: {text}"
-    return detail
-
-
-def _tangent(x: torch.Tensor) -> torch.Tensor:
-    primal, tangent = forward_ad.unpack_dual(x)
-    return (torch.zeros_like(primal) if tangent is None else tangent).detach().flatten()

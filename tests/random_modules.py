@@ -220,9 +220,9 @@ def interpret(set_attribute: Callable[[Any, str, Any], object]) -> None:
     # In place of the method that keeps kernels: functions of the library outlive a test.
     for function in (Elementwise, RowFunction):
         set_attribute(function, "kernel", interpreted)
+        set_attribute(function, "apply_in_cpp", lambda self, *args: NotImplemented)  # by what other tests made in C++
     set_attribute(compiler, "compile_kernels", lambda work: None)
     set_attribute(fast_path, "module", lambda: None)
-    set_attribute(Elementwise, "apply_in_cpp", lambda self, *args: NotImplemented)  # by what other tests made in C++
     set_attribute(graph_calls, "SMALLEST", 0)
     set_attribute(fused_ops, "_ops", {})  # those of other tests have kernels
 

@@ -6,11 +6,13 @@ import re
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
 import versions
+from packaging.specifiers import SpecifierSet
 from versions import Counts
 
 from torchad_ext._native import compile, keys, toolchain
@@ -113,3 +115,13 @@ def test_a_newer_name_does_not_compile(tmp_path: Path) -> None:
     source = tmp_path / "newer.cpp"
     source.write_text(f"void f() {{ {NEWER[0]}(0); }}")
     assert "poisoned" in compiles(source, toolchain.cpu_toolchain(), tmp_path)
+
+
+def test_pins_hold_for_the_oldest_promised_python() -> None:
+    """A pin without a condition on Python is of a release that runs on the oldest."""
+    oldest = re.findall(r'requires-python = ">=(.*)"', (versions.ROOT / "pyproject.toml").read_text())[0]
+    pins = re.findall(r"^([\w.-]+)==[^;\n]+$", (versions.ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    installed = {one.name for one in metadata.distributions()} & set(pins)
+    promised = {name: metadata.metadata(name)["Requires-Python"] for name in installed}
+    assert len(promised) > 20
+    assert [name for name, of in promised.items() if of and oldest not in SpecifierSet(of)] == []

@@ -214,7 +214,7 @@ class TestCalls:
             (lambda x: ad.silu(x, False, 1), "too many positional arguments"),
             (lambda x: ad.softplus(x, True), "a number for beta, got True"),
             (lambda x: ad.gelu(x, approximate="tan"), "no approximate 'tan'"),
-            (lambda x: _ONLY_BY_POSITION(x=x), "positional only"),
+            (lambda x: _ONLY_BY_POSITION(x=x), "positional.only"),
             (lambda x: _ONLY_BY_NAME(x, 1.0), "too many positional arguments"),
         ],
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import doctest
+import inspect
 import io
 import re
 import sys
@@ -72,6 +73,19 @@ def test_commands_that_a_page_names_exist(page: Path) -> None:
         assert command in app.commands, f"{page.name} names torchad_ext {command}"
     for target in re.findall(r"\bmake ([a-z-]+)", text):
         assert target in targets, f"{page.name} names make {target}"
+
+
+@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.stem)
+def test_calls_that_a_page_names_take_these_arguments(page: Path) -> None:
+    for code in re.findall(r"`(ad\.[^`\n]+\))`", page.read_text(encoding="utf-8")):
+        call = ast.parse(code, mode="eval").body
+        if isinstance(call, ast.Call) and not any(isinstance(a, ast.Constant) and a.value is ... for a in call.args):
+            signature = inspect.signature(eval(ast.unparse(call.func), {"ad": ad}))
+            with_names = {str(keyword.arg): keyword.value for keyword in call.keywords}
+            try:
+                signature.bind(*call.args, **with_names)
+            except TypeError as error:
+                raise AssertionError(f"{page.name} names {code}: {error}") from error
 
 
 FOLDERS = "tests|csrc|torchad_ext|benchmarks|examples|docs|notebooks"

@@ -290,11 +290,20 @@ class TestDerivatives:
 
     @ops
     @row("torch.func")
-    def test_jvp_with_a_missing_tangent_and_functionalize(self, op: Pointwise, device: str) -> None:
+    def test_jvp_with_a_missing_tangent(self, op: Pointwise, device: str) -> None:
         x, t = torch.randn(2, 3, dtype=torch.float64, device=device)
         result = jvp(lambda u, v: op(u) * v, (x, t), (t, x))
         assert_close(result, jvp(lambda u, v: op.definition(u) * v, (x, t), (t, x)))
+
+    @ops
+    @row("torch.func")
+    def test_functionalize_around_and_inside_of_other_transforms(self, op: Pointwise, device: str) -> None:
+        x = torch.randn(3, dtype=torch.float64, device=device)
         assert_close(functionalize(op)(x), op.definition(x))
+        assert_close(functionalize(jacfwd(op))(x), jacfwd(op.definition)(x))
+        assert_close(functionalize(vmap(op))(x), op.definition(x))
+        assert_close(functionalize(jacrev(jacrev(op)))(x), jacrev(jacrev(op.definition))(x))
+        assert_close(jacrev(functionalize(jacrev(op)))(x), jacrev(jacrev(op.definition))(x))
 
     @ops
     @row("torch.func")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from drop_in import row
 from torch.autograd import gradcheck, gradgradcheck
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, vmap
+from torch.func import functional_call, functionalize, grad, hessian, jacfwd, jacrev, vmap
 from torch.profiler import profile
 from torch.testing import assert_close
 
@@ -189,6 +189,16 @@ class TestDerivatives:
             lambda f: vmap(grad(lambda u, B: f(u, B).sum().sin(), (0, 1)), in_dims),
             lambda f: grad(lambda u, B: vmap(f, in_dims)(u, B).sin().sum(), (0, 1)),
             lambda f: vmap(hessian(lambda u, B: f(u, B).sum().sin(), (0, 1)), in_dims),
+        ):
+            assert_close(take(quadratic_form)(x, A), take(definition)(x, A))
+
+    @row("torch.func")
+    def test_functionalize_around_and_inside_of_other_transforms(self, device: str) -> None:
+        x, A = pair(((3,), (3, 3)), device)
+        for take in (
+            lambda f: functionalize(jacfwd(f, (0, 1))),
+            lambda f: functionalize(jacrev(jacrev(f), (0, 1))),
+            lambda f: jacrev(functionalize(jacrev(f)), (0, 1)),
         ):
             assert_close(take(quadratic_form)(x, A), take(definition)(x, A))
 

@@ -276,9 +276,10 @@ def where_transforms_are_right(tool: Callable[_Arguments, _Result]) -> Callable[
     return run
 
 
-def is_functionalized(interpreter: Any) -> bool:
-    """Is a transform ``torch.func.functionalize``, whose tensors no kernel can read?"""
-    return bool(interpreter.key() == torch._C._functorch.TransformType.Functionalize)
+def is_functionalized() -> bool:
+    """Is a transform ``functionalize``? No kernel can read its tensors, and it has no rule for a Function."""
+    kind = torch._C._functorch.TransformType.Functionalize
+    return any(interpreter.key() == kind for interpreter in torch._C._functorch.get_interpreter_stack() or ())
 
 
 def innermost_transform() -> Any:

@@ -26,7 +26,6 @@ from .._torch_state import (
     dispatch_modes,
     elementwise_strides,
     in_forward_mode,
-    innermost_transform,
     is_autocast_enabled,
     is_being_traced,
     is_functionalized,
@@ -91,11 +90,10 @@ def device_for(xs: Sequence[torch.Tensor]) -> str | None:
     unwrapped them, and no mode has to see the plain definition. None if there is none."""
     if _observed():
         return None
-    interpreter = innermost_transform()
-    if interpreter is None:
+    if not transforms_active():
         return device_of(xs)
     first = xs[0]
-    if is_functionalized(interpreter) or first.device.type not in _BACKEND:
+    if is_functionalized() or first.device.type not in _BACKEND:
         return None
     if first.dtype not in DTYPES:
         return None

@@ -36,7 +36,7 @@ _symbolic
 _autograd _linearity
 _self_check
 _warnings
-_settings _torch_state
+_settings _tables _torch_state
 """.split("\n")
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 

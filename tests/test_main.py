@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -191,6 +192,10 @@ class TestFormulas:
             ("def f(x, y):\n    return x * y\n", "takes x, y; plot draws functions of one number"),
             ("@ad.rowwise\ndef f(x):\n    return x - x.mean(-1, keepdim=True)\n", "is no function of elements"),
             ("def f(x):\n    return x, x**2\n", "has 2 results"),
+            (
+                "def f(*, x):\n    return x\n",
+                "takes x by name alone; plot draws functions of one number: let it go unnamed",
+            ),
         ],
     )
     def test_a_function_that_cannot_be_drawn(self, run: Run, declaration: str, message: str, tmp_path: Path) -> None:
@@ -203,12 +208,18 @@ class TestFormulas:
         file = tmp_path / "f.png"
         code, out, _ = run("plot", "sin(x) * exp(-x**2)", "--output", str(file))
         assert code == 0 and str(file) in out and image.imread(file).std() > 0.05
+        _, out, _ = run("plot", "x", "--output", str(tmp_path / "g"))
+        assert out == f"saved {tmp_path / 'g.png'}\n" and (tmp_path / "g.png").exists()
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
             (["sin(y)"], "     ^"),
             (["x", "--low", "2", "--high", "1"], "--low must be less than --high"),
+            (["x", "--low", "nan"], "the interval goes from nan to 3; --low must be less than --high"),
+            (["x", "--low", "-inf"], "the interval goes from -inf to 3; its length must be finite"),
+            (["x", "--high", "inf", "--json"], "the interval goes from -3 to inf; its length must be finite"),
+            (["x", "--output", "."], "--output . is a folder; give the name of a picture in it"),
             (["x", "--output", "picture.nothing"], "--output picture.nothing: Format 'nothing' is not supported"),
             (["x", "--output", "no_folder/picture.png"], "--output no_folder/picture.png: No such file or directory"),
             (["x", "--lows", "2"], "unexpected extra argument"),
@@ -261,6 +272,7 @@ class TestVerify:
             (["{own}:Cube"], "own.py:Cube --against FILE:FUNCTION"),
             (["{own}:number"], "is of type float; this takes a function of tensors"),
             (["{own}:cube", "sin", "--against", "{own}:cube"], "--against takes one autograd.Function"),
+            (["{own}:Cube", "--against", "{own}:cube", "--interval", "0", "inf"], "its length must be finite"),
         ],
     )
     def test_a_mistake_is_an_exit_with_2(self, run: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -550,6 +562,15 @@ def test_stdout_may_be_closed(arguments: list[str]) -> None:
 def test_help_has_an_example(run: Run, command: str) -> None:
     code, out, _ = run(command, "--help")
     assert code == 0 and f"  torchad_ext {command}" in out
+
+
+@pytest.mark.parametrize("arguments", [["verify", "sin"], ["bench", "sin", "--seconds", "0"], ["doctor"]])
+def test_a_narrow_terminal_cuts_nothing_short(run: Run, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    code, out, _ = run(*arguments)
+    assert code == 0 and "…" not in out
+    if arguments[0] == "bench":
+        assert len(re.findall(r" \d+\.\d\d +$", out, flags=re.MULTILINE)) == 9  # a ratio in each row
 
 
 def test_no_command_is_help(run: Run) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import inspect
 import io
+import itertools
+import math
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -69,12 +73,28 @@ def test_derivatives_end_in_zeros(
         ((ad.sin, 1, 1), "interval from 1 to 1; low must be less than high"),
         ((ad.sin, 0, 1, 2, 1), "got 1 points; a line needs at least 2"),
         ((ad.sin, 0, 1, -1), "got -1 orders of derivatives; 0 or more"),
+        ((ad.sin, 0, math.inf), "interval from 0 to inf; its length must be finite"),
+        ((ad.sin, -1e308, 1e308), "interval from -1e[+]308 to 1e[+]308; its length must be finite"),
         ((torch.sum, 0, 1), r"gives shape \[\] for x of shape \[400\]; it must be elementwise"),
+        ((lambda x: x * x.sum(), -1, 1), "changes with the other x; it must be elementwise"),
+        ((ad.softmax, 0, 1), "changes with the other x; it must be elementwise"),
+        ((lambda x: (x, x), 0, 1), "returns tuple; it must return one tensor of real numbers"),
+        ((lambda x: 3.0, 0, 1), "returns float; it must return one tensor of real numbers"),
+        ((lambda x: torch.complex(x, x), 0, 1), "returns torch.complex128; it must return one tensor of real numbers"),
     ],
 )
 def test_errors_say_what_was_given_and_what_is_expected(arguments: tuple[object, ...], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         plot_derivatives(*arguments)
+
+
+@pytest.mark.parametrize("function", [ad.log, ad.reciprocal, torch.floor, lambda x: x / 0, lambda x: x > 0], ids=str)
+def test_functions_with_poles_gaps_and_steps_are_drawn(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x = torch.linspace(-3, 3, 7, dtype=torch.float64)
+        ax = plot_derivatives(function, -3, 3, points=7, ax=Figure().subplots())
+    np.testing.assert_array_equal(_curves(ax)[0].get_ydata(), function(x).numpy())
 
 
 def _curves(ax: Axes) -> list[Line2D]:
@@ -96,6 +116,12 @@ def test_a_function_of_several_arguments_is_drawn_in_one_of_them() -> None:
     np.testing.assert_allclose(_curves(ax)[1].get_ydata(), 9)
     with pytest.raises(ValueError, match="no argument 'z'; it has x, y"):
         plot_derivatives(product, 0, 1, argument="z")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_are_drawn(dtype: torch.dtype) -> None:
+    ax = plot_derivatives(ad.square, 0, 1, points=3, ax=Figure().subplots(), dtype=dtype)
+    assert [line.get_ydata().tolist() for line in _curves(ax)] == [[0, 0.25, 1], [0, 1, 2], [2, 2, 2]]
 
 
 def test_a_float32_network_is_drawn() -> None:
@@ -152,8 +178,10 @@ def test_the_pattern_of_a_hessian_is_drawn_by_colours() -> None:
     ax = plot_sparsity(f, x, ax=Figure().subplots())
     drawn = ax.get_images()[0].get_array()
     hessian = torch.func.hessian(f)(x).numpy()
-    assert ((hessian != 0) <= ~drawn.mask).all()  # the diagonal is added
-    assert ax.get_title() == f"{(~drawn.mask).sum()} of 49 entries, 3 products"
+    np.testing.assert_array_equal(hessian != 0, ~drawn.mask)
+    assert ax.get_title() == "13 of 49 entries, 3 products"
+    assert all(tick == round(tick) for axis in (ax.xaxis, ax.yaxis) for tick in axis.get_majorticklocs())
+    assert plot_sparsity(torch.sum, x, ax=Figure().subplots()).get_title() == "0 of 49 entries, 1 product"
     for row in drawn:  # columns of one product share no row
         colours = row.compressed().tolist()
         assert len(set(colours)) == len(colours)
@@ -190,6 +218,9 @@ def test_the_graph_has_values_local_derivatives_and_adjoints() -> None:
         (lambda x, a: torch.exp(-a * x**2) * torch.cos(2 * x) + x * x, (0.7, 1.3)),
         (lambda x: x.abs().clamp(max=2.0) + torch.where(x > 0, x * x, x), (1.5,)),
         (lambda x: torch.tanh(x) / torch.sqrt(x), (1.5,)),
+        (lambda x: x, (0.7,)),
+        (lambda x: 0 * x + 3, (0.7,)),
+        (lambda v_1, v_2: torch.sin(v_1 * v_2).exp() * v_2, (0.7, 1.3)),
         (ad.snake, (0.3,)),
         (ad.softplus.derivative(), (0.3,)),
     ],
@@ -200,6 +231,14 @@ def test_adjoints_are_the_gradient(f: Callable[..., torch.Tensor], inputs: tuple
     adjoints = {node.name: node.adjoint for node in dependency_graph(f, *inputs)}
     names = list(inspect.signature(f).parameters)
     assert [adjoints[name] for name in names[: len(xs)]] == pytest.approx([x.item() for x in expected])
+
+
+def test_a_result_without_an_operation_has_a_node_of_its_own() -> None:
+    of_itself, constant = (dependency_graph(f, 2.0) for f in (lambda x: x, lambda x: torch.full_like(x, 3.0)))
+    assert [(node.name, node.formula, node.value, node.adjoint) for node in of_itself + constant] == [
+        ("x", "x", 2, 1), ("f", "x", 2, 1), ("x", "x", 2, 0), ("f", "3", 3, 1),
+    ]  # fmt: skip
+    draw_graph(lambda x: x, 2.0, ax=Figure().subplots(), adjoints=True)
 
 
 def test_the_graph_is_drawn() -> None:
@@ -216,8 +255,21 @@ def test_the_graph_is_drawn() -> None:
         draw_graph(textbook, 1.0, 2.0)
     with pytest.raises(ValueError, match="has 2 results"):
         draw_graph(lambda x: (x, x))
+    for given, named in ((torch.ones(2), r"a tensor of shape \[2\]"), ("2.0 m", "'2.0 m'"), (1j, "1j")):
+        with pytest.raises(TypeError, match=f"drawn at numbers; got {named}"):
+            draw_graph(textbook, given)
     with pytest.raises(TypeError, match="combines elements"):
         draw_graph(lambda x: x.sum())
+
+
+@pytest.mark.parametrize("inputs", [(), (2.0, 3.0)], ids=["formulas", "numbers"])
+def test_a_new_figure_is_as_wide_as_its_labels(inputs: tuple[float, ...]) -> None:
+    figure = draw_graph(ad.pow, *inputs, adjoints=bool(inputs)).figure
+    figure.draw_without_rendering()
+    boxes = [box.get_window_extent() for text in figure.axes[0].texts if (box := text.get_bbox_patch())]
+    assert len(boxes) == 5 and sum(a.overlaps(b) for a, b in itertools.combinations(boxes, 2)) == 0
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+    plt.close(figure)
 
 
 def test_a_fit_is_drawn_with_its_target_and_its_losses() -> None:

@@ -25,6 +25,7 @@ from ._named_ops import OPS, Mistake, Wrong, blamed, declared, drawn, named, sam
 from ._native import cache as kept
 from ._symbolic import cpp
 from ._symbolic.refusals import TraceError
+from ._tables import with_whole_numbers
 from .ops import CATALOGUE
 from .rows import ROW_CATALOGUE
 
@@ -78,6 +79,13 @@ def _tracked(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
 
     console = Console(stderr=True)
     return track(items, what, total=total, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _check_interval(what: str, low: float, high: float, order: str) -> None:
+    if not 0 < high - low < float("inf"):
+        raise Mistake(
+            f"{what} goes from {low:g} to {high:g}; {order if not low < high else 'its length must be finite'}"
+        )
 
 
 def _print_json(value: Any) -> None:
@@ -138,8 +146,7 @@ def verify(
     """
     if against and len(ops) != 1:
         raise Mistake("--against takes one autograd.Function, FILE:CLASS, to be held against it")
-    if not interval[0] < interval[1]:
-        raise Mistake("--interval goes from {:g} to {:g}; the first must be less than the second".format(*interval))
+    _check_interval("--interval", *interval, "the first must be less than the second")
     checks, wrong = [], []
     texts = list(OPS) if all_ or not ops else ops
     for text in _tracked(texts, "Verifying", len(texts)) if as_json else texts:  # else each table shows how far it is
@@ -207,7 +214,7 @@ def bench(ops: Sequence[str], device: str, dtype: str, seconds: float, as_json: 
     if as_json:
         _print_json(rows)
         return
-    _console().print(table)
+    _console().print(with_whole_numbers(table))
     print(f"{dtype} on {device}: median (quartiles) of runs in turn; ratio: PyTorch / torchad_ext")
 
 
@@ -236,11 +243,11 @@ def doctor(as_json: bool) -> None:
 
 def _show_findings(findings: list[Any], routes: dict[str, str]) -> None:
     from rich import box
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     colours = {"ok": "green", "note": "yellow", "problem": "bold red"}
-    table = Table("", "", "", box=None, show_header=False, pad_edge=False)
+    table = Table("", "", Column(overflow="fold"), box=None, show_header=False, pad_edge=False)
     for finding in findings:
         remedy = f"\n→ {finding.remedy}" if finding.remedy else ""
         state = Text(finding.state, style=colours[finding.state])
@@ -280,18 +287,23 @@ def plot(formula: str, low: float, high: float, orders: int, points: int, output
         f = drawn(formula) if is_op else torchad_ext.pointwise(_formula.parse(formula))
     except _formula.FormulaError as error:
         raise Mistake(str(error)) from None
-    if not low < high:
-        raise Mistake(f"the interval goes from {low:g} to {high:g}; --low must be less than --high")
+    _check_interval("the interval", low, high, "--low must be less than --high")
     if as_json:
         x = torch.linspace(low, high, points, dtype=torch.float64)
-        values = [[y if abs(y) < float("inf") else None for y in line.tolist()] for line in derivatives(f, x, orders)]
+        with blamed(formula):
+            lines = derivatives(f, x, orders)
+        values = [[y if abs(y) < float("inf") else None for y in line.tolist()] for line in lines]
         _print_json({"formula": formula, "x": x.tolist(), "derivatives": values})
         return
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
-    ax = plot_derivatives(f, low, high, orders, points, ax=figure.subplots())
+    with blamed(formula):
+        ax = plot_derivatives(f, low, high, orders, points, ax=figure.subplots())
     ax.set_title(formula.rpartition(":")[2] if is_op else f"f(x) = {formula.strip()}")
+    if output.is_dir():
+        raise Mistake(f"--output {output} is a folder; give the name of a picture in it, as {output / 'formula.png'}")
+    output = output if output.suffix else output.with_suffix(".png")
     try:
         figure.savefig(output, dpi=150)
     except (ValueError, OSError) as error:  # a kind of file that matplotlib does not write, or no folder for it

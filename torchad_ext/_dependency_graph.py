@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +62,7 @@ def dependency_graph(f: Callable[..., Any], *inputs: Any) -> list[Node]:
         The nodes, each after its operands.
 
     Raises:
-        TypeError: f is not elementwise.
+        TypeError: f is not elementwise, or an input is no number.
         ValueError: f has several results, or the number of inputs is wrong.
 
     Example:
@@ -77,7 +78,7 @@ def dependency_graph(f: Callable[..., Any], *inputs: Any) -> list[Node]:
     if len(program.outputs) != 1:
         raise ValueError(f"{op.__name__} has {len(program.outputs)} results; a graph is drawn of one")
     symbols = [*program.inputs, *program.scalars]
-    values = [torch.as_tensor(x, dtype=torch.float64).reshape(()) for x in inputs]
+    values = [torch.tensor(_number(x), dtype=torch.float64) for x in inputs]
     if values and len(values) != len(program.inputs):
         names = ", ".join(str(x.value) for x in program.inputs)
         raise ValueError(f"{op.__name__} takes {len(program.inputs)} numbers, for {names}; got {len(values)}")
@@ -86,6 +87,14 @@ def dependency_graph(f: Callable[..., Any], *inputs: Any) -> list[Node]:
     for node in topological(program.outputs):
         nodes.add(node, is_last=node is program.outputs[0])
     return nodes.with_adjoints()
+
+
+def _number(x: Any) -> float:
+    try:
+        return float(x)
+    except (TypeError, ValueError, RuntimeError):
+        given = f"a tensor of shape {list(x.shape)}" if isinstance(x, torch.Tensor) else repr(x)
+        raise TypeError(f"a graph is drawn at numbers; got {given}") from None
 
 
 class _Nodes:
@@ -98,20 +107,22 @@ class _Nodes:
             self._append(x, str(x.value), symbol(str(x.value)), ())
 
     def add(self, node: Expr, is_last: bool) -> None:
-        if node.op == "constant" or (node in self.places and not is_last):
+        if not is_last and (node.op == "constant" or node in self.places):
             return
         if node.op == "rounded" and not is_last:
             self.places[node], self.names[node] = self.places[node.args[0]], self.names[node.args[0]]
             return
-        results = 1 + sum(name.startswith("v_") for name in (known.name for known in self.nodes))
-        name = "f" if is_last else f"v_{results}"
+        taken = {known.name for known in self.nodes}
+        name = "f" if is_last else next(free for i in itertools.count(1) if (free := f"v_{i}") not in taken)
         operands = tuple(self.names.get(arg, arg) for arg in node.args)
-        result = with_operands(node, operands)
+        result = with_operands(node, operands) if operands else self.names.get(node, node)
         self._append(node, name, formula(result, mathtext=True), self._edges(node, result))
 
     def _edges(self, node: Expr, result: Expr) -> tuple[Edge, ...]:
         """One edge for each operand, however often the operation uses it."""
         slopes: dict[Expr, Expr] = {}
+        if not node.args:  # the result is an argument, or constant
+            return (Edge(self.places[node], "1", 1.0 if self.known else None),) if node in self.places else ()
         if OPERATIONS[node.op].derivative:
             gradients = OPERATIONS[node.op].gradients(constant(1.0), result)
             for arg, slope in zip(node.args, gradients, strict=True):

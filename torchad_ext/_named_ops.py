@@ -116,7 +116,10 @@ def drawn(text: str) -> Any:
     op = declared(text)
     if not isinstance(op, torchad_ext.Pointwise):
         raise Mistake(f"{text} is no function of elements; plot draws functions of one number")
-    needed = [name for name, p in op.__signature__.parameters.items() if p.default is p.empty]
+    first, *_ = parameters = op.__signature__.parameters.values()
+    if first.kind is first.KEYWORD_ONLY:
+        raise Mistake(f"{text} takes {first.name} by name alone; plot draws functions of one number: let it go unnamed")
+    needed = [p.name for p in parameters if p.default is p.empty]
     if len(needed) > 1:
         raise Mistake(f"{text} takes {', '.join(needed)}; plot draws functions of one number: give the others defaults")
     if (count := len(op.program.outputs)) > 1:

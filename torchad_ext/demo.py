@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from ._quadratic_form import quadratic_form
+from ._tables import with_whole_numbers
 from ._verification.verify import verify
 from .ops import exp, sin
 from .plot import Field, Fit, plot_derivatives, plot_fit, psnr
@@ -377,7 +378,7 @@ def run(
         pair = [three_passes(f, inputs) for f in (op, native)]
         label = f"{op.__name__} {escape(str(list(inputs[0].shape)))}"
         table.add_row(label, *_row(*time_alternately(pair, device, seconds=0.2 if quick else 2.0, least=5)))
-    console.print(table, "", sep="\n")
+    console.print(with_whole_numbers(table), "", sep="\n")
 
     console.rule("A sine network learns a picture from its gradient")
     sines: dict[str, Function] = {"torch.sin": torch.sin, "torchad_ext.sin": sin}
@@ -401,7 +402,7 @@ def run(
     say(f"The loss curves agree: {figures}")
     table = _timing_table(f"{steps} steps")
     table.add_row("a training step", *_row(Times.of(our_fit.seconds), Times.of(native_fit.seconds)))
-    console.print("", table, "", sep="\n")
+    console.print("", with_whole_numbers(table), "", sep="\n")
     say(f"In all: torchad_ext.sin {sum(our_fit.seconds):.1f} s, torch.sin {sum(native_fit.seconds):.1f} s")
 
     figure = Figure(figsize=(7, 3.6), layout="constrained")

@@ -7,6 +7,7 @@ line styles differ as well.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 STYLES = ("-", "--", "-.", ":")
+_NODES = 4  # the zorder of the nodes of a graph, above lines and labels
+_PLACE = 0.45  # of the label of an edge, from its operand on
 
 
 def derivatives(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, orders: int) -> list[torch.Tensor]:
@@ -44,7 +47,9 @@ def derivatives(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tenso
         ``orders + 1`` tensors of the shape of ``x``, detached: f, f', f'', ...
 
     Raises:
-        ValueError: the result of ``function`` has another shape than ``x``, or ``orders`` is negative.
+        TypeError: the result of ``function`` is no tensor of real numbers.
+        ValueError: the result of ``function`` has another shape than ``x`` or depends on other elements of ``x``, or
+            ``orders`` is negative.
 
     Example:
         >>> value, slope = derivatives(torch.square, torch.tensor([3.0]), 1)
@@ -55,10 +60,17 @@ def derivatives(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tenso
         raise ValueError(f"got {orders} orders of derivatives; 0 or more can be drawn")
     x = x.detach().requires_grad_()
     order = function(x)
+    if not isinstance(order, torch.Tensor) or order.is_complex():
+        given = order.dtype if isinstance(order, torch.Tensor) else type(order).__name__
+        raise TypeError(f"the function returns {given}; it must return one tensor of real numbers, of the shape of x")
     if order.shape != x.shape:
         raise ValueError(
             f"the function gives shape {list(order.shape)} for x of shape {list(x.shape)}; "
             "it must be elementwise, so that each result depends on one x"
+        )
+    if _depends_on_others(function, x, order):
+        raise ValueError(
+            "a value of the function changes with the other x; it must be elementwise, so that each depends on one x"
         )
     results = [order.detach()]
     for _ in range(orders):
@@ -68,6 +80,17 @@ def derivatives(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tenso
             order = torch.zeros_like(x, requires_grad=False)
         results.append(order.detach())
     return results
+
+
+def _depends_on_others(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> bool:
+    """Does a value of y = function(x) change, by more than rounding, with the other elements of x?"""
+    if not x.numel():
+        return False
+    i = x.numel() // 3  # of an interval around 0 no place where a product vanishes
+    alone = function(x.detach().flatten()[i].expand(x.shape))
+    after, before = (values.detach().flatten().double() for values in (alone, y))
+    size = before.abs().nanmedian().nan_to_num(posinf=0.0).item()
+    return not torch.isclose(after[i], before[i], rtol=1e-2, atol=1e-2 * size, equal_nan=True).item()
 
 
 def plot_derivatives(
@@ -99,21 +122,25 @@ def plot_derivatives(
         The axes, with ``orders + 1`` lines.
 
     Raises:
-        ValueError: an empty interval, fewer than 2 points, negative orders, a function that is not elementwise, or one
-            that has no such argument.
+        TypeError: a function that returns no tensor of real numbers.
+        ValueError: an empty or infinite interval, fewer than 2 points, negative orders, a function that is not
+            elementwise, or one that has no such argument.
 
     Example:
         >>> import torchad_ext as ad
         >>> ax = plot_derivatives(ad.gaussian_basis, 0, 4, argument="distance", center=2.0)
     """
-    if not low < high:
-        raise ValueError(f"got the interval from {low} to {high}; low must be less than high")
+    low, high = float(low), float(high)
+    if not 0 < high - low < math.inf:
+        expected = "its length must be finite" if low < high else "low must be less than high"
+        raise ValueError(f"got the interval from {low:g} to {high:g}; {expected}")
     if points < 2:
         raise ValueError(f"got {points} points; a line needs at least 2")
     parameter = next(iter(function.parameters()), None) if isinstance(function, torch.nn.Module) else None
     device = "cpu" if parameter is None else parameter.device
     dtype = dtype or (torch.float64 if parameter is None else parameter.dtype)
     x = torch.linspace(low, high, points, dtype=dtype, device=device)
+    at = x.double().cpu().numpy()
     name = _name(function)
     label = argument or "x"
     lines = derivatives(_of_one_argument(function, argument, others), x, orders)
@@ -123,7 +150,7 @@ def plot_derivatives(
     for order, line in enumerate(lines):
         marks = "′" * order if order < 4 else f"$^{{({order})}}$"
         colour, style = COLOURS[order % len(COLOURS)], STYLES[order % len(STYLES)]
-        ax.plot(x.cpu().numpy(), line.cpu().numpy(), style, color=colour, linewidth=2, label=f"{name}{marks}({label})")
+        ax.plot(at, line.double().cpu().numpy(), style, color=colour, linewidth=2, label=f"{name}{marks}({label})")
     ax.set(xlabel=label, ylabel="value", xlim=(low, high), title=f"{name} and its derivatives, by differentiation")
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
@@ -236,7 +263,7 @@ def plot_sparsity(
     Example:
         >>> ax = plot_sparsity(lambda x: (x[1:] * x[:-1]).sum(), torch.zeros(8))
         >>> ax.get_title()
-        '22 of 64 entries, 3 products'
+        '14 of 64 entries, 3 products'
     """
     if isinstance(f, torch.Tensor) is (x is not None):
         raise ValueError("plot_sparsity takes a function and x, or a matrix alone")
@@ -247,13 +274,13 @@ def plot_sparsity(
     else:
         assert x is not None
         pattern = hessian_sparsity(f, x).to_dense()
-    found = coloring_of(pattern.cpu(), torch.zeros(len(pattern)))
+    found = coloring_of(pattern.cpu(), torch.zeros(len(pattern)))  # it adds the diagonal, which may be zero
     colours = found.colors.numpy()
-    shown = np.zeros((len(pattern), len(pattern)), dtype=bool)
-    shown.reshape(-1)[found.keys.numpy()] = True
+    shown = pattern.cpu().numpy()
     if ax is None:
         ax = _new_axes(4.4, 4.4)
     from matplotlib.colors import ListedColormap
+    from matplotlib.ticker import MaxNLocator
 
     ax.imshow(
         np.ma.masked_where(~shown, np.broadcast_to(colours % len(COLOURS), shown.shape)),
@@ -262,8 +289,10 @@ def plot_sparsity(
     ax.set(
         xlabel="column, coloured by product",
         ylabel="row",
-        title=f"{shown.sum()} of {shown.size} entries, {found.count} products",
+        title=f"{shown.sum()} of {shown.size} entries, {found.count} product{'s' * (found.count != 1)}",
     )
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
     return ax
 
 
@@ -280,7 +309,7 @@ def draw_graph(f: Callable[..., Any], *inputs: Any, ax: Axes | None = None, adjo
         The axes, without ticks.
 
     Raises:
-        TypeError: f is not elementwise.
+        TypeError: f is not elementwise, or an input is no number.
         ValueError: f has several results, the number of inputs is wrong, or adjoints are wanted without inputs.
 
     Example:
@@ -290,6 +319,7 @@ def draw_graph(f: Callable[..., Any], *inputs: Any, ax: Axes | None = None, adjo
         raise ValueError("adjoints are numbers; give inputs, as in draw_graph(f, 2.0, adjoints=True)")
     nodes = dependency_graph(f, *inputs)
     places, paths, across, most = layout(nodes)
+    figure_is_new = ax is None
     if ax is None:
         ax = _new_axes((2.4 if inputs else 1.8) * (across + 0.6), max(2.2, (1.25 if inputs else 0.9) * most))
     from matplotlib import rcParams
@@ -304,12 +334,32 @@ def draw_graph(f: Callable[..., Any], *inputs: Any, ax: Axes | None = None, adjo
             lines.append(rf"$\partial f / \partial {name} = {_short(node.adjoint)}$")
         colour = COLOURS[0] if not node.edges else COLOURS[2] if node is nodes[-1] else ink
         box = {"boxstyle": "round,pad=0.4", "facecolor": paper, "edgecolor": colour, "linewidth": 1.5}
-        drawn = ax.annotate("\n".join(lines), places[i], ha="center", va="center", color=ink, bbox=box, zorder=4)
+        drawn = ax.annotate("\n".join(lines), places[i], ha="center", va="center", color=ink, bbox=box, zorder=_NODES)
         for edge, path in zip(node.edges, paths[i], strict=True):
             _draw_edge(ax, edge, path, drawn.get_bbox_patch(), paper)
     ax.set(xlim=(-0.4, across + 0.4), ylim=(-most / 2, most / 2), xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
+    if figure_is_new:
+        _widen_for_labels(ax)
     return ax
+
+
+def _widen_for_labels(ax: Axes) -> None:
+    """Makes a new figure so wide that the labels of edges stand between the nodes, one unit apart."""
+    from matplotlib.figure import Figure
+
+    figure = ax.figure
+    assert isinstance(figure, Figure)
+    figure.draw_without_rendering()
+    of_nodes, of_edges = [0.0], [0.0]
+    for label in ax.texts:
+        if (box := label.get_bbox_patch()) is not None:
+            of = of_nodes if label.get_zorder() == _NODES else of_edges
+            of.append(box.get_window_extent().width)
+    unit = figure.bbox.width / ax.viewLim.width
+    wanted = (max(of_nodes) + max(of_edges)) / (2 * _PLACE)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width * max(1.0, wanted / unit), height)
 
 
 def _draw_edge(ax: Axes, edge: Edge, path: Sequence[tuple[float, float]], target: Any, paper: Any) -> None:
@@ -322,7 +372,7 @@ def _draw_edge(ax: Axes, edge: Edge, path: Sequence[tuple[float, float]], target
     arrow = {"arrowstyle": "-|>", "color": COLOURS[4], "linewidth": 1.5, "shrinkA": 0, "shrinkB": 0, "patchB": target}
     ax.annotate("", (x1, y1), (x0, y0), arrowprops=arrow, zorder=1)
     ax.annotate(
-        "\n".join(lines), (0.55 * x0 + 0.45 * x1, 0.55 * y0 + 0.45 * y1), ha="center", va="center",
+        "\n".join(lines), (x0 + _PLACE * (x1 - x0), y0 + _PLACE * (y1 - y0)), ha="center", va="center",
         color=COLOURS[1], fontsize="small", zorder=3,
         bbox={"boxstyle": "round,pad=0.1", "facecolor": paper, "edgecolor": "none"},
     )  # fmt: skip

@@ -19,6 +19,7 @@ import torch
 from .._declared import Declared
 from .._pointwise import Pointwise
 from .._rowwise import Rowwise
+from .._tables import with_whole_numbers
 from .._warnings import warn_user
 from .comparison import Comparison, like
 from .faults import first_line
@@ -86,13 +87,11 @@ class Verification:
         title = f"{escape(self.op)} against its definition, error in ulp"
         title += "" if self.passed else ", relative error where it differs"
         table = Table("", *derivatives, title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        for column in table.columns:
-            column.no_wrap = column.header != "double backward"
         for device, dtype in dict.fromkeys((check.device, check.dtype) for check in self.checks):
             row = [c for c in self.checks if (c.device, c.dtype) == (device, dtype)]
             cells = ([c for c in row if c.derivative == derivative] for derivative in derivatives)
             table.add_row(f"{device} {dtype}", *map(_cell, cells))
-        return table
+        return with_whole_numbers(table)
 
     def report(self) -> str:
         """The failures, a line for each derivative, dtype and device, at the element with the largest error."""

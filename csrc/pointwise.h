@@ -32,6 +32,8 @@ void run_kernel(const Kernel& kernel, int dims, const int64_t* sizes, const int6
     if (is_summed(dims, sizes, strides[k])) {
       summed = true;
     } else {
+      STD_TORCH_CHECK(leading == nullptr || lie_alike(dims, sizes, leading, strides[k]),
+                      "torchad_ext: outputs that are not summed must have the same strides");
       leading = strides[k];
     }
   }

@@ -124,6 +124,15 @@ inline bool is_summed(int dims, const int64_t* sizes, const int64_t* strides) {
   return false;
 }
 
+// Do two tensors with these strides have each element at the same place in memory?
+inline bool lie_alike(int dims, const int64_t* sizes, const int64_t* strides, const int64_t* others) {
+  if (strides == others) return true;
+  for (int d = 0; d < dims; ++d) {
+    if (sizes[d] != 1 && strides[d] != others[d]) return false;
+  }
+  return true;
+}
+
 // How many sums that are.
 inline int64_t count_sums(int dims, const int64_t* sizes, const int64_t* strides) {
   int64_t count = 1;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,11 @@ PATTERNS: list[Shapes] = [
     [(4, 1), (1, 3), (2, 1, 1)],
     [(0, 3), (3,), (0, 1)],
 ]
+OF_ONE: list[Shapes] = [  # nothing is summed, although shapes differ
+    [(1, 4, 3), (4, 3), (4, 1)],
+    [(2, 3), (1, 1, 2, 3), (3,)],
+    [(1, 2, 1, 3), (2, 1, 3), ()],
+]
 LARGE: list[Shapes] = [
     [(3000, 64), (64,), (3000, 1)],
     [(700, 3, 64), (700, 1, 64), (700, 3, 1)],
@@ -55,6 +61,12 @@ patterns = pytest.mark.parametrize("shapes", PATTERNS, ids=str)
 
 def leaves(shapes: Shapes, dtype: torch.dtype = torch.float64, device: str = "cpu") -> list[Tensor]:
     return [torch.randn(shape, dtype=torch.float64).to(device, dtype).requires_grad_() for shape in shapes]
+
+
+def reversed_in_memory(x: Tensor) -> Tensor:
+    """x with its first dimension the innermost in memory."""
+    backwards = tuple(reversed(range(x.dim())))
+    return x.permute(backwards).contiguous().permute(backwards)
 
 
 def total(op: Callable[..., Tensor | tuple[Tensor, ...]]) -> Callable[..., Tensor]:
@@ -128,6 +140,19 @@ class TestDerivatives:
             value = op(x.expand(4, 3), y.expand(4, 3), z)
             results.append(torch.autograd.grad(value.square().sum(), (x, y, z), create_graph=True))
         torch.testing.assert_close(*results)
+
+    @pytest.mark.parametrize("shapes", [*PATTERNS, *OF_ONE], ids=str)
+    def test_of_operands_in_any_order_in_memory(self, shapes: Shapes, device: str) -> None:
+        for in_reverse in itertools.product((False, True), repeat=3):
+            results = []
+            for op in (pair, pair.definition):
+                torch.manual_seed(0)
+                xs = leaves(shapes, device=device)
+                given = [reversed_in_memory(x) if r else x for x, r in zip(xs, in_reverse, strict=True)]
+                first = torch.autograd.grad(total(op)(*given).square(), given, create_graph=True)
+                second = torch.autograd.grad(total(lambda *gs: gs)(*[g.square() for g in first]), given)
+                results.append((first, second))
+            torch.testing.assert_close(*results)
 
 
 class TestSums:

@@ -206,6 +206,14 @@ class TestLayout:
         with pytest.raises(RuntimeError, match="out must be dense"):
             torch.ops.torchad_ext.pointwise.out(address(ad.sin, x), [x], [], out=[torch.zeros(6, device=device)[::2]])
 
+    def test_outputs_lie_alike_in_memory(self, device: str) -> None:
+        x = torch.randn(2, 3, dtype=torch.float64, device=device)
+        both = ad.sin._order(2).kernel(device, x.dtype)
+        assert both
+        out = [torch.empty_like(x), torch.empty(3, 2, dtype=x.dtype, device=device).mT]
+        with pytest.raises(RuntimeError, match="outputs that are not summed must have the same strides"):
+            both([x, x, x], [], out=out)
+
 
 def orders(f: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, highest: int) -> list[torch.Tensor]:
     """f and its derivatives by repeated reverse mode."""

@@ -9,6 +9,7 @@ kernel adds what it computes, so that no gradient is written for each element th
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,7 +90,10 @@ class Broadcast:
             return self._summed(kernel(whole, scalars))
         strides = elementwise_strides(*whole)
         outputs = [
-            xs[0].new_empty_strided(shape, strides) if shape == self.shape else xs[0].new_empty(shape)
+            # One that is not summed lies in memory as the loop runs.
+            xs[0].new_empty_strided(shape, strides[len(strides) - len(shape) :])
+            if math.prod(shape) == math.prod(self.shape)
+            else xs[0].new_empty(shape)
             for shape in self.results
         ]
         kernel(whole, scalars, out=[y.expand(self.shape) for y in outputs])

@@ -228,8 +228,9 @@ Tensors Function::compute(const Kernel& kernel, const Tensors& xs, const Numbers
   Tensors outputs;
   for (int k = 0; k < kernel.outputs; ++k) {
     const Shape& own = broadcast.results[k];
-    if (own == shape) {
-      outputs.emplace_back(at::detail::empty_strided_cpu(shape, at::IntArrayRef(whole, dims), xs[0].scalar_type()));
+    if (c10::multiply_integers(own) == c10::multiply_integers(shape)) {  // no sum: it lies in memory as the loop runs
+      const at::IntArrayRef strides_of_own(whole + (shape.size() - own.size()), own.size());
+      outputs.emplace_back(at::detail::empty_strided_cpu(own, strides_of_own, xs[0].scalar_type()));
     } else {
       outputs.emplace_back(at::detail::empty_cpu(own, xs[0].scalar_type()));
     }

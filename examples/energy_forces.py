@@ -96,7 +96,6 @@ def main() -> None:
     with Processes.join(chosen.device) as processes:
         losses = processes.train(Errors(potential), data, chosen.steps, rate=3e-3)
         if processes.rank == 0:
-            chosen.output.mkdir(parents=True, exist_ok=True)
             draw(potential.cpu(), losses).savefig(chosen.output / "energy_forces.png", dpi=120)
             print(f"saved {chosen.output / 'energy_forces.png'}")
 

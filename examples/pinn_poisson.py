@@ -78,7 +78,6 @@ def main() -> None:
     with Processes.join(chosen.device) as processes:
         losses = processes.train(Residuals(solution, chosen.native), (points,), chosen.steps, rate=3e-3)
         if processes.rank == 0:
-            chosen.output.mkdir(parents=True, exist_ok=True)
             draw(solution.cpu(), losses).savefig(chosen.output / "pinn_poisson.png", dpi=120)
             print(f"saved {chosen.output / 'pinn_poisson.png'}")
 

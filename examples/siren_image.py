@@ -45,7 +45,6 @@ def main() -> None:
             field = Field(value.detach().view(64, 64).cpu(), slope.view(64, 64, 2).cpu())
             name = "torch.sin" if chosen.native else "torchad_ext.sin"
             figure = plot_fit(target, {name: Fit(field, losses, [])}, Figure(figsize=(9, 5), layout="constrained"))
-            chosen.output.mkdir(parents=True, exist_ok=True)
             figure.savefig(chosen.output / "siren_image.png", dpi=120)
             print(f"saved {chosen.output / 'siren_image.png'}")
 

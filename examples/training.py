@@ -32,6 +32,10 @@ def options(description: str, steps: int) -> argparse.Namespace:
         parser.error(f"--steps {chosen.steps}; give 1 or more")
     if chosen.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda, but PyTorch finds no CUDA device; use --device cpu")
+    try:  # before the training, not after it
+        chosen.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--output {chosen.output}: {error.strerror}; give a folder for the picture")
     return chosen
 
 

@@ -37,6 +37,14 @@ def test_an_example_has_the_losses_of_plain_pytorch(name: str, tmp_path: Path) -
     assert ours == pytest.approx(losses(name, tmp_path, "--native"), rel=1e-4)
 
 
+def test_a_folder_that_cannot_be_made_is_said_before_the_training(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    command = [sys.executable, str(EXAMPLES / "siren_image.py"), "--output", str(tmp_path / "file")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2 and f"--output {tmp_path / 'file'}: File exists; give a folder" in result.stderr
+    assert "Traceback" not in result.stderr and not result.stdout
+
+
 @pytest.mark.long
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="no gloo")
 @pytest.mark.parametrize("name", NAMES)

@@ -1,4 +1,5 @@
-"""Functions that PyTorch silently takes for constants are refused, where they read what depends on x, by every tool."""
+"""Functions that PyTorch silently takes for constants are refused, where they read what depends on x, by every tool; so
+are those of NumPy."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -162,3 +164,30 @@ def test_the_remedies() -> None:
     ):
         assert_close(of_name(name)(x), same(x))
         assert ad.jacobian(same, x).diagonal().ne(0).all()
+
+
+# Products that NumPy computes, as constants or in part.
+OF_NUMPY: dict[str, Callable[[Tensor], Any]] = {
+    "a function": lambda x: x * torch.as_tensor(np.sin(x)),
+    "a function of a function": lambda x: np.sqrt(x.square() + 1) * x,
+    "an array as a factor": lambda x: x * np.array([1.0, 2.0]),
+    "numpy()": lambda x: x * torch.from_numpy(x.exp().numpy()),
+    "an array of it": lambda x: x * torch.from_numpy(np.asarray(x)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:torchad_ext", "ignore:__array")
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("name", OF_NUMPY)
+def test_each_tool_refuses_numpy(name: str, tool: str) -> None:
+    f = OF_NUMPY[name]
+    assert f(POINTS).shape == POINTS.shape  # which runs, where no derivative is asked for
+    with pytest.raises(RuntimeError, match=r"Can't call numpy\(\)|Cannot access data pointer"):
+        TOOLS[tool](lambda x: f(x).sum(-1))
+
+
+@pytest.mark.filterwarnings("ignore:torchad_ext")
+@pytest.mark.parametrize("tool", ["laplacian", "partials", "hessian", "hessian_diagonal of a batch"])
+def test_numpy_of_a_detached_x_is_a_constant(tool: str) -> None:
+    result = TOOLS[tool](lambda x: (x.sin() * torch.from_numpy(np.sin(x.detach().numpy()))).sum(-1))
+    assert_close(result, TOOLS[tool](lambda x: (x.sin() * POINTS.sin()).sum(-1)))

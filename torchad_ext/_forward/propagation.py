@@ -108,8 +108,8 @@ class Propagation(Sweep):
                 return func(args[0].value)
             args, kwargs = self.values(args, kwargs)
             return func(*args, **kwargs)
-        if known and name in _HIDDEN:
-            raise Unseen(name)
+        if known and spoken in _HIDDEN:
+            raise Unseen(spoken)
         if not known:
             return self.by_rule(func, None, args, kwargs)
         args, kwargs = positional(func, args, kwargs)
@@ -166,15 +166,16 @@ def _names(func: Any) -> tuple[str, str, bool]:
 _CONSTANT = CONSTANT | frozenset(
     "shape size dim ndim numel nelement stride storage_offset is_contiguous dtype device layout requires_grad "
     "is_floating_point is_complex is_cuda is_sparse is_nested is_leaf is_conj is_neg is_quantized is_mkldnn names "
-    "item tolist numpy bool int long __float__ __complex__ __len__ __array__ __bool__ __int__ __index__ __format__ "
+    "item tolist bool int long __float__ __complex__ __len__ __bool__ __int__ __index__ __format__ "
     "__repr__ __hash__ get_device element_size itemsize data detach result_type".split()
 )
 # Attributes and methods that give plain tensors in the same memory.
-_SHOWS = frozenset("data detach numpy __array__".split())
+_SHOWS = frozenset("data detach".split())
 # Dtypes that autocast exchanges for another, and functions that do so themselves.
 _AUTOCAST = HALF | {torch.float32}
 _CONVERSIONS = frozenset("to float half bfloat16 double type type_as".split())
-# Functions that differentiate, or hide what they compute.
+# Functions that differentiate, or hide what they compute, as NumPy does, which PyTorch refuses for nested autograd.
 _HIDDEN = frozenset(
-    "grad grad_fn backward register_hook register_post_accumulate_grad_hook retain_grad _make_dual _unpack_dual".split()
+    "grad grad_fn backward register_hook register_post_accumulate_grad_hook retain_grad _make_dual _unpack_dual "
+    "numpy __array__".split()
 )

@@ -178,6 +178,24 @@ class TestNoFalseAlarm:
         model = nn.Sequential(nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
         ad.partials(model, points(200, torch.float32), ["x" * 6, "ttxx"], names="tx")
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("seed", range(3))
+    @pytest.mark.parametrize(
+        "f",
+        [
+            lambda x: (50 * x).logsumexp(-1),
+            lambda x: (50 * x).softmax(-1)[:, 0],
+            lambda x: nn.functional.silu(30 * x).sum(-1),
+            lambda x: torch.tanh(30 * x[:, 0]) + x[:, 1] ** 2,
+            lambda x: torch.sigmoid(100 * x[:, 0]) * x[:, 1].sin(),
+        ],
+        ids=["logsumexp", "softmax", "silu", "tanh", "sigmoid"],
+    )
+    def test_of_a_steep_function_that_is_flat_at_most_points(self, f: Function, seed: int, dtype: torch.dtype) -> None:
+        """Where 1 - tanh² and the like have no digits in nested autograd, and are rounded alike at points beside."""
+        x = 2 * torch.rand(1000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) - 1
+        ad.partials(f, x.to(dtype), ["t", "x", "tt", "tx", "ttx", "ttxx"], names="tx")
+
     def test_dropout_draws_once(self, checks: list[Any]) -> None:
         model = nn.Sequential(nn.Linear(2, 30), nn.Dropout(), nn.Tanh(), nn.Linear(30, 1)).double()
         states = []

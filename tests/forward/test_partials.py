@@ -311,6 +311,26 @@ class TestPrograms:
         of = lambda x: ad.partials(f, x, sums, names="tx")[0]  # noqa: E731
         assert torch.equal(torch.func.vmap(of)(points(3, 2).unsqueeze(1))[:, 0], zeros[0])
 
+    @pytest.mark.parametrize(
+        "f",
+        [
+            lambda x: x.view_as(x),
+            lambda x: x[:, 1] + 1,
+            lambda x: x.exp(),
+            lambda x: F.linear(x, points(2, 3)),
+            lambda x: torch.cat([x, x.sin()], 1),
+        ],
+        ids=["identity", "coordinate", "exp", "linear", "both"],
+    )
+    def test_results_may_be_written_to(self, f: Function) -> None:
+        x, v = points(), points()
+        for results in (ad.partials(f, x, ["t", "x", "xx"], names="txy"), ad.taylor(f, x, v, 2)[1:]):
+            expected = [y.clone() + i for i, y in enumerate(results)]
+            for i, y in enumerate(results):
+                y += i
+            assert_close(results, tuple(expected))
+            assert torch.equal(x, points()) and torch.equal(v, points())
+
     def test_what_is_not_there_is_zero(self) -> None:
         x = points()
         value, slope, mixed = ad.partials(lambda x: x[:, 0] ** 2, x, [(), (1,), (0, 1)])

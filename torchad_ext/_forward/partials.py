@@ -22,6 +22,7 @@ from .._torch_state import (
     is_being_traced,
     is_captured,
     outside_inference_mode,
+    share_memory,
     top_saved_tensors_hooks,
     transforms_active,
 )
@@ -368,7 +369,16 @@ def _swept(
         _weighted([(weight, carried[b]) for b, weight in algebra.coordinates(functional).items() if b in carried])
         for functional in functionals
     ]
-    return sweep, value, tuple(torch.zeros_like(value) if result is None else result for result in results)
+    return sweep, value, tuple(torch.zeros_like(value) if y is None else _writable(y, directions) for y in results)
+
+
+def _writable(y: Tensor, directions: Sequence[Tensor]) -> Tensor:
+    """A result in memory of its own: a derivative of x is a direction, one of a constant slope a number for all."""
+    if type(y) is not Tensor or transforms_active():
+        return y
+    repeats = any(n > 1 and step == 0 for n, step in zip(y.shape, y.stride(), strict=True))
+    of_others = repeats or any(type(u) is Tensor and share_memory(y, u) for u in directions)
+    return y.clone(memory_format=torch.contiguous_format) if of_others else y
 
 
 def along_coordinates(x: Tensor) -> list[Tensor]:

@@ -1000,7 +1000,9 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("call", "error", "message"),
         [
-            (lambda x: laplacian(torch.sin, [1.0]), TypeError, "takes a tensor for x, got list"),
+            (lambda x: laplacian(torch.sin, [1.0]), TypeError, r"a tensor for x, got list; write torch.as_tensor\("),
+            (lambda x: laplacian(torch.sin, [x, x]), TypeError, r"got list; write torch.cat\(x, -1\), or torch.stack"),
+            (lambda x: ad.partials(torch.sin, (x, x), []), TypeError, r"got tuple; write torch.cat\(x, -1\)"),
             (lambda x: laplacian(torch.sin, x.long()), TypeError, "floating-point x, got torch.int64"),
             (lambda x: laplacian(torch.sin, x[0, 0]), ValueError, "takes x .*got a number"),
             (lambda x: laplacian(torch.sin, x, chunk_size=0), ValueError, "chunk_size of 1 or more, got 0"),

@@ -699,6 +699,12 @@ class TestErrors:
             call(energy, torch.zeros(3, dtype=torch.complex64))
         with pytest.raises(TypeError, match="takes tensors for x; got float"):
             call(energy, (sample(3), 1.0))
+        module = torch.nn.Linear(2, 1)
+        for holder in (module, torch.nn.ParameterDict({"w": sample(3)})):
+            with pytest.raises(TypeError, match=r"dict\(module.named_parameters\(\)\), and torch.func.functional_call"):
+                call(energy, holder)
+        with pytest.raises(TypeError, match=r"got generator; write list\(x\)"):
+            call(energy, module.parameters())
         with pytest.raises(TypeError, match=r"a tensor or a pytree of tensors for x; got \(\)"):
             call(energy, ())
 

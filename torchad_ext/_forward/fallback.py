@@ -178,6 +178,12 @@ def _twice_by_transforms(f: Callable[..., Tensors], xs: Tensors, us: Tensors) ->
     return of[2], of[1](us)[0]
 
 
+def as_tensor(x: Any) -> str:
+    """How to make a tensor of something else that was given for one."""
+    parts = isinstance(x, (list, tuple)) and any(isinstance(part, Tensor) for part in x)
+    return "torch.cat(x, -1), or torch.stack(x, -1) of tensors [...]" if parts else "torch.as_tensor(...)"
+
+
 def check_dense(name: str, what: str, x: Tensor) -> None:
     """Refuses what a sweep cannot carry tangents of."""
     if x.layout is not torch.strided or x.is_nested:

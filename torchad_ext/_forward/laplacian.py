@@ -15,7 +15,7 @@ from torch import Tensor
 from .._symbolic.jet_algebra import derivative, jet_algebra, total
 from .._torch_state import is_recorded, outside_inference_mode, transforms_active
 from .deferred import Overwritten
-from .fallback import Unseen, by_reverse_mode, by_transforms, check_dense, checked, fall_back
+from .fallback import Unseen, as_tensor, by_reverse_mode, by_transforms, check_dense, checked, fall_back
 from .missing import tool
 from .partials import along_coordinates, in_one_sweep, is_whole
 from .propagation import Propagation
@@ -160,7 +160,7 @@ def _check(x: Any, C: Any, chunk_size: Any, name: str) -> None:
     for what, value in (("x", x), ("coefficients", C)):
         if not isinstance(value, Tensor) and not (what == "coefficients" and value is None):
             is_factor = what == "coefficients" and isinstance(value, numbers.Number)
-            remedy = "multiply the result by it" if is_factor else "write torch.as_tensor(...)"
+            remedy = "multiply the result by it" if is_factor else f"write {as_tensor(value)}"
             raise TypeError(f"{name} takes a tensor for {what}, got {type(value).__name__}; {remedy}")
     if not x.is_floating_point():
         raise TypeError(f"{name} takes floating-point x, got {x.dtype}; convert it, x.to(torch.get_default_dtype())")

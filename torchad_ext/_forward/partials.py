@@ -30,6 +30,7 @@ from .fallback import (
     Unseen,
     along_by_reverse_mode,
     along_by_transforms,
+    as_tensor,
     check_dense,
     checked,
     fall_back,
@@ -146,9 +147,7 @@ def partials(
         (tensor([12., 72.]), tensor([12., 72.]))
     """
     if not isinstance(x, Tensor):
-        raise TypeError(
-            f"torchad_ext.partials takes a tensor for x, got {type(x).__name__}; write torch.as_tensor(...)"
-        )
+        raise TypeError(f"torchad_ext.partials takes a tensor for x, got {type(x).__name__}; write {as_tensor(x)}")
     if not x.is_floating_point():
         raise TypeError(
             f"torchad_ext.partials takes floating-point x, got {x.dtype}; convert it, x.to(torch.get_default_dtype())"

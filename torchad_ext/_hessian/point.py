@@ -95,7 +95,12 @@ def offsets_of(leaves: Tensors) -> list[int]:
 
 def check_floating(name: str, what: str, leaf: Any) -> None:
     if not isinstance(leaf, Tensor):
-        raise TypeError(f"torchad_ext.{name} takes tensors for {what}; got {type(leaf).__name__}")
+        remedy = ""
+        if isinstance(leaf, torch.nn.Module):
+            remedy = "; write dict(module.named_parameters()), and torch.func.functional_call(module, x, ...) in f"
+        elif isinstance(leaf, Iterator):
+            remedy = "; write list(x)"
+        raise TypeError(f"torchad_ext.{name} takes tensors for {what}; got {type(leaf).__name__}{remedy}")
     if not leaf.is_floating_point():
         remedy = "torch.view_as_real" if leaf.is_complex() else "x.double()"
         raise TypeError(f"torchad_ext.{name} takes floating-point tensors for {what}; got {leaf.dtype}, see {remedy}")

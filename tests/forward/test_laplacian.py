@@ -1017,6 +1017,11 @@ class TestErrors:
             (lambda x: laplacian(torch.sin, x, x), ValueError, r"coefficients \[3, 3\] or \[4, 3, 3\].*got \[4, 3\]"),
             (lambda x: laplacian(torch.sin, x, x[0]), ValueError, r"got \[3\]; write torch.diag_embed\(coefficients\)"),
             (lambda x: laplacian(torch.sin, x, 2.0), TypeError, "for coefficients, got float; multiply the result by"),
+            (
+                lambda x: laplacian(torch.sin, x, torch.eye(3).to(x).requires_grad_()),
+                ValueError,
+                r"no derivative in coefficients.* coefficients.detach\(\), or to learn them .* torchad_ext.partials",
+            ),
             (lambda x: laplacian(torch.sin, x, torch.eye(3).to(x).float()), ValueError, "torch.float32 on"),
             (lambda x: laplacian(torch.sin, x, x[:3].tril()), ValueError, "takes symmetric coefficients"),
             (lambda x: laplacian(torch.sin, x, x[:3] * torch.inf), ValueError, "takes finite coefficients"),
@@ -1039,6 +1044,12 @@ class TestErrors:
             laplacian(Once.apply, points(device))
         with pytest.warns(UserWarning, match="no rule for once|cannot follow once"), twice:
             laplacian(torch.ops.test_laplacian.once, points(device))
+
+    def test_coefficients_that_are_learned_are_taken_where_nothing_is(self, device: str) -> None:
+        x = points(device)
+        C = torch.eye(3).to(x).requires_grad_()
+        with torch.no_grad():
+            assert_close(laplacian(torch.sin, x, C), laplacian(torch.sin, x))
 
     def test_a_function_of_nothing_is_zero(self, device: str) -> None:
         x = points(device)

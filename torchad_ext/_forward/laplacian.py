@@ -181,8 +181,11 @@ def _check(x: Any, C: Any, chunk_size: Any, name: str) -> None:
         raise ValueError(
             f"{name}: coefficients are {C.dtype} on {C.device}, x is {x.dtype} on {x.device}; write coefficients.to(x)"
         )
-    if C.requires_grad:
-        raise ValueError(f"{name} takes no derivative in coefficients, which require one; write coefficients.detach()")
+    if C.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{name} takes no derivative in coefficients, which require one; write coefficients.detach(), "
+            "or to learn them multiply the derivatives that torchad_ext.partials gives"
+        )
 
 
 def _directions(x: Tensor, C: Tensor | None) -> tuple[list[Tensor], tuple[int, ...]]:

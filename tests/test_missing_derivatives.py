@@ -3,6 +3,8 @@ are those of NumPy."""
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -191,3 +193,19 @@ def test_each_tool_refuses_numpy(name: str, tool: str) -> None:
 def test_numpy_of_a_detached_x_is_a_constant(tool: str) -> None:
     result = TOOLS[tool](lambda x: (x.sin() * torch.from_numpy(np.sin(x.detach().numpy()))).sum(-1))
     assert_close(result, TOOLS[tool](lambda x: (x.sin() * POINTS.sin()).sum(-1)))
+
+
+@pytest.mark.filterwarnings("ignore:torchad_ext")
+@pytest.mark.parametrize("tool", ["laplacian", "partials", "taylor", "hessian", "hessian_diagonal of a batch"])
+@pytest.mark.parametrize("copied", [copy.copy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
+def test_a_copy_is_a_constant(copied: Callable[[Tensor], Tensor], tool: str) -> None:
+    assert copied(2 * WEIGHT).grad_fn is None  # as PyTorch has it
+    result = TOOLS[tool](lambda x: (x.sin() * copied(x)).sum(-1))
+    assert_close(result, TOOLS[tool](lambda x: (x.sin() * POINTS).sum(-1)))
+
+
+@pytest.mark.filterwarnings("ignore:torchad_ext")
+@pytest.mark.parametrize("tool", ["laplacian", "partials", "taylor", "hessian"])
+def test_a_deep_copy_is_refused(tool: str) -> None:
+    with pytest.raises(RuntimeError, match="Only Tensors created explicitly by the user"):
+        TOOLS[tool](lambda x: (x.sin() * copy.deepcopy(2 * x)).sum(-1))

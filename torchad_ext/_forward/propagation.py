@@ -174,8 +174,8 @@ _SHOWS = frozenset("data detach".split())
 # Dtypes that autocast exchanges for another, and functions that do so themselves.
 _AUTOCAST = HALF | {torch.float32}
 _CONVERSIONS = frozenset("to float half bfloat16 double type type_as".split())
-# Functions that differentiate, or hide what they compute, as NumPy does, which PyTorch refuses for nested autograd.
+# Functions that differentiate, or hide what they compute; of an array of NumPy and a copy autograd says what it is.
 _HIDDEN = frozenset(
     "grad grad_fn backward register_hook register_post_accumulate_grad_hook retain_grad _make_dual _unpack_dual "
-    "numpy __array__".split()
+    "numpy __array__ __deepcopy__ __reduce_ex__".split()
 )

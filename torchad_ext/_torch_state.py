@@ -108,6 +108,10 @@ decomposition_table = _private("torch._decomp.decomposition_table", {})
 share_memory: Callable[[Tensor, Tensor], bool] = _private("torch._C._is_alias_of", _plain_alias)
 # A storage that others share is not changed under their eyes; who cannot count takes it for shared.
 _owners = _private("torch._C._storage_Use_Count", lambda storage: math.inf)
+# Autograd knows by versions what was written: a tensor that is as before again has its version again.
+preserved_version: Callable[[Tensor], contextlib.AbstractContextManager[None]] = _private(
+    "torch.autograd.grad_mode._unsafe_preserve_version_counter", contextlib.nullcontext
+)
 # Another shape of a tensor that nobody else has, which is no view of it.
 without_view: Callable[[Tensor, Sequence[int]], Tensor] = _private("torch.ops.aten._unsafe_view.default", torch.reshape)
 # A tensor that a transform of torch.func wraps is no tensor of its own after the transform.

@@ -208,6 +208,72 @@ class TestNoFalseAlarm:
         assert torch.equal(states[0][0], states[1][0]) and torch.equal(states[0][1], states[1][1])
 
 
+class Annealed(nn.Module):
+    """A network with buffers that each call of it writes, one of which its gradient reads."""
+
+    def __init__(self, write: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.write, self.weight = write, nn.Parameter(torch.tensor([0.5, 1.5], dtype=torch.float64))
+        self.register_buffer("window", torch.tensor([0.5, 0.25], dtype=torch.float64))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.write(self.window)
+        y = torch.zeros_like(x)
+        y[:, 0] = x.prod(-1)
+        y.add_(x)
+        return (y * (self.weight * self.window)).sin()
+
+
+class TestWhatFunctionsWrite:
+    """A comparison leaves buffers, and what autograd has saved of them, as the one call of f left them."""
+
+    @pytest.mark.parametrize("wrapped", [lambda module: module, lambda module: lambda x: x * module(x)])
+    @pytest.mark.parametrize(
+        "write",
+        [
+            lambda window: window.mul_(0.5).add_(0.25),
+            lambda window: torch.sqrt(window, out=window),
+            lambda window: window.view(2, 1)[1].fill_(2.0),
+            lambda window: window.__setitem__(0, window[1] + 1),
+            lambda window: torch.no_grad()(window.copy_)(torch.tensor([3.0, 4.0])),
+        ],
+        ids=["methods", "out", "view", "assignment", "no_grad"],
+    )
+    @pytest.mark.parametrize(
+        "tool",
+        [
+            lambda f, x: ad.partials(f, x, ["xx"], names="tx")[0],
+            lambda f, x: ad.taylor(f, x, torch.ones_like(x), 2)[2],
+            ad.bilaplacian,
+        ],
+        ids=["partials", "taylor", "bilaplacian"],
+    )
+    @pytest.mark.parametrize("n", [6, MANY])
+    def test_buffers(self, tool: Any, write: Any, wrapped: Any, n: int, checks: list[Any]) -> None:
+        module, once = Annealed(write), Annealed(write)
+        result = tool(wrapped(module), points(n))
+        assert len(checks) == 1
+        once(points(n))
+        assert module.calls == 1 and torch.equal(module.window, once.window)
+        result.square().sum().backward()
+        assert module.weight.grad is not None and module.weight.grad.isfinite().all()
+
+    def test_of_a_function_that_fails_when_it_runs_again(self, checks: list[Any]) -> None:
+        window, calls = torch.ones(2, dtype=torch.float64), []
+
+        def f(x: Tensor) -> Tensor:
+            calls.append(x)
+            window.mul_(0.5)
+            if len(calls) > 1:
+                raise RuntimeError("once is enough")
+            return (x * window).sin()
+
+        ad.partials(f, points(), ["xx"], names="tx")
+        assert len(checks) == 1 and window.eq(0.5).all()
+
+
 class TestManyPoints:
     """Where f gives for some points alone what it gives for all, these are checked: as much memory as they need."""
 

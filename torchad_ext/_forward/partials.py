@@ -40,6 +40,7 @@ from .fallback import (
 from .jets import JetSweep, rules_of
 from .missing import tool
 from .random_sum import RandomSum, some_points
+from .writes import Undone
 
 Function = Callable[[Tensor], Tensor]
 Order = str | tuple[int, ...]
@@ -314,7 +315,7 @@ def in_one_sweep(
     if path.is_due and not path.is_wrong:
         eps = max(torch.finfo(dtype).eps for dtype in (x.dtype, value.dtype, *sweep.dtypes))
         after = random_states(x.device)
-        with path.checking():
+        with path.checking(), Undone():
             points, along, given = x, directions, (value, *results)
             if (chosen := some_points(f, x, value, random, eps)) is not None:
                 points, along = x[chosen], [u[chosen] for u in directions]

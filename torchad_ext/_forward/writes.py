@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from .._symbolic.torch_names import is_of_torch
 from .._torch_state import (
@@ -20,6 +21,7 @@ from .._torch_state import (
     is_autocast_enabled,
     nn_functions,
     owners_of_storage,
+    preserved_version,
     share_memory,
     swap_implementations,
     transforms_active,
@@ -28,7 +30,7 @@ from .._torch_state import (
 from .calls import known_name, without_guard
 from .deferred import given_by, tensors_in
 from .fallback import Unseen
-from .sweep import Arguments, Keywords, Sweep
+from .sweep import Arguments, Jet, Keywords, Sweep
 
 _OPERATORS = {
     "__iadd__": "add",
@@ -238,3 +240,29 @@ def read_again(x: Any) -> None:
     x.value, x.given = read(layout), x.sweep.deferred(lambda: map(read, given_by(given)), sources=[given])
     x.laplacian = None if base.laplacian is None else read(base.laplacian)
     x.seen = base.written
+
+
+class Undone(TorchFunctionMode):
+    """Takes back what functions write to tensors from outside, as the buffers of a module.
+
+    A function that runs once more, for a comparison, changes neither them nor what autograd has saved of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._before: dict[int, tuple[Tensor, Tensor, Any]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if is_write(known_name(func), func, kwargs) and getattr(func, "__name__", "") != "__set__":
+            for x in tensors_in((args[:1], kwargs.get("out"))):
+                if id(x) not in self._before and not isinstance(x, Jet) and x.is_leaf:
+                    self._before[id(x)] = x, x.detach().clone(), preserved_version(x)
+        return func(*args, **kwargs)
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        with torch.no_grad():
+            for x, contents, version in reversed(self._before.values()):
+                if x.is_leaf:  # not made by the function itself
+                    with version:
+                        x.copy_(contents)

@@ -55,6 +55,13 @@ def test_a_module_is_copied_saved_and_scripted(name: str, options: dict[str, Any
         same_derivatives(again, getattr(nn, name)(**options))
 
 
+@stand_ins
+def test_a_module_is_compiled_and_exported(name: str, options: dict[str, Any]) -> None:
+    ours, native, x = getattr(ad.nn, name)(**options), getattr(nn, name)(**options), torch.linspace(-3, 3, 7)
+    assert_close(torch.compile(ours, backend="eager", fullgraph=True)(x), native(x))
+    assert_close(torch.export.export(ours, (x,)).module()(x), native(x))
+
+
 def test_in_place_is_refused() -> None:
     with pytest.raises(ValueError, match="new tensors"):
         ad.nn.SiLU(inplace=True)

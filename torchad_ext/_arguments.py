@@ -84,12 +84,13 @@ class Parameters:
         self.signature = _signature(function, decorator)
         self.by_name = self.signature.parameters
         self.defaults = {name: p.default for name, p in self.by_name.items() if p.default is not p.empty}
-        has_names = not inspect.isbuiltin(function)
+        self._is_cpp = inspect.isbuiltin(function)
         self.keywords = [
             name
             for name, p in self.by_name.items()
-            if p.kind is p.KEYWORD_ONLY or not (has_names or p.default is p.empty)
+            if p.kind is p.KEYWORD_ONLY or (self._is_cpp and p.default is not p.empty)
         ]
+        self._without_name = len(self.by_name) - len(self.keywords)
 
     def check(self, name: str, qualified: str, decorator: str) -> None:
         """Raises TypeError where an op cannot have such parameters."""
@@ -121,8 +122,15 @@ class Parameters:
 
     def as_called(self, arguments: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:
         """An argument for each parameter, as those by position and those by name."""
-        positional = len(arguments) - len(self.keywords)
-        return arguments[:positional], dict(zip(self.keywords, arguments[positional:], strict=True))
+        count = self._without_name
+        return arguments[:count], dict(zip(self.keywords, arguments[count:], strict=True))
+
+    def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call as the function takes them, one in C++ those with a default by name."""
+        count = self._without_name
+        if not self._is_cpp or len(args) <= count:
+            return args, kwargs
+        return args[:count], {**dict(zip(self.keywords, args[count:], strict=False)), **kwargs}
 
     @functools.cached_property
     def _names(self) -> tuple[str, ...]:

@@ -55,6 +55,7 @@ class Pointwise(Declared):
         if torch.compiler.is_compiling() and not any(map(is_symbol, (*args, *kwargs.values()))):
             if self._captures:
                 self._check_captured()
+            args, kwargs = self._parameters.named(args, kwargs)
             return self.definition(*args, **kwargs)
         if self._front:
             result = self._front.call(args, kwargs)

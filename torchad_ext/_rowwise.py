@@ -69,7 +69,7 @@ class Rowwise(Declared):
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             self._check_call((*args, *kwargs.values()))
-            return _in_float32(self.definition, args, kwargs)
+            return _in_float32(self.definition, *self._parameters.named(args, kwargs))
         if self._front:
             result = self._front.call(args, kwargs)
             if result is not NotImplemented:

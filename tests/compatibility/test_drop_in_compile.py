@@ -191,6 +191,20 @@ class TestCompile:
                 counts[-1].append(counter.frame_count)
         assert counts[0] == counts[1]
 
+    @pytest.mark.parametrize(
+        ("op", "native", "given"),
+        [
+            (ad.gelu, lambda x, form: F.gelu(x, approximate=form), ["tanh"]),
+            (ad.pointwise(torch.logit, domain=(0.1, 0.9)), torch.logit, [0.3]),
+            (ad.elu, F.elu, [0.5]),
+        ],
+        ids=["gelu", "logit", "elu"],
+    )
+    def test_an_option_by_position(self, op: Function, native: Function, given: list[Any]) -> None:
+        x = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
+        result = value_and_gradients(compiled(lambda x: op(x, *given)), (x,))
+        assert_all_close(result, value_and_gradients(lambda x: native(x, *given), (x,)))
+
     def test_mixed_numbers_and_dtypes_of_the_arguments(self) -> None:
         x = torch.linspace(0.1, 2, 5, dtype=torch.float64)
         for xs in ((x, 2.5), (2.0, x), (x, x.float()), (x[:, None], x)):

@@ -178,6 +178,23 @@ def test_f_is_run_again_once_a_function() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.filterwarnings("ignore:torchad_ext")
+@pytest.mark.parametrize("tool", TOOLS)
+def test_what_f_writes_when_it_is_run_again_is_taken_back(tool: str) -> None:
+    """A buffer that each call halves, and that the gradient of a weight reads."""
+
+    def halving(buffer: Tensor, weight: Tensor) -> Callable[[Tensor], Tensor]:
+        given = of(COMPLETE["an input"])
+        return lambda x: given(x * (weight * buffer.mul_(0.5)))
+
+    x, results = sample(5), []
+    for _ in range(2):  # the first time the Function is not known
+        buffer, weight = torch.full((5,), 2.0, dtype=torch.float64), torch.ones(5, dtype=torch.float64)
+        result = TOOLS[tool](halving(buffer, weight.requires_grad_()), x)
+        results.append((result, *torch.autograd.grad(result.sum(), weight), buffer))
+    assert_close(*results)
+
+
 def test_a_layer_with_a_weight() -> None:
     def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
         h = (x @ w).tanh()

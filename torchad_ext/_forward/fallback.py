@@ -20,6 +20,7 @@ from .._symbolic.jet_algebra import Functional, Index
 from .._torch_state import function_of, transforms_active
 from .._warnings import warn_user
 from .correction_mode import with_corrections
+from .undone import once_more
 
 Function = Callable[[Tensor], Tensor]
 Tensors = tuple[Tensor, ...]
@@ -253,7 +254,7 @@ def by_reverse_mode(
             slopes = [gradient(y, True, unknown) for y in results]  # for once_differentiable to leave its mark
             if unknown:
                 _check_twice(slopes)
-                check_functions(functions, lambda: f(x))
+                check_functions(functions, lambda: once_more(f, x))
                 _differentiable.update(function_of(node) for node in functions)
             tangents = [torch.stack([(g * u).sum(-1) for g in slopes], -1) for u in directions]
             parts = [
@@ -342,7 +343,7 @@ def along_by_reverse_mode(
                 # A cotangent that requires a gradient, for once_differentiable to leave its mark.
                 marked = [torch.ones_like(y, requires_grad=True) for y in results_of_f]
                 _check_twice([_gradients([y], [x], [g], True)[0] for y, g in zip(results_of_f, marked, strict=True)])
-                check_functions(functions, lambda: f(x))
+                check_functions(functions, lambda: once_more(f, x))
             results = _sums_of(functionals, stacked, len(directions))
         except RuntimeError as error:
             raise RuntimeError(f"torchad_ext.{name}: f cannot be differentiated so often: {error}") from error

@@ -40,7 +40,7 @@ from .fallback import (
 from .jets import JetSweep, rules_of
 from .missing import tool
 from .random_sum import RandomSum, some_points
-from .writes import Undone
+from .undone import Undone
 
 Function = Callable[[Tensor], Tensor]
 Order = str | tuple[int, ...]

@@ -38,6 +38,7 @@ from .correction_mode import with_powers
 from .deferred import tensors_in
 from .fallback import Unseen, random_states, restore_random_states
 from .sweep import Arguments, Jet, Keywords, Rule, Sweep
+from .undone import is_write
 
 
 @dataclass(eq=False)
@@ -99,7 +100,7 @@ class Propagation(Sweep):
         spoken, name, known = _names(func)
         if known and name == "requires_grad":
             return True
-        if writes.is_write(spoken, func, kwargs):
+        if is_write(spoken, func, kwargs):
             return writes.written(self, func, args, kwargs)
         if known and spoken in _CONSTANT:
             if spoken in _SHOWS:

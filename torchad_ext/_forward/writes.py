@@ -13,51 +13,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from .._symbolic.torch_names import is_of_torch
 from .._torch_state import (
-    OpOverload,
     is_autocast_enabled,
     nn_functions,
     owners_of_storage,
-    preserved_version,
     share_memory,
     swap_implementations,
     transforms_active,
     without_torch_function,
 )
-from .calls import known_name, without_guard
+from .calls import known_name
 from .deferred import given_by, tensors_in
 from .fallback import Unseen
-from .sweep import Arguments, Jet, Keywords, Sweep
+from .sweep import Arguments, Keywords, Sweep
+from .undone import OPERATORS
 
-_OPERATORS = {
-    "__iadd__": "add",
-    "__isub__": "sub",
-    "__imul__": "mul",
-    "__itruediv__": "div",
-    "__idiv__": "div",
-    "__ipow__": "pow",
-    "__imod__": "remainder",
-    "__ifloordiv__": "floor_divide",
-}
 # In place they do something else than their namesakes, or change the shape.
 _OTHERS = frozenset(
     "set resize resize_as squeeze unsqueeze transpose swapaxes swapdims t detach bernoulli normal rename as_strided "
     "sparse_resize requires_grad share_memory".split()
 )
-
-
-def is_write(name: str, func: Any, kwargs: Any) -> bool:
-    """Does an operation change a tensor?"""
-    if name.endswith("_") and (not name.endswith("__") or name in _OPERATORS or name == "__setitem__"):
-        return True
-    if "out" in kwargs or "inplace" in kwargs:
-        return kwargs.get("out") is not None or bool(kwargs.get("inplace") and without_guard(func) is None)
-    if isinstance(func, OpOverload):
-        return bool(func._schema.is_mutable)
-    return getattr(func, "__name__", "") == "__set__"
 
 
 def written(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
@@ -83,7 +60,7 @@ def _contents(func: Any, name: str, args: Any, kwargs: Any, unseen: Unseen) -> A
     if name in ("copy_", "fill_"):
         source = args[1] if len(args) > 1 else next(iter(kwargs.values()))
         return source if isinstance(source, Tensor) else torch.full_like(y, source)
-    name = _OPERATORS.get(name, name.removesuffix("_"))
+    name = OPERATORS.get(name, name.removesuffix("_"))
     owners = [Tensor, torch, nn_functions()]
     owners = owners if hasattr(func, "__objclass__") else owners[1:] + owners[:1]
     outside = next((of for owner in owners if callable(of := getattr(owner, name, None))), None)
@@ -240,29 +217,3 @@ def read_again(x: Any) -> None:
     x.value, x.given = read(layout), x.sweep.deferred(lambda: map(read, given_by(given)), sources=[given])
     x.laplacian = None if base.laplacian is None else read(base.laplacian)
     x.seen = base.written
-
-
-class Undone(TorchFunctionMode):
-    """Takes back what functions write to tensors from outside, as the buffers of a module.
-
-    A function that runs once more, for a comparison, changes neither them nor what autograd has saved of them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._before: dict[int, tuple[Tensor, Tensor, Any]] = {}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if is_write(known_name(func), func, kwargs) and getattr(func, "__name__", "") != "__set__":
-            for x in tensors_in((args[:1], kwargs.get("out"))):
-                if id(x) not in self._before and not isinstance(x, Jet) and x.is_leaf:
-                    self._before[id(x)] = x, x.detach().clone(), preserved_version(x)
-        return func(*args, **kwargs)
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        with torch.no_grad():
-            for x, contents, version in reversed(self._before.values()):
-                if x.is_leaf:  # not made by the function itself
-                    with version:
-                        x.copy_(contents)

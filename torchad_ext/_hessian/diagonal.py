@@ -81,11 +81,11 @@ def _diagonal_of_batch(at: Point, f: Function, chunk_size: int | None, progress:
     if not x.dim():
         raise ValueError("torchad_ext.hessian_diagonal with batched=True takes x [batch, *d]; got x []")
 
-    seen: list[Tensor] = []
+    seen: list[tuple[Tensor, Tensor]] = []
 
     def total(points: Tensor) -> Tensor:
         y = f(points)
-        seen[:] = [points, y]
+        seen.append((points, y))
         if not isinstance(y, Tensor) or y.shape != x.shape[:1]:
             got = f"shape {list(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
             raise ValueError(
@@ -99,7 +99,7 @@ def _diagonal_of_batch(at: Point, f: Function, chunk_size: int | None, progress:
         return _diagonal_of_rows(at, f, x, gradient, chunk_size, progress)
     path = path_of_function(at, "independent rows", gradient.names)  # a module may change its mode
     if path.is_due:
-        points, y = seen
+        points, y = seen[0]  # of what the gradient is; an unknown Function has f run again
         with path.checking():
             _check_rows(points, y, gradient.outputs[0])
     with path.running():

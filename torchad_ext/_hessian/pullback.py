@@ -23,6 +23,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten
 from .._autograd.foreign_functions import COMPILED, check_functions
 from .._autograd.graph import depends_on_others, foreign_nodes, graph_nodes, is_cut_off, is_own, lead_to_others
 from .._forward.correction_mode import with_corrections
+from .._forward.undone import once_more
 from .._self_check import FastPath, fast_path
 from .point import Function, Point, Tensors, check_floating, explained, is_transformed
 from .thresholds import largest_in_graph, largest_matrix_in_graph
@@ -213,7 +214,7 @@ def pullback_of_gradient(f: Function, at: Point) -> Pullback:
         cotangent = _checking_cotangent(at.name, y, functions)
         with explained(at.name):
             outputs = grad([y], inputs, [cotangent], create_graph=True)
-            check_functions(functions, lambda: function(*inputs))
+            check_functions(functions, lambda: once_more(function, *inputs))
     nodes = tuple(graph_nodes(outputs))
     create_graph = wanted and lead_to_others(nodes, [*inputs, cotangent])
     return GraphPullback(at, at.spec, outputs, inputs, create_graph, nodes)

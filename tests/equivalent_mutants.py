@@ -26,6 +26,8 @@ _VECTOR = "it has one dimension"
 _REDUCTIONS = "reductions are 0, 1 and 2"
 _NOT_LARGE = "what differs is 1, or dropped by the next where"
 _ALONE = "a list is the only argument"
+_FIRST_COLUMN = "the first column of a product is that of the first column"
+_BOUND = "at the bound both are right"
 _SHAPES = "expanding to the same shape changes nothing"
 
 EQUIVALENT: dict[str, str] = {
@@ -173,11 +175,29 @@ EQUIVALENT: dict[str, str] = {
     "return y if reduction == 0 else y.sum() if reduction is 2 else y.sum() / (x.numel() // x.shape[dim])": _IDENTICAL,
     "large = torch.where(target != 1, target, 1.0)": _NOT_LARGE,
     "large = torch.where(target >= 1, target, 1.0)": _NOT_LARGE,
-    "if transforms_active() or bool((p * (1 - p) <= 1e-12).any()):": "at the bound both are right",
+    "if transforms_active() or bool((p * (1 - p) <= 1e-12).any()):": _BOUND,
     "return product_of(sweep, lambda *xs: func(list(xs)), args[ -1])": _ALONE,
     "return left, right, factors.prod(-1) / sign, factors.abs().log().sum(-1), places": _SIGNS,
     "return c[..., n] / (-1) ** n": _SIGNS,
-    "scale = torch.where(S[..., :1] <= 0, 1, S[..., :1])": "a singular value is not negative",
+    "left[suspect] = U * (small * torch.where(largest <= 0, 1, largest)).unsqueeze(1)": (
+        "a singular value is not negative"
+    ),
+    "left[suspect] = U * (small * torch.where(largest == 0, 2, largest)).unsqueeze(1)": (
+        "any number makes a matrix of zeros regular"
+    ),
+    "n, k = A.shape[- 2], 0": _SQUARE,
+    "if A.shape[- 2] <= 3:": _SQUARE,
+    "if A.dim() < 2 or A.shape[-2] is not A.shape[-1] or not A.numel():": _IDENTICAL,
+    "A = A.movedim(in_dims[ -1], 0)": _ONE,
+    "r, b, M = A[..., k : k + 1, k + 1 :], A[..., k + 1 :, k : k + 2], A[..., k + 1 :, k + 1 :]": _FIRST_COLUMN,
+    "factors.append(-(r @ b)[..., -1])": "it has one column",
+    "for _ in range(n - k - 0):": "one more factor is that of no coefficients",
+    "if n < 1:": "one number is scanned like more",
+    "if y.shape[-1] <= 1:": _SOME,
+    "if y.shape[-1] is 1:": _IDENTICAL,
+    "while (n := y.shape[-1]) != 1:": _SOME,
+    "return is_nowhere(x.detach().abs() <= tiny**0.25) and is_nowhere(y.detach().abs() < tiny / eps)": _BOUND,
+    "return is_nowhere(x.detach().abs() < tiny**0.25) and is_nowhere(y.detach().abs() <= tiny / eps)": _BOUND,
     "if len(others) <= 1:": "that there is none is dealt with",
     "xs = args[ -1] if isinstance(args[0], (list, tuple)) else args": _ALONE,
     "xs = args[0] if isinstance(args[ -1], (list, tuple)) else args": _ALONE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from itertools import permutations
 
@@ -12,7 +13,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, vmap
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext._forward.singular import _polynomial
+from torchad_ext._forward.singular import _polynomial, _Regularized, cumprod, prod, quotients_are_right, scan
 
 D = torch.float64
 Function = Callable[[Tensor], Tensor]
@@ -106,12 +107,75 @@ def test_the_last_coefficient_of_a_characteristic_polynomial(n: int) -> None:
     assert_close(_polynomial(A), by_leibniz(A))
 
 
-def test_a_batch_of_all_ranks() -> None:
-    A = torch.stack([of_rank(5, rank) for rank in (5, 3, 0, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, D, torch.complex128])
+class TestMatricesMadeRegular:
+    @staticmethod
+    def given(dtype: torch.dtype) -> Tensor:
+        A = torch.stack([of_rank(5, rank, dtype) for rank in (5, 3, 5, 0, 5, 4)])
+        A[2] *= 1e-3
+        return A.unflatten(0, (3, 2))
+
+    def test_small_singular_values_grow_and_no_others(self, dtype: torch.dtype) -> None:
+        A = self.given(dtype)
+        L, R, value, log, places = _Regularized.apply(A)
+        M, S, least = A + L @ R.mH, torch.linalg.svdvals(A), torch.finfo(dtype).eps ** 0.25
+        small = least * S[..., :1] >= S
+        assert places.tolist() == [1, 3, 5] and small.sum(-1).flatten().tolist() == [0, 2, 0, 5, 0, 1]
+        assert L.shape == R.shape == (3, 2, 5, 5)
+        assert torch.equal(L.any(-2).sum(-1), small.sum(-1)) and torch.equal(R.any(-2).sum(-1), small.sum(-1))
+        assert (torch.linalg.cond(M) < 1 / least).all()
+        assert_close(value, by_leibniz(M))
+        assert_close(log, value.abs().log())
+        assert _Regularized.apply(A[:1])[0].shape == (1, 2, 5, 2)
+        assert _Regularized.apply(A[:, 0])[0].shape == (3, 5, 0)
+
+    def test_a_batch_of_them(self, dtype: torch.dtype) -> None:
+        """Within vmap each may be singular, unless none is."""
+        A = self.given(dtype)
+        *expected, _ = _Regularized.apply(A)
+        *constants, places = vmap(_Regularized.apply, in_dims=1, out_dims=(1, 1, 1, 1, 0))(A)
+        assert_close(constants, expected)
+        assert places[0].tolist() == [0, 1, 2]
+        assert vmap(_Regularized.apply)(A.unsqueeze(1))[4][0].tolist() == [0, 1]
+        assert vmap(_Regularized.apply)(A[:, 0])[4].numel() == 0
+
+    def test_regular_ones_take_no_singular_values(self, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.linalg, "svd", pytest.fail)
+        for scale in (1e-3, 1, 1e3):
+            _Regularized.apply(scale * of_rank(5, 5, dtype))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_up_to_three_columns_of_integers_are_exact(n: int) -> None:
+    A = torch.randint(-50, 50, (2, 3, n, n), generator=torch.Generator().manual_seed(n)).to(D)
+    assert_close(ad.jacobian(torch.linalg.det, A), jacrev(by_leibniz)(A), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (3, 2), (4, 5), (5, 4)])
+def test_what_is_not_square_is_refused_as_by_pytorch(shape: tuple[int, ...]) -> None:
+    A = torch.ones(shape, dtype=D)
+    with pytest.raises(RuntimeError) as expected:
+        torch.linalg.det(A)
+    with pytest.raises(RuntimeError, match=re.escape(str(expected.value))):
+        ad.jacobian(torch.linalg.det, A)
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (2, 0, 0), (0, 5, 5)])
+def test_of_no_numbers(shape: tuple[int, ...]) -> None:
+    A = torch.ones(shape, dtype=D)
+    assert_close(ad.jacobian(torch.linalg.det, A), jacrev(torch.linalg.det)(A))
+
+
+@pytest.mark.parametrize("ranks", [(5, 3, 0, 4), (4, 3, 2, 4), (5, 5, 5, 5)])
+@pytest.mark.parametrize("batch", [(4,), (2, 2)])
+def test_a_batch(batch: tuple[int, ...], ranks: tuple[int, ...]) -> None:
+    A = torch.stack([of_rank(5, rank) for rank in ranks]).unflatten(0, batch)
     f = lambda A: torch.linalg.det(A).sin().sum()  # noqa: E731
     expected = lambda A: by_leibniz(A).sin().sum()  # noqa: E731
     assert_close(ad.hessian(f, A), hessian(expected)(A))
-    assert_close(ad.jacobian(torch.linalg.det, A), jacrev(by_leibniz)(A))
+    J = jacrev(by_leibniz)(A)
+    assert_close(ad.jacobian(torch.linalg.det, A), J)
+    assert_close(ad.jacobian(vmap(torch.linalg.det), A.expand(3, *A.shape))[1].select(len(batch), 1), J)
 
 
 def test_numbers_that_are_not_finite() -> None:
@@ -124,15 +188,18 @@ def test_numbers_that_are_not_finite() -> None:
     assert_close(J[0, 0], jacrev(by_leibniz)(A[0]))
 
 
-def test_a_complex_matrix() -> None:
-    A = of_rank(4, 2, torch.complex128)
+@pytest.mark.parametrize("rank", [2, 3, 4])
+def test_a_complex_matrix(rank: int) -> None:
+    A = of_rank(4, rank, torch.complex128)
     f = lambda of: lambda x: of(A + x[0] * A.mT + x[0] * x[1] + x[1] * A.mH).real  # noqa: E731
     x = torch.zeros(2, dtype=D)
     assert_close(ad.hessian(f(torch.linalg.det), x), hessian(f(by_leibniz))(x))
     assert_close(ad.jacobian(f(torch.linalg.det), x), grad(f(by_leibniz))(x))
 
 
-@pytest.mark.parametrize("x", [(0, 0, 3, 2), (0, 2, 3, 4), (0, 0, 0, 0), (5, 0, 0, 0), (1e-200, 1e-200, 3, 2)])
+@pytest.mark.parametrize(
+    "x", [(0, 0, 3, 2), (0, 2, 3, 4), (0, 0, 0, 0), (5, 0, 0, 0), (1e-200, 1e-200, 3, 2), (1e-80, 1e80, 3, 2)]
+)
 @pytest.mark.parametrize("name", ["prod", "prod of a dimension", "cumprod"])
 class TestProducts:
     @staticmethod
@@ -156,9 +223,59 @@ class TestProducts:
         assert_close(ad.jacobian(f, at), jacrev(expected)(at), rtol=1e-12, atol=0)
         assert_close(ad.jacobian(f, at, strategy="forward"), jacrev(expected)(at), rtol=1e-12, atol=0)
         assert_close(ad.hessian(f, at), hessian(expected)(at), rtol=1e-12, atol=0)
+        of_points = ad.hessian(lambda X: vmap(f)(X).sum(), at[None])
+        assert_close(of_points[0, :, 0], hessian(expected)(at), rtol=1e-12, atol=0)
         third = jacfwd(hessian(expected))(at)
         leaf = at.clone().requires_grad_()
         H = ad.hessian(f, leaf)
         assert_close(torch.autograd.grad(H[0, 1], leaf)[0], third[0, 1], rtol=1e-12, atol=0)
         assert_close(ad.partials(f, at, [(0, 1, 2)])[0], third[0, 1, 2], rtol=1e-12, atol=0)
         assert_close(ad.laplacian(f, at), hessian(expected)(at).trace(), rtol=1e-12, atol=0)
+
+
+def test_products_too_small_for_all_their_digits() -> None:
+    x = torch.full((5,), 10**-63.6, dtype=D)
+    assert_close(ad.jacobian(torch.prod, x), x**4, rtol=1e-12, atol=0)
+    assert_close(ad.jacobian(lambda x: x.cumprod(0)[4], x), x**4, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+def test_ordinary_numbers_may_be_divided_by(dtype: torch.dtype) -> None:
+    x = torch.tensor([1e-3, -2, 1e3], dtype=dtype)
+    assert quotients_are_right(x, x.prod()) and quotients_are_right(x, x.cumprod(0))
+
+
+@pytest.mark.parametrize("n", range(9))
+@pytest.mark.parametrize("operation", [torch.mul, torch.add, lambda a, b: a, lambda a, b: b])
+def test_cumulative_results(operation: Callable[[Tensor, Tensor], Tensor], n: int) -> None:
+    def of_alike(a: Tensor, b: Tensor) -> Tensor:
+        assert a.shape == b.shape
+        return operation(a, b)
+
+    x = torch.arange(1, 6 * n + 1, dtype=D).reshape(3, 2, n)
+    expected = x.clone()
+    for i in range(1, n):
+        expected[..., i] = operation(expected[..., i - 1], x[..., i])
+    assert_close(scan(of_alike, x), expected)
+
+
+@pytest.mark.parametrize("n", range(1, 9))
+def test_products_of_any_number(n: int) -> None:
+    x = torch.arange(1, 6 * n + 1).to(torch.float32).reshape(3, 2, n) / 10
+    for dtype in (None, D):
+        assert_close(prod(x, dtype=dtype), torch.prod(x, dtype=dtype))
+        for i in range(3):
+            y = x.movedim(-1, i)
+            assert_close(cumprod(y, dim=i, dtype=dtype), torch.cumprod(y, dim=i, dtype=dtype))
+            for keepdim in (False, True):
+                expected = torch.prod(y, dim=i, keepdim=keepdim, dtype=dtype)
+                assert_close(prod(y, dim=i, keepdim=keepdim, dtype=dtype), expected)
+
+
+def test_products_of_a_number_and_of_none() -> None:
+    number, empty = torch.tensor(3.0), torch.ones(2, 0)
+    assert_close(prod(number), number)
+    assert_close(cumprod(number, 0), number)
+    for dim in (0, 1):
+        assert_close(cumprod(empty, dim), empty)
+        assert_close(ad.jacobian(lambda x: x.prod(dim), empty), jacrev(lambda x: x.prod(dim))(empty))  # noqa: B023

@@ -316,6 +316,42 @@ def test_what_cannot_be_followed_falls_back(f: Function) -> None:
         assert_exact(total(f), points())
 
 
+OF_ONE_NUMBER: dict[str, Function] = {
+    "prod": lambda y: y.prod().reshape(1),
+    "prod of a dimension": lambda y: y.prod(0, keepdim=True),
+    "cumprod": lambda y: y.cumprod(0),
+    "logcumsumexp": lambda y: y.logcumsumexp(0),
+    "det": lambda y: torch.linalg.det(y.reshape(1, 1, 1)),
+    "matrix_power": lambda y: torch.linalg.matrix_power(y.reshape(1, 1), 1)[0],
+    "diff": lambda y: torch.diff(y, n=0),
+}
+
+
+@pytest.mark.filterwarnings("ignore:torchad_ext.*cannot follow")
+@pytest.mark.parametrize("name", OF_ONE_NUMBER)
+def test_results_are_in_memory_of_their_own(name: str) -> None:
+    """A product of one number, say, is no view of it."""
+    f, zero = OF_ONE_NUMBER[name], torch.zeros(1, dtype=torch.float64)
+
+    def beside_x(x: Tensor) -> Tensor:
+        y = x * 1
+        f(y).add_(1)
+        return (y**3).sum()
+
+    def of_a_constant(x: Tensor) -> Tensor:
+        constant = zero.clone()
+        f(constant).add_(x)
+        return ((x + constant) ** 3).sum()
+
+    for g in (beside_x, of_a_constant):
+        for at in (0.0, 2.0):
+            x = torch.full((1,), at, dtype=torch.float64)
+            for result in (
+                ad.laplacian(g, x), ad.hessian(g, x)[0, 0], ad.hessian_diagonal(g, x), ad.partials(g, x, [(0, 0)])[0],
+            ):  # fmt: skip
+                assert_close(result.squeeze(), 6 * x[0])
+
+
 def test_custom_operators_write_once() -> None:
     assert_exact(total(by_an_operator), points())
 

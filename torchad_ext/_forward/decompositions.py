@@ -35,6 +35,8 @@ def _logcumsumexp(x: Any, dim: int) -> Any:
 def _diff(x: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> Any:
     if n and (prepend is not None or append is not None):
         x = torch.cat([part for part in (prepend, x, append) if part is not None], dim)
+    if not n:
+        return x.clone()
     for _ in range(min(n, x.shape[dim])):
         x = x.narrow(dim, 1, x.shape[dim] - 1) - x.narrow(dim, 0, x.shape[dim] - 1)
     return x
@@ -157,6 +159,8 @@ def _matrix_power(A: Any, n: int) -> Any:
     """Products of repeated squares."""
     if n == 0:
         return torch.eye(A.shape[-1], dtype=A.dtype, device=A.device).expand(A.shape).clone()
+    if n == 1:
+        return A.clone()
     A = torch.linalg.inv(A) if n < 0 else A
     y = None
     for bit in bin(abs(n))[:1:-1]:

@@ -31,32 +31,24 @@ class _Regularized(torch.autograd.Function):
         factors, sign = pivots(A)
         # The second derivative of a determinant by its inverse has an error of the square of the condition number.
         least = torch.finfo(A.dtype).eps ** 0.25
-        suspect = (factors.abs().amin(-1) <= least * factors.abs().amax(-1)) & A.isfinite().all(-1).all(-1)
+        suspect = (factors.abs().amin(-1) <= least * factors.abs().amax(-1)) & A.isfinite().all((-2, -1))
         if bool(suspect.any()):
             U, S, Vh = torch.linalg.svd(A[suspect])
-            small = least * S[..., :1] >= S
-            k = int(small.sum(-1).max())
-            scale = torch.where(S[..., :1] == 0, 1, S[..., :1])
-            left[suspect] = U * (small * scale).unsqueeze(-2)
-            right[suspect] = Vh.mH * small.unsqueeze(-2)
-            suspect[suspect.clone()] = small[..., -1]
+            largest = S[:, :1]
+            small = least * largest >= S
+            k = int(small.sum(1).max())
+            left[suspect] = U * (small * torch.where(largest == 0, 1, largest)).unsqueeze(1)
+            right[suspect] = Vh.mH * small.unsqueeze(1)
+            suspect[suspect.clone()] = small[:, -1]
         left, right = left[..., n - k :], right[..., n - k :]
         if k:
             factors, sign = pivots(A + left @ right.mH)
-        places = suspect.flatten().nonzero().squeeze(-1)
+        places = suspect.flatten().nonzero().flatten()
         return left, right, factors.prod(-1) * sign, factors.abs().log().sum(-1), places
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.mark_non_differentiable(*output)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> None:
-        return None
-
-    @staticmethod
-    def jvp(ctx: Any, *_: Any) -> tuple[None, ...]:
-        return (None,) * 5
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int], A: Tensor) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
@@ -90,7 +82,7 @@ def _of_few(A: Any) -> Any:
     """The determinant of a matrix of up to three columns."""
     a, *others = A.unbind(-2)
     if not others:
-        return a.squeeze(-1)
+        return a.squeeze(-1).clone()
     if len(others) == 1:
         return a[..., 0] * others[0][..., 1] - a[..., 1] * others[0][..., 0]
     return (a * torch.linalg.cross(*others)).sum(-1)
@@ -116,15 +108,11 @@ def det(A: Any) -> Any:
 
 def _of_rest(M: Any, L: Tensor, R: Tensor, places: Tensor) -> Any:
     """det(I - Rᴴ M⁻¹ L), which is 1 but at some places."""
-    k, batch = L.shape[-1], M.shape[:-2]
-    count = batch.numel()
-    if len(places) < count:
-        M, L, R = (x.reshape(count, *x.shape[-2:])[places] for x in (M, L, R))
-    rest = torch.eye(k, dtype=L.dtype, device=L.device) - R.mH @ either(solve, torch.linalg.solve, M, L)
-    y = _of_few(rest) if k <= 3 else _polynomial(rest)
-    if len(places) < count:
-        y = torch.ones(count, dtype=L.dtype, device=L.device).index_put((places,), y).reshape(batch)
-    return y
+    batch = M.shape[:-2]
+    M, L, R = (x.reshape(-1, *x.shape[-2:])[places] for x in (M, L, R))
+    rest = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device) - R.mH @ either(solve, torch.linalg.solve, M, L)
+    ones = torch.ones(batch.numel(), dtype=L.dtype, device=L.device)
+    return ones.index_put((places,), _polynomial(rest)).reshape(batch)
 
 
 def is_nowhere(condition: Any) -> bool:
@@ -147,15 +135,14 @@ def scan(operation: Callable[[Any, Any], Any], x: Any) -> Any:
     if n < 2:
         return x
     odd = scan(operation, operation(x[..., 0 : n - 1 : 2], x[..., 1::2]))
-    first = x[..., :1]
-    even = torch.cat([first, operation(odd[..., : (n - 1) // 2], x[..., 2::2])], -1) if n > 2 else first
+    even = torch.cat([x[..., :1], operation(odd[..., : (n - 1) // 2], x[..., 2::2])], -1)
     y = torch.stack([even[..., : n // 2], odd], -1).flatten(-2)
     return torch.cat([y, even[..., -1:]], -1) if n % 2 else y
 
 
 def cumprod(x: Any, dim: int, *, dtype: Any = None) -> Any:
     x = x if dtype is None else x.to(dtype)
-    return x.clone() if not x.dim() or not x.numel() else scan(torch.mul, x.movedim(dim, -1)).movedim(-1, dim)
+    return scan(torch.mul, x.movedim(dim, -1)).movedim(-1, dim) if x.dim() and x.shape[dim] > 1 else x.clone()
 
 
 def prod(x: Any, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
@@ -166,9 +153,10 @@ def prod(x: Any, dim: int | None = None, keepdim: bool = False, *, dtype: Any = 
     if not x.numel():
         return NotImplemented
     y = x.flatten() if dim is None else x.movedim(dim, -1)
-    while y.shape[-1] > 1:
-        half = y.shape[-1] // 2
-        product = y[..., :half] * y[..., half : 2 * half]
-        y = product if 2 * half == y.shape[-1] else torch.cat([product, y[..., -1:]], -1)
+    if y.shape[-1] == 1:
+        y = y.clone()
+    while (n := y.shape[-1]) > 1:
+        product = y[..., : n // 2] * y[..., n // 2 : n - n % 2]
+        y = torch.cat([product, y[..., -1:]], -1) if n % 2 else product
     y = y.squeeze(-1)
-    return y.unsqueeze(dim) if keepdim and dim is not None else y
+    return y.unsqueeze(dim) if keepdim else y

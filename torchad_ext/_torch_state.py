@@ -361,6 +361,18 @@ def nn_functions() -> Any:
     return torch._C._nn
 
 
+def with_forgotten(func: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The keywords of a call that a mode or a subclass sees, and the weight of ``l1_loss``, which PyTorch 2.13 does not
+    hand on: it is in the frame of the call."""
+    if func is not torch.nn.functional.l1_loss or "weight" in kwargs:
+        return kwargs
+    frame = sys._getframe()
+    while frame.f_back and frame.f_code is not func.__code__:
+        frame = frame.f_back
+    weight = frame.f_locals.get("weight")
+    return kwargs if weight is None else {**kwargs, "weight": weight}
+
+
 def owners_of_storage(x: Tensor) -> float:
     """How many tensors share the memory of x."""
     owners: float = _owners(x.untyped_storage()._cdata)

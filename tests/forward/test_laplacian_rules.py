@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable, Iterator
+from inspect import signature
+from math import inf
 from typing import Any
 
 import pytest
@@ -291,7 +293,7 @@ TIES: dict[str, Function] = {
     "cummax": lambda x: x.cummax(-1)[0].flatten(),
     "max_pool1d": lambda x: F.max_pool1d(x[None], 2, 1)[0].flatten(),
     "adaptive_max_pool1d": lambda x: F.adaptive_max_pool1d(x[None], 2, True)[0].flatten(),
-    "infinite norm": lambda x: torch.linalg.vector_norm(x, float("inf"), dim=-1),
+    "infinite norm": lambda x: torch.linalg.vector_norm(x, inf, dim=-1),
     "norm of columns": lambda x: torch.linalg.matrix_norm(x, 1)[None],
     "fmax": lambda x: torch.fmax(x[:, 0], x[:, 1]),
     "l1": lambda x: F.l1_loss(x, x.detach(), reduction="none").flatten(),
@@ -391,6 +393,37 @@ def test_kinks_ties_and_losses_are_those_of_pytorch(name: str) -> None:
     w = torch.arange(f(x).numel(), dtype=D).add(0.3).cos()
     value, _, curvature = ad.forward_laplacian(f, x)
     assert_close((value, (w * curvature).sum()), nested(f, x, w))
+
+
+@pytest.mark.parametrize("loss", [F.nll_loss, F.cross_entropy])
+@pytest.mark.parametrize(("weight", "ignored"), [(2.1, 3), (2.1, 0), (0.0, 3), (0.0, 0)])
+@pytest.mark.parametrize("least", [-1.0, -inf])
+def test_classes_without_weight_or_probability(loss: Function, weight: float, ignored: int, least: float) -> None:
+    """0 where they are ignored, and nan where PyTorch's are."""
+    weights = torch.tensor([0.3, 1.7, 0.9, weight], dtype=D)
+    numbers = torch.tensor([[2.0, 2, 1, least], [1, 1, 2, -1]], dtype=D)
+
+    def f(x: Tensor) -> Tensor:
+        scores = numbers + 0.1 * (MIXING[:8] @ (x.sin() - AT.sin())).reshape(2, 4)
+        return torch.cat([of_each_reduction(loss, scores, CLASSES, w, ignore_index=ignored) for w in (None, weights)])
+
+    value, _, curvature = ad.forward_laplacian(f, AT)
+    expected = torch.func.hessian(f)(AT).diagonal(dim1=1, dim2=2).sum(-1)
+    assert_close((value, curvature), (f(AT), expected), equal_nan=True)
+
+
+@pytest.mark.skipif("weight" not in signature(F.l1_loss).parameters, reason="this PyTorch has no weights there")
+def test_the_weights_of_absolute_errors_count() -> None:
+    """PyTorch hands them to no mode and no subclass."""
+    f = lambda x: F.l1_loss(x.sin(), 0 * x, weight=x.roll(1), reduction="sum")  # noqa: E731
+    x = torch.tensor([1.0, 2, -0.5, 0.3, 4], dtype=D)
+    H = torch.func.hessian(f)(x)
+    assert_close(ad.jacobian(f, x), torch.func.grad(f)(x))
+    assert_close(ad.laplacian(f, x), H.trace())
+    assert_close(ad.partials(f, x, [(0, 1)])[0], H[0, 1])
+    assert_close(ad.hessian(f, x), H)
+    assert_close(ad.hessian(f, x, sparsity="auto").to_dense(), H)
+    assert torch.equal(ad.hessian_sparsity(f, x).to_dense() | torch.eye(5, dtype=torch.bool), (H != 0) | H.isnan())
 
 
 @pytest.mark.parametrize("p", [0, 1])

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .._symbolic.torch_names import is_of_torch
-from .._torch_state import run_without_compilation, top_saved_tensors_hooks
+from .._torch_state import run_without_compilation, top_saved_tensors_hooks, with_forgotten
 from . import missing, roots
 from .calls import is_python, known_name, positional, without_guard
 from .control_flow import CONTROL_FLOW
@@ -38,6 +38,7 @@ class Correcting(TorchFunctionMode):
         kwargs = kwargs or {}
         if torch.compiler.is_compiling():
             return func(*args, **kwargs)
+        kwargs = with_forgotten(func, kwargs)
         kind, of = _found(func) if func.__hash__ else ("native", func)
         if kind == "native" or (types and any(map(_overrides, types))):
             return func(*args, **kwargs)

@@ -80,11 +80,11 @@ def _poisson_nll_loss(x: Any, target: Any, log_input: bool, full: bool, eps: flo
     return _reduced(y, reduction)
 
 
-def _class_weights(target: Any, weight: Any, ignored: int, like: Any) -> tuple[Any, Any]:
-    """The classes, 0 where one is ignored, and their weights, 0 there."""
+def _class_weights(target: Any, weight: Any, ignored: int, like: Any) -> tuple[Any, Any, Any]:
+    """Which classes count, the classes, 0 where one is ignored, and their weights, 0 there."""
     counted = target != ignored
     classes = torch.where(counted, target, 0)
-    return classes, counted.to(like.dtype) if weight is None else weight[classes] * counted
+    return counted, classes, counted.to(like.dtype) if weight is None else weight[classes] * counted
 
 
 def _of_classes(y: Any, weights: Any, reduction: int) -> Any:
@@ -93,9 +93,9 @@ def _of_classes(y: Any, weights: Any, reduction: int) -> Any:
 
 def _nll_loss(x: Any, target: Any, weight: Any = None, reduction: int = 1, ignore_index: int = -100) -> Any:
     dim = min(1, x.dim() - 1)
-    classes, weights = _class_weights(target, weight, ignore_index, x)
+    counted, classes, weights = _class_weights(target, weight, ignore_index, x)
     picked = x.gather(dim, classes.unsqueeze(dim)).squeeze(dim)
-    return _of_classes(torch.where(weights == 0, 0.0, -picked * weights), weights, reduction)
+    return _of_classes(torch.where(counted, -picked * weights, 0.0), weights, reduction)
 
 
 def _cross_entropy_loss(
@@ -113,12 +113,12 @@ def _cross_entropy_loss(
         target = target if by_class is None else target * by_class
         y = ((total - x) * target).sum(dim)
         return y if reduction == 0 else y.sum() if reduction == 2 else y.sum() / (x.numel() // x.shape[dim])
-    classes, weights = _class_weights(target, weight, ignore_index, x)
+    counted, classes, weights = _class_weights(target, weight, ignore_index, x)
     y = (total - x.gather(dim, classes.unsqueeze(dim))).squeeze(dim) * weights
-    y = torch.where(weights == 0, 0.0, y)
+    y = torch.where(counted, y, 0.0)
     if label_smoothing:
         smooth = ((total - x) if by_class is None else (total - x) * by_class).sum(dim)
-        smooth = torch.where(target == ignore_index, 0.0, smooth)
+        smooth = torch.where(counted, smooth, 0.0)
         y = (1 - label_smoothing) * y + label_smoothing / x.shape[dim] * smooth
     return _of_classes(y, weights, reduction)
 

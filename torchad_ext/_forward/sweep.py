@@ -32,6 +32,7 @@ from .._torch_state import (
     is_being_traced,
     top_saved_tensors_hooks,
     transforms_active,
+    with_forgotten,
     wrapper_subclass,
 )
 from .calls import each
@@ -81,7 +82,7 @@ class Jet(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        kwargs = with_forgotten(func, kwargs or {})
         jets = jets_in((args, kwargs))
         sweep = max((x.sweep for x in jets), key=lambda sweep: sweep.number)
         return sweep.intercept(func, args, kwargs, jets)

@@ -28,7 +28,7 @@ from .._autograd.foreign_functions import detached, functions_of, is_derivative,
 from .._autograd.graph import foreign_nodes
 from .._forward.correction_mode import with_corrections
 from .._forward.missing import tool
-from .._torch_state import takes_context, where_transforms_are_right
+from .._torch_state import takes_context, where_transforms_are_right, with_forgotten
 from .pattern_rules import Rules, is_numeric
 from .point import check_floating
 
@@ -167,7 +167,7 @@ class _Leaving(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.seen = self.seen or getattr(func, "__name__", "") in _READ_BY_OTHERS
-        return func(*args, **(kwargs or {}))
+        return func(*args, **with_forgotten(func, kwargs or {}))
 
 
 class _Tape(TorchDispatchMode):

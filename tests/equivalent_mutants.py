@@ -27,6 +27,7 @@ _REDUCTIONS = "reductions are 0, 1 and 2"
 _NOT_LARGE = "what differs is 1, or dropped by the next where"
 _ALONE = "a list is the only argument"
 _FIRST_COLUMN = "the first column of a product is that of the first column"
+_PLACES = "the arguments come in their places"
 _BOUND = "at the bound both are right"
 _SHAPES = "expanding to the same shape changes nothing"
 
@@ -175,6 +176,10 @@ EQUIVALENT: dict[str, str] = {
     "return y if reduction == 0 else y.sum() if reduction is 2 else y.sum() / (x.numel() // x.shape[dim])": _IDENTICAL,
     "large = torch.where(target != 1, target, 1.0)": _NOT_LARGE,
     "large = torch.where(target >= 1, target, 1.0)": _NOT_LARGE,
+    "def _kl_div(x: Any, target: Any, reduction: int = 1, /, log_target: bool = False) -> Any:": _PLACES,
+    "large = torch.where(target > 0, target, 1.0)": _NOT_LARGE,
+    "large = torch.where(target > 1, target, 2.0)": _NOT_LARGE,
+    "large = torch.where(target > 1, target, 0.0)": _NOT_LARGE,
     "if transforms_active() or bool((p * (1 - p) <= 1e-12).any()):": _BOUND,
     "return product_of(sweep, lambda *xs: func(list(xs)), args[ -1])": _ALONE,
     "return left, right, factors.prod(-1) / sign, factors.abs().log().sum(-1), places": _SIGNS,
@@ -194,7 +199,11 @@ EQUIVALENT: dict[str, str] = {
     "for _ in range(n - k - 0):": "one more factor is that of no coefficients",
     "if n < 1:": "one number is scanned like more",
     "if y.shape[-1] <= 1:": _SOME,
+    "if y.shape[-1] >= 1:": "a copy changes nothing",
     "if y.shape[-1] is 1:": _IDENTICAL,
+    "return scan(torch.mul, x.movedim(dim, -1)).movedim(-1, dim) if x.dim() and x.shape[dim] != 1 else x.clone()": (
+        "products of none are none"
+    ),
     "while (n := y.shape[-1]) != 1:": _SOME,
     "return is_nowhere(x.detach().abs() <= tiny**0.25) and is_nowhere(y.detach().abs() < tiny / eps)": _BOUND,
     "return is_nowhere(x.detach().abs() < tiny**0.25) and is_nowhere(y.detach().abs() <= tiny / eps)": _BOUND,

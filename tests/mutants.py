@@ -110,6 +110,9 @@ class Mutated:
         exec(made, vars(self.module))
         for name, kind in before.items():
             mutant = getattr(self.module, name)
+            if isinstance(kind, FunctionType) and kind.__code__ is getattr(mutant, "__code__", None):
+                kind.__defaults__, kind.__kwdefaults__ = mutant.__defaults__, mutant.__kwdefaults__
+                setattr(self.module, name, kind)
             if isinstance(kind, type) and mutant is not kind:  # others have imported the class
                 for key, value in vars(mutant).items():
                     with contextlib.suppress(AttributeError):

@@ -297,9 +297,6 @@ TIES: dict[str, Function] = {
     "norm of columns": lambda x: torch.linalg.matrix_norm(x, 1)[None],
     "fmax": lambda x: torch.fmax(x[:, 0], x[:, 1]),
     "l1": lambda x: F.l1_loss(x, x.detach(), reduction="none").flatten(),
-    "smooth l1": lambda x: F.smooth_l1_loss(x, x.detach() - 1, reduction="none").flatten(),
-    "smooth l1 at 0": lambda x: F.smooth_l1_loss(x, x.detach(), reduction="none").flatten(),
-    "huber": lambda x: F.huber_loss(x, x.detach() - 1, reduction="none").flatten(),
     "mse": lambda x: F.mse_loss(x, x.detach(), reduction="sum")[None],
     "hinge": lambda x: F.hinge_embedding_loss(x, x.detach().sign(), margin=2, reduction="none").flatten(),
     "ranking": lambda x: F.margin_ranking_loss(x, x.flip(1), x.detach().sign(), reduction="none").flatten(),
@@ -318,14 +315,35 @@ def of_each_reduction(loss: Callable[..., Tensor], *args: Any, **kwargs: Any) ->
 
 CLASSES, WEIGHTS = torch.tensor([3, 1]), torch.tensor([0.3, 1.7, 0.9, 2.1], dtype=D)
 TARGETS = WEIGHTS.expand(2, 4)
+ERRORS = torch.tensor([0.5, 2, -2, 3])
 PLACES = torch.tensor([[1, 0], [0, -100]])  # the last one is ignored
 LOSSES: dict[str, Function] = {
+    "huber": lambda x: of_each_reduction(F.huber_loss, x, x.detach() - ERRORS, delta=2.0),
+    "smooth l1": lambda x: of_each_reduction(F.smooth_l1_loss, x, x.detach() - ERRORS, beta=2.0),
+    "smooth l1 at 0": lambda x: F.smooth_l1_loss(x, x.detach(), reduction="none").flatten(),
     "smoothed classes": lambda x: of_each_reduction(F.cross_entropy, x, CLASSES, label_smoothing=0.3),
     "smoothed classes with weights": lambda x: of_each_reduction(
         F.cross_entropy, x, CLASSES, WEIGHTS, label_smoothing=0.3, ignore_index=1
     ),
     "classes of places": lambda x: of_each_reduction(
         F.cross_entropy, x.reshape(2, 2, 2), PLACES, WEIGHTS[:2], label_smoothing=0.3
+    ),
+    "scores of places, of one and of one class": lambda x: torch.cat(
+        [
+            of_each_reduction(F.nll_loss, x.reshape(2, 2, 2), PLACES, WEIGHTS[:2]),
+            F.nll_loss(x.flatten(), torch.tensor(5))[None],
+            of_each_reduction(F.nll_loss, x.reshape(8, 1), torch.tensor([0] * 7 + [-100])),
+        ]
+    ),
+    "entropies with weights": lambda x: torch.cat(
+        [
+            of_each_reduction(F.binary_cross_entropy, x.sigmoid(), TARGETS / 3, WEIGHTS),
+            of_each_reduction(F.binary_cross_entropy_with_logits, x, TARGETS / 3, WEIGHTS, pos_weight=WEIGHTS.flip(0)),
+        ]
+    ),
+    "divergence of logarithms": lambda x: of_each_reduction(F.kl_div, x, TARGETS, log_target=True),
+    "cosines with a margin": lambda x: of_each_reduction(
+        F.cosine_embedding_loss, x, x.flip(1).cos(), torch.tensor([-1, -1]), margin=0.3
     ),
     "one class": lambda x: F.cross_entropy(x.flatten(), torch.tensor(5), label_smoothing=0.3),
     "probabilities": lambda x: of_each_reduction(F.cross_entropy, x, WEIGHTS * CLASSES[:, None]),
@@ -345,8 +363,8 @@ LOSSES: dict[str, Function] = {
     "poisson at 1": lambda x: F.poisson_nll_loss(x, torch.ones(4, dtype=D), full=True),
     "triplets": lambda x: torch.cat(
         [
-            of_each_reduction(F.triplet_margin_loss, x, x.sin(), x.flip(1).cos(), margin=2.5, p=p, swap=swap)
-            for p, swap in ((2.0, True), (3.0, False), (3.0, True))
+            of_each_reduction(F.triplet_margin_loss, x, x.sin(), x.flip(1).cos(), margin=margin, p=p, swap=swap)
+            for margin, p, swap in ((2.5, 2.0, True), (1.4, 2.0, False), (2.5, 3.0, False), (2.5, 3.0, True))
         ]
     ),
     "cosines of tiny vectors": lambda x: of_each_reduction(
@@ -355,13 +373,14 @@ LOSSES: dict[str, Function] = {
     "targets of no class": lambda x: torch.cat(
         [
             F.hinge_embedding_loss(x, torch.tensor([2, 1, -1, 0]), reduction="none").flatten(),
+            F.hinge_embedding_loss(x, torch.tensor([-2, 1, -1, 0]), reduction="none").flatten(),
             F.cosine_embedding_loss(x, x.flip(1).cos(), torch.tensor([2, -2]), reduction="none"),
         ]
     ),
     "operators with their defaults": lambda x: torch.stack(
         [
-            aten.nll_loss_nd(x, torch.tensor([-100, 1])),
-            aten.cross_entropy_loss(x, torch.tensor([-100, 1])),
+            aten.nll_loss_nd(x.reshape(4, 2), torch.tensor([-100, 1, 0, 1])),
+            aten.cross_entropy_loss(x.reshape(4, 2), torch.tensor([-100, 1, 0, 1])),
             aten.binary_cross_entropy(x.sigmoid(), TARGETS / 3),
             aten.binary_cross_entropy_with_logits(x, TARGETS),
             aten.kl_div(x, TARGETS),
@@ -372,11 +391,9 @@ LOSSES: dict[str, Function] = {
             aten.margin_ranking_loss(x, x.flip(1).sin(), CLASSES[:, None]),
             aten.hinge_embedding_loss(x / 3, CLASSES[:, None] - 2),
             aten.cosine_embedding_loss(x, x.flip(1).cos(), torch.tensor([1, -1])),
-            aten.triplet_margin_loss(x, x.sin(), x.cos()),
+            aten.triplet_margin_loss(x.cos(), x, x.sin()),
         ]
     ),
-    "huber": lambda x: of_each_reduction(F.huber_loss, x, x.detach() + WEIGHTS, delta=1.3),
-    "smooth l1": lambda x: of_each_reduction(F.smooth_l1_loss, x, x.detach() + WEIGHTS, beta=1.3),
 }
 
 

@@ -112,7 +112,7 @@ class TestMatricesMadeRegular:
     @staticmethod
     def given(dtype: torch.dtype) -> Tensor:
         A = torch.stack([of_rank(5, rank, dtype) for rank in (5, 3, 5, 0, 5, 4)])
-        A[2] *= 1e-3
+        A[1:3] *= 1e-3
         return A.unflatten(0, (3, 2))
 
     def test_small_singular_values_grow_and_no_others(self, dtype: torch.dtype) -> None:

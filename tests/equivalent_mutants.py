@@ -198,9 +198,9 @@ EQUIVALENT: dict[str, str] = {
     "factors.append(-(r @ b)[..., -1])": "it has one column",
     "for _ in range(n - k - 0):": "one more factor is that of no coefficients",
     "if n < 1:": "one number is scanned like more",
-    "if y.shape[-1] <= 1:": _SOME,
-    "if y.shape[-1] >= 1:": "a copy changes nothing",
-    "if y.shape[-1] is 1:": _IDENTICAL,
+    "if (x.numel() if dim is None else x.shape[dim]) <= 1:": _SOME,
+    "if (x.numel() if dim is None else x.shape[dim]) >= 1:": "a copy changes nothing",
+    "if (x.numel() if dim is None else x.shape[dim]) is 1:": _IDENTICAL,
     "return scan(torch.mul, x.movedim(dim, -1)).movedim(-1, dim) if x.dim() and x.shape[dim] != 1 else x.clone()": (
         "products of none are none"
     ),

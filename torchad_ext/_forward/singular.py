@@ -152,9 +152,9 @@ def prod(x: Any, dim: int | None = None, keepdim: bool = False, *, dtype: Any = 
         return x.clone()
     if not x.numel():
         return NotImplemented
+    if (x.numel() if dim is None else x.shape[dim]) == 1:
+        x = x.clone()
     y = x.flatten() if dim is None else x.movedim(dim, -1)
-    if y.shape[-1] == 1:
-        y = y.clone()
     while (n := y.shape[-1]) > 1:
         product = y[..., : n // 2] * y[..., n // 2 : n - n % 2]
         y = torch.cat([product, y[..., -1:]], -1) if n % 2 else product

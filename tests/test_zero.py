@@ -44,8 +44,12 @@ SQUARES: dict[str, Callable[[Function, Tensor], Tensor]] = {
     "** 2.0": lambda r, v: r(v) ** 2.0,
     "square": lambda r, v: r(v).square(),
     "pow": lambda r, v: torch.pow(r(v), 2),
+    "square by name": lambda r, v: torch.square(input=r(v)),
+    "float_power": lambda r, v: torch.float_power(r(v), exponent=2),
     "times itself": lambda r, v: (y := r(v)) * y,
     "scaled": lambda r, v: (r(v) / 3) ** 2 * 9,
+    "scaled by name": lambda r, v: torch.mul(r(v), other=3.0) ** 2 / 9,
+    "scaled and negated by name": lambda r, v: torch.mul(other=torch.neg(input=r(v)), input=torch.tensor(3.0)) ** 2 / 9,
     "negated and scaled": lambda r, v: (2 * -r(v)).square() / 4,
     "in a shape": lambda r, v: (r(v)[None, None].expand(2, 1)[1] ** 2).sum(),
 }
@@ -184,6 +188,9 @@ def differentiated_in_by_a_jacobian(x: Tensor) -> Tensor:
 
 
 NO_LONGER: dict[str, Function] = {
+    "an integer": lambda x: (x.norm(dim=-1, keepdim=True).to(torch.int64) ** 2 * x.sin()).sum(),
+    "of the type of an integer": lambda x: (x.norm().type_as(torch.tensor(0)) ** 2 * x.sin()).sum(),
+    "the bits of a size": lambda x: (x.abs().view(torch.int16)[::4] ** 2 * x.sin()).sum(),
     "a size without gradient": without_gradient(torch.abs),
     "a deviation without gradient": without_gradient(lambda x: x.std(-1, keepdim=True)),
     "hypot without gradient": without_gradient(lambda x: torch.hypot(x, x.cos())),
@@ -246,6 +253,15 @@ def test_a_hook_on_a_root_acts(norm: Function) -> None:
     assert_close(ad.hessian(hooked(seen.append), x), H)
     assert seen and seen[0].shape == norm(x).shape
     assert_close(ad.hvp(hooked(seen.append), x, torch.ones_like(x)), H.sum((2, 3)))
+
+
+def test_a_power_of_doubles() -> None:
+    x = torch.tensor([3.0, 4.0])
+    dtypes = []
+    f = lambda x: dtypes.append((y := torch.float_power(x.norm(), 2)).dtype) or y.float()  # noqa: E731
+    assert_close(ad.hessian(f, x), 2 * torch.eye(2))
+    assert_close(ad.laplacian(f, x), torch.tensor(4.0))
+    assert set(dtypes) == {torch.float64}
 
 
 def test_the_gradient_of_a_root_that_is_retained() -> None:

@@ -156,8 +156,9 @@ def _reaches(func: Any, seen: set[Any]) -> bool:
 def with_powers(func: Any, args: Any, kwargs: Any, call: Callable[[], Any]) -> Any:
     """The result of a call; where it is a power of a norm, without the root."""
     kind = roots.watched(func)
-    if not kind or not (roots.are_known() or kind in roots.ROOTS) or not args:
+    if not kind or not (roots.are_known() or kind in roots.ROOTS):
         return call()
+    args, kwargs = positional(func, args, kwargs)
     power = roots.power_of(kind, args, kwargs)
     if power is not None:
         _recompute_alike()

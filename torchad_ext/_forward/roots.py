@@ -25,7 +25,8 @@ from .calls import known_name
 
 _powers: Any = WeakIdKeyDictionary()  # for a tensor that is a root its _Root
 _local = threading.local()
-_KEEPS = MOVES | frozenset("clone to type_as float double".split())
+_CONVERSIONS = frozenset("to type_as float double".split())
+_KEEPS = MOVES | _CONVERSIONS | {"clone"}
 _PRODUCTS = frozenset("mul multiply rmul".split())
 _QUOTIENTS = frozenset("div divide true_divide truediv".split())
 ROOTS = frozenset("abs absolute std".split())
@@ -120,6 +121,8 @@ def power_of(kind: str, args: Any, kwargs: Any) -> Any:
     if root is None or exponent % root.p:
         return None
     s, exponent = root.s(), int(float(exponent) / root.p)
+    if kind == "float_power":
+        s = s.to(torch.complex128 if s.is_complex() else torch.float64)
     return s.clone() if exponent == 1 else s**exponent  # which may be written to
 
 
@@ -131,7 +134,7 @@ def follow(func: Any, kind: str, args: Any, kwargs: Any, result: Tensor) -> None
     elif kind == "std":
         is_root(result, 2, lambda: torch.var(*args, **kwargs), first)
     elif kind in ("neg", "negative") or kind in _KEEPS:
-        root = _root_of(first)
+        root = _root_of(first) if _has_numbers_of(first, result, kind) else None
         if root and (root.p % 2 == 0 or kind in _KEEPS):
             s, reads = root.s, [x for x, _ in root.reads]
             of_result = (lambda: func(s(), *others, **kwargs)) if kind in _KEEPS else s
@@ -142,6 +145,11 @@ def follow(func: Any, kind: str, args: Any, kwargs: Any, result: Tensor) -> None
         if root and not _root_of(c) and float(root.p).is_integer():
             p, s, reads = root.p, root.s, [x for x, _ in root.reads]
             is_root(result, p, lambda: functools.reduce(func, [c] * int(p), s()), *reads, c)
+
+
+def _has_numbers_of(x: Tensor, y: Tensor, kind: str) -> bool:
+    """Has y numbers of x? Integers, and the bits of a number as others, are no such."""
+    return y.dtype == x.dtype or (kind in _CONVERSIONS and (y.is_floating_point() or y.is_complex()))
 
 
 def squared(x: Any) -> Any:

@@ -429,6 +429,20 @@ def test_classes_without_weight_or_probability(loss: Function, weight: float, ig
     assert_close((value, curvature), (f(AT), expected), equal_nan=True)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("target", [None, CLASSES, TARGETS])
+def test_logarithms_of_probabilities_keep_their_digits_far_from_zero(target: Tensor | None, smoothing: float) -> None:
+    def f(x: Tensor) -> Tensor:
+        x = x.reshape(2, 4)
+        return F.log_softmax(x, -1) if target is None else F.cross_entropy(x, target, label_smoothing=smoothing)
+
+    x = torch.arange(8, dtype=D).square() % 5
+    for at in (2.0**30, -(2.0**30)):
+        value, _, curvature = ad.forward_laplacian(f, x + at)
+        assert_close(value, f(x), rtol=1e-14, atol=0)
+        assert_close(curvature, ad.forward_laplacian(f, x).laplacian, rtol=1e-14, atol=0)
+
+
 @pytest.mark.skipif("weight" not in signature(F.l1_loss).parameters, reason="this PyTorch has no weights there")
 def test_the_weights_of_absolute_errors_count() -> None:
     """PyTorch hands them to no mode and no subclass."""

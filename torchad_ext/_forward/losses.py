@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from .._pointwise import pointwise
 from .._torch_state import transforms_active
-from .softmax import logsumexp
+from .softmax import shifted
 
 
 def _reduced(y: Any, reduction: int, weight: Any = None) -> Any:
@@ -104,7 +104,7 @@ def _cross_entropy_loss(
     dim = min(1, x.dim() - 1)
     if not x.numel():
         return NotImplemented
-    total = logsumexp(x, dim, keepdim=True)
+    x, total = shifted(x, dim)
     shape = (-1, *(1,) * (x.dim() - dim - 1))
     by_class = None if weight is None else weight.reshape(shape)
     if target.is_floating_point():

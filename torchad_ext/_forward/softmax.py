@@ -49,9 +49,15 @@ def _safe_softmax(x: Any, dim: int) -> Any:
     return e / total.masked_fill(total.detach() == 0, 1)
 
 
+def shifted(x: Any, dim: int) -> tuple[Any, Any]:
+    """x without its largest element, and the logsumexp of that: both keep their digits far from 0."""
+    z = x - x.detach().amax(dim, keepdim=True)
+    return z, z.exp().sum(dim, keepdim=True).log()
+
+
 def log_softmax(x: Any, dim: int, dtype: Any = None) -> Any:
-    x = x if dtype is None else x.to(dtype)
-    return x - logsumexp(x, dim, keepdim=True)
+    z, total = shifted(x if dtype is None else x.to(dtype), dim)
+    return z - total
 
 
 def dropout(x: Any, p: float = 0.5, train: bool = True) -> Any:

@@ -28,6 +28,7 @@ _NOT_LARGE = "what differs is 1, or dropped by the next where"
 _ALONE = "a list is the only argument"
 _FIRST_COLUMN = "the first column of a product is that of the first column"
 _PLACES = "the arguments come in their places"
+_TWO = "products and powers have two arguments"
 _BOUND = "at the bound both are right"
 _SHAPES = "expanding to the same shape changes nothing"
 
@@ -177,6 +178,20 @@ EQUIVALENT: dict[str, str] = {
     "large = torch.where(target != 1, target, 1.0)": _NOT_LARGE,
     "large = torch.where(target >= 1, target, 1.0)": _NOT_LARGE,
     "def _kl_div(x: Any, target: Any, reduction: int = 1, /, log_target: bool = False) -> Any:": _PLACES,
+    "exponent: Any = 2 if len(args) <= 2 and args[0] is args[1] else None": _TWO,
+    "exponent: Any = 2 if len(args) >= 2 and args[0] is args[1] else None": _TWO,
+    'exponent = 2 if kind == "square" else args[1] if len(args) <= 2 else None': _TWO,
+    'exponent = 2 if kind == "square" else args[1] if len(args) >= 2 else None': _TWO,
+    'exponent = 2 if kind >= "square" else args[1] if len(args) == 2 else None': "the other names are before it",
+    'if kind <= "float_power":': "the other names are behind it",
+    "elif kind in _PRODUCTS | _QUOTIENTS and not kwargs and len(args) >= 2:": _TWO,
+    'elif kind is "std":': _IDENTICAL,
+    "return y.dtype is x.dtype or (kind in _CONVERSIONS and (y.is_floating_point() or y.is_complex()))": _IDENTICAL,
+    "if root is None or root.state != _state(y) or any(changes(x) is not count for x, count in root.reads):": (
+        _IDENTICAL
+    ),
+    "if root and (root.p % 2 <= 0 or kind in _KEEPS):": "a remainder is not negative",
+    "zero = x <= 0": "a sum of powers is not negative",
     "large = torch.where(target > 0, target, 1.0)": _NOT_LARGE,
     "large = torch.where(target > 1, target, 2.0)": _NOT_LARGE,
     "large = torch.where(target > 1, target, 0.0)": _NOT_LARGE,

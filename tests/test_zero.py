@@ -51,6 +51,8 @@ SQUARES: dict[str, Callable[[Function, Tensor], Tensor]] = {
     "scaled by name": lambda r, v: torch.mul(r(v), other=3.0) ** 2 / 9,
     "scaled and negated by name": lambda r, v: torch.mul(other=torch.neg(input=r(v)), input=torch.tensor(3.0)) ** 2 / 9,
     "negated and scaled": lambda r, v: (2 * -r(v)).square() / 4,
+    "in another type": lambda r, v: (r(v).float() ** 2).double(),
+    "as a complex number": lambda r, v: (r(v).to(torch.complex128) ** 2).real,
     "in a shape": lambda r, v: (r(v)[None, None].expand(2, 1)[1] ** 2).sum(),
 }
 
@@ -95,13 +97,30 @@ def test_elsewhere_derivatives_are_those_of_the_root_of_a_sum(norm: str) -> None
     assert_close(third(f), third(root))
 
 
-@pytest.mark.parametrize("order", [3, 4, 6])
-def test_the_power_of_a_norm_of_its_order(order: int) -> None:
-    f = lambda x: torch.linalg.vector_norm(x, order) ** order  # noqa: E731
-    x = torch.tensor([0.0, 0.0, 0.0], dtype=D)
-    assert_close(ad.hessian(f, x), torch.zeros(3, 3, dtype=D))
+@pytest.mark.parametrize("times", [-1, 0, 1, 2, 3])
+@pytest.mark.parametrize("order", [1.5, 2, 2.5, 3, 4, 6])
+def test_the_power_of_a_norm_of_its_order(order: float, times: int) -> None:
+    f = lambda x: torch.linalg.vector_norm(x, order) ** (times * order)  # noqa: E731
+    expected = lambda x: (x.abs() ** order).sum() ** times  # noqa: E731
     x = torch.tensor([0.3, 1.2, -0.4], dtype=D)
-    assert_close(ad.hessian(f, x), (order * (order - 1) * x.abs() ** (order - 2)).diag())
+    H = torch.func.hessian(expected)(x)
+    assert_close(ad.hessian(f, x), H)
+    value, _, laplacian = ad.forward_laplacian(f, x)
+    assert_close((value, laplacian), (expected(x), H.trace()))
+    if order >= 2 and times * order > 2:
+        zero = torch.zeros(3, dtype=D)
+        assert_close(ad.hessian(f, zero), zero.diag())
+        assert_close(ad.laplacian(f, zero), zero.sum())
+
+
+@pytest.mark.parametrize("order", [1, 1.5, 2, 3, 4])
+def test_a_norm_of_norms(order: float) -> None:
+    f = lambda x: torch.linalg.vector_norm(x.outer(x.sin()), order, dim=-1).norm()  # noqa: E731
+    expected = lambda x: (x.outer(x.sin()).abs() ** order).sum(-1).pow(2 / order).sum().sqrt()  # noqa: E731
+    x = torch.tensor([0.3, 1.2, -0.4], dtype=D)
+    H = torch.func.hessian(expected)(x)
+    assert_close(ad.hessian(f, x), H)
+    assert_close(ad.laplacian(f, x), H.trace())
 
 
 OTHERS: dict[str, Function] = {
@@ -188,7 +207,11 @@ def differentiated_in_by_a_jacobian(x: Tensor) -> Tensor:
 
 
 NO_LONGER: dict[str, Function] = {
-    "an integer": lambda x: (x.norm(dim=-1, keepdim=True).to(torch.int64) ** 2 * x.sin()).sum(),
+    "a power": lambda x: (x.norm() ** 3) ** 2,
+    "a power that varies": lambda x: (x.abs() ** (2 + x)).square().sum(),
+    "a sum": lambda x: (x.norm() + 1) ** 2 + (x.norm() - x).square().sum(),
+    "a negative norm of order 3": lambda x: (-torch.linalg.vector_norm(x, 3)) ** 3 * x.sum(),
+    "an integer": lambda x: ((3 * x.norm(dim=-1, keepdim=True)).to(torch.int64) ** 2 * x.sin()).sum(),
     "of the type of an integer": lambda x: (x.norm().type_as(torch.tensor(0)) ** 2 * x.sin()).sum(),
     "the bits of a size": lambda x: (x.abs().view(torch.int16)[::4] ** 2 * x.sin()).sum(),
     "a size without gradient": without_gradient(torch.abs),
@@ -220,12 +243,12 @@ def test_what_is_a_root_no_longer_is_not_taken_for_one(name: str) -> None:
     assert_close(ad.partials(f, x, [(0, 2)])[0], H[0, 2])
 
 
-@pytest.mark.parametrize("read", ["of a size", "of a product"])
+@pytest.mark.parametrize("read", ["of a size", "of a product", "of a product, with what varies"])
 def test_a_power_of_a_root_of_what_was_written_to_since(read: str) -> None:
     def f(x: Tensor) -> Tensor:
-        z, c = x * 1, torch.ones_like(x)
+        z, c = x * 1, torch.ones_like(x).mul_(1)
         y = z.abs() * c
-        (z if read == "of a size" else c).mul_(3)
+        (z if read == "of a size" else c).mul_(x if read.endswith("varies") else 3)
         return (y * y * x).sum()
 
     x = torch.tensor([0.3, 1.2, -0.4], dtype=D)
@@ -258,10 +281,24 @@ def test_a_hook_on_a_root_acts(norm: Function) -> None:
 def test_a_power_of_doubles() -> None:
     x = torch.tensor([3.0, 4.0])
     dtypes = []
-    f = lambda x: dtypes.append((y := torch.float_power(x.norm(), 2)).dtype) or y.float()  # noqa: E731
-    assert_close(ad.hessian(f, x), 2 * torch.eye(2))
-    assert_close(ad.laplacian(f, x), torch.tensor(4.0))
-    assert set(dtypes) == {torch.float64}
+
+    def f(x: Tensor) -> Tensor:
+        powers = torch.float_power(x.norm(), 2), x.norm() ** 2
+        dtypes.append([power.dtype for power in powers])
+        return (powers[0] - powers[1] / 2).float()
+
+    assert_close(ad.hessian(f, x), torch.eye(2))
+    assert_close(ad.laplacian(f, x), torch.tensor(2.0))
+    assert all(found == [torch.float64, torch.float32] for found in dtypes)
+
+
+def test_a_power_of_a_constant_is_written_where_it_was_asked_for() -> None:
+    def f(x: Tensor) -> Tensor:
+        y, square = AT.norm(), torch.empty((), dtype=D)
+        torch.mul(y, y, out=square)
+        return square * x.square().sum()
+
+    assert_close(ad.hessian(f, AT), 2 * AT.square().sum() * torch.eye(3, dtype=D))
 
 
 def test_the_gradient_of_a_root_that_is_retained() -> None:

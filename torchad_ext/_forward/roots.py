@@ -115,7 +115,7 @@ def power_of(kind: str, args: Any, kwargs: Any) -> Any:
         exponent: Any = 2 if len(args) == 2 and args[0] is args[1] else None
     else:
         exponent = 2 if kind == "square" else args[1] if len(args) == 2 else None
-    if not isinstance(exponent, numbers.Real) or exponent <= 0:
+    if not isinstance(exponent, numbers.Real):
         return None
     root = _root_of(args[0])
     if root is None or exponent % root.p:
@@ -139,7 +139,7 @@ def follow(func: Any, kind: str, args: Any, kwargs: Any, result: Tensor) -> None
             s, reads = root.s, [x for x, _ in root.reads]
             of_result = (lambda: func(s(), *others, **kwargs)) if kind in _KEEPS else s
             is_root(result, root.p, of_result, *reads, *tree_leaves((others, kwargs)))
-    elif not kwargs and len(args) == 2:
+    elif kind in _PRODUCTS | _QUOTIENTS and not kwargs and len(args) == 2:
         y, c = (args[1], first) if kind in _PRODUCTS and _root_of(args[1]) else args
         root = _root_of(y)
         if root and not _root_of(c) and float(root.p).is_integer():

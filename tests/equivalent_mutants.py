@@ -185,6 +185,7 @@ EQUIVALENT: dict[str, str] = {
     'exponent = 2 if kind >= "square" else args[1] if len(args) == 2 else None': "the other names are before it",
     'if kind <= "float_power":': "the other names are behind it",
     "elif kind in _PRODUCTS | _QUOTIENTS and not kwargs and len(args) >= 2:": _TWO,
+    "elif kind in _PRODUCTS | _QUOTIENTS and not kwargs and len(args) <= 2:": _TWO,
     'elif kind is "std":': _IDENTICAL,
     "return y.dtype is x.dtype or (kind in _CONVERSIONS and (y.is_floating_point() or y.is_complex()))": _IDENTICAL,
     "if root is None or root.state != _state(y) or any(changes(x) is not count for x, count in root.reads):": (

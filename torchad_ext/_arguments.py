@@ -13,7 +13,7 @@ import numpy
 import torch
 
 from ._symbolic.captured import captures
-from ._symbolic.expr import Expr, column, row, scalar, tensor
+from ._symbolic.expr import NUMBERS, Expr, column, row, scalar, tensor
 from ._symbolic.torch_functions import signature_of
 
 # The kinds of an argument: a value an element, one a row, a weight [n], a run-time number. Any other is a fixed value.
@@ -27,7 +27,7 @@ _CONSTANT = frozenset((object, type(None), str, bytes, bool, int, float, torch.d
 def kind_of(x: Any) -> Any:
     if isinstance(x, torch.Tensor):
         return TENSOR
-    return SCALAR if isinstance(x, (float, int, numbers.Real)) and not isinstance(x, (bool, enum.Enum)) else x
+    return SCALAR if isinstance(x, NUMBERS) and not isinstance(x, (bool, numpy.bool_, enum.Enum)) else x
 
 
 def is_tensor(kind: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import decimal
 import functools
 import inspect
 import math
@@ -244,7 +245,9 @@ class Declared:
             if is_number and not varies(kind) and name not in self._fixed:
                 if isinstance(kind, bool):
                     raise TypeError(f"{self.__module__}.{self.__name__} takes a number for {name}, got {kind}")
-                raise TypeError(self._wrong(name, type(kind).__name__))
+                is_of_python = isinstance(kind, (numbers.Real, decimal.Decimal))  # and no number to PyTorch
+                convert = "float" if is_of_python else "torch.as_tensor"
+                raise TypeError(self._wrong(name, type(kind).__name__, convert))
         if not any(is_tensor(kind) for kind in kinds):
             first = next(iter(self._parameters.by_name))
             raise TypeError(self._wrong(first, "numbers alone" if len(kinds) > 1 else "a number"))
@@ -342,10 +345,10 @@ class Declared:
         called, named = self._parameters.as_called(args)
         return handle_torch_function(function, args, *called, **named)
 
-    def _wrong(self, name: str, given: str) -> str:
+    def _wrong(self, name: str, given: str, convert: str = "torch.as_tensor") -> str:
         function = f"{self.__module__}.{self.__name__}"
         expected = "a torch.Tensor or a number" if name in self._parameters.defaults else "a torch.Tensor"
-        return f"{function} takes {expected} for {name}, got {given}; write {function}(torch.as_tensor(...))"
+        return f"{function} takes {expected} for {name}, got {given}; write {function}({convert}(...))"
 
     def _order(self, order: int) -> Elementwise:
         """The function whose kernel computes a derivative of the usual call, every gradient wanted."""

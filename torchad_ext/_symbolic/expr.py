@@ -18,10 +18,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Union
 
+import numpy
+
 Operand = Union["Expr", float]
 Gradients = tuple["Expr | None", ...]
 
 SYMBOLS = ("tensor", "row", "column")  # what stands for a tensor: a value an element, a row, a place in every row
+# What PyTorch takes for a real number. A fraction, or any other number of Python, is none to it.
+NUMBERS = (float, int, numpy.floating, numpy.integer, numpy.bool_)
 FLOATS = ("float16", "bfloat16", "float32", "float64")  # operations that round to a dtype
 
 
@@ -203,7 +207,15 @@ def _node(op: str, args: tuple[Expr, ...], value: float | str | None = None) -> 
     return found
 
 
+class NoNumber(TypeError):
+    """An operand is neither an expression nor what PyTorch takes for a real number, and PyTorch raises TypeError."""
+
+
 def constant(value: float) -> Expr:
+    if isinstance(value, (complex, numpy.complexfloating)):
+        raise TypeError("a complex number")
+    if not isinstance(value, NUMBERS):
+        raise NoNumber(f"PyTorch takes a number, got {type(value).__name__}; write float(...)")
     return _node("constant", (), float(value))
 
 

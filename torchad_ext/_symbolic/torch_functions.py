@@ -165,7 +165,7 @@ def _tensor(data: Any, dtype: Any = None) -> Expr:
     if isinstance(data, (list, tuple)):
         raise Problem("makes a tensor of several numbers; pass it as an argument")
     default = str(torch.get_default_dtype()).removeprefix("torch.")
-    return constant(float(data)) if dtype else op.rounded(make(default, float(data)))
+    return constant(data) if dtype else op.rounded(make(default, data))
 
 
 def _new_full(input: Expr, size: Any, fill_value: Operand) -> Expr:

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from .._torch_state import function_of, subclass, without_compilation, without_jit_trace, without_modes
 from . import operations as op
 from . import refusals
-from .expr import FLOATS, SYMBOLS, Expr, constant, length, make, topological
+from .expr import FLOATS, SYMBOLS, Expr, NoNumber, constant, length, make, topological
 from .kinks import decided
 from .program import Program
 from .refusals import NumberExpected, Problem, TraceError, refusal
@@ -368,6 +368,10 @@ class _Tracing(TorchFunctionMode):
                 applied = handler(*map(of, args), **{key: of(x) for key, x in kwargs.items()})
             except Problem as problem:
                 raise refusal(name, str(problem)) from None
+            except NoNumber:
+                if kinds == {"number"}:  # Python computes with it
+                    raise _needed(name, *symbols) from None
+                raise  # as PyTorch does: Python may go on with a method of the other operand
             except TypeError as error:
                 text = re.sub(r"^\S+\(\) ", "", str(error))  # without the name of the handler
                 raise refusal(name, f"has no kernel for these arguments ({text}); {refusals.OUTSIDE}") from None

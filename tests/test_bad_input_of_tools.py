@@ -58,9 +58,9 @@ WEIRD = st.sampled_from(
 
 
 def copied(x: Any) -> Any:
-    """The same numbers in memory of their own."""
+    """The same numbers in a plain tensor, in memory of its own."""
     is_dense = isinstance(x, torch.Tensor) and x.layout is torch.strided and not x.is_nested
-    return x.detach().clone(memory_format=torch.contiguous_format) if is_dense else x
+    return x.detach().as_subclass(torch.Tensor).clone(memory_format=torch.contiguous_format) if is_dense else x
 
 
 def hessian(f: Any, x: torch.Tensor) -> torch.Tensor:

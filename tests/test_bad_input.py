@@ -218,6 +218,14 @@ class TestFound:
             ad.layer_norm(X, None, eps=None)
         torch.testing.assert_close(ad.rms_norm(X, eps=None), torch.nn.functional.rms_norm(X, (3,)))
 
+    @pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+    @pytest.mark.parametrize("name", ["layer_norm", "rms_norm"])
+    def test_integers_have_no_mean(self, name: str, dtype: torch.dtype) -> None:
+        """Not even beside a weight with a point."""
+        for weight in (None, torch.ones(3)):
+            with pytest.raises(RuntimeError, match="either a floating point or complex dtype"):
+                OPS[name](X.to(dtype), None, weight, eps=1e-5)
+
     def test_normalized_shape_is_no_tensor(self) -> None:
         with pytest.raises(TypeError, match=r"normalized_shape, as in .* got Tensor"):
             ad.rms_norm(X, torch.tensor([3]))

@@ -108,7 +108,9 @@ class _OverDims(Rowwise):
     def computed(self, args: Sequence[Any], sweep: Any = None, called: Sequence[Any] | None = None) -> Any:
         given = dict(zip(self._parameters.by_name, args, strict=True))
         x, shape = given["input"], given["normalized_shape"]
-        if not isinstance(x, torch.Tensor) or any(isinstance(y, torch.Tensor) and y.is_nested for y in args):
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+            return super().computed(args, sweep)
+        if any(isinstance(y, torch.Tensor) and y.is_nested for y in args):
             return super().computed(args, sweep)
         if given["eps"] is None and self._parameters.defaults["eps"] is None:
             given["eps"] = _epsilon(x.dtype)

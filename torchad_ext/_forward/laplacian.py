@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import numbers
+import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -84,7 +85,7 @@ def laplacian(f: Function, x: Tensor, coefficients: Tensor | None = None, *, chu
     _check(x, coefficients, chunk_size, "laplacian")
     if chunk_size and x.dim() > 1:
         each = coefficients is not None and coefficients.dim() > 2
-        size = int(chunk_size)
+        size = min(int(chunk_size), sys.maxsize)
         matrices = coefficients.split(size) if each else itertools.repeat(coefficients)  # type: ignore[union-attr]
         return torch.cat([laplacian(f, part, C) for part, C in zip(x.split(size), matrices, strict=False)])
     value, _, curvature = _run(f, x, *_directions(x, coefficients), "laplacian")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -176,7 +177,8 @@ def partials(
         return _run(f, x, directions, functionals, algebra, "partials")
 
     if chunk_size and x.dim() > 1:
-        parts = [of(part, [e[: len(part)] for e in directions]) for part in x.split(int(chunk_size))]
+        size = min(int(chunk_size), sys.maxsize)
+        parts = [of(part, [e[: len(part)] for e in directions]) for part in x.split(size)]
         return tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))
     return of(x, directions)
 

@@ -384,6 +384,20 @@ class TestWhatIsCaptured:
         with pytest.raises(RuntimeError, match="captures has changed since it was declared"):
             op(x.to(torch.int64), x.to(torch.int64))
 
+    @pytest.mark.parametrize("kind", ["a tensor", "an integer"])
+    def test_a_number_that_is_asked_for_now(self, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        op, x = ad.pointwise(lambda x, a=4.0: x * (math.sqrt(a) if KEEPS else a)), torch.ones(2)
+        monkeypatch.setitem(globals(), "KEEPS", True)
+        with pytest.raises(RuntimeError, match="captures has changed since it was declared"):
+            op(x, x) if kind == "a tensor" else op(x.to(torch.int64), 2.0)
+
+    def test_a_refused_call_of_an_op_that_captures(self) -> None:
+        """Whether values of numbers make it right is tried, and what is captured is compared meanwhile."""
+        op = ad.rowwise(lambda x, weight=None, a=1.0: x * (a * FACTOR) if weight is None else x * a * weight)
+        for _ in range(2):
+            with pytest.raises(TypeError, match="'Tensor' and 'dict'"):
+                op(torch.ones(2, 2), {})
+
     def test_functions_that_capture_nothing_are_not_checked(self) -> None:
         assert not any(op._captures for op in ad.ops.CATALOGUE.values())
         scaled = functools.partial(torch.mul, other=2.0)

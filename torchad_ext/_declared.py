@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import decimal
 import functools
@@ -80,6 +81,7 @@ class Declared:
         self.__doc__ = definition.__doc__
         self._parameters.check(self.__name__, self.__qualname__, self.decorator)
         self._written = written
+        self._usual_kinds: tuple[Any, ...] = ()  # of the arguments for which the usual function was traced
         self._members: dict[tuple[Any, ...], tuple[Elementwise, list[int]]] = {}
         self._seen: dict[Any, tuple[Elementwise, list[int]]] = {}  # the members by values as they were given
         # Numbers whose values the definition asks for.
@@ -99,7 +101,8 @@ class Declared:
     @functools.cached_property
     def _usual(self) -> Elementwise:
         """The function of a call with tensors for all arguments that have no default."""
-        return self.resolve(self._usual_arguments)[1]
+        self._usual_kinds, usual, _ = self.resolve(self._usual_arguments)
+        return usual
 
     @property
     def _placed(self) -> str:
@@ -278,8 +281,10 @@ class Declared:
 
     def _check(self) -> bool:
         """Raises if the definition computes something else than it did when it was declared."""
-        if self._trace(self.resolve(self._usual_arguments)[0]) == self._traced_as(self._usual):
-            return True
+        expected = self._traced_as(self._usual)
+        with contextlib.suppress(ValueNeeded):  # of a number that it did not ask for then
+            if self._trace(self._usual_kinds) == expected:
+                return True
         raise RuntimeError(
             f"what the function of {self.__module__}.{self.__qualname__} captures has changed since it was declared, "
             "and an op reads it once: its kernels have the old values. Pass what changes as an argument, as in "

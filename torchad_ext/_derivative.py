@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
+from ._symbolic.differentiation import pushforward
 from ._symbolic.evaluate import evaluate
 from ._symbolic.expr import constant, scalar, tensor
 from ._symbolic.latex import symbol
-from ._symbolic.program import Program, pushforward
+from ._symbolic.program import Program
 from ._symbolic.tracing import inlined
 from ._torch_state import is_being_traced, traced_before_autograd
 

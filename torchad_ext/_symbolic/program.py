@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from .differentiation import pullback, pushforward, total
 from .expr import OPERATIONS, Expr, column, constant, make, row, tensor, topological
 from .jet_algebra import JetAlgebra, jet_algebra
 
@@ -18,61 +19,6 @@ _POLES = frozenset("div reciprocal rsqrt polygamma".split())
 _FEW_OPERATIONS = 64  # of a quotient whose factors are looked for
 _HIGHEST_POWER = 4  # in it
 _SYMBOL = {"tensor": tensor, "row": row, "column": column}
-
-
-def _dependent(nodes: Iterable[Expr], on: Iterable[Expr]) -> set[Expr]:
-    """The nodes, of some in topological order, through which a derivative in ``on`` can pass."""
-    dependent = set(on)
-    for node in nodes:
-        if node.args and OPERATIONS[node.op].derivative and any(arg in dependent for arg in node.args):
-            dependent.add(node)
-    return dependent
-
-
-def pushforward(outputs: Sequence[Expr], tangents: Mapping[Expr, Expr]) -> list[Expr | None]:
-    """The tangents of ``outputs`` for those of some symbols, by forward mode; None for zero."""
-    known = dict(tangents)
-    order = topological(outputs)
-    dependent = _dependent(order, known)
-    for node in order:
-        if node in known or node not in dependent:
-            continue
-        terms = [
-            term
-            for i, arg in enumerate(node.args)
-            if arg in known and (term := OPERATIONS[node.op].gradients(known[arg], node)[i]) is not None
-        ]
-        if OPERATIONS[node.op].reduction:
-            terms = [total(term) for term in terms]
-        if terms:
-            known[node] = functools.reduce(operator.add, terms)
-    return [known.get(y) for y in outputs]
-
-
-def total(x: Expr, known: dict[Expr, Expr] | None = None) -> Expr:
-    """The sum over the row of a derivative, of sums and multiples by values of the row taken apart: parts are sums that
-    other derivatives need too, or need no result of an earlier sum."""
-    known = {} if known is None else known
-    if x not in known:
-        known[x] = _total(x, known)
-    return known[x]
-
-
-def _total(x: Expr, known: dict[Expr, Expr]) -> Expr:
-    if not x.varies or x.is_row:
-        return make("row_sum", x)
-    if x.op in ("add", "sub", "neg"):
-        return make(x.op, *(total(arg, known) for arg in x.args))
-    if x.op in ("mul", "div"):
-        for i, j in ((1, 0), (0, 1)) if x.op == "mul" else ((1, 0),):
-            if x.args[i].is_row or not x.args[i].varies:
-                return make(x.op, total(x.args[j], known), x.args[i])
-    if x.op == "mul":  # a (b / r) and a (b r), with a value r of the row
-        for a, multiple in (x.args, x.args[::-1]):
-            for i, j in ((1, 0), (0, 1)) if multiple.op == "mul" else ((1, 0),) if multiple.op == "div" else ():
-                if multiple.args[i].is_row:
-                    return make(multiple.op, total(a * multiple.args[j], known), multiple.args[i])
-    return make("row_sum", x)
 
 
 def _softmaxes(values: Iterable[Expr]) -> dict[Expr, tuple[Expr, Expr]]:
@@ -267,22 +213,12 @@ class Program:
         """The gradients of the wanted inputs, for cotangents of the given outputs."""
         seeds = self._symbols("grad_", self.names, self.kinds)
         targets = [x for x, w in zip(self.inputs, wanted, strict=True) if w]
-        order = topological(self.outputs)
-        dependent = _dependent(order, targets)
-        gradients: dict[Expr, Expr] = {}
-
-        def contribute(node: Expr, gradient: Expr) -> None:
-            gradients[node] = gradients[node] + gradient if node in gradients else gradient
-
-        for output, seed, is_given in zip(self.outputs, seeds, given, strict=True):
-            if is_given and output in dependent:
-                contribute(output, total(seed) if output.is_row and not seed.is_row else seed)
-        for node in reversed(order):
-            if node.args and node in gradients:
-                contributions = OPERATIONS[node.op].gradients(gradients[node], node)
-                for arg, gradient in zip(node.args, contributions, strict=True):
-                    if gradient is not None and arg in dependent:
-                        contribute(arg, total(gradient) if arg.is_row and not node.is_row else gradient)
+        cotangents = (
+            (output, total(seed) if output.is_row and not seed.is_row else seed)
+            for output, seed, is_given in zip(self.outputs, seeds, given, strict=True)
+            if is_given
+        )
+        gradients = pullback(cotangents, targets)
         results = {f"grad_{x.value}": gradients.get(x) for x in self.inputs if x in targets}
         kinds = [x.op for x in targets]
         return self._derivative([s for s, is_given in zip(seeds, given, strict=True) if is_given], results, kinds)

@@ -252,7 +252,8 @@ def _in_float32(definition: Callable[..., Any], args: Sequence[Any], kwargs: Map
         return definition(*args, **kwargs)
     dtype = tensors[0].dtype if tensors else torch.float32
     is_chosen = is_autocast_enabled() or any(isinstance(x, torch.dtype) for x in given)
-    if is_chosen or dtype not in HALF or any(x.dtype != dtype for x in tensors):
+    are_alike = all(x.dtype == dtype and x.layout is torch.strided for x in tensors)
+    if is_chosen or dtype not in HALF or not are_alike:
         return definition(*args, **kwargs)
     wide = [x.float() if isinstance(x, torch.Tensor) else x for x in args]
     result = definition(*wide, **{key: x.float() if isinstance(x, torch.Tensor) else x for key, x in kwargs.items()})

@@ -78,17 +78,25 @@ class _AlongDim(Rowwise):
 
         return is_usual
 
+    @functools.cached_property
+    def _operands(self) -> set[str]:
+        """The arguments that have rows: those without a default."""
+        return self._parameters.by_name.keys() - self._parameters.defaults.keys()
+
     def computed(self, args: Sequence[Any], sweep: Any = None, called: Sequence[Any] | None = None) -> Any:
         if self._is_usual(args):
             return super().computed(args, sweep)
         given = dict(zip(self._parameters.by_name, args, strict=True))
         tensors = {name: x for name, x in given.items() if isinstance(x, torch.Tensor)}
-        dim, dims = given["dim"], max((x.dim() for x in tensors.values()), default=0)
+        # The dimension is one of the operands. A number that is a tensor may have more.
+        dim, dims = given["dim"], max((x.dim() for name, x in tensors.items() if name in self._operands), default=0)
         if isinstance(dim, (tuple, list)) and len(dim) == 1:
             dim = dim[0]
         is_known = isinstance(dim, int) and not isinstance(dim, bool) and -dims <= dim < dims
         order = given.get("ord", given.get("p", 2))
         if not is_known or given.get("dtype") is not None or order not in (1, 2, math.inf):
+            return self._define(args)
+        if any(x.dim() > dims for x in tensors.values()):
             return self._define(args)
         if dim in (-1, dims - 1):
             return super().computed(list((given | {"dim": -1}).values()), sweep, args)

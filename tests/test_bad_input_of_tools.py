@@ -191,6 +191,8 @@ def check(use: Use) -> None:
         wide = a.detach().double()
         b = b.to(a.dtype)  # beyond its largest number it is infinite
         wide = torch.where(b.isfinite(), wide, b.double())  # at infinity products with a zero differ
+        if use.tool == "partials" and not x.isfinite().all():  # a nan of one coordinate may reach the others
+            wide = torch.where(wide.isnan(), b.double(), wide)
         torch.testing.assert_close(wide, b.double(), rtol=eps, atol=eps, equal_nan=True)
 
 

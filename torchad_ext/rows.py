@@ -62,6 +62,7 @@ class _AlongDim(Rowwise):
     """A row op with an argument ``dim``: another than the last dimension is moved there, where that pays."""
 
     drops_dim = False  # without keepdim=True
+    takes_list = True  # for dim, of one dimension
     moves_from = 0  # elements from which on it pays
 
     @functools.cached_property
@@ -90,7 +91,7 @@ class _AlongDim(Rowwise):
         tensors = {name: x for name, x in given.items() if isinstance(x, torch.Tensor)}
         # The dimension is one of the operands. A number that is a tensor may have more.
         dim, dims = given["dim"], max((x.dim() for name, x in tensors.items() if name in self._operands), default=0)
-        if isinstance(dim, (tuple, list)) and len(dim) == 1:
+        if self.takes_list and isinstance(dim, (tuple, list)) and len(dim) == 1:
             dim = dim[0]
         is_known = isinstance(dim, int) and not isinstance(dim, bool) and -dims <= dim < dims
         order = given.get("ord", given.get("p", 2))
@@ -181,6 +182,7 @@ def _op(
     domain: Interval | Mapping[str, Interval] = (-3.0, 3.0),
     cls: type[Rowwise] = _AlongDim,
     drops_dim: bool = False,
+    takes_list: bool = True,
     moves_from: int = 0,
 ) -> Rowwise:
     """Declares an op.
@@ -193,6 +195,7 @@ def _op(
         domain: where ``verify`` and the tests sample its tensors.
         cls: how its arguments say what a row is.
         drops_dim: has its result one element a row, without that dimension where ``keepdim`` does not keep it?
+        takes_list: may its ``dim`` be a list of one dimension?
         moves_from: the elements from which on value, gradient and double backward along another dimension take less
             time in all than PyTorch's own.
     """
@@ -203,7 +206,7 @@ def _op(
         parameters=[p.replace(annotation=p.empty) for p in of.parameters.values()], return_annotation=of.empty
     )
     if isinstance(op, _AlongDim):
-        op.drops_dim, op.moves_from = drops_dim, moves_from
+        op.drops_dim, op.takes_list, op.moves_from = drops_dim, takes_list, moves_from
     parameters = op.__signature__.parameters
     tensors = [p.name for p in parameters.values() if p.default is p.empty]
     op.__doc__ = _DOC.format(
@@ -332,6 +335,7 @@ softmax = _op(
     _softmax,
     r"The softmax, :math:`e^{x_i} / \sum_j e^{x_j}`, computed of x less its largest element.",
     like="torch.softmax",
+    takes_list=False,
     moves_from=2**20,
 )
 log_softmax = _op(
@@ -339,6 +343,7 @@ log_softmax = _op(
     _log_softmax,
     r"The logarithm of the softmax, :math:`x_i - \log\sum_j e^{x_j}`.",
     like="torch.log_softmax",
+    takes_list=False,
     moves_from=2**20,
 )
 logsumexp = _op(

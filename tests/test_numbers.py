@@ -41,6 +41,17 @@ class TestNumbers:
             with pytest.raises(TypeError, match=f"{type(number).__name__}"):
                 declare(function)
 
+    @pytest.mark.parametrize("op", [ad.elu, ad.elu.derivative("input"), ad.siren.derivative("omega")], ids=repr)
+    def test_a_truth_value_is_refused(self, op: Any) -> None:
+        for value in (True, np.bool_(True)):
+            with pytest.raises(TypeError, match=rf"torchad_ext.{op.__name__} takes a number for .*, got True"):
+                op(torch.ones(2), value)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+    def test_a_complex_number_makes_the_result_complex_where_the_definition_runs(self, dtype: torch.dtype) -> None:
+        op, x = ad.rowwise(lambda x, a: (x * a, x.sum(-1))), torch.zeros(0, 3, dtype=dtype)
+        assert [y.dtype for y in op(x, 2j)] == [y.dtype for y in op.definition(x, 2j)] == [torch.complex64, dtype]
+
     def test_a_refusal_says_what_to_write(self) -> None:
         for number in (Fraction(1, 2), Decimal("0.5")):
             given = rf"got {type(number).__name__}; write "

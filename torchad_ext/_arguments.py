@@ -13,7 +13,7 @@ import numpy
 import torch
 
 from ._symbolic.captured import captures
-from ._symbolic.expr import NUMBERS, Expr, column, row, scalar, tensor
+from ._symbolic.expr import Expr, column, is_number, row, scalar, tensor
 from ._symbolic.torch_functions import signature_of
 
 # The kinds of an argument: a value an element, one a row, a weight [n], a run-time number. Any other is a fixed value.
@@ -27,7 +27,7 @@ _CONSTANT = frozenset((object, type(None), str, bytes, bool, int, float, torch.d
 def kind_of(x: Any) -> Any:
     if isinstance(x, torch.Tensor):
         return TENSOR
-    return SCALAR if isinstance(x, NUMBERS) and not isinstance(x, (bool, numpy.bool_, enum.Enum)) else x
+    return SCALAR if is_number(x) else x
 
 
 def is_tensor(kind: Any) -> bool:
@@ -51,7 +51,7 @@ def is_constant(kind: Any) -> bool:
 
 def may_change(kind: Any) -> bool:
     """Is it an object, or does it hold one, that may be another at its next use?"""
-    if is_constant(kind) or isinstance(kind, (numbers.Number, enum.Enum, type)):
+    if is_constant(kind) or isinstance(kind, (numbers.Number, numpy.generic, enum.Enum, type)):
         return False
     if isinstance(kind, (list, tuple, dict)):
         return any(map(may_change, kind.values() if isinstance(kind, dict) else kind))
@@ -64,7 +64,7 @@ def key_of(kind: Any) -> Any:
         return type(kind), tuple(map(key_of, kind))
     if isinstance(kind, dict):
         return dict, tuple((key, key_of(x)) for key, x in kind.items())
-    if isinstance(kind, (numbers.Number, enum.Enum)):
+    if isinstance(kind, (numbers.Number, numpy.generic, enum.Enum)):
         return type(kind), repr(kind)
     hash(kind)
     return kind

@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy
 import torch
 from torch.overrides import handle_torch_function
 
@@ -246,7 +247,7 @@ class Declared:
         for name, kind in zip(self._parameters.by_name, kinds, strict=True):
             is_number = kind_of(self._parameters.defaults.get(name, 0)) is SCALAR
             if is_number and not varies(kind) and name not in self._fixed:
-                if isinstance(kind, bool):
+                if isinstance(kind, (bool, numpy.bool_)):
                     raise TypeError(f"{self.__module__}.{self.__name__} takes a number for {name}, got {kind}")
                 is_of_python = isinstance(kind, (numbers.Real, decimal.Decimal))  # and no number to PyTorch
                 convert = "float" if is_of_python else "torch.as_tensor"

@@ -12,7 +12,7 @@ import torch
 
 from ._symbolic.differentiation import pushforward
 from ._symbolic.evaluate import evaluate
-from ._symbolic.expr import constant, scalar, tensor
+from ._symbolic.expr import constant, is_number, scalar, tensor
 from ._symbolic.latex import symbol
 from ._symbolic.program import Program
 from ._symbolic.tracing import inlined
@@ -89,7 +89,7 @@ class Derivative:
         numbers = [given[name] for name in symbols[len(self.usual.inputs) :]]
         if not all(isinstance(x, torch.Tensor) and x.is_floating_point() for x in tensors):
             return None
-        if any(x.dtype != tensors[0].dtype for x in tensors) or not all(map(_is_number, numbers)):
+        if any(x.dtype != tensors[0].dtype for x in tensors) or not all(map(is_number, numbers)):
             return None
         return [*torch.broadcast_tensors(*tensors), *numbers]
 
@@ -112,7 +112,7 @@ class Derivative:
         """The derivative within the declaration of another op."""
         names = list(self.__signature__.parameters)
         symbols = [
-            tensor(name) if isinstance(x, torch.Tensor) else scalar(name) if _is_number(x) else x
+            tensor(name) if isinstance(x, torch.Tensor) else scalar(name) if is_number(x) else x
             for name, x in zip(names, arguments, strict=True)
         ]
         program = self.program(symbols)
@@ -123,10 +123,6 @@ def _floating(x: Any) -> Any:
     """An argument, integers as the numbers that they are: a tensor of them has no derivative."""
     is_whole = isinstance(x, torch.Tensor) and not (x.is_floating_point() or x.is_complex())
     return x.to(torch.get_default_dtype()) if is_whole else x
-
-
-def _is_number(x: Any) -> bool:
-    return isinstance(x, (int, float)) and not isinstance(x, bool)
 
 
 def _exponent(n: int) -> str:

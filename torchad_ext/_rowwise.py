@@ -245,7 +245,8 @@ def reshaped(y: Any, shape: Sequence[int], sweep: Any = None) -> Any:
 
 
 def _in_float32(definition: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Calls a definition with half types as kernels compute them: in float32, rounded once."""
+    """Calls a definition with half types as kernels compute them: in float32, rounded once. A result of another dtype
+    keeps it, as that of a complex number does."""
     given = [*args, *kwargs.values()]
     tensors = [x for x in given if isinstance(x, torch.Tensor)]
     if any(map(is_symbol, tensors)):  # whose dtype is not asked for
@@ -257,7 +258,9 @@ def _in_float32(definition: Callable[..., Any], args: Sequence[Any], kwargs: Map
         return definition(*args, **kwargs)
     wide = [x.float() if isinstance(x, torch.Tensor) else x for x in args]
     result = definition(*wide, **{key: x.float() if isinstance(x, torch.Tensor) else x for key, x in kwargs.items()})
-    return tuple([y.to(dtype) for y in result]) if isinstance(result, (tuple, list)) else result.to(dtype)
+    results = result if isinstance(result, (tuple, list)) else (result,)
+    rounded = tuple([y.to(dtype) if y.dtype is torch.float32 else y for y in results])
+    return rounded if results is result else rounded[0]
 
 
 def kind_in_rows(x: Any, dims: int) -> Any:

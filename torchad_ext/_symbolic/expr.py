@@ -11,6 +11,7 @@ times one of them. There is no ``x - x = 0``, no ``x / x = 1``, no ``0 x = 0`` (
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import threading
 import weakref
@@ -205,6 +206,11 @@ def _node(op: str, args: tuple[Expr, ...], value: float | str | None = None) -> 
             found._order = (kind, depth, value if isinstance(value, str) else "", digest)
             _nodes[key] = found
     return found
+
+
+def is_number(x: Any) -> bool:
+    """Is x a real number to PyTorch, and no truth value or member of an enumeration?"""
+    return isinstance(x, NUMBERS) and not isinstance(x, (bool, numpy.bool_, enum.Enum))
 
 
 class NoNumber(TypeError):

@@ -174,6 +174,12 @@ def test_powers_near_zero_have_no_derivatives_beyond_their_degree(
     assert_close(found, list(orders(lambda x: torch.pow(x, exponent), (at,), 4)), equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_power_zero_of_a_number_whose_reciprocal_overflows(dtype: torch.dtype, device: str) -> None:
+    x = torch.tensor([0.0, torch.finfo(dtype).tiny / 8, 2.0], dtype=dtype, device=device, requires_grad=True)
+    assert torch.autograd.grad(ad.pow(x, torch.zeros_like(x)).sum(), x)[0].tolist() == [0.0, 0.0, 0.0]
+
+
 def test_the_hessian_of_a_power_whose_exponent_is_zero(device: str) -> None:
     at = torch.tensor([2.0, 0.0], dtype=torch.float64, device=device)
     log2 = math.log(2)

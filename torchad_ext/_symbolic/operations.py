@@ -31,7 +31,7 @@ def _slope_of_power(g: Expr, y: Expr, a: Expr, b: Expr) -> Gradients:
     if b.is_constant:
         return g * (b * pow_(a, b - 1)), None
     # 0 times a power that overflows is nan; an exponent that varies has a slope of its own where it is 0.
-    is_flat = and_(eq(b, 0), not_(abs_(a) > 0)) if b.varies else eq(b, 0)
+    is_flat = and_(eq(b, 0), not_(reciprocal(abs_(a)) < math.inf)) if b.varies else eq(b, 0)
     slope = g * (b * pow_(where(is_flat, 1, a), b - 1))
     if a.is_constant and a.value:
         return slope, g * (y * log(a))

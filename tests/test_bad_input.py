@@ -18,11 +18,11 @@ from bad_arguments import FLOATS, OTHERS, Argument, Counted, Outcome, arguments,
 from builds import with_operators
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torchad_ext._rounding_errors import MoreRounding
 
 import torchad_ext as ad
 from torchad_ext._formula import FormulaError, parse
 from torchad_ext._rowwise import Rowwise
+from torchad_ext._verification.rounding_errors import MoreRounding
 from torchad_ext.ops import CATALOGUE
 from torchad_ext.rows import ROW_CATALOGUE
 

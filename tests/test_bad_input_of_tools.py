@@ -227,7 +227,7 @@ class TestTools:
     @pytest.mark.parametrize("tool", [name for name in TOOLS if name != "hessian_sparsity"])
     def test_a_point_without_data(self, tool: str, function: str) -> None:
         of, f = TOOLS[tool][0], SCALAR[function]
-        x = torch.linspace(-1, 1, 40, dtype=torch.float64)
+        x = torch.linspace(-1, 1, 5 if tool == "bilaplacian" else 40, dtype=torch.float64)
         for _ in range(2):
             expected, result = of(f, x, x), of(f, x.to("meta"), x.to("meta"))
             assert result.is_meta

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import numbers
-import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from .._torch_state import is_recorded, outside_inference_mode, transforms_activ
 from .deferred import Overwritten
 from .fallback import Unseen, as_tensor, by_reverse_mode, by_transforms, check_dense, checked, fall_back
 from .missing import tool
-from .partials import along_coordinates, in_one_sweep, is_whole
+from .partials import along_coordinates, in_one_sweep, is_whole, points_of
 from .propagation import Propagation
 from .rules import rules_of
 from .sweep import Jet, Sweep
@@ -85,7 +84,7 @@ def laplacian(f: Function, x: Tensor, coefficients: Tensor | None = None, *, chu
     _check(x, coefficients, chunk_size, "laplacian")
     if chunk_size and x.dim() > 1:
         each = coefficients is not None and coefficients.dim() > 2
-        size = min(int(chunk_size), sys.maxsize)
+        size = points_of(chunk_size)
         matrices = coefficients.split(size) if each else itertools.repeat(coefficients)  # type: ignore[union-attr]
         return torch.cat([laplacian(f, part, C) for part, C in zip(x.split(size), matrices, strict=False)])
     value, _, curvature = _run(f, x, *_directions(x, coefficients), "laplacian")

@@ -177,8 +177,7 @@ def partials(
         return _run(f, x, directions, functionals, algebra, "partials")
 
     if chunk_size and x.dim() > 1:
-        size = min(int(chunk_size), sys.maxsize)
-        parts = [of(part, [e[: len(part)] for e in directions]) for part in x.split(size)]
+        parts = [of(part, [e[: len(part)] for e in directions]) for part in x.split(points_of(chunk_size))]
         return tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))
     return of(x, directions)
 
@@ -238,6 +237,11 @@ def _fits(direction: Tensor, x: Tensor) -> bool:
 
 def is_whole(n: Any) -> bool:
     return isinstance(n, numbers.Integral) and not isinstance(n, bool)
+
+
+def points_of(chunk_size: int) -> int:
+    """The points of a chunk as ``torch.split`` takes them, which has a largest number."""
+    return min(int(chunk_size), sys.maxsize)
 
 
 def _functional(order: Any, d: int, names: str | None) -> Functional:

@@ -35,6 +35,9 @@ struct LongRows : RowsCpu<Functor, T> {
   const int at_once = rows_at_once(length), share = width / at_once;  // rows, and the lanes of each
   const Memory<C> scratch{(at_once * Functor::kept + columns) * padded};
   C* const sums = scratch.data + at_once * Functor::kept * padded;
+  // How far ahead the rows to come are asked for while results are written. Those of one operand, if they are short,
+  // come in time by themselves.
+  const int64_t ahead = operands_of_elements() > 1 || length >= 8 * width ? at_once * length : 0;
   const Memory<T> repeated{rows_repeated(rows) * at_once * padded};
   const T* from[inputs][width] = {};
   const T* number[inputs][width] = {};  // which a row of equal elements is made of
@@ -46,9 +49,13 @@ struct LongRows : RowsCpu<Functor, T> {
   static constexpr bool is_row(int input) { return Inputs::kind[input] == Kind::row; }
   static constexpr bool is_of_row(int place) { return place >= inputs || is_row(place < inputs ? place : 0); }
 
+  static constexpr int operands_of_elements() {
+    int some = 0;
+    for (int k = 0; k < inputs; ++k) some += Inputs::kind[k] == Kind::element;
+    return some;
+  }
   static int rows_at_once(int64_t length) {
-    int64_t read = length * sizeof(C) * Functor::kept;
-    for (int k = 0; k < inputs; ++k) read += Inputs::kind[k] == Kind::element ? length * sizeof(T) : 0;
+    const int64_t read = length * (sizeof(C) * Functor::kept + sizeof(T) * operands_of_elements());
     int some = width;
     while (some > 1 && some * read > cache) some /= 2;
     return some;
@@ -104,7 +111,7 @@ struct LongRows : RowsCpu<Functor, T> {
   TORCHAD_EXT_INLINE Row row(const V* values, int p) const {
     Row row;
     each<Functor::kept_from>([&](auto place) {
-      if constexpr (Part::takes(place)) {
+      if constexpr (Part::takes(place) || (place < inputs && !is_of_row(place))) {
         if constexpr (is_of_row(place)) {
           row.values[place] = all_lanes<V>(values[place][p * share]);
         } else {
@@ -220,9 +227,14 @@ struct LongRows : RowsCpu<Functor, T> {
   // Vectors of elements from i on; outputs that are summed over the rows are added to `sum`.
   template <int vectors, bool whole>
   static TORCHAD_EXT_INLINE void write(const typename Functor::Elements& elements, const Row& row, int64_t i,
-                                       int64_t some, bool cached, V (*sum)[vectors]) {
+                                       int64_t some, int64_t ahead, bool cached, V (*sum)[vectors]) {
     each<vectors>([&](auto j) {
       const int64_t at = i + j * width;
+      each<inputs>([&](auto k) {
+        if constexpr (Inputs::kind[k] == Kind::element) {
+          if (ahead) __builtin_prefetch(row.from[k] + at + ahead);
+        }
+      });
       const auto y = computed<whole>(elements, row, at, some);
       each<y.count>([&](auto n) {
         constexpr int k = Outputs::of_elements(n);
@@ -243,9 +255,10 @@ struct LongRows : RowsCpu<Functor, T> {
                                     int64_t some) const {
     V sum[columns][vectors];
     each<columns>([&](auto c) { each<vectors>([&](auto j) { sum[c][j] = load(sums + c * padded + i + j * width); }); });
+    const int64_t ahead = this->ahead;
     const bool cached = this->cached;
     for (int p = 0; p < count; ++p) {
-      write<vectors, whole>(elements, this->row<typename Functor::Elements>(values, p), i, some, cached, sum);
+      write<vectors, whole>(elements, this->row<typename Functor::Elements>(values, p), i, some, ahead, cached, sum);
     }
     each<columns>([&](auto c) { each<vectors>([&](auto j) { store(sums + c * padded + i + j * width, sum[c][j]); }); });
   }
@@ -253,7 +266,7 @@ struct LongRows : RowsCpu<Functor, T> {
   TORCHAD_EXT_INLINE void end(const V* values) const {
     if constexpr (!Functor::Elements::is_none) {
       const auto elements = functor.elements;
-      const int64_t n = length;
+      const int64_t n = length, ahead = this->ahead;
       const bool cached = this->cached;
       int64_t i = 0;
       if constexpr (columns > 0) {
@@ -264,10 +277,10 @@ struct LongRows : RowsCpu<Functor, T> {
         for (int p = 0; p < count; ++p) {
           const Row row = this->row<typename Functor::Elements>(values, p);
           for (i = 0; i + together * width <= n; i += together * width) {
-            write<together, true>(elements, row, i, 0, cached, nullptr);
+            write<together, true>(elements, row, i, 0, ahead, cached, nullptr);
           }
-          for (; i + width <= n; i += width) write<1, true>(elements, row, i, 0, cached, nullptr);
-          if (i < n) write<1, false>(elements, row, i, n - i, cached, nullptr);
+          for (; i + width <= n; i += width) write<1, true>(elements, row, i, 0, ahead, cached, nullptr);
+          if (i < n) write<1, false>(elements, row, i, n - i, ahead, cached, nullptr);
         }
       }
     }

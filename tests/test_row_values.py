@@ -417,3 +417,14 @@ def test_a_gradient_that_is_not_differentiated_keeps_nothing() -> None:
             torch.autograd.grad(y, x, torch.ones_like(y), retain_graph=True, create_graph=create_graph)
         most = max(event.cpu_memory_usage for event in recorded.events())
         assert (most > x.nbytes) == create_graph, most
+
+
+def test_the_sum_of_a_softmax_cancels_in_its_derivatives() -> None:
+    """In place of e (r g - r r Σ e g), of a softmax y = e r with r = 1 / Σe: y (g - Σ y g), which has no r."""
+    gradient = ad.softmax._order(1).program
+    r, y = recorded = ad.softmax._order(0).recorded(()).kept
+    program, operands = gradient.recording(recorded, ())
+    assert {node.op for node in topological(program.outputs)} == {"tensor", "mul", "sub", "row_sum"}
+    assert len(program) == 4 and operands == (1, 3), "the cotangent and y"
+    for known in ((r,), (y,)):
+        assert len(gradient.recording(known, ())[0]) > 4

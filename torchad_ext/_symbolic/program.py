@@ -14,22 +14,13 @@ from fractions import Fraction
 from .differentiation import pullback, pushforward, total
 from .expr import OPERATIONS, Expr, column, constant, make, row, tensor, topological
 from .jet_algebra import JetAlgebra, jet_algebra
+from .softmaxes import softmaxes, with_known
 
 _POLES = frozenset("div reciprocal rsqrt polygamma".split())
 _FEW_OPERATIONS = 64  # of a quotient whose factors are looked for
 _HIGHEST_POWER = 4  # in it
+_QUICK = frozenset("add sub mul neg".split())  # computed again from known operands
 _SYMBOL = {"tensor": tensor, "row": row, "column": column}
-
-
-def _softmaxes(values: Iterable[Expr]) -> dict[Expr, tuple[Expr, Expr]]:
-    """The exponentials e of each softmax y = e r among some values, r = 1 / Σe, with y and r."""
-    found = {}
-    for y in values:
-        if y.op == "mul":
-            for e, r in (y.args, y.args[::-1]):
-                if e.op == "exp" and r is make("reciprocal", make("row_sum", e)):
-                    found[e] = y, r
-    return found
 
 
 def _unique(name: str, taken: Iterable[str]) -> str:
@@ -306,9 +297,9 @@ class Program:
         for node in own:
             if (node.op in OPERATIONS and OPERATIONS[node.op].reduction) or any(arg in summed for arg in node.args):
                 summed.add(node)
-        softmaxes = _softmaxes((*self.outputs, *known))
+        of_softmaxes = softmaxes((*self.outputs, *known))
         shared = {node for node in own if node in summed and node.is_row and not node.is_mask}
-        shared |= {y for y, _ in softmaxes.values()} | set(known)
+        shared |= {y for y, _ in of_softmaxes.values()} | set(known)
         found: dict[Expr, None] = {}
         seen: set[Expr] = set()
         stack = list(derivative.outputs)
@@ -320,8 +311,8 @@ class Program:
             if node in shared:
                 found[node] = None
             else:
-                stack.extend(softmaxes.get(node, node.args))
-        return list(found)
+                stack.extend(of_softmaxes.get(node, node.args))
+        return [node for node in found if node.op not in _QUICK or not found.keys() >= set(node.args)]
 
     @property
     def _is_of_rows(self) -> bool:
@@ -373,15 +364,7 @@ class Program:
         """
         kinds = ["row" if node.is_row else "tensor" for node in known]
         given = self._symbols("kept_", [str(i) for i in range(len(known))], kinds)
-        values: dict[Expr, Expr] = dict(zip(known, given, strict=True))
-        for e, (y, r) in _softmaxes(known).items():
-            if r in values:
-                values.setdefault(e, values[y] * make("reciprocal", values[r]))
-        wanted = (*self.outputs, *kept)
-        for node in topological(wanted):
-            if node not in values:
-                values[node] = make(node.op, *(values[arg] for arg in node.args)) if node.args else node
-        outputs = tuple(values[y] for y in wanted)
+        outputs = with_known((*self.outputs, *kept), dict(zip(known, given, strict=True)))
         occurring = set(topological(outputs))
         operands = (*self.inputs, *given)
         used = tuple(i for i, x in enumerate(operands) if x in occurring) or (0,)

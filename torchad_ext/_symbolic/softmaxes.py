@@ -31,30 +31,28 @@ def with_known(outputs: Iterable[Expr], known: Mapping[Expr, Expr]) -> tuple[Exp
     so that they cancel. Each is between 1 / n and 1 in a row of n elements: no product becomes too large by it.
     """
     values = dict(known)
-    e, r = None, None
-    for of_y, (y, of_r) in softmaxes(known).items():
-        if of_r not in values or of_y in values:
+    powers: dict[Expr, int] = {}  # of the first softmax's r
+    factor, inverse = _ONE, _ONE
+    for e, (y, r) in softmaxes(known).items():
+        if r not in known or e in known:
             continue
-        values[of_y] = values[y] if e is None else values[y] * make("reciprocal", values[of_r])
-        if e is None:
-            e, r = of_y, of_r
+        values[e] = values[y] * make("reciprocal", values[r])
+        if not powers:
+            factor, inverse = values[r], make("reciprocal", values[r])
+            powers, values[r], values[e] = {r: 1, e: -1}, _ONE, values[y]
     parts: dict[Expr, tuple[int, Expr]] = {}  # of each node r ** power * rest
 
     def whole(node: Expr, power: int = 0) -> Expr:
         """A node, divided by a power of r."""
         own, rest = parts[node]
-        for _ in range(own - power):
-            rest = values[r] * rest
-        for _ in range(power - own):
-            rest = make("reciprocal", values[r]) * rest
+        for _ in range(abs(own - power)):
+            rest = (factor if own > power else inverse) * rest
         return rest
 
     for node in topological(outputs):
         args = node.args
-        if node is r:
-            parts[node] = 1, _ONE
-        elif node in values:
-            parts[node] = (-1 if node is e else 0), values[node]
+        if node in values:
+            parts[node] = powers.get(node, 0), values[node]
         elif node.op == "mul":
             (p, a), (q, b) = parts[args[0]], parts[args[1]]
             parts[node] = p + q, a * b

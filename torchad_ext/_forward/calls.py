@@ -16,10 +16,9 @@ from .._torch_state import OpOverload, schemas
 def each(of: Callable[[Any], Any], arguments: Any) -> Any:
     """``of`` all arguments, those in tuples, lists and dicts by themselves; ``tree_map`` takes ten times as long."""
     kind = type(arguments)
-    if kind is tuple:
-        return tuple([each(of, x) for x in arguments])
-    if kind is list:
-        return [each(of, x) for x in arguments]
+    if kind is tuple or kind is list:
+        results = [each(of, x) if isinstance(x, (tuple, list, dict)) else of(x) for x in arguments]
+        return results if kind is list else tuple(results)
     if kind is dict:
         return {key: each(of, x) for key, x in arguments.items()}
     return tree_map(of, arguments) if isinstance(arguments, (tuple, list, dict)) else of(arguments)
@@ -28,6 +27,7 @@ def each(of: Callable[[Any], Any], arguments: Any) -> Any:
 _IN_PYTHON = ("torch.nn.functional", "torch.functional", "torch._tensor")
 
 
+@functools.lru_cache(2048)
 def known_name(func: Any) -> str:
     """The name of a function of PyTorch, ``layer_norm`` for the overload ``torch.ops.aten.layer_norm.default``."""
     if isinstance(func, OpOverload):

@@ -64,15 +64,13 @@ def given_by(given: Tangents | Deferred) -> Tangents:
 def tensors_in(arguments: Any) -> list[Tensor]:
     """The tensors among arguments."""
     found: list[Tensor] = []
-    _collect((arguments,), found)
-    return found
-
-
-def _collect(arguments: Iterable[Any], found: list[Tensor]) -> None:
-    for x in arguments:
+    pending = [arguments]
+    while pending:
+        x = pending.pop()
         if isinstance(x, Tensor):
             found.append(x)
         elif isinstance(x, (tuple, list)):
-            _collect(x, found)
+            pending += x[::-1]
         elif isinstance(x, dict):
-            _collect(x.values(), found)
+            pending += [*x.values()][::-1]
+    return found

@@ -79,7 +79,7 @@ struct LongRows : RowsCpu<Functor, T> {
         }
         T gathered[width];  // the last row in the lanes that are left
         for (int p = 0; p < at_once; ++p) {
-          std::fill_n(gathered + p * share, share, data[rows.offset(outputs + k, row + std::min(p, count - 1))]);
+          fill(gathered + p * share, share, data[rows.offset(outputs + k, row + least(p, count - 1))]);
         }
         values[k] = load(gathered);
       } else {
@@ -88,7 +88,7 @@ struct LongRows : RowsCpu<Functor, T> {
           const T* const at = data + rows.offset(outputs + k, row + p);
           from[k][p] = repeats ? free + p * padded : at;
           if (!repeats || number[k][p] == at) continue;
-          std::fill_n(free + p * padded, length, *at);
+          fill(free + p * padded, length, *at);
           number[k][p] = at;
         }
         if (repeats) free += at_once * padded;
@@ -192,7 +192,7 @@ struct LongRows : RowsCpu<Functor, T> {
     V sums[64][Stage::count];  // of 2^k ranges each, the largest first
     int depth = 0;
     for (int64_t begin = 0, ranges = 1; begin < n; begin += range, ++ranges) {
-      reduce_some(stage, row, begin, std::min(n, begin + range), sums[depth++]);
+      reduce_some(stage, row, begin, least(n, begin + range), sums[depth++]);
       for (int64_t odd = ranges; odd % 2 == 0; odd /= 2, --depth) combine(sums[depth - 2], sums[depth - 1]);
     }
     for (; depth > 1; --depth) combine(sums[depth - 2], sums[depth - 1]);
@@ -211,7 +211,7 @@ struct LongRows : RowsCpu<Functor, T> {
       each<Stage::count>([&](auto r) { lanes[r][p] = sum[r]; });
     }
     each<Stage::count>([&](auto r) {
-      std::fill(lanes[r] + count, lanes[r] + at_once, lanes[r][0]);
+      fill(lanes[r] + count, at_once - count, lanes[r][0]);
       result[r] = across<Stage::reduction[r], width>(lanes[r]);
     });
   }
@@ -300,7 +300,7 @@ struct LongRows : RowsCpu<Functor, T> {
     LongRows some(functor, rows);
     V values[Functor::all];
     for (int64_t row = begin; row < end; row += some.at_once) {
-      const int count = int(std::min<int64_t>(some.at_once, end - row));
+      const int count = int(least(some.at_once, end - row));
       some.begin(row, count, values);
       Base::stages(functor.stages, values, some);
       some.end(values);
@@ -308,7 +308,7 @@ struct LongRows : RowsCpu<Functor, T> {
       for (int c = 0; c < columns; ++c) {
         C* sum = some.sums + c * some.padded;
         for (int64_t j = 0; j < rows.length; ++j) sums[c * rows.length + j] += sum[j];
-        std::fill_n(sum, some.padded, C(0));
+        fill(sum, some.padded, C(0));
       }
     }
     if (!some.cached) store_fence();

@@ -1,13 +1,15 @@
 // The CPU loop: any functor over runs of elements (runs_cpu.h), a vector of elements at a time.
 #pragma once
 
-#include <algorithm>
 #include <cstring>
 
 #include "functor.h"
 #include "kernel.h"
 
 namespace torchad_ext {
+
+// std::min, without <algorithm>.
+constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 struct Cpu {
   // A CpuInput of a type.
@@ -74,7 +76,7 @@ struct Cpu {
   static void inner_loop(const Functor& functor, T* const (&to)[outputs], const Input<T> (&from)[inputs], int64_t n,
                          bool cached) {
     int64_t i = 0;
-    if (!cached) some(functor, to, from, 0, i = std::min(n, until_aligned<T>(to[0])));
+    if (!cached) some(functor, to, from, 0, i = least(n, until_aligned<T>(to[0])));
     for (; i + lanes<T> <= n; i += lanes<T>) one_vector(functor, to, from, i, cached);
     some(functor, to, from, i, n - i);
   }

@@ -1,13 +1,16 @@
 // What the CPU loops over short rows (short_rows.h) and over longer ones (long_rows.h) share.
 #pragma once
 
-#include <algorithm>
-
 #include "lanes.h"
 #include "pointwise_cpu.h"
 #include "rowwise.h"
 
 namespace torchad_ext {
+
+template <class T>
+TORCHAD_EXT_INLINE void fill(T* to, int64_t count, T value) {
+  for (int64_t i = 0; i < count; ++i) to[i] = value;
+}
 
 template <class F, int... i>
 TORCHAD_EXT_INLINE void each_of([[maybe_unused]] F f, std::integer_sequence<int, i...>) {
@@ -59,7 +62,7 @@ struct RowsCpu {
 
   static void store_sum(const double* sums, int64_t count, int64_t stride, int64_t length, void* to) {
     for (int64_t j = 0; j < length; j += width) {
-      const int64_t some = std::min<int64_t>(width, length - j);
+      const int64_t some = least(width, length - j);
       V total{};
       for (int64_t i = 0; i < some; ++i) {
         double sum = 0;

@@ -97,13 +97,13 @@ struct ShortRows : RowsCpu<Functor, T> {
       if (Inputs::kind[k] != Kind::column) return;
       const T* data = static_cast<const T*>(rows.data[outputs + k]);
       for (int64_t j = 0; j < n; ++j) {
-        std::fill_n(gathered, width, data[j * rows.steps[outputs + k]]);
+        fill(gathered, width, data[j * rows.steps[outputs + k]]);
         some.from[k][j] = load(gathered);
       }
     });
     int64_t blocks = 0;
     for (int64_t row = begin; row < end; row += width) {
-      const int64_t count = std::min<int64_t>(width, end - row);
+      const int64_t count = least(width, end - row);
       V values[Functor::all];
       each<inputs>([&](auto k) TORCHAD_EXT_INLINED {
         if constexpr (Inputs::kind[k] == Kind::column) return;
@@ -129,8 +129,8 @@ struct ShortRows : RowsCpu<Functor, T> {
         }
         int64_t at[width];  // the last row in the lanes that are left
         for (int64_t i = 0; i < width; ++i) {
-          at[i] = even ? i * stride
-                       : rows.offset(outputs + k, row + std::min(i, count - 1)) - rows.offset(outputs + k, row);
+          at[i] =
+              even ? i * stride : rows.offset(outputs + k, row + least(i, count - 1)) - rows.offset(outputs + k, row);
         }
         for (int64_t j = 0; j < (of_rows ? 1 : n); ++j) {
           for (int64_t i = 0; i < width; ++i) gathered[i] = data[at[i] + j * step];

@@ -4,12 +4,17 @@
 // AVX-512, AVX2, SSE or NEON. float16 and bfloat16 are memory formats only; load and store convert them to float.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
 
 #include "dtype.h"
+
+// Those of <cmath>, which takes longer to read than all headers of a kernel.
+#if !defined(NAN)
+#define INFINITY (__builtin_inff())
+#define NAN (__builtin_nanf(""))
+#endif
 
 // Reading immintrin.h takes more than a third of the time that the headers of a kernel take. These parts of it stand
 // alone in the versions of GCC that are named.
@@ -70,7 +75,7 @@ inline Float fma(Float a, Float b, Float c) {
 #elif defined(__FMA__)
   return (Float)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 #else
-  for (int i = 0; i < lanes<float>; ++i) c[i] = std::fma(a[i], b[i], c[i]);
+  for (int i = 0; i < lanes<float>; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
   return c;
 #endif
 }
@@ -81,7 +86,7 @@ inline Double fma(Double a, Double b, Double c) {
 #elif defined(__FMA__)
   return (Double)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
 #else
-  for (int i = 0; i < lanes<double>; ++i) c[i] = std::fma(a[i], b[i], c[i]);
+  for (int i = 0; i < lanes<double>; ++i) c[i] = __builtin_fma(a[i], b[i], c[i]);
   return c;
 #endif
 }
@@ -111,7 +116,7 @@ inline Float sqrt(Float x) {
 #elif defined(__AVX2__)
   return (Float)_mm256_sqrt_ps((__m256)x);
 #else
-  for (int i = 0; i < lanes<float>; ++i) x[i] = std::sqrt(x[i]);
+  for (int i = 0; i < lanes<float>; ++i) x[i] = __builtin_sqrtf(x[i]);
   return x;
 #endif
 }
@@ -121,7 +126,7 @@ inline Double sqrt(Double x) {
 #elif defined(__AVX2__)
   return (Double)_mm256_sqrt_pd((__m256d)x);
 #else
-  for (int i = 0; i < lanes<double>; ++i) x[i] = std::sqrt(x[i]);
+  for (int i = 0; i < lanes<double>; ++i) x[i] = __builtin_sqrt(x[i]);
   return x;
 #endif
 }

@@ -68,7 +68,7 @@ inline Double trunc(Double x) { return flip(floor(abs(x)), (Int64)x); }
 // The exact rest of a division.
 template <class T>
 T fmod(T x, T y) {
-  for (unsigned i = 0; i < sizeof x / sizeof x[0]; ++i) x[i] = std::fmod(x[i], y[i]);
+  for (unsigned i = 0; i < sizeof x / sizeof x[0]; ++i) x[i] = __builtin_fmod(x[i], y[i]);
   return x;
 }
 

@@ -2,7 +2,6 @@
 // trigonometric functions", SIGNUM 18), for doubles beyond the reach of a pi/2 of three words.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -63,7 +62,7 @@ inline HugeReduced reduce_huge(double x) {
   const double rest = double(fraction - __int128(head * 0x1p126)) * 0x1p-126;
   const double half_pi = 0x1.921fb54442d18p0, half_pi_tail = 0x1.1a62633145c07p-54;
   const double r = head * half_pi;
-  return {r, std::fma(head, half_pi, -r) + (head * half_pi_tail + rest * half_pi), int64_t(nearest >> 126)};
+  return {r, __builtin_fma(head, half_pi, -r) + (head * half_pi_tail + rest * half_pi), int64_t(nearest >> 126)};
 }
 
 }  // namespace torchad_ext

@@ -90,7 +90,7 @@ template <class T, class F>
 T logarithm(T x, F of) {
   if (__builtin_expect(all_ordinary(x), 1)) return of(split_log(x));
   const T zero = number<T>(0);
-  const T infinity = number<T>(HUGE_VAL);
+  const T infinity = number<T>(INFINITY);
   const T y = of(split_any(x));
   return x > zero ? (x == infinity ? x : y) : x == zero ? -infinity : number<T>(NAN);
 }
@@ -243,7 +243,7 @@ T atanh(T x) {
   const T q_tail = inverse * fma(-q, d_tail, fma(-q, d, twice));
   const T y = number<T>(0.5) * log1p_of(q, q_tail);
   if (__builtin_expect(all_within(magnitude, 1 - 0x1p-24), 1)) return flip(y, x);
-  const T beyond = magnitude > one ? number<T>(NAN) : number<T>(HUGE_VAL);
+  const T beyond = magnitude > one ? number<T>(NAN) : number<T>(INFINITY);
   return flip(magnitude >= one ? beyond : y, x);
 }
 
@@ -310,7 +310,7 @@ T signed_power(T magnitude, T x, T y) {
   const T half = number<T>(0.5) * y;
   const auto integer = round(y) == y;
   const auto odd = integer & (round(half) != half);
-  const T infinity = number<T>(HUGE_VAL);
+  const T infinity = number<T>(INFINITY);
   const T result = odd ? flip(magnitude, x) : magnitude;
   return ((x < number<T>(0)) & (x > -infinity) & ~integer) ? number<T>(NAN) : result;
 }
@@ -324,7 +324,7 @@ T pow(T x, T y) {
   const T zero = number<T>(0);
   const T one = number<T>(1);
   if (__builtin_expect(all_ordinary(x), 1)) return x == one ? one : power_of(long_log2(split_log(x)), y);
-  const T infinity = number<T>(HUGE_VAL);
+  const T infinity = number<T>(INFINITY);
   const T magnitude = abs(x);
   Long<T> log2 = long_log2(split_any(magnitude));
   const auto usual = (magnitude > zero) & (magnitude < infinity);

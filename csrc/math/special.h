@@ -3,6 +3,10 @@
 // One text for host and device, but for what CUDA has. Floats on the host are computed in double.
 #pragma once
 
+#if !defined(__CUDACC__)
+extern "C" double lgamma_r(double, int*) noexcept;
+#endif
+
 namespace torchad_ext {
 
 // c[0] + c[1] x + c[2] x^2 + ...
@@ -78,7 +82,7 @@ inline Double lgamma(Double x) {
   Double y = lgamma_by_reflection(x);
   if (__builtin_expect(all_within(x < 0.0 ? -abs(y) : broadcast(-0.5), -0.5), 1)) return y;
   for (int i = 0; i < lanes<double>; ++i) {
-    if (x[i] < 0 && !(std::abs(y[i]) > 0.5)) y[i] = lgamma_of_libm(x[i]);
+    if (x[i] < 0 && !(__builtin_fabs(y[i]) > 0.5)) y[i] = lgamma_of_libm(x[i]);
   }
   return y;
 }

@@ -50,7 +50,7 @@ inline Float cos_polynomial(Float r, Float tail) {
 __attribute__((noinline, cold)) inline Reduced<Double> reduce_each(Double x, Reduced<Double> reduced) {
   for (unsigned i = 0; i < sizeof x / sizeof x[0]; ++i) {
     if (x[i] <= reducible_double) continue;
-    const HugeReduced huge = std::isfinite(x[i]) ? reduce_huge(x[i]) : HugeReduced{x[i] - x[i], 0, 0};
+    const HugeReduced huge = __builtin_isfinite(x[i]) ? reduce_huge(x[i]) : HugeReduced{x[i] - x[i], 0, 0};
     reduced.r[i] = huge.r;
     reduced.tail[i] = huge.tail;
     reduced.quadrant[i] = huge.quadrant;

@@ -96,7 +96,8 @@ def declared(functor: str, symbol: str, device: str) -> tuple[str, str]:
     linked together. On the CPU the library keeps the names to itself."""
     namespace = f"torchad_ext::of_{symbol}"
     text = f"namespace {{\n\n{functor}\n}}  // namespace" if device == "cpu" else functor
-    return namespace, f"namespace {namespace} {{\n\n{text}\n}}  // namespace {namespace}\n"
+    includes = "#include <cmath>\n\n" if "std::" in functor else ""
+    return namespace, f"{includes}namespace {namespace} {{\n\n{text}\n}}  // namespace {namespace}\n"
 
 
 def quadratic_form(dtype: str) -> Kernel:

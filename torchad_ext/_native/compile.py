@@ -30,7 +30,8 @@ ASIDE = ("quadratic_form", "rowwise")
 _HEADER = "pointwise_cpu.h"  # whose parsing takes longer than a kernel itself
 PRECOMPILED = f"{_HEADER}.gch"
 _HERE = Path()  # the folder of a compilation, whose precompiled header it makes itself
-_STANDARD = ("cmath", "cstdint", "cstring", "type_traits", "utility")  # headers in whose place it is given csrc/cuda/std.h
+# Headers in whose place it is given csrc/cuda/std.h.
+_STANDARD = ("cmath", "cstdint", "cstring", "type_traits", "utility")
 _REMEDY = {
     **dict.fromkeys(("cpu", *ASIDE, "cuda"), "g++ 12 and clang++ 14 are tested; CXX chooses the compiler"),
     "fast_path": "g++ 12 and clang++ 14 are tested; it needs the headers of Python (Debian and Ubuntu: python3-dev)",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from selection import few
 from torch import Tensor
 
 import torchad_ext as ad
@@ -86,7 +87,7 @@ def summed(terms: Any, shape: tuple[int, ...]) -> Any:
 
 class TestDerivatives:
     @patterns
-    @pytest.mark.parametrize("op", [message, pair], ids=["one result", "two results"])
+    @pytest.mark.parametrize("op", few([message, pair], lambda op: op is pair), ids=["one result", "two results"])
     def test_first_and_second_in_both_modes_and_in_batches(self, shapes: Shapes, op: ad.Pointwise, device: str) -> None:
         xs = leaves(shapes, device=device)
         assert torch.autograd.gradcheck(op, xs, check_forward_ad=True, check_batched_grad=True)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from builds import with_operators
 from matplotlib import image
+from selection import few
 
 import torchad_ext as ad
 from torchad_ext import __main__, _bench, _formula, _named_ops, doctor, ops, rows
@@ -485,7 +486,7 @@ def test_bench_takes_every_op(run: Run, declaration: str, tmp_path: Path, monkey
     assert [row["computes"] for row in json.loads(out)] == list(_bench.COMPUTATIONS)
 
 
-@pytest.mark.parametrize("name", ROW_CATALOGUE)
+@pytest.mark.parametrize("name", few(ROW_CATALOGUE, lambda name: name == "rms_norm"))
 def test_bench_takes_the_catalogue_of_rows(name: str) -> None:
     rows = list(_bench.rows(ROW_CATALOGUE[name], "cpu", torch.float32, 0, sizes=(640,)))
     assert [row.computes for row in rows] == list(_bench.COMPUTATIONS)

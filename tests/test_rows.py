@@ -348,7 +348,7 @@ SCALED = ["vector_norm", "normalize", "cosine_similarity", "distance", "layer_no
 @pytest.mark.parametrize(
     ("name", "length"), few(product(SCALED, [3, 24]), lambda name, n: n == (3, 24)[SCALED.index(name) % 2])
 )
-@pytest.mark.parametrize("scale", [1e-15, 1e-12, 1e12, 1e15])
+@pytest.mark.parametrize("scale", few([1e-15, 1e-12, 1e12, 1e15], lambda scale: scale < 1e-13 or scale > 1e13))
 def test_second_derivatives_at_any_scale(name: str, scale: float, length: int) -> None:
     """What norms compute on the way stays in the range of float32 as long as the squares of x do."""
     if name in ("cosine_similarity", "layer_norm", "rms_norm") and not 1e-13 < scale < 1e13:

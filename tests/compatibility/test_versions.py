@@ -13,6 +13,7 @@ import pytest
 import torch
 import versions
 from packaging.specifiers import SpecifierSet
+from selection import few
 from versions import Counts
 
 from torchad_ext._native import compile, keys, toolchain
@@ -37,12 +38,14 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.long
 def test_a_run_is_counted(root: Path) -> None:
     assert versions.run(Path(sys.executable), "one", ["test_some.py"], 1.0) == (Counts(1, 1, 1), False)
     (root / "test_some.py").write_text("import nothing_of_this_name")
     assert versions.run(Path(sys.executable), "one", ["test_some.py"], 1.0) == (Counts(0, 1, 0), False)
 
 
+@pytest.mark.long
 def test_a_run_that_takes_too_long_counts_what_ended(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Impatient(subprocess.Popen):  # type: ignore[type-arg]
         def wait(self, timeout: float | None = None) -> int:
@@ -103,7 +106,7 @@ def compiles(source: Path, tools: toolchain.Toolchain, tmp_path: Path) -> str:
 
 
 @NO_COMPILER
-@pytest.mark.parametrize("what", ["cpu", "quadratic_form", "cuda"])
+@pytest.mark.parametrize("what", few(["cpu", "quadratic_form", "cuda"], lambda what: what == "cpu"))
 def test_operators_compile_with_its_part_of_the_headers(what: str, tmp_path: Path) -> None:
     tools = toolchain.cuda_toolchain() if what == "cuda" else toolchain.cpu_toolchain()
     for source in compile._sources(what):

@@ -4,6 +4,7 @@ where there is no GPU."""
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from emulated_cuda import GPUS, address, compile_image
 from hypothesis import given, settings
 from layouts import NAMED, sample, steps, strided
+from selection import few
 
 import torchad_ext as ad
 from torchad_ext._elementwise import Elementwise
@@ -66,8 +68,9 @@ def exact(*xs: torch.Tensor) -> list[torch.Tensor]:
 
 
 class TestPointwise:
-    @dtypes
-    @pytest.mark.parametrize("layout", NAMED)
+    @pytest.mark.parametrize(
+        ("layout", "dtype"), few(itertools.product(NAMED, DTYPES), lambda layout, dtype: dtype == torch.float32)
+    )
     def test_every_layout(self, layout: str, dtype: torch.dtype, kernel: Callable[..., Any]) -> None:
         xs = [NAMED[layout](sample(dtype, "cpu")) * scale for scale in (1, 2)]
         xs.insert(1, NAMED[layout](sample(dtype, "cpu")))
@@ -223,6 +226,7 @@ class TestFailures:
         with pytest.raises(RuntimeError, match=r"CUDA_ERROR_NO_BINARY_FOR_GPU .* at the loading of Log_float32_\w+;"):
             torch.ops.torchad_ext_on_host.pointwise(log, [torch.ones(3)], [])
 
+    @pytest.mark.long
     @pytest.mark.usefixtures("forms")
     def test_of_a_quadratic_form(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("FAILING_LAUNCHES", "1")
@@ -254,7 +258,10 @@ class TestQuadraticForm:
 
     @pytest.mark.parametrize(
         ("batch", "n", "dtype"),
-        [((), 136, torch.bfloat16), ((2,), 136, torch.float64), ((), 261, torch.float32)],
+        few(
+            [((), 136, torch.bfloat16), ((2,), 136, torch.float64), ((), 261, torch.float32)],
+            lambda _, n, dtype: n == 261,
+        ),
         ids=["with an edge", "of several forms", "beside each other"],
     )
     def test_of_tiles(self, batch: tuple[int, ...], n: int, dtype: torch.dtype) -> None:

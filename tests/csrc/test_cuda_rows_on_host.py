@@ -4,6 +4,7 @@ where there is no GPU."""
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -101,7 +102,9 @@ def assert_like(results: Tensors, exact: Tensors) -> None:
         assert ((y.double() - expected).abs() <= bound).all()
 
 
-@pytest.mark.parametrize(("order", "dtype"), few([(k, d) for k in range(3) for d in DTYPES], lambda k, d: k == 1))
+@pytest.mark.parametrize(
+    ("order", "dtype"), few(itertools.product(range(3), DTYPES), lambda k, dtype: k == 1 and dtype == torch.float32)
+)
 @pytest.mark.parametrize("length", LENGTHS)
 def test_every_length(length: int, order: int, dtype: torch.dtype) -> None:
     function, shape = member(attention, order), (5, 4, length)
@@ -148,7 +151,9 @@ def test_operands_that_repeat_one_number(shape: tuple[int, ...]) -> None:
         assert torch.equal(y, same)
 
 
-@pytest.mark.parametrize(("rows", "length"), [(9000, 3), (2100, 40), (600, 300), (300, 1100)])
+@pytest.mark.parametrize(
+    ("rows", "length"), few([(9000, 3), (2100, 40), (600, 300), (300, 1100)], lambda rows, length: length == 40)
+)
 def test_sums_over_many_rows(rows: int, length: int) -> None:
     """More rows than a block has groups; one pack for each lane, and more."""
     function, shape = member(attention, 1), (rows, length)
@@ -259,7 +264,7 @@ class TestOps:
         return [y.detach() for y in (*found, *results)]
 
     @pytest.mark.parametrize("function", [norm, attention], ids=lambda f: f.__name__)
-    @pytest.mark.parametrize("length", few([0, *LENGTHS], lambda n: n in (0, 3, 33, 1025)))
+    @pytest.mark.parametrize("length", few([0, *LENGTHS], lambda n: n in (0, 33)))
     def test_two_orders_against_float64(self, function: Any, length: int, ran: list[str]) -> None:
         op = ad.rowwise(function)
         shapes = ((5, length), *([(length,)] * 2 if function is norm else [(5, 1), (length,)]))
@@ -274,7 +279,8 @@ class TestOps:
         assert len(ran) == (3 if length else 0)
         assert ran[:1] == ([op._order(0).name + "_recorded"] if length > 16 else [op._order(0).name] if length else [])
 
-    @pytest.mark.parametrize("length", few([3, 20], lambda n: n == 3))
+    @pytest.mark.long
+    @pytest.mark.parametrize("length", [3, 20])
     def test_every_mode_against_finite_differences(self, length: int) -> None:
         op, xs = ad.rowwise(norm), self.of((3, length), (length,), (length,))
         assert gradcheck(op, xs, check_forward_ad=True, check_batched_grad=True)

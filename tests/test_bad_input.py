@@ -184,6 +184,10 @@ def assert_same(ours: Outcome, theirs: Outcome, call: Call) -> None:
     is_softplus_of_no_beta = call.op == "softplus" and call.given.get("beta") == Argument(other="0.0")
     if is_softplus_of_no_beta or (call.op == "celu" and "alpha cannot be 0" in str(theirs.error)):
         return  # docs/limits.md
+    if "Inference tensors cannot be saved" in str(theirs.error) and any(
+        isinstance(y, torch.Tensor) and y.dtype in (torch.float16, torch.bfloat16) for y, _ in ours.values
+    ):
+        return  # rows of half types whose definition runs are copied to float32, and copies may be saved
     assert theirs.error is None, both
     missing = ours.values[len(theirs.values) :]  # of a derivative that is constant to PyTorch
     assert len(ours.values) >= len(theirs.values) and not any(y is not None and y.any() for y, _ in missing), both

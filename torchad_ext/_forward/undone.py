@@ -25,6 +25,7 @@ OPERATORS = {
 }
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_NO_NUMBERS = frozenset("__set__ requires_grad_ detach_ share_memory_ rename_".split())  # are written by these
 
 
 def is_write(name: str, func: Any, kwargs: Any) -> bool:
@@ -49,7 +50,7 @@ class Undone(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if is_write(known_name(func), func, kwargs) and getattr(func, "__name__", "") != "__set__":
+        if is_write(known_name(func), func, kwargs) and getattr(func, "__name__", "") not in _NO_NUMBERS:
             for x in tree_leaves((args[:1], kwargs.get("out"))):
                 if type(x) in _PLAIN and id(x) not in self._before and x.is_leaf:
                     self._before[id(x)] = x, x.detach().clone(), preserved_version(x)

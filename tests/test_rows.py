@@ -125,6 +125,14 @@ def test_normalisations(shape: tuple[int, ...]) -> None:
     assert_close(ad.rms_norm(x.float(), shape), F.rms_norm(x.float(), shape))
 
 
+@pytest.mark.parametrize("keepdim", [None, 1, "yes", []])
+@pytest.mark.parametrize("dim", [-1, 0])
+def test_keepdim_is_true_or_false(dim: int, keepdim: Any) -> None:
+    for norm in (ad.vector_norm, torch.linalg.vector_norm):
+        with pytest.raises(TypeError, match="keepdim"):
+            norm(normal(3, 4), 2, dim, keepdim)
+
+
 def test_a_wrong_normalized_shape() -> None:
     with pytest.raises(RuntimeError, match=r"expected input with shape \[\*, 5\]"):
         ad.layer_norm(normal(2, 4), (5,))

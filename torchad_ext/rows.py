@@ -72,9 +72,11 @@ class _AlongDim(Rowwise):
         dim = names.index("dim")
         order = next((names.index(name) for name in ("ord", "p") if name in names), None)
         dtype = names.index("dtype") if "dtype" in names else None
+        keepdim = names.index("keepdim") if "keepdim" in names else None
 
         def is_usual(args: Sequence[Any]) -> bool:
             is_along_last = type(args[dim]) is int and args[dim] == -1 and (dtype is None or args[dtype] is None)
+            is_along_last = is_along_last and (keepdim is None or type(args[keepdim]) is bool)
             return is_along_last and (order is None or args[order] in (1, 2, math.inf))
 
         return is_usual
@@ -95,6 +97,7 @@ class _AlongDim(Rowwise):
             dim = dim[0]
         is_known = isinstance(dim, int) and not isinstance(dim, bool) and -dims <= dim < dims
         order = given.get("ord", given.get("p", 2))
+        is_known = is_known and isinstance(given.get("keepdim", False), bool)
         if not is_known or given.get("dtype") is not None or order not in (1, 2, math.inf):
             return self._define(args)
         if any(x.dim() > dims for x in tensors.values()):
@@ -297,7 +300,7 @@ def _euclidean(x: torch.Tensor, dim: int) -> torch.Tensor:
 def _vector_norm(
     x: torch.Tensor, ord: float = 2, dim: int | None = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
-    if ord != 2 or not isinstance(dim, int) or not x.is_floating_point():
+    if ord != 2 or not isinstance(dim, int) or not isinstance(keepdim, bool) or not x.is_floating_point():
         of_order: torch.Tensor = torch.linalg.vector_norm(x, ord, dim, keepdim, dtype=dtype)
         return of_order
     norm = _euclidean(x if dtype is None else x.to(dtype), dim)

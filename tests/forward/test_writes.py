@@ -423,3 +423,22 @@ def test_tensors_from_outside_are_as_before_where_f_is_run_again() -> None:
         y = laplacian(f, x)
     assert_close(y, (2 * x.cos()).sum(-1))
     assert type(total_of) is Tensor
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        lambda x: x.requires_grad_(),
+        lambda x: (2 * x).requires_grad_(requires_grad=True),
+        lambda x: Tensor.requires_grad_(x, True),
+    ],
+    ids=["of the points", "by name", "of the class"],
+)
+def test_asking_for_a_gradient_is_no_write(asked: Function) -> None:
+    def f(x: Tensor) -> Tensor:
+        return (asked(x).sin() * x).sum(-1)
+
+    expected = by_autograd(f, points())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_close(laplacian(f, points()), expected)

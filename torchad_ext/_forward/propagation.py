@@ -100,6 +100,8 @@ class Propagation(Sweep):
         spoken, name, known = _names(func)
         if known and name == "requires_grad":
             return True
+        if known and spoken == "requires_grad_" and all((*args[1:], *kwargs.values())):
+            return args[0]
         if is_write(spoken, func, kwargs):
             return writes.written(self, func, args, kwargs)
         if known and spoken in _CONSTANT:

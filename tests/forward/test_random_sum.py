@@ -226,6 +226,23 @@ class Annealed(nn.Module):
         return (y * (self.weight * self.window)).sin()
 
 
+class TestHighOrders:
+    """Nested gradients of order k are those of a graph that grows as 3 to the power k."""
+
+    @pytest.mark.parametrize(("order", "checked"), [(4, 4), (6, 6), (9, 6)])
+    def test_are_checked_up_to_the_sixth(self, order: int, checked: int, checks: list[Any]) -> None:
+        x = torch.rand(5, 2, dtype=torch.float64)
+        ad.taylor(lambda x: torch.exp(x[:, 0] - 2 * x[:, 1]), x, torch.ones_like(x), order)
+        ((*_, functionals, _, _, _),) = checks
+        assert [max(map(sum, functional)) for functional in functionals] == list(range(checked + 1))
+
+    def test_one_alone_is_checked(self, checks: list[Any]) -> None:
+        x = torch.rand(5, 1, dtype=torch.float64)
+        ad.partials(lambda x: torch.log1p(x).sum(-1), x, ["xxxxxxx"], names="x")
+        ((*_, functionals, _, _, _),) = checks
+        assert [max(map(sum, functional)) for functional in functionals] == [7]
+
+
 class TestWhatFunctionsWrite:
     """A comparison leaves buffers, and what autograd has saved of them, as the one call of f left them."""
 

@@ -88,11 +88,18 @@ class Call:
         for order in range(1, self.order + 1):
             if not leaves or not wanted:
                 break
-            weights = [y.detach() * 0.25 + 0.5 for y in wanted]
+            weights = [of_some_size(y.detach() * 0.25 + 0.5) for y in wanted]
             grads = torch.autograd.grad(wanted, leaves, weights, create_graph=True, allow_unused=True)
             known += [(g, order) for g in grads]
             wanted = [g for g in grads if g is not None and g.requires_grad]
         return known
+
+
+def of_some_size(y: torch.Tensor) -> torch.Tensor:
+    """Cotangents whose products do not overflow in whatever order, if they are finite."""
+    if y.layout is not torch.strided or y.is_nested or y.is_complex():
+        return y
+    return torch.where(y.isfinite(), y.clamp(-100, 100), y)
 
 
 @st.composite

@@ -106,8 +106,10 @@ class _AlongDim(Rowwise):
             return super().computed(list((given | {"dim": -1}).values()), sweep, args)
         if sweep is None and math.prod(args[0].shape) < self.moves_from:
             return self._define(args)
-        whole = torch.broadcast_tensors(*tensors.values()) if len(tensors) > 1 else tensors.values()
-        given |= {name: x.movedim(dim, -1) for name, x in zip(tensors, whole, strict=True)}
+        operands = {name: x for name, x in tensors.items() if name in self._operands}
+        whole = torch.broadcast_tensors(*operands.values()) if len(operands) > 1 else operands.values()
+        tensors |= dict(zip(operands, whole, strict=True))
+        given |= {name: x[(None,) * (dims - x.dim())].movedim(dim, -1) for name, x in tensors.items()}
         result = super().computed(list((given | {"dim": -1}).values()), sweep, args)
         if self.drops_dim and not given.get("keepdim"):
             return result

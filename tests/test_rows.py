@@ -125,7 +125,7 @@ def test_normalisations(shape: tuple[int, ...]) -> None:
     assert_close(ad.rms_norm(x.float(), shape), F.rms_norm(x.float(), shape))
 
 
-@pytest.mark.parametrize("eps", [(2, 1), (1, 4), (2, 3, 4), (5, 1, 1)])
+@pytest.mark.parametrize("eps", [(2, 1), (1, 4), (2, 3, 4), (2, 1, 1)])
 @pytest.mark.parametrize("dim", [-1, 0, 1])
 def test_a_number_that_is_a_tensor_does_not_lengthen_rows(dim: int, eps: tuple[int, ...]) -> None:
     x, y, eps = normal(1, 1, 4), normal(2, 1, 4), normal(*eps).square() + 1  # type: ignore[assignment]

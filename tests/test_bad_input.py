@@ -125,7 +125,7 @@ def calls(draw: st.DrawFn, names: Sequence[str] = tuple(OPS)) -> Call:
 
 
 def of_no_number(gradient: Any, value: Any) -> Any:
-    """Where is a gradient nan at an infinite value or at a nan? The cotangent is none either, and PyTorch masks some."""
+    """Where is a gradient nan at an infinite value or a nan? The cotangent is none either, and PyTorch masks some."""
     both = [y for y in (gradient, value) if isinstance(y, torch.Tensor) and y.layout is torch.strided]
     if len(both) < 2 or any(y.is_meta or y.is_nested for y in both) or gradient.shape != value.shape:
         return False

@@ -235,8 +235,16 @@ def mixes_modes(x: Tensor) -> bool:
     return x.requires_grad or kinds not in ([], [types.Jvp], [types.Jvp, types.Grad])
 
 
+def is_exporting() -> bool:
+    """Does ``torch.export`` record? In a graph of Dynamo the answer of ``torch.compiler.is_exporting`` is always yes
+    before PyTorch 2.13."""
+    return torch.compiler._is_exporting_flag
+
+
 def traced_before_autograd() -> bool:
     """Does ``make_fx(pre_dispatch=True)`` trace? That is a mode of torch functions, and none of the dispatcher's."""
+    if torch.compiler.is_compiling():  # Dynamo cannot record the question
+        return False
     return torch._C._dispatch_tls_is_dispatch_key_included(DispatchKey.PreDispatch)
 
 

@@ -17,7 +17,7 @@ from .._autograd.graph import depends_on_others, foreign_nodes, graph_nodes, is_
 from .._autograd.undefined import sum_defined
 from .._settings import is_strict
 from .._symbolic.jet_algebra import Functional, Index
-from .._torch_state import function_of, transforms_active
+from .._torch_state import function_of, is_exporting, transforms_active
 from .._warnings import warn_user
 from .correction_mode import with_corrections
 from .undone import once_more
@@ -36,7 +36,7 @@ class Unseen(Exception):
 
 def fall_back(what: str, how: str, by: str = "torchad_ext.laplacian", times: str = "twice") -> None:
     """Says once that something is differentiated the slow way."""
-    if torch.compiler.is_exporting():
+    if is_exporting():
         raise RuntimeError(f"{by} {what}, of which torch.export would silently record a constant")
     message = f"{by} {what}; {how} differentiated {times} instead, which is exact but slower"
     if is_strict():

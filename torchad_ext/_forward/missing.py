@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.utils._pytree import tree_leaves
 
 from .._autograd.graph import graph_nodes
-from .._torch_state import in_forward_mode, traced_before_autograd, unwrapped
+from .._torch_state import in_forward_mode, is_exporting, traced_before_autograd, unwrapped
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -83,7 +83,7 @@ def _check_recorder(name: str) -> None:
     recorder, verb, made = "torch.export", "export", "exported"
     if not torch.compiler.is_compiling():
         recorder, verb, made = "make_fx(pre_dispatch=True)", "trace", "traced"
-    elif not torch.compiler.is_exporting():
+    elif not is_exporting():
         return
     if torch.compiler.is_dynamo_compiling() or name not in _SWEEPS:
         remedy = "export with strict=False" if name in _SWEEPS else f"{verb} f, and call {name} on what was {made}"

@@ -158,7 +158,8 @@ def alike(ours: Any, theirs: Any, is_derivative: bool) -> Any:
     return close | theirs.isnan() if is_derivative else close  # where the definition has none
 
 
-KINDS_OF_ERRORS = (TypeError, ValueError, RuntimeError, IndexError, AttributeError)  # of arguments that are wrong
+# Of arguments that are wrong.
+KINDS_OF_ERRORS = (TypeError, ValueError, RuntimeError, IndexError, AttributeError, OverflowError)
 
 
 def definition(op: Any) -> Callable[..., Any]:

@@ -161,6 +161,30 @@ class TestPattern:
         expected = torch.autograd.functional.hessian(f, x) != 0
         assert (hessian_sparsity(f, x).to_dense() | ~expected).all()
 
+    @pytest.mark.parametrize(
+        ("f", "entries"),
+        [
+            (lambda x, c: (c * x * x.roll(1)).sum(), 12),
+            (lambda x, c: ((c + 1).log() * x * x.roll(1)).sum(), 12),
+            (lambda x, c: c @ (x * x.roll(1)), 12),
+            (lambda x, c: torch.addcmul(x, c, x.roll(1)).square().sum(), 18),
+            (lambda x, c: torch.stack([c, x]).prod(0).square().sum(), 6),
+            (lambda x, c: (torch.zeros(6, 6).to(x).copy_(c) @ x).sin().sum(), 36),
+            (lambda x, c: (torch.diag(c) @ x).sin().sum(), 6),
+            (lambda x, c: ((torch.eye(6).to(x) * c) @ x).sin().sum(), 6),
+            (lambda x, c: (torch.complex(c, c) * torch.complex(x, x.roll(1))).abs().square().sum(), 18),
+        ],
+        ids="product computed vector addcmul stacked written diagonal masked complex".split(),
+    )
+    def test_what_f_captures_may_change(self, f: Callable[..., Tensor], entries: int, device: str) -> None:
+        x, c = sample(6, device=device), torch.zeros(6, dtype=torch.float64, device=device, requires_grad=True)
+        assert hessian_sparsity(lambda x: f(x, c), x)._nnz() == entries
+        constant = c.detach()
+        expected = pattern_of(lambda x: f(x, constant), x)
+        assert torch.equal(hessian_sparsity(lambda x: f(x, constant), x).to_dense(), expected)
+        with torch.no_grad():
+            assert torch.equal(hessian_sparsity(lambda x: f(x, c), x).to_dense(), expected)
+
     def test_the_global_state_stays(self) -> None:
         x = sample(4).requires_grad_()
         state = torch.get_rng_state()
@@ -281,6 +305,15 @@ class TestHessian:
         sparse = ad.hessian(f, x, sparsity=sparsity, layout=torch.sparse_coo, chunk_size=2)
         assert sparse.is_coalesced()
         assert_close(sparse.to_dense(), expected.view(15, 15))
+
+    @pytest.mark.parametrize("layout", [torch.strided, torch.sparse_coo])
+    def test_gradients_in_weights_of_zero(self, layout: torch.layout, device: str) -> None:
+        x, c = sample(12, device=device), torch.zeros(12, dtype=torch.float64, device=device, requires_grad=True)
+        H = ad.hessian(lambda x: (c * x * x.roll(1)).sum(), x, sparsity="auto", layout=layout).to_dense()
+        assert not H.any()
+        for i in range(12):
+            (gradient,) = torch.autograd.grad(H[i, i - 1], c, retain_graph=True)
+            assert_close(gradient, torch.eye(12, dtype=torch.float64, device=device)[i])
 
     def test_half_a_pattern_will_do(self) -> None:
         x = sample(5)

@@ -50,8 +50,9 @@ def hessian_sparsity(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     depend on couples nothing. An operation that is not known couples everything it reads, and so does an
     ``autograd.Function`` whose backward is not the derivative of its operations, as finite differences tell. So the
     pattern may be too large, and is never too small for an f that is made of these; it holds where f takes the branches
-    that it takes at ``x``, among which are the order of a ``sort`` and the places of a maximum. Complex numbers on the
-    way depend on what both their parts depend on. ``docs/patterns.md`` lists operations.
+    that it takes at ``x``, among which are the order of a ``sort`` and the places of a maximum. Where gradients are
+    enabled, it also holds for other values of captured tensors that require one, as of a weight that is 0. Complex
+    numbers on the way depend on what both their parts depend on. ``docs/patterns.md`` lists operations.
 
     The method is that of A. Walther, Computing sparse Hessians with automatic differentiation, ACM Transactions on
     Mathematical Software 34 (2008).
@@ -111,14 +112,15 @@ def find_pattern(
     None if the pattern is full, where more than ``most`` elements of x are coupled with each other, or with one element
     on average, and where more than a ``share`` of the elements that all rows are computed from are looked at. With
     ``foreign`` each ``autograd.Function`` of others is checked to have the derivative of its operations."""
+    kind = _Captured if torch.is_grad_enabled() else lambda: None
     with torch.enable_grad():  # f may take gradients itself
         point = x.detach().clone().requires_grad_().clone()  # x may be one of inference mode
-        tape = _Tape(point, share)
+        tape = _Tape(point, share, kind())
         with tape:
             y = f(point)
         functions = functions_of(foreign_nodes([y]), of_operators=False) if foreign else ()
         if functions:
-            tape = _Tape(point, share)
+            tape = _Tape(point, share, kind())
             with tape, tape.checking(functions):
                 y = f(point)
     keys = tape.pairs(y, x.numel() if most is None else most)
@@ -175,8 +177,9 @@ class _Tape(TorchDispatchMode):
     that is more than a multiple of one number has a number of its own. Each place in memory has the number of what was
     last written there, so that views and writes in place need no rules."""
 
-    def __init__(self, x: Tensor, share: float) -> None:
+    def __init__(self, x: Tensor, share: float = math.inf, captured: _Captured | None = None) -> None:
         super().__init__()
+        self._captured = captured
         self.n, self._share, self._size = x.numel(), share, x.numel()
         self.full = self._hidden = False
         self.steps: list[_Step] = []
@@ -191,20 +194,30 @@ class _Tape(TorchDispatchMode):
         result = func(*args, **kwargs)
         if self.full or self._hidden:
             return result
+        if self._captured:
+            self._captured.meet(x for x in tree_leaves((args, kwargs)) if not self.is_known(x))
+        depends = self._record(func, args, kwargs, result)
+        if self._captured and not depends:
+            self._captured._record(func, args, kwargs, result)
+        return result
+
+    def _record(self, func: Any, args: Any, kwargs: Any, result: Any) -> bool:
+        """Numbers what an operation wrote; does all of it depend on x?"""
         given = [x for x in tree_leaves((args, kwargs)) if self.is_known(x)]
-        self.full = any(_unit(x) != self._memory[_storage(x)].unit for x in given)
+        self.full = self.full or any(_unit(x) != self._memory[_storage(x)].unit for x in given)
         if self.full or func.overloadpacket in _VIEWED_IN_PLACE or not given:
-            return result
+            return False
         outputs = [y for y in tree_leaves(result) if is_numeric(y)]
         if func._schema.is_mutable:
             written = [x for x in _written(func, args, kwargs) if is_numeric(x)]
             places = {_storage(x) for x in written}
             outputs = written + [y for y in outputs if _storage(y) not in places]
         elif all(self.is_known(y) for y in outputs):  # views
-            return result
-        for y, numbers in zip(outputs, self._rules.numbers(func, args, kwargs, outputs), strict=True):
+            return False
+        found = self._rules.numbers(func, args, kwargs, outputs)
+        for y, numbers in zip(outputs, found, strict=True):
             self.write(y, numbers)
-        return result
+        return all(numbers.all() for numbers in found)
 
     @contextlib.contextmanager
     def checking(self, functions: Iterable[type]) -> Iterator[None]:
@@ -246,6 +259,13 @@ class _Tape(TorchDispatchMode):
         if not self.is_known(x):
             return torch.zeros((*x.shape, 2) if x.is_complex() else x.shape, dtype=torch.int64)
         return _as_strided(self._memory[_storage(x)].numbers, x)
+
+    def is_constant(self, x: Tensor) -> Tensor:
+        """Which elements of a tensor depend neither on x nor on what f captures and a gradient is wanted in?"""
+        constant = (self.numbers(x) == 0).reshape(*x.shape, 1 + x.is_complex()).all(-1)
+        if self._captured:
+            constant &= self._captured.is_constant(x)
+        return constant & (not self.full)
 
     def write(self, y: Tensor, numbers: Tensor) -> None:
         """Gives a tensor its numbers, one for each element or ``[*y, 2]``."""
@@ -354,6 +374,21 @@ class _Tape(TorchDispatchMode):
             table.ravel()[chunk] = True
         table |= table.T
         return np.flatnonzero(table) if most == n or np.count_nonzero(table) <= limit else None
+
+
+class _Captured(_Tape):
+    """What depends on captured tensors that require a gradient: where it is 0, derivatives of the Hessian in it may not
+    be."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.empty(0))
+
+    def meet(self, given: Iterable[Any]) -> None:
+        """Takes those that require a gradient for captured, with all that shares their memory."""
+        for x in given:
+            if is_numeric(x) and x.requires_grad and x.layout is torch.strided and not self.is_known(x):
+                numbers = torch.ones(x.untyped_storage().nbytes() // _unit(x), dtype=torch.int64)
+                self._memory[_storage(x)] = _Memory(StorageWeakRef(x.untyped_storage()), _unit(x), numbers)
 
 
 class _Sets:

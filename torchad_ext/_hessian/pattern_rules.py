@@ -59,6 +59,7 @@ class Tape(Protocol):
     def __exit__(self, *_: Any) -> Any: ...
     def is_known(self, x: Any) -> bool: ...
     def numbers(self, x: Tensor) -> Tensor: ...
+    def is_constant(self, x: Tensor) -> Tensor: ...
     def results(
         self, count: int, rows: Array, members: Array, couples: bool = False, factors: Factors | None = None
     ) -> Array: ...
@@ -149,10 +150,7 @@ class Rules:
         """Where are elements constants of 0?"""
         if not isinstance(x, Tensor):
             return torch.full(tuple(shape), x == 0)
-        zero = (x.detach() == 0).cpu()
-        if self._tape.is_known(x):
-            zero &= self._tape.numbers(x).reshape(*x.shape, 1 + x.is_complex()).sum(-1) == 0
-        return zero.expand(tuple(shape))
+        return ((x.detach() == 0).cpu() & self._tape.is_constant(x)).expand(tuple(shape))
 
     def _rows(self, rows: Sequence[Tensor], members: Sequence[Tensor], shape: Sequence[int], couples: bool) -> Tensor:
         """The numbers of results of a shape, in ``rows`` of which are the members."""

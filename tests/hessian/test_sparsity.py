@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
 import math
 import mmap
@@ -13,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_derivatives import Cubed, chains, composed, sample
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 import torchad_ext as ad
@@ -314,6 +316,17 @@ class TestHessian:
         for i in range(12):
             (gradient,) = torch.autograd.grad(H[i, i - 1], c, retain_graph=True)
             assert_close(gradient, torch.eye(12, dtype=torch.float64, device=device)[i])
+
+    @pytest.mark.parametrize("norm", [nn.BatchNorm1d(4), nn.InstanceNorm1d(4, track_running_stats=True)], ids=str)
+    @pytest.mark.parametrize("find", [hessian_sparsity, functools.partial(ad.hessian, sparsity="auto")])
+    def test_buffers_are_written_once(self, find: Callable[[Any, Tensor], Tensor], norm: nn.Module) -> None:
+        norm, x = copy.deepcopy(norm).double(), sample(5, 4, 3)
+        before = copy.deepcopy(norm.state_dict())
+        norm(x)
+        after = copy.deepcopy(norm.state_dict())
+        norm.load_state_dict(before)
+        find(lambda x: norm(x).exp().sum(), x)
+        assert_close(norm.state_dict(), after)
 
     def test_half_a_pattern_will_do(self) -> None:
         x = sample(5)

@@ -24,6 +24,7 @@ OPERATORS = {
     "__ifloordiv__": "floor_divide",
 }
 
+_WITH_STATISTICS = frozenset({"batch_norm", "instance_norm", "native_batch_norm"})  # which they update in training
 _PLAIN = (Tensor, torch.nn.Parameter)
 _NO_NUMBERS = frozenset("__set__ requires_grad_ detach_ share_memory_ rename_".split())  # are written by these
 
@@ -50,10 +51,14 @@ class Undone(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if is_write(known_name(func), func, kwargs) and getattr(func, "__name__", "") not in _NO_NUMBERS:
-            for x in tree_leaves((args[:1], kwargs.get("out"))):
-                if type(x) in _PLAIN and id(x) not in self._before and x.is_leaf:
-                    self._before[id(x)] = x, x.detach().clone(), preserved_version(x)
+        name, written = known_name(func), []
+        if is_write(name, func, kwargs) and getattr(func, "__name__", "") not in _NO_NUMBERS:
+            written = tree_leaves((args[:1], kwargs.get("out")))
+        elif name in _WITH_STATISTICS:
+            written = [x for x in tree_leaves((args[1:], kwargs)) if isinstance(x, Tensor) and not x.requires_grad]
+        for x in written:
+            if type(x) in _PLAIN and id(x) not in self._before and x.is_leaf:
+                self._before[id(x)] = x, x.detach().clone(), preserved_version(x)
         return func(*args, **kwargs)
 
     def __exit__(self, *error: Any) -> None:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from .._forward.missing import tool
+from .._forward.undone import once_more
 from .._self_check import FastPath, report
 from .._torch_state import outside_inference_mode, where_transforms_are_right
-from .decompression import SparsityError, coloring_of, find_coloring
+from .decompression import Coloring, SparsityError, coloring_of, find_coloring
 from .jacobian_columns import jacobian_by_pullback_of_pullback, jacobian_in_forward_mode
 from .jacobian_rows import all_rows, blocks_of_rows, rows_at_once, tracked
 from .pattern import sparse_matrix
@@ -199,9 +200,10 @@ def _by_colors(
     assert isinstance(gradient, GraphPullback)
     at, is_found = gradient.at, isinstance(sparsity, str) and sparsity == "auto"
     (x,) = at.leaves
+    colored: Coloring | None
     if is_found:
         draws.again()
-        colored = find_coloring(scalar_function(f, at), x, always=layout is torch.sparse_coo)
+        colored = once_more(find_coloring, scalar_function(f, at), x, layout is torch.sparse_coo)
     else:
         colored = coloring_of(sparsity, x)
     if colored is None or colored.full:

@@ -398,6 +398,7 @@ class Rules:
         decomposition = self._decomposition(func)
         if decomposition is None or torch.Tag.nondeterministic_seeded in func.tags:
             return None
+        args = [x.clone() if name in _STATISTICS and x is not None else x for name, x in _arguments(func, args)]
         with self._tape:
             results = tree_leaves(decomposition(*args, **kwargs))
         made = [y for y in results if is_numeric(y)]
@@ -530,6 +531,7 @@ _ORDERS_OF_PARTS = {0, 1, math.inf, -math.inf}  # of norms that are sums or extr
 _LARGER, _SMALLER = (aten.maximum, aten.fmax), (aten.minimum, aten.fmin)
 _NOT_OF_REAL_PARTS = {"abs", "sgn"}  # of complex numbers, whose parts they couple
 _FILLS = {"value", "other", "self", "fill"}
+_STATISTICS = {"running_mean", "running_var"}  # to which operations write that say they write to nothing
 _INDICES = {"index", "indices", "condition", "mask"}
 _LINEAR_IN = {
     **dict.fromkeys(("nll_loss_forward", "nll_loss2d_forward"), "self"),

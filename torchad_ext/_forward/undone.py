@@ -65,7 +65,8 @@ class Undone(TorchFunctionMode):
         super().__exit__(*error)
         with torch.no_grad():
             for x, contents, version in reversed(self._before.values()):
-                if x.is_leaf:  # not made by the function itself
+                is_as_before = x.layout is torch.strided and not x.is_meta and torch.equal(x, contents)
+                if x.is_leaf and not is_as_before:  # a leaf is not made by the function itself
                     with version:
                         x.copy_(contents)
 

@@ -65,10 +65,10 @@ class Undone(TorchFunctionMode):
         super().__exit__(*error)
         with torch.no_grad():
             for x, contents, version in reversed(self._before.values()):
-                is_as_before = x.layout is torch.strided and not x.is_meta and torch.equal(x, contents)
-                if x.is_leaf and not is_as_before:  # a leaf is not made by the function itself
+                if x.is_leaf:  # not made by the function itself
                     with version:
-                        x.copy_(contents)
+                        if x.layout is not torch.strided or x.is_meta or not torch.equal(x, contents):
+                            x.copy_(contents)
 
 
 def once_more(f: Callable[..., Any], *args: Any) -> Any:

@@ -14,6 +14,7 @@ from compiled_models import Function, compiled, hold, sizes, x_like
 from own_functions import Cube
 from random_modules import interpret
 from torch import Tensor, nn
+from torch import _higher_order_ops as higher
 from torch.func import functional_call, hessian, jvp, vmap
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
@@ -201,6 +202,51 @@ class TestInputs:
         x = x_like(4, 3).as_subclass(Named)
         y = compiled(lambda x: torch.sigmoid(x) * x.sin())(x)
         assert_close(y.as_subclass(Tensor), torch.sigmoid(x_like(4, 3)) * x_like(4, 3).sin())
+
+
+class Switched(nn.Module):
+    """Two of its parameters decide alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope, self.first, self.second = (nn.Parameter(x_like(3).cos() - c) for c in (0.0, 0.6, 0.7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.where(self.first > 0, x.sin(), x * x) * self.slope
+        return torch.softmax(torch.where(self.second > 0, y, torch.zeros_like(self.second)), -1) * x
+
+
+def test_what_decides_alone_has_no_gradient() -> None:
+    """An optimizer with weight decay changes a parameter whose gradient is zero, and none without one."""
+    model = Switched()
+    compiled(model)(x_like(4, 3)).sum().backward()
+    assert [p.grad is None for p in (model.slope, model.first, model.second)] == [False, True, True]
+    hold(model, x_like(4, 3), list(model.parameters()))
+    alone = compiled(lambda c: torch.where(model.first > 0, c.sin(), c * 2))(x_like(3))
+    assert not alone.requires_grad
+
+
+def on_columns(x: Tensor) -> Tensor:
+    return torch.sigmoid(x) * x.sin() * x[:, :1] + torch.softmax(x * 2, -1) * x
+
+
+def on_rows(x: Tensor) -> Tensor:
+    return torch.sigmoid(x) * x.mean(-1, keepdim=True) + torch.softmax(x * 2, -1) * x[0]
+
+
+class TestSizesOfData:
+    @pytest.mark.parametrize(("f", "place"), [(on_columns, 0), (on_rows, 1)])
+    def test_that_are_marked_as_unknown(self, f: Function, place: int) -> None:
+        f_compiled = compiled(f)
+        for n in (4, 2, 1):
+            x = x_like(n, 3) if place == 0 else x_like(3, n)
+            torch._dynamo.decorators.mark_unbacked(x.requires_grad_(), place)
+            assert_close(f_compiled(x), f(x))
+            assert_close(*(torch.autograd.grad(each(x).sin().sum(), x)[0] for each in (f_compiled, f)))
+
+    def test_of_a_selection(self) -> None:
+        with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+            hold(lambda x: on_columns(x[x[:, 0] > 0]).sum(0), x_like(4, 3))
 
 
 class TestModes:
@@ -461,6 +507,66 @@ class TestDerivatives:
     def test_the_laplacian(self) -> None:
         model, _, f = both()
         assert_close(ad.laplacian(f, x_like(4, 3)), ad.laplacian(model, x_like(4, 3)))
+
+
+def chosen(x: Tensor) -> Tensor:
+    return torch.cond(x.sum() > 0, lambda x: x.sin() * x, lambda x: torch.softmax(x * 2, -1) * x.exp(), (x * 1,)) * x
+
+
+def chosen_in_python(x: Tensor) -> Tensor:
+    return x.sin() * x * x if x.sum() > 0 else torch.softmax(x * 2, -1) * x.exp() * x
+
+
+def mapped(x: Tensor) -> Tensor:
+    return higher.map(lambda row: row.sin() * row.sigmoid(), x) * x.exp()
+
+
+def scanned(x: Tensor) -> Any:
+    return higher.scan(lambda carried, row: (carried.sin() * row, carried * row.exp()), x_like(3), x)
+
+
+def scanned_in_python(x: Tensor) -> tuple[Tensor, Tensor]:
+    carried, found = x_like(3), []
+    for row in x:
+        found.append(carried * row.exp())
+        carried = carried.sin() * row
+    return carried, torch.stack(found)
+
+
+def repeated(x: Tensor) -> Tensor:
+    return higher.while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, y.sin() * y), (torch.tensor(0), x * 1))[1]
+
+
+def repeated_in_python(x: Tensor) -> Tensor:
+    for _ in range(3):
+        x = x.sin() * x
+    return x
+
+
+class TestControlFlow:
+    """The second derivatives that PyTorch has of it are wrong."""
+
+    @pytest.mark.parametrize(
+        ("f", "in_python"),
+        [
+            (chosen, chosen_in_python),
+            (mapped, lambda x: x.sin() * x.sigmoid() * x.exp()),
+            (scanned, scanned_in_python),
+            (repeated, repeated_in_python),
+        ],
+    )
+    def test_every_order_is_right(self, f: Function, in_python: Function) -> None:
+        for x in (x_like(4, 3), -x_like(4, 3)):
+            hold(f, x, reference=in_python)
+
+    def test_what_is_within_is_compiled(self) -> None:
+        assert sizes(chosen, x_like(4, 3)) == [2, 4]
+
+    def test_rows_of_a_batch_that_go_different_ways(self) -> None:
+        f = vmap(lambda v: torch.cond(v.sum() > 0, torch.sin, torch.cos, (v,)))
+        x = x_like(4, 3)
+        expected = torch.where(x.sum(-1, True) > 0, x.sin(), x.cos())
+        assert_close(compiled(lambda x: f(x) * x.exp())(x), expected * x.exp())
 
 
 class OwnReversal(torch.autograd.Function):

@@ -214,6 +214,13 @@ class TestWhatIsLeft:
         hold(f, x_like(4, 3))
         assert [y.stride() for y in compiled(f)(x_like(4, 3))] == [y.stride() for y in f(x_like(4, 3))]
 
+    def test_strides_of_dimensions_of_one_element(self) -> None:
+        def f(x: Tensor) -> Tensor:
+            return F.rms_norm(x.unsqueeze(-1).mT, (3,))
+
+        x = x_like(4, 3).requires_grad_()
+        assert compiled(f)(x).stride() == f(x).stride()
+
     def test_images_with_channels_last(self) -> None:
         x = x_like(2, 3, 4, 5).to(memory_format=torch.channels_last)
 

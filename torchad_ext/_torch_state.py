@@ -218,6 +218,16 @@ def usual_size(size: Any) -> int:
     return int(getattr(symbolic_shapes, name)(size, 0))
 
 
+def surely(condition: Callable[[], bool]) -> bool:
+    """Does a condition on sizes hold? Not where it depends on sizes that are known when data are."""
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    try:
+        return bool(condition())  # a SymBool until then
+    except GuardOnDataDependentSymNode:
+        return False
+
+
 def in_forward_mode() -> bool:
     """Is there a level of forward mode, at which a tensor may have a tangent?"""
     return forward_ad._current_level >= 0

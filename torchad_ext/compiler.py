@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ._declared import Declared, compile_kernels
 from ._elementwise import Elementwise, _ApplyUnderTransforms
+from ._forward.control_flow import CONTROL_FLOW
 from ._fusion.clusters import Clusters
 from ._fusion.fused_ops import fused_clusters, inputs_of
 from ._fusion.graph_calls import is_number, spoken, value_of
@@ -202,12 +203,14 @@ def _with_ops(graph: GraphModule, explanation: Explanation, compiled: list[Any],
         first = members[0]
         if fused := ops.get(first):
             explanation.clusters.append(Cluster(_source(first), len(members), fused))
-            compiled.append((fused, [*map(value_of, inputs_of(clusters, members))], value_of(first).requires_grad))
+            read = inputs_of(clusters, members)
+            given = [value_of(x).detach() if clusters.decides_alone(members, x) else value_of(x) for x in read]
+            compiled.append((fused, given, value_of(first).requires_grad))
             results = _call(new, fused, clusters, members, values, in_autocast)
             values.update(zip(clusters.outputs(members), results, strict=True))
-        elif body := _body(graph, first):
-            inputs = first.args[2 if spoken(first) == _REGION else 1 :]
-            run = _run(first, body, inputs, _with_ops(body, explanation, compiled, in_autocast).forward)
+        elif bodies := _bodies(graph, first):
+            fused_bodies = {i: _with_ops(x, explanation, compiled, in_autocast).forward for i, x in bodies.items()}
+            run, inputs = _run(first, bodies, fused_bodies)
             values[first] = new.call_function(run, torch.fx.map_arg(inputs, values.__getitem__))
         else:
             values[first] = new.node_copy(first, values.__getitem__)
@@ -219,23 +222,43 @@ def _with_ops(graph: GraphModule, explanation: Explanation, compiled: list[Any],
     return GraphModule(graph, new)
 
 
-def _body(graph: GraphModule, node: Node) -> GraphModule | None:
-    """The graph that a checkpoint or a ``nested_compile_region`` runs; None of another call."""
-    if spoken(node) not in (_CHECKPOINT, _REGION):
-        return None
-    body = graph.get_submodule(str(node.args[0].target))  # type: ignore[union-attr]
-    assert isinstance(body, GraphModule)
-    return body
+def _bodies(graph: GraphModule, node: Node) -> dict[int, GraphModule]:
+    """The graphs that a checkpoint, a ``nested_compile_region`` or control flow runs, by their places among its
+    arguments; none of another call."""
+    if spoken(node) not in (_CHECKPOINT, _REGION, *CONTROL_FLOW):
+        return {}
+    modules = dict(graph.named_modules())
+    attributes = {i: x for i, x in enumerate(node.args) if isinstance(x, Node) and x.op == "get_attr"}
+    found = {i: modules.get(str(x.target)) for i, x in attributes.items()}
+    return {i: x for i, x in found.items() if isinstance(x, GraphModule)}
 
 
-def _run(node: Node, body: GraphModule, inputs: Sequence[Any], forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Runs a body as eager mode does: the operator of a checkpoint draws other random numbers in the backward."""
-    if spoken(node) == _REGION:
+def _run(
+    node: Node, bodies: dict[int, GraphModule], fused: dict[int, Callable[..., Any]]
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Runs bodies as eager mode does, and the arguments that it takes: the operator of a checkpoint draws other random
+    numbers in the backward, and that of control flow has a wrong second derivative."""
+    name = spoken(node)
+    if name == _REGION:
 
         def region(*inputs: Any) -> Any:
-            return forward(*inputs)
+            return fused[0](*inputs)
 
-        return region
+        return region, node.args[2:]
+    if name in CONTROL_FLOW:
+
+        def control(*inputs: Any) -> Any:
+            result = CONTROL_FLOW[name](*[fused.get(i, x) for i, x in enumerate(inputs)], **node.kwargs)
+            if result is NotImplemented:
+                return node.target(*[bodies.get(i, x) for i, x in enumerate(inputs)], **node.kwargs)  # type: ignore[operator]
+            return result
+
+        return control, tuple(None if i in bodies else x for i, x in enumerate(node.args))
+    return _checkpointed(node, bodies[0], fused[0]), node.args[1:]
+
+
+def _checkpointed(node: Node, body: GraphModule, forward: Callable[..., Any]) -> Callable[..., Any]:
+    inputs = node.args[1:]
     options: dict[str, Any] = {**node.kwargs, "use_reentrant": False}
     if "_checkpoint_context_fn" in body.meta:
         options["context_fn"] = body.meta["_checkpoint_context_fn"]
@@ -299,6 +322,9 @@ def _call(
     """The results of a cluster's op as nodes of the new graph."""
     inputs, results = inputs_of(clusters, members), clusters.outputs(members)
     arguments = [values[x] for x in inputs]
+    for i, x in enumerate(inputs):
+        if clusters.decides_alone(members, x):  # an op would give it a gradient of zeros, where native has none
+            arguments[i] = new.call_method("detach", (arguments[i],))
     tensors = [i for i, x in enumerate(inputs) if not is_number(value_of(x))]
     shape = str(value_of(members[0]).shape)
     whole = [str(value_of(inputs[i]).shape) == shape for i in tensors]

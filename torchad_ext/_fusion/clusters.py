@@ -85,8 +85,6 @@ class Clusters:
             self.left[node] = "takes a truth value from elsewhere"
         elif not tensors or any(x.dtype != own.dtype or x.device != own.device for x in tensors):
             self.left[node] = "takes truth values of tensors of another dtype"
-        elif not own.requires_grad and any(requires_grad(y) for y in outside - set(node.all_input_nodes)):
-            self.left[node] = "takes a truth value of what requires a gradient, and requires none itself"
         else:
             self.inner[node] = sorted(inner, key=self._index.__getitem__)
 
@@ -141,6 +139,11 @@ class Clusters:
         inside = {*nodes, *(x for n in nodes for x in self.inner.get(n, ()))}
         calls = [x for n in nodes for x in (*self.inner.get(n, ()), n)]
         return list(dict.fromkeys(x for n in calls for x in n.all_input_nodes if x not in inside))
+
+    def decides_alone(self, members: Sequence[Node], x: Node) -> bool:
+        """Is a node that requires a gradient read by truth values and constants of a group alone, which have none?"""
+        views = {y for n in members for y in self.inner[n] if y in self.views}
+        return requires_grad(x) and not any(x in y.all_input_nodes for y in (*members, *views))
 
     def _add(self, node: Node) -> None:
         number = self._index[node]

@@ -14,7 +14,7 @@ from .._declared import Declared
 from .._pointwise import Pointwise
 from .._rowwise import Rowwise, kind_in_rows
 from .._symbolic.refusals import TraceError
-from .._torch_state import elementwise_strides, share_memory
+from .._torch_state import elementwise_strides, share_memory, surely
 from .clusters import Clusters
 from .graph_calls import gain_of_rows, is_number, spoken, value_of, written_tensors
 from .row_calls import written_view
@@ -47,7 +47,7 @@ def fused_clusters(nodes: Sequence[Node]) -> tuple[Clusters, dict[Node, Declared
 def _outside(clusters: Clusters, members: Sequence[Node]) -> list[Node]:
     """The calls of a cluster of rows without which it may be an op, or several; none if there are no such."""
     rows = [n for n in members if n in clusters.rows]
-    turned = [y for y in clusters.outputs(members) if rows and not value_of(y).is_contiguous()]
+    turned = [y for y in clusters.outputs(members) if rows and not _is_new(value_of(y))]
     found = turned or rows
     return found if len(found) < len(members) else []
 
@@ -73,12 +73,8 @@ def _op(clusters: Clusters, members: Sequence[Node], written: Sequence[tuple[int
         if region > clusters.region[members[0]] and any(share_memory(x, y) for y in tensors):
             return "what it reads is written in place later, and an op keeps its inputs for the derivatives"
     whole = clusters.whole(members)
-    if whole is None:
-        shape = value_of(first).shape
-        strides = tuple(elementwise_strides(*[x.expand(shape) for x in tensors]))
-        as_native = all(tuple(value_of(y).stride()) == strides for y in outputs)
-    else:
-        as_native = all(value_of(y).is_contiguous() for y in outputs)
+    results = [value_of(y) for y in outputs]
+    as_native = all(map(_is_new, results)) if whole is not None else _are_of_elements(results, tensors)
     if not as_native:
         return "it mixes memory layouts, so that the result would have other strides"
     calls = [n for n in clusters.nodes if n in {*members, *(x for m in members for x in clusters.inner[m])}]
@@ -98,6 +94,21 @@ def _op(clusters: Clusters, members: Sequence[Node], written: Sequence[tuple[int
         if any(str(tuple(x.shape)) not in shapes for x in tensors):
             return "its results do not depend on all that it reads, which broadcasts"
     return op
+
+
+def _is_new(x: torch.Tensor) -> bool:
+    """Has a tensor the strides of one that was just made?"""
+    return surely(lambda: x.stride() == x.new_empty(x.shape).stride())
+
+
+def _are_of_elements(results: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor]) -> bool:
+    """Have results of one shape the strides that PyTorch gives an elementwise operation on tensors?"""
+
+    def are() -> bool:
+        strides = tuple(elementwise_strides(*[x.expand(results[0].shape) for x in tensors]))
+        return all(tuple(y.stride()) == strides for y in results)
+
+    return surely(are)
 
 
 def _graph(clusters: Clusters, inputs: Sequence[Node], calls: Sequence[Node], outputs: Sequence[Node]) -> Graph:

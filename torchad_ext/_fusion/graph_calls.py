@@ -22,7 +22,7 @@ from .._symbolic.refusals import TraceError
 from .._symbolic.torch_functions import FUNCTIONS
 from .._symbolic.torch_names import is_of_torch, name_of, written_by
 from .._symbolic.tracing import ValueNeeded, trace
-from .._torch_state import is_wrapped, usual_size
+from .._torch_state import is_wrapped, surely, usual_size
 from .row_calls import RowCall, row_call, view_of_rows
 
 SMALLEST = 65_536  # elements of long rows: of fewer the call of a row op takes longer than what it saves
@@ -196,7 +196,7 @@ def reason_to_leave(node: Node) -> str | None:
         return f"takes {', '.join(sorted(map(str, dtypes)))} and gives {result.dtype}"
     if row is not None:
         return _reason_no_rows(row, tensors)
-    is_turned = not all(x.is_contiguous() for x in tensors)
+    is_turned = not surely(lambda: all(x.is_contiguous() for x in tensors))
     if is_turned and (name in _OF_OTHER_STRIDES or (name in _POWERS and not isinstance(node.args[0], Node))):
         return "has other strides than PyTorch says"
     return _reason_not_traced(node.target, *_pattern(node))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from .._torch_state import surely
 from ..rows import ROW_CATALOGUE
 
 
@@ -95,11 +96,11 @@ def _shape(x: Any) -> torch.Size:
 
 
 def _check_last(dim: Any, x: Any) -> None:
-    """Raises where a dimension is not the last of several, or a row has one element."""
+    """Raises where a dimension is not the last of several, or a row may have one element."""
     dims = len(_shape(x))
     if isinstance(dim, (tuple, list)) and len(dim) == 1:
         dim = dim[0]
-    if isinstance(dim, bool) or dim not in (-1, dims - 1) or dims < 2 or str(_shape(x)[-1]) in "01":
+    if isinstance(dim, bool) or dim not in (-1, dims - 1) or dims < 2 or not surely(lambda: _shape(x)[-1] > 1):
         raise _Otherwise
 
 

@@ -655,6 +655,13 @@ def squeezed(x: Tensor) -> Tensor:
     return (y * 2).cos()
 
 
+def unsqueezed_after_a_checkpoint(x: Tensor) -> Tensor:
+    h = x.exp()
+    z = checkpoint(lambda: h.sin() * h, use_reentrant=False)
+    h.unsqueeze_(0)
+    return z * h
+
+
 def swapped_rows(x: Tensor) -> Tensor:
     y = x.repeat(300, 100).sin()
     y.swapaxes_(0, 1)
@@ -662,7 +669,16 @@ def swapped_rows(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "f", [unsqueezed, unsqueezed_between, transposed, transposed_and_written, squeezed, swapped_rows]
+    "f",
+    [
+        unsqueezed,
+        unsqueezed_between,
+        transposed,
+        transposed_and_written,
+        squeezed,
+        unsqueezed_after_a_checkpoint,
+        swapped_rows,
+    ],
 )
 def test_shapes_that_change_in_place(f: Function) -> None:
     """Of such a tensor Dynamo knows the last shape alone."""

@@ -27,7 +27,7 @@ from ._elementwise import Elementwise, _ApplyUnderTransforms
 from ._forward.control_flow import CONTROL_FLOW
 from ._fusion.clusters import Clusters
 from ._fusion.fused_ops import fused_clusters, inputs_of
-from ._fusion.graph_calls import is_number, spoken, value_of
+from ._fusion.graph_calls import is_number, note_reshaped, spoken, value_of
 from ._fusion.rewrites import rewritten
 from ._pointwise import Pointwise
 from ._quadratic_form import _Outer, _QuadraticForm
@@ -78,7 +78,9 @@ class Explanation:
     graphs: int = 0
 
     def __str__(self) -> str:
-        rows = [(c.source, f"{c.operations} calls, one op", _formula(c.op)) for c in self.clusters]
+        rows = [
+            (c.source, f"{c.operations} call{'s' * (c.operations != 1)}, one op", _formula(c.op)) for c in self.clusters
+        ]
         rows += [(source, f"{name} left", why) for source, name, why in self.left]
         widths = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
         lines = [f"{source:{widths[0]}}  {what:{widths[1]}}  {how}".rstrip() for source, what, how in rows]
@@ -180,13 +182,18 @@ def backend(graph: GraphModule, example_inputs: Sequence[Any], **settings: Any) 
 
 def _functions_of_others(graph: GraphModule) -> list[Node]:
     """The calls of each ``autograd.Function``, of which Dynamo records the backward without a derivative."""
-    parts = (part.graph for part in graph.modules() if isinstance(part, GraphModule))
-    return [node for part in parts for node in part.nodes if spoken(node) == "higher_order.autograd_function_apply"]
+    return [node for node in _nodes(graph) if spoken(node) == "higher_order.autograd_function_apply"]
+
+
+def _nodes(graph: GraphModule) -> list[Node]:
+    """The nodes of a graph and of all graphs that calls in it run."""
+    return [node for part in graph.modules() if isinstance(part, GraphModule) for node in part.graph.nodes]
 
 
 def _fused(graph: GraphModule, explanation: Explanation) -> Callable[..., Any]:
     """The forward of a new graph: a module around it would run the global hooks of modules, and take time."""
     compiled: list[tuple[Declared, Sequence[Any], bool]] = []
+    note_reshaped(_nodes(graph))
     fused = _with_ops(graph, explanation, compiled, is_autocast_enabled())
     explanation.graphs += 1
     _compile_kernels(compiled)

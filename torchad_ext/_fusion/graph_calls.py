@@ -62,9 +62,8 @@ def value_of(node: Node) -> Any:
     return node.meta.get("example_value")
 
 
-def note_reshaped(nodes: Iterable[Node]) -> None:
+def note_reshaped(nodes: Sequence[Node]) -> None:
     """Notes which nodes stand for tensors whose shape changes in place, of which Dynamo knows the last one alone."""
-    nodes = list(nodes)
     changed = [value_of(x) for node in nodes if _target(node) in _RESHAPES for x in node.all_input_nodes[:1]]
     for node in nodes:
         node.meta["is_reshaped"] = any(value_of(node) is x for x in changed)

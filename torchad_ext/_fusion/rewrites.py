@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Graph, Node
 
-from .graph_calls import is_neutral, note_reshaped, reason_to_leave, regions, spoken, value_of
+from .graph_calls import is_neutral, reason_to_leave, regions, spoken, value_of
 from .row_calls import row_call
 
 
@@ -17,7 +17,6 @@ def rewritten(graph: Graph) -> Graph:
     """A copy of a graph that computes the same, where views of the results of elementwise calls stand before them."""
     new = Graph()
     new.output(new.graph_copy(graph, {}))
-    note_reshaped(new.nodes)
     region = regions(list(new.nodes))
     for node in reversed(list(new.nodes)):
         _move_up(node, region)

@@ -234,4 +234,9 @@ EQUIVALENT: dict[str, str] = {
     "kept = values.dim() >= x.dim()": "values have no more dimensions than x",
     'return float(struct.unpack("e", struct.pack("e", _to_float32(x)))[ -1])': _ONE,
     'return float(struct.unpack("f", struct.pack("I", (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000))[ -1])': _ONE,
+    'if y.op is "mul":': _IDENTICAL,
+    'if e.op is "exp" and r is make("reciprocal", make("row_sum", e)):': _IDENTICAL,
+    'if e.op == "exp" and r == make("reciprocal", make("row_sum", e)):': _SAME,
+    'elif node.op is "mul":': _IDENTICAL,
+    "rest = (factor if own >= power else inverse) * rest": "equal powers need no factor",
 }

@@ -21,7 +21,9 @@ from torch.utils.checkpoint import checkpoint
 import torchad_ext as ad
 from torchad_ext import _row_function
 from torchad_ext._native.keys import CSRC
-from torchad_ext._symbolic.expr import topological
+from torchad_ext._symbolic.expr import Expr, row, tensor, topological
+from torchad_ext._symbolic.operations import abs_, exp, log, reciprocal, row_sum, sin
+from torchad_ext._symbolic.softmaxes import softmaxes, with_known
 from torchad_ext.rows import ROW_CATALOGUE
 
 
@@ -428,3 +430,39 @@ def test_the_sum_of_a_softmax_cancels_in_its_derivatives() -> None:
     assert len(program) == 4 and operands == (1, 3), "the cotangent and y"
     for known in ((r,), (y,)):
         assert len(gradient.recording(known, ())[0]) > 4
+
+
+X, G = tensor("x"), tensor("g")
+E, OTHER = exp(X), exp(G)
+R, OTHER_R = (reciprocal(row_sum(e)) for e in (E, OTHER))
+Y_KNOWN, R_KNOWN = tensor("y"), row("r")
+
+
+def test_exponentials_over_their_sum_are_a_softmax_and_nothing_else_is() -> None:
+    assert softmaxes([X, E * R, E + R]) == {E: (E * R, R)}
+    others = [abs_(X) * reciprocal(row_sum(abs_(X))), sin(X) * reciprocal(row_sum(sin(X)))]
+    assert softmaxes([E * X, E * OTHER_R, *others]) == {}
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        (E * (R * G), Y_KNOWN * G),
+        (E * (R * G - R * R * row_sum(E * G)), Y_KNOWN * (G - row_sum(Y_KNOWN * G))),
+        (R * row_sum(-E), row_sum(-Y_KNOWN)),
+        (E * (R * R * G + R), Y_KNOWN * (R_KNOWN * G + 1)),
+        (E * (R + G), reciprocal(R_KNOWN) * (Y_KNOWN * (R_KNOWN + G))),
+        (R * (E - G), Y_KNOWN - R_KNOWN * G),
+        (E * E, reciprocal(R_KNOWN) * (reciprocal(R_KNOWN) * (Y_KNOWN * Y_KNOWN))),
+        (log(R * R), log(R_KNOWN * R_KNOWN)),
+    ],
+    ids=str,
+)
+def test_powers_of_a_softmaxs_sum_cancel(expression: Expr, expected: Expr) -> None:
+    assert with_known([expression], {R: R_KNOWN, E * R: Y_KNOWN}) == (expected,)
+
+
+def test_a_second_softmax_divides_by_its_sum() -> None:
+    y, r = tensor("other_y"), row("other_r")
+    known = {R: R_KNOWN, E * R: Y_KNOWN, OTHER_R: r, OTHER * OTHER_R: y}
+    assert with_known([E * OTHER], known) == (reciprocal(R_KNOWN) * (Y_KNOWN * (y * reciprocal(r))),)

@@ -18,9 +18,9 @@ def softmaxes(values: Iterable[Expr]) -> dict[Expr, tuple[Expr, Expr]]:
     found = {}
     for y in values:
         if y.op == "mul":
-            for e, r in (y.args, y.args[::-1]):
-                if e.op == "exp" and r is make("reciprocal", make("row_sum", e)):
-                    found[e] = y, r
+            e, r = y.args  # r, which is made of e, comes after it
+            if e.op == "exp" and r is make("reciprocal", make("row_sum", e)):
+                found[e] = y, r
     return found
 
 
@@ -56,13 +56,8 @@ def with_known(outputs: Iterable[Expr], known: Mapping[Expr, Expr]) -> tuple[Exp
         elif node.op == "mul":
             (p, a), (q, b) = parts[args[0]], parts[args[1]]
             parts[node] = p + q, a * b
-        elif node.op in ("neg", "row_sum"):
-            power, rest = parts[args[0]]
-            parts[node] = power, make(node.op, rest)
-        elif node.op in ("add", "sub"):
-            power = min((parts[arg][0] for arg in args), key=abs)
-            if any(parts[arg][0] * power < 0 for arg in args):
-                power = 0
+        elif node.op in ("add", "sub", "neg", "row_sum"):
+            power = min(parts[arg][0] for arg in args)
             parts[node] = power, make(node.op, *(whole(arg, power) for arg in args))
         else:
             parts[node] = 0, make(node.op, *map(whole, args)) if args else node

@@ -322,6 +322,16 @@ def test_numbers_among_the_arguments_are_not_rounded_to_float32(name: str) -> No
         assert abs(found - expected) <= 1e-11 * max(1.0, abs(expected)) + 100 * error, (order, found, expected)
 
 
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_logcumsumexp_of_more_dimensions(dim: int) -> None:
+    def s(x: Tensor, of: Function) -> Tensor:
+        return of(x.reshape(1, 2, 3)).sin().sum()
+
+    x, v = AT.clone(), OTHER
+    actual = ad.hvp(lambda x: s(x, lambda x: x.logcumsumexp(dim)), x, v)
+    assert_close(actual, ad.hvp(lambda x: s(x, lambda x: x.exp().cumsum(dim).log()), x, v))
+
+
 def test_results_that_are_given_are_written_to() -> None:
     """``out=``, of which PyTorch has no derivative, and writes in place."""
     x, out = torch.tensor([0.3, 0.8], dtype=D), torch.empty(2, dtype=D)

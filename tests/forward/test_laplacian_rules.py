@@ -303,7 +303,7 @@ TIES: dict[str, Function] = {
     "prelu": lambda x: F.prelu(x - 1, torch.full((1,), 0.3, dtype=D)).flatten(),
     "cumprod of zeros": lambda x: (x * (x.detach() != 1)).cumprod(-1).flatten(),
     "prod of zeros": lambda x: torch.cat([(x * (x.detach() != 1)).prod(-1), (x * (x.detach() != 1)).prod()[None]]),
-    "logsumexp of nothing": lambda x: torch.logsumexp(x.masked_fill(x.detach() > 1, -torch.inf), -1),
+    "logsumexp of nothing": lambda x: torch.logsumexp(x.masked_fill(x.detach()[:, :1] > 1, -torch.inf), -1),
     "logcumsumexp of nothing": lambda x: x.masked_fill(x.detach() > 1, -torch.inf).logcumsumexp(-1).exp().flatten(),
     "det of a singular matrix": lambda x: torch.linalg.det(x[:, :2] * x.detach()[:, 2:].abs())[None],
 }
@@ -464,6 +464,57 @@ def test_the_entropy_of_certainty_is_bounded_as_in_pytorch(p: int) -> None:
     with pytest.warns(UserWarning, match="no rule for binary_cross_entropy"):
         value, _, curvature = ad.forward_laplacian(f, x)
     assert_close((value, curvature), nested(f, x, torch.ones((), dtype=D)))
+
+
+ADDED_TO_ALL: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "softmax": lambda x, c: F.softmax(x.sin() + c, -1),
+    "log_softmax": lambda x, c: F.log_softmax(x.sin() + c, -1),
+    "logsumexp": lambda x, c: torch.logsumexp(x.sin() + c, -1) - c,
+    "attention": lambda x, c: F.scaled_dot_product_attention(
+        x.sin()[:, None], x.cos()[:, None], x[:, None], torch.tensor(c, dtype=D)
+    ).flatten(1),
+}
+
+
+@pytest.mark.parametrize("name", ADDED_TO_ALL)
+@pytest.mark.parametrize("c", [-1e3, 1e3])
+def test_what_is_added_to_all_changes_no_share(name: str, c: float) -> None:
+    f, x = ADDED_TO_ALL[name], points("cpu")
+    assert_close(laplacian(lambda x: f(x, c), x), laplacian(lambda x: f(x, 0.0), x))
+
+
+@pytest.mark.parametrize("function", [F.softmax, F.log_softmax])
+def test_the_dtype_of_a_softmax_is_that_of_its_exponentials(function: Function) -> None:
+    x = points("cpu").float()
+    actual = ad.forward_laplacian(lambda x: function(x.sin(), -1, dtype=D), x)
+    assert_close(actual, ad.forward_laplacian(lambda x: function(x.sin().to(D), -1), x))
+    assert actual.value.dtype is D
+
+
+@pytest.mark.parametrize(
+    ("mask", "is_causal", "message"),
+    [(torch.zeros(3, 3, dtype=D), True, "is_causal"), (torch.zeros(3, 3, dtype=torch.int64), False, "attn_mask dtype")],
+)
+@pytest.mark.parametrize("of", [laplacian, lambda f, x: ad.hvp(lambda x: f(x).sum(), x, x)], ids=["laplacian", "hvp"])
+def test_masks_that_pytorch_refuses(mask: Tensor, is_causal: bool, message: str, of: Callable[..., Any]) -> None:
+    def f(x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(*[x[:, :, None]] * 3, mask, is_causal=is_causal).flatten(1)
+
+    with pytest.raises(RuntimeError, match=message):
+        of(f, points("cpu"))
+
+
+def test_several_queries_may_share_a_key(device: str) -> None:
+    x = points(device).reshape(-1, 1, 3)
+
+    def attention(x: Tensor, **options: Any) -> Tensor:
+        q = torch.stack([x.sin(), x.cos(), x, x.exp()], 1)
+        k = torch.stack([x.cosh(), x.tanh()], 1)
+        k = k if options else k.repeat_interleave(2, 1)
+        return F.scaled_dot_product_attention(q.mT, k.mT, k.mT, **options).flatten(1)
+
+    f = lambda x: attention(x.unsqueeze(1), enable_gqa=True)  # noqa: E731
+    assert_close(laplacian(f, x[:, 0]), laplacian(lambda x: attention(x.unsqueeze(1)), x[:, 0]))
 
 
 @pytest.mark.filterwarnings("error:torchad_ext.laplacian")

@@ -34,8 +34,6 @@ def logcumsumexp(x: Any, dim: int) -> Any:
 
 
 def softmax(x: Any, dim: int, dtype: Any = None) -> Any:
-    if not x.numel():
-        return NotImplemented
     x = x if dtype is None else x.to(dtype)
     e = (x - x.detach().amax(dim, keepdim=True)).exp()
     return e / e.sum(dim, keepdim=True)
@@ -68,12 +66,14 @@ def attention(
     q: Any, k: Any, v: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False, *,
     scale: Any = None, enable_gqa: bool = False,
 ) -> Any:  # fmt: skip
+    if attn_mask is not None and (is_causal or not (attn_mask.dtype is torch.bool or attn_mask.is_floating_point())):
+        return NotImplemented  # PyTorch says what is wrong
     if enable_gqa:
         k, v = (x.repeat_interleave(q.shape[-3] // x.shape[-3], -3) for x in (k, v))
     scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
+    if attn_mask is not None and attn_mask.dtype is torch.bool:
         scores = scores.masked_fill(~attn_mask, -math.inf)
     elif attn_mask is not None:
         scores = scores + attn_mask

@@ -30,6 +30,7 @@ _FIRST_COLUMN = "the first column of a product is that of the first column"
 _PLACES = "the arguments come in their places"
 _TWO = "products and powers have two arguments"
 _BOUND = "at the bound both are right"
+_EXPONENTIALS = "a sum of exponentials is not negative"
 _SHAPES = "expanding to the same shape changes nothing"
 
 EQUIVALENT: dict[str, str] = {
@@ -239,4 +240,13 @@ EQUIVALENT: dict[str, str] = {
     'if e.op == "exp" and r == make("reciprocal", make("row_sum", e)):': _SAME,
     'elif node.op is "mul":': _IDENTICAL,
     "rest = (factor if own >= power else inverse) * rest": "equal powers need no factor",
+    "nothing = total.detach() <= 0": _EXPONENTIALS,
+    "return e / total.masked_fill(total.detach() <= 0, 1)": _EXPONENTIALS,
+    "return e / total.masked_fill(total.detach() == 0, 2)": "it divides 0",
+    "y = (total.masked_fill(nothing, 2).log() + largest).masked_fill(nothing, -math.inf)": "its derivative is masked",
+    "if x.is_complex() or x.dim() <= 0:": "no number of dimensions is negative",
+    "if attn_mask is not None and (is_causal or not "
+    "(attn_mask.dtype == torch.bool or attn_mask.is_floating_point())):": _SAME,
+    "if attn_mask is not None and attn_mask.dtype == torch.bool:": _SAME,
+    "attn_mask = torch.ones(scores.shape[- 3:], dtype=torch.bool, device=q.device).tril()": "each has one mask",
 }

@@ -297,7 +297,7 @@ WITH_NUMBERS: dict[str, Function] = {
     "cosine_similarity": lambda x: F.cosine_similarity(x.reshape(2, 3), PAIRS, eps=A),
     "quantile": lambda x: torch.quantile(x, A)[None],
     "addmm": lambda x: torch.addmm(x.reshape(2, 3), x.reshape(2, 3), PAIRS.T @ PAIRS, beta=A, alpha=A),
-    "attention": lambda x: F.scaled_dot_product_attention(x.view(1, 2, 3), PAIRS[None], x.sin().view(1, 2, 3), scale=A),
+    "attention": lambda x: F.scaled_dot_product_attention(x.view(2, 3), PAIRS, x.sin().view(2, 3), scale=A),
     "variance": lambda x: torch.stack([x.var(correction=A), x.std(correction=A)]),
     "trapezoid": lambda x: torch.cat([torch.trapezoid(x, dx=A)[None], torch.cumulative_trapezoid(x, dx=A)]),
     "gradient": lambda x: torch.gradient(x, spacing=A)[0],
@@ -323,13 +323,14 @@ def test_numbers_among_the_arguments_are_not_rounded_to_float32(name: str) -> No
 
 
 @pytest.mark.parametrize("dim", [0, 1, -1])
-def test_logcumsumexp_of_more_dimensions(dim: int) -> None:
-    def s(x: Tensor, of: Function) -> Tensor:
-        return of(x.reshape(1, 2, 3)).sin().sum()
+def test_logcumsumexp_of_more_dimensions_and_of_nothing(dim: int) -> None:
+    first = torch.tensor([True] + 5 * [False])
 
-    x, v = AT.clone(), OTHER
-    actual = ad.hvp(lambda x: s(x, lambda x: x.logcumsumexp(dim)), x, v)
-    assert_close(actual, ad.hvp(lambda x: s(x, lambda x: x.exp().cumsum(dim).log()), x, v))
+    def s(x: Tensor, of: Function) -> Tensor:
+        return of(x.masked_fill(first, -torch.inf).reshape(1, 2, 3)).sin().sum()
+
+    actual = ad.hvp(lambda x: s(x, lambda x: x.logcumsumexp(dim).exp()), AT, OTHER)
+    assert_close(actual, ad.hvp(lambda x: s(x, lambda x: x.exp().cumsum(dim)), AT, OTHER))
 
 
 def test_results_that_are_given_are_written_to() -> None:

@@ -505,7 +505,7 @@ def test_masks_that_pytorch_refuses(mask: Tensor, is_causal: bool, message: str,
 
 
 def test_several_queries_may_share_a_key(device: str) -> None:
-    x = points(device).reshape(-1, 1, 3)
+    x = points(device, 5, 3)
 
     def attention(x: Tensor, **options: Any) -> Tensor:
         q = torch.stack([x.sin(), x.cos(), x, x.exp()], 1)
@@ -514,7 +514,26 @@ def test_several_queries_may_share_a_key(device: str) -> None:
         return F.scaled_dot_product_attention(q.mT, k.mT, k.mT, **options).flatten(1)
 
     f = lambda x: attention(x.unsqueeze(1), enable_gqa=True)  # noqa: E731
-    assert_close(laplacian(f, x[:, 0]), laplacian(lambda x: attention(x.unsqueeze(1)), x[:, 0]))
+    assert_close(laplacian(f, x), laplacian(lambda x: attention(x.unsqueeze(1)), x))
+
+
+def test_attention_drops_some_shares() -> None:
+    x = points("cpu")
+
+    def shares(x: Tensor) -> Tensor:
+        return (x.sin()[:, :, None] * x[:, None]).softmax(-1)
+
+    torch.manual_seed(3)
+    dropped = F.dropout(torch.ones_like(shares(x)))
+    torch.manual_seed(3)
+    f = lambda x: F.scaled_dot_product_attention(x.sin()[..., None], x[..., None], x.cos()[..., None], None, 0.5)  # noqa: E731
+    assert_close(laplacian(f, x), laplacian(lambda x: (shares(x) * dropped) @ x.cos()[..., None], x))
+
+
+def test_logsumexp_of_complex_numbers() -> None:
+    z = lambda x: torch.complex(x, x.sin())  # noqa: E731
+    x = points("cpu")
+    assert_close(laplacian(lambda x: z(x).logsumexp(-1).real, x), laplacian(lambda x: z(x).exp().sum(-1).log().real, x))
 
 
 @pytest.mark.filterwarnings("error:torchad_ext.laplacian")

@@ -281,11 +281,11 @@ def _tied(a: Any, b: Any) -> Any:
     return torch.where(a == b, a / 2 + b / 2, a) if clamp_shares_ties else a
 
 
-def _feature_dropout(x: Any, p: float = 0.5, train: bool = True) -> Any:
+def _feature_dropout(x: Any, p: float, train: bool) -> Any:
     return x * torch.feature_dropout(torch.ones_like(x), p, train) if train and p else x
 
 
-def _alpha_dropout(x: Any, p: float = 0.5, train: bool = True) -> Any:
+def _alpha_dropout(x: Any, p: float, train: bool) -> Any:
     return NotImplemented if train and p else x
 
 

@@ -31,6 +31,7 @@ _PLACES = "the arguments come in their places"
 _TWO = "products and powers have two arguments"
 _BOUND = "at the bound both are right"
 _EXPONENTIALS = "a sum of exponentials is not negative"
+_MASKED = "it is masked, and so is its derivative"
 _SHAPES = "expanding to the same shape changes nothing"
 
 EQUIVALENT: dict[str, str] = {
@@ -243,7 +244,8 @@ EQUIVALENT: dict[str, str] = {
     "nothing = total.detach() <= 0": _EXPONENTIALS,
     "return e / total.masked_fill(total.detach() <= 0, 1)": _EXPONENTIALS,
     "return e / total.masked_fill(total.detach() == 0, 2)": "it divides 0",
-    "y = (total.masked_fill(nothing, 2).log() + largest).masked_fill(nothing, -math.inf)": "its derivative is masked",
+    "y = (total.masked_fill(nothing, 2).log() + largest).masked_fill(nothing, -math.inf)": _MASKED,
+    "y = (total.masked_fill(nothing, 0).log() + largest).masked_fill(nothing, -math.inf)": _MASKED,
     "if x.is_complex() or x.dim() <= 0:": "no number of dimensions is negative",
     "if attn_mask is not None and (is_causal or not "
     "(attn_mask.dtype == torch.bool or attn_mask.is_floating_point())):": _SAME,

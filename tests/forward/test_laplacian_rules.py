@@ -505,7 +505,7 @@ def test_masks_that_pytorch_refuses(mask: Tensor, is_causal: bool, message: str,
 
 
 def test_several_queries_may_share_a_key(device: str) -> None:
-    x = points(device, 5, 3)
+    x = points(device, 6, 3)
 
     def attention(x: Tensor, **options: Any) -> Tensor:
         q = torch.stack([x.sin(), x.cos(), x, x.exp()], 1)

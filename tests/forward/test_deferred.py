@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import torchad_ext as ad
 from torchad_ext._forward.laplacian import laplacian
+from torchad_ext._forward.sweep import _stack
 
 LAST: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "linear": (lambda y: F.linear(y, torch.ones(2, 3).to(y)), "aten::linear"),
@@ -243,3 +244,33 @@ def test_autocast_that_begins_after_an_operation_does_not_reach_its_tangents(nam
 
     with torch.no_grad():
         assert_close(ad.forward_laplacian(cast, x), ad.forward_laplacian(plain, x))
+
+
+T = torch.arange(24.0).reshape(4, 2, 3)
+
+
+@pytest.mark.parametrize("whole", [T, T[1:], T[::2], T.mT, T.permute(2, 0, 1), T[0].expand(4, 2, 3)], ids=str)
+def test_rows_of_one_tensor_are_stacked_without_a_copy(whole: Tensor) -> None:
+    stack = _stack(whole.unbind())
+    assert stack is not None and stack.data_ptr() == whole.data_ptr()
+    assert torch.equal(stack, whole)
+
+
+MEMORY = np.arange(8.0)
+APART: dict[str, list[Tensor]] = {
+    "one": [T[0]],
+    "at other distances": [T[0], T[1], T[3]],
+    "at smaller distances": [T[0], T[2], T[3]],
+    "backwards": [T[3], T[2], T[1]],
+    "transposed": [T[0, :, :2], T[1, :, :2].mT],
+    "of other shapes": [T[0], T[1, :1]],
+    "of other dtypes": [T[0], T.view(torch.int32)[1]],
+    "of neighbouring memory": [torch.from_numpy(MEMORY[:4]), torch.from_numpy(MEMORY[4:])],
+    "with a gradient": list(T.clone().requires_grad_().unbind()),
+    "parameters": [torch.nn.Parameter(row, requires_grad=False) for row in T],
+}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_rows_that_are_not_one_tensor(name: str) -> None:
+    assert _stack(APART[name]) is None

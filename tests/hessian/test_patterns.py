@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from own_functions import Cube, StraightThrough
-from structured import KEPT, LARGE, C, found, table
+from structured import KEPT, LARGE, C, chosen, entries, found, point, table
 from test_derivatives import sample
 from torch import Tensor
 from torch.testing import assert_close
@@ -24,6 +25,7 @@ from torchad_ext._hessian import decompression, linear_structure
 from torchad_ext._hessian.coloring import star_coloring
 
 SEEDS = range(3)
+COUPLED = {"cumprod, rows", "addcmul, in place", "complex index_add"}  # more than what is multiplied
 
 
 class TestOperations:
@@ -39,6 +41,13 @@ class TestOperations:
         for seed in SEEDS:
             _, pattern, exact = found(name, seed)
             assert pattern.sum() <= 1.3 * exact.sum() + 10
+
+    @pytest.mark.parametrize("name", [*KEPT, *LARGE])
+    def test_each_result_couples_what_it_multiplies(self, name: str) -> None:
+        text = chosen({**KEPT, **LARGE}[name], random.Random(1))
+        pattern, exact = entries(text, point(1), in_part=True)
+        assert not (exact & ~pattern).any(), text
+        assert name in {*COUPLED, *LARGE} or pattern.sum() <= 1.3 * exact.sum() + 10, text
 
     def test_the_table_is_that_of_the_documentation(self) -> None:
         page = Path(__file__).parents[2] / "docs" / "patterns.md"

@@ -32,6 +32,7 @@ _TWO = "products and powers have two arguments"
 _BOUND = "at the bound both are right"
 _EXPONENTIALS = "a sum of exponentials is not negative"
 _MASKED = "it is masked, and so is its derivative"
+_PATTERN = "a pattern has no signs"
 _SHAPES = "expanding to the same shape changes nothing"
 
 EQUIVALENT: dict[str, str] = {
@@ -251,4 +252,11 @@ EQUIVALENT: dict[str, str] = {
     "(attn_mask.dtype == torch.bool or attn_mask.is_floating_point())):": _SAME,
     "if attn_mask is not None and attn_mask.dtype == torch.bool:": _SAME,
     "attn_mask = torch.ones(scores.shape[- 3:], dtype=torch.bool, device=q.device).tril()": "each has one mask",
+    "return beta * x - alpha * torch.bmm(a, b).sum(0)": _PATTERN,
+    "return a.roll(-1, dim) * b.roll(-2, dim) + a.roll(-2, dim) * b.roll(-1, dim)": _PATTERN,
+    'if name is "convolution":': _IDENTICAL,
+    'in_place = namespace is "aten" and name.endswith("_") and func._schema.is_mutable': _IDENTICAL,
+    "return type(x) is Jet and x.sweep == self": _SAME,
+    "total = sum_defined("
+    "*(term if sign > 0 else -term for sign, term in zip(self.signs, terms, strict=False)))": _LENGTHS,
 }

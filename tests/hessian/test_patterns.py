@@ -27,6 +27,15 @@ from torchad_ext._hessian.coloring import star_coloring
 SEEDS = range(3)
 COUPLED = {"cumprod, rows", "addcmul, in place", "complex index_add"}  # more than what is multiplied
 
+PRODUCTS: dict[str, tuple[Callable[[Tensor], Tensor], list[list[int]]]] = {
+    "of matrices": (lambda x: (x[:4].view(2, 2) @ x[4:].view(2, 2))[0, 1], [[0, 5], [1, 7]]),
+    "of vectors in space": (lambda x: torch.linalg.cross(x[:3], x[3:6])[0], [[1, 5], [2, 4]]),
+    "by a bilinear form": (
+        lambda x: F.bilinear(x[:2], x[2:4], torch.ones(1, 2, 2, dtype=x.dtype))[0],
+        [[0, 2], [0, 3], [1, 2], [1, 3]],
+    ),
+}
+
 
 class TestOperations:
     @pytest.mark.parametrize("name", [*KEPT, *LARGE])
@@ -48,6 +57,12 @@ class TestOperations:
         pattern, exact = entries(text, point(1), in_part=True)
         assert not (exact & ~pattern).any(), text
         assert name in {*COUPLED, *LARGE} or pattern.sum() <= 1.3 * exact.sum() + 10, text
+
+    @pytest.mark.parametrize("name", PRODUCTS)
+    def test_an_element_of_a_product_couples_its_factors_alone(self, name: str) -> None:
+        product, pairs = PRODUCTS[name]
+        pattern = hessian_sparsity(product, sample(8)).to_dense()
+        assert pattern.nonzero().tolist() == sorted([*pairs, *([j, i] for i, j in pairs)])
 
     def test_the_table_is_that_of_the_documentation(self) -> None:
         page = Path(__file__).parents[2] / "docs" / "patterns.md"

@@ -377,8 +377,8 @@ class _Tape(TorchDispatchMode):
 
 
 class _Captured(_Tape):
-    """What depends on captured tensors that require a gradient: where it is 0, derivatives of the Hessian in it may not
-    be."""
+    """A tape of what depends on captured tensors that require a gradient: where one is 0, derivatives of the Hessian in
+    it may not be."""
 
     def __init__(self) -> None:
         super().__init__(torch.empty(0))

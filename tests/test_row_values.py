@@ -421,6 +421,19 @@ def test_a_gradient_that_is_not_differentiated_keeps_nothing() -> None:
         assert (most > x.nbytes) == create_graph, most
 
 
+def test_steps_of_the_exponentials_of_a_softmax(way: str) -> None:
+    """A softmax times its sum is next to 1 where the largest exponential is 1, and may be on the other side of a step."""
+
+    @ad.rowwise
+    def steps(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        e = torch.exp(x - x.amax(-1, keepdim=True).detach())
+        beside = torch.where(e == 1, x * x, x), torch.floor(e) * x * x, e.amax(-1, keepdim=True)
+        return torch.softmax(x, -1), *beside
+
+    x = torch.randn(40, 24, dtype=torch.float64, requires_grad=True)
+    assert_close(derivatives(steps, (x,), 2), derivatives(steps.definition, (x,), 2))
+
+
 def test_the_sum_of_a_softmax_cancels_in_its_derivatives() -> None:
     """In place of e (r g - r r Σ e g), of a softmax y = e r with r = 1 / Σe: y (g - Σ y g), which has no r."""
     gradient = ad.softmax._order(1).program

@@ -27,20 +27,29 @@ def softmaxes(values: Iterable[Expr]) -> dict[Expr, tuple[Expr, Expr]]:
 def with_known(outputs: Iterable[Expr], known: Mapping[Expr, Expr]) -> tuple[Expr, ...]:
     """Expressions in which values that are known stand for nodes.
 
-    The exponentials of a softmax are y / r. Powers of r are taken out of products, differences and sums over the row,
-    so that they cancel. Each is between 1 / n and 1 in a row of n elements: no product becomes too large by it.
+    The exponentials of a softmax are y / r, up to rounding, in products, sums and quotients. A comparison, a floor or a
+    pole takes the exponentials themselves: the largest is exactly 1, and y / r next to it. Powers of r are taken out of
+    products, differences and sums over the row, so that they cancel. Each is between 1 / n and 1 in a row of n elements:
+    no product becomes too large by it.
     """
+    outputs = tuple(outputs)
+    order = topological(outputs)
     values = dict(known)
-    powers: dict[Expr, int] = {}  # of the first softmax's r
+    for node in order:
+        if node not in values:
+            values[node] = make(node.op, *(values[arg] for arg in node.args)) if node.args else node
+    parts: dict[Expr, tuple[int, Expr]] = {}  # of each node r ** power * rest, with the first softmax's r
     factor, inverse = _ONE, _ONE
     for e, (y, r) in softmaxes(known).items():
         if r not in known or e in known:
             continue
-        values[e] = values[y] * make("reciprocal", values[r])
-        if not powers:
-            factor, inverse = values[r], make("reciprocal", values[r])
-            powers, values[r], values[e] = {r: 1, e: -1}, _ONE, values[y]
-    parts: dict[Expr, tuple[int, Expr]] = {}  # of each node r ** power * rest
+        if parts:
+            parts[e] = 0, known[y] * make("reciprocal", known[r])
+        else:
+            factor, inverse = known[r], make("reciprocal", known[r])
+            parts = {r: (1, _ONE), e: (-1, known[y])}
+    if not parts:
+        return tuple(map(values.__getitem__, outputs))
 
     def whole(node: Expr, power: int = 0) -> Expr:
         """A node, divided by a power of r."""
@@ -49,16 +58,23 @@ def with_known(outputs: Iterable[Expr], known: Mapping[Expr, Expr]) -> tuple[Exp
             rest = (factor if own > power else inverse) * rest
         return rest
 
-    for node in topological(outputs):
+    for node in order:
         args = node.args
-        if node in values:
-            parts[node] = powers.get(node, 0), values[node]
+        if node in parts:
+            continue
+        if node in known:
+            parts[node] = 0, known[node]
         elif node.op == "mul":
             (p, a), (q, b) = parts[args[0]], parts[args[1]]
             parts[node] = p + q, a * b
-        elif node.op in ("add", "sub", "neg", "row_sum"):
-            power = min(parts[arg][0] for arg in args)
-            parts[node] = power, make(node.op, *(whole(arg, power) for arg in args))
+        elif node.op == "div":
+            power, rest = parts[args[0]]
+            parts[node] = power, rest / values[args[1]]
+        elif node.op in ("add", "sub", "neg", "row_sum", "where"):
+            masks = args[: node.op == "where"]
+            terms = args[len(masks) :]
+            power = min(parts[arg][0] for arg in terms)
+            parts[node] = power, make(node.op, *map(values.__getitem__, masks), *(whole(arg, power) for arg in terms))
         else:
-            parts[node] = 0, make(node.op, *map(whole, args)) if args else node
+            parts[node] = 0, values[node]
     return tuple(map(whole, outputs))

@@ -422,7 +422,7 @@ def test_a_gradient_that_is_not_differentiated_keeps_nothing() -> None:
 
 
 def test_steps_of_the_exponentials_of_a_softmax(way: str) -> None:
-    """A softmax times its sum is next to 1 where the largest exponential is 1, and may be on the other side of a step."""
+    """The largest is 1, to which the softmax times their sum may only be next: on the other side of a step."""
 
     @ad.rowwise
     def steps(x: torch.Tensor) -> tuple[torch.Tensor, ...]:

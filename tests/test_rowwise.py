@@ -239,6 +239,7 @@ SPELLINGS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "methods": lambda x: x - x.mean(-1, keepdim=True),
     "functions": lambda x: x - torch.mean(x, dim=-1, keepdim=True),
     "a tuple": lambda x: x - x.sum((-1,), True),
+    "NumPy's names": lambda x: x / x.exp().sum(axis=-1, keepdims=True),  # type: ignore[call-overload]
     "without keepdim": lambda x: x.sum(-1),
     "unsqueeze": lambda x: x / x.sum(-1).exp().unsqueeze(-1),
     "None": lambda x: x / x.square().sum(-1)[..., None],

@@ -27,10 +27,9 @@ def softmaxes(values: Iterable[Expr]) -> dict[Expr, tuple[Expr, Expr]]:
 def with_known(outputs: Iterable[Expr], known: Mapping[Expr, Expr]) -> tuple[Expr, ...]:
     """Expressions in which values that are known stand for nodes.
 
-    The exponentials of a softmax are y / r, up to rounding, in products, sums and quotients. A comparison, a floor or a
-    pole takes the exponentials themselves: the largest is exactly 1, and y / r next to it. Powers of r are taken out of
-    products, differences and sums over the row, so that they cancel. Each is between 1 / n and 1 in a row of n elements:
-    no product becomes too large by it.
+    In products, sums and quotients the exponentials of a softmax are y / r, and powers of r are taken out, so that they
+    cancel. Each is between 1 / n and 1 in a row of n elements: no product becomes too large by it. Any other operation,
+    as a comparison, takes the exponentials themselves: the largest is 1, to which y / r may only be next.
     """
     outputs = tuple(outputs)
     order = topological(outputs)

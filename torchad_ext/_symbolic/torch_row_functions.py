@@ -105,7 +105,7 @@ def along_row(
     options = dict(kwargs)
     usual = -1 if name == "linalg_vecdot" else None
     dim = options.pop("dim", options.pop("axis", args[dim_at] if len(args) > dim_at else usual))
-    keepdim = options.pop("keepdim", args[keepdim_at] if len(args) > keepdim_at else False)
+    keepdim = options.pop("keepdim", options.pop("keepdims", args[keepdim_at] if len(args) > keepdim_at else False))
     if isinstance(dim, (tuple, list)) and len(dim) == 1:
         dim = dim[0]
     if isinstance(dim, bool) or dim != -1:

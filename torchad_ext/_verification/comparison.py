@@ -236,15 +236,16 @@ class Comparison:
     def _rounded(self, double: list[list[torch.Tensor]]) -> list[list[torch.Tensor]]:
         """By how much rounding moves the references, which are float64 too, in units of its epsilon."""
         largest = [[torch.zeros_like(y) for y in tensors] for _, tensors in self.references]
-        for seed in range(4):
+        units = 1024  # of one, the rounding of the next result would often leave nothing
+        for seed in range(8):
             copies = [[x.detach().clone() for x in xs] for xs in double]
-            with MoreRounding(seed, self.is_of_rows):
+            with MoreRounding(seed, self.is_of_rows, units):
                 moved = list(orders_of(self.definition, *copies))
             for sizes, (_, exact), (_, tensors) in zip(largest, self.references, moved, strict=True):
                 for i, (x, y) in enumerate(zip(tensors, exact, strict=True)):
                     if not is_differentiated(y):
                         continue
-                    distance = (x - y).detach().abs() / torch.finfo(torch.float64).eps
+                    distance = (x - y).detach().abs() / (units * torch.finfo(torch.float64).eps)
                     sizes[i] = torch.maximum(sizes[i], distance.nan_to_num(0.0, posinf=0.0))
         return largest
 

@@ -27,12 +27,13 @@ def is_differentiated(x: Any) -> bool:
 
 
 class MoreRounding(TorchDispatchMode):
-    """Moves each result of PyTorch's by up to a unit in its last place, at random: Monte Carlo arithmetic (D. Parker,
-    UCLA CSD-970002, 1997)."""
+    """Moves each result of PyTorch's by up to some units in its last place, at random: Monte Carlo arithmetic
+    (D. Parker, UCLA CSD-970002, 1997)."""
 
-    def __init__(self, seed: int, moves_summands: bool) -> None:
+    def __init__(self, seed: int, moves_summands: bool, units: int = 1) -> None:
         super().__init__()
         self._seed, self._calls, self._moves_summands = seed, itertools.count(), moves_summands
+        self._units = units
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self._moves_summands and func.overloadpacket is torch.ops.aten.sum:  # its roundings are those of n numbers
@@ -48,7 +49,7 @@ class MoreRounding(TorchDispatchMode):
             return y
         generator = torch.Generator(y.device).manual_seed(1000 * next(self._calls) + self._seed)
         unit = 2 * torch.rand(y.shape, generator=generator, dtype=y.dtype, device=y.device) - 1
-        return y * (1 + torch.finfo(y.dtype).eps * unit)
+        return y * (1 + self._units * torch.finfo(y.dtype).eps * unit)
 
 
 class RunningErrors:

@@ -74,6 +74,10 @@ transforms_active: Callable[[], bool] = _private(
 )
 # A function under torch.jit.trace is to be recorded as its definition.
 is_being_traced = _private("torch._C._is_tracing", torch.jit.is_tracing)  # type: ignore[attr-defined]
+# A flag changes: it is read where it stands.
+_has_exporting_flag = (
+    _private("torch.compiler._is_exporting_flag", torch.compiler.is_exporting) is not torch.compiler.is_exporting
+)
 # Nothing is recorded without the state of the tracer.
 _get_tracing_state = _private("torch._C._get_tracing_state", lambda: None)
 _set_tracing_state = _private("torch._C._set_tracing_state", lambda state: None)
@@ -248,7 +252,7 @@ def mixes_modes(x: Tensor) -> bool:
 def is_exporting() -> bool:
     """Does ``torch.export`` record? In a graph of Dynamo the answer of ``torch.compiler.is_exporting`` is always yes
     before PyTorch 2.13."""
-    return torch.compiler._is_exporting_flag
+    return torch.compiler._is_exporting_flag if _has_exporting_flag else torch.compiler.is_exporting()
 
 
 def traced_before_autograd() -> bool:

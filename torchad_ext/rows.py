@@ -75,9 +75,12 @@ class _AlongDim(Rowwise):
         keepdim = names.index("keepdim") if "keepdim" in names else None
 
         def is_usual(args: Sequence[Any]) -> bool:
-            is_along_last = type(args[dim]) is int and args[dim] == -1 and (dtype is None or args[dtype] is None)
-            is_along_last = is_along_last and (keepdim is None or type(args[keepdim]) is bool)
-            return is_along_last and (order is None or args[order] in (1, 2, math.inf))
+            is_along_last = type(args[dim]) is int and args[dim] == -1
+            keeps_dtype = dtype is None or args[dtype] is None
+            is_kept_or_not = keepdim is None or type(args[keepdim]) is bool
+            return (
+                is_along_last and keeps_dtype and is_kept_or_not and (order is None or args[order] in (1, 2, math.inf))
+            )
 
         return is_usual
 
@@ -96,9 +99,9 @@ class _AlongDim(Rowwise):
         if self.takes_list and isinstance(dim, (tuple, list)) and len(dim) == 1:
             dim = dim[0]
         is_known = isinstance(dim, int) and not isinstance(dim, bool) and -dims <= dim < dims
+        is_kept_or_not = isinstance(given.get("keepdim", False), bool)
         order = given.get("ord", given.get("p", 2))
-        is_known = is_known and isinstance(given.get("keepdim", False), bool)
-        if not is_known or given.get("dtype") is not None or order not in (1, 2, math.inf):
+        if not (is_known and is_kept_or_not) or given.get("dtype") is not None or order not in (1, 2, math.inf):
             return self._define(args)
         if any(x.dim() > dims for x in tensors.values()):
             return self._define(args)

@@ -325,11 +325,11 @@ def in_one_sweep(
         with path.checking(), Undone():
             orders = [max(map(sum, functional), default=0) for functional in functionals]
             low = [i for i, order in enumerate(orders) if order <= max(_HIGHEST_CHECKED, min(orders))]
+            checked = [functionals[i] for i in low]
             points, along, given = x, directions, (value, *(results[i] for i in low))
             if (chosen := some_points(f, x, value, random, eps)) is not None:
                 points, along = x[chosen], [u[chosen] for u in directions]
                 given = tuple(y.detach()[chosen] for y in given)
-            checked = [functionals[i] for i in low]
             check = RandomSum(f, points, given[0], along, checked, random, eps, name)
 
             def at(x: Tensor) -> tuple[Tensor, ...]:

@@ -26,7 +26,8 @@ OPERATORS = {
 
 _WITH_STATISTICS = frozenset({"batch_norm", "instance_norm", "native_batch_norm"})  # which they update in training
 _PLAIN = (Tensor, torch.nn.Parameter)
-_NO_NUMBERS = frozenset("__set__ requires_grad_ detach_ share_memory_ rename_".split())  # are written by these
+# They change a tensor, and none of its numbers.
+_OF_NO_NUMBERS = frozenset("__set__ requires_grad_ detach_ share_memory_ rename_".split())
 
 
 def is_write(name: str, func: Any, kwargs: Any) -> bool:
@@ -52,7 +53,7 @@ class Undone(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name, written = known_name(func), []
-        if is_write(name, func, kwargs) and getattr(func, "__name__", "") not in _NO_NUMBERS:
+        if is_write(name, func, kwargs) and getattr(func, "__name__", "") not in _OF_NO_NUMBERS:
             written = tree_leaves((args[:1], kwargs.get("out")))
         elif name in _WITH_STATISTICS:
             written = [x for x in tree_leaves((args[1:], kwargs)) if isinstance(x, Tensor) and not x.requires_grad]

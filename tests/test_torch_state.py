@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from torchad_ext import _torch_state
 
@@ -88,6 +89,23 @@ def test_aliases_without_private_names(public: ModuleType) -> None:
     x, y = torch.ones(4), torch.ones(4)
     for a, b in ((x, x[1:]), (x, y), (x[:2], x[2:]), (x, x.clone())):
         assert public.share_memory(a, b) == _torch_state.share_memory(a, b)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_batches_without_private_names(count: int, public: ModuleType) -> None:
+    def function(xs: list[torch.Tensor]) -> list[torch.Tensor]:
+        x, y = xs
+        assert x.shape == (3,) and y.shape == ()
+        return [x.cumsum(0) * y, F.huber_loss(x, 2 * x), torch.ones(2)]
+
+    batch = [torch.randn(count, 3), torch.randn(count)]
+    rows = [function([x, y]) for x, y in zip(*batch, strict=True)]
+    expected = [torch.stack(row) for row in zip(*rows, strict=True)]
+    for state in (public, _torch_state):
+        torch.testing.assert_close(list(state.of_batch(function, batch)), expected)
+        with pytest.raises(RuntimeError, match="randomness"):
+            state.of_batch(lambda xs: [torch.rand_like(xs[0])], batch)
+        assert not _torch_state.transforms_active()
 
 
 def test_what_has_no_public_way_says_so_when_it_is_called(public: ModuleType) -> None:

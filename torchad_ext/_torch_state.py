@@ -120,6 +120,18 @@ preserved_version: Callable[[Tensor], contextlib.AbstractContextManager[None]] =
 without_view: Callable[[Tensor, Sequence[int]], Tensor] = _private("torch.ops.aten._unsafe_view.default", torch.reshape)
 # A tensor that a transform of torch.func wraps is no tensor of its own after the transform.
 is_wrapped: Callable[[Tensor], bool] = _private("torch._C._functorch.is_functorch_wrapped_tensor", lambda x: False)
+# A level of torch.func.vmap, whose trees and checks take longer than a small batch does.
+_batch_levels = [
+    _private(f"torch._{name}", torch.func.vmap)
+    for name in (
+        "C._functorch._vmap_increment_nesting",
+        "C._functorch._vmap_decrement_nesting",
+        "C._functorch._add_batch_dim",
+        "C._functorch._remove_batch_dim",
+        "functorch.vmap.lazy_load_decompositions",
+    )
+]
+_has_batch_levels = torch.func.vmap not in _batch_levels
 # The strides that PyTorch gives the result of an elementwise operation.
 elementwise_strides = _private("torch._prims_common.compute_elementwise_output_strides", _strides_of_sum)
 
@@ -334,6 +346,21 @@ def unwrapped(x: Tensor) -> list[Tensor]:
 def is_below_autograd() -> bool:
     """Does what runs here leave no graph?"""
     return torch._C._dispatch_tls_is_dispatch_key_excluded(DispatchKey.AutogradFunctionality)
+
+
+def of_batch(function: Callable[[list[Tensor]], Sequence[Tensor]], batch: Sequence[Tensor]) -> Sequence[Tensor]:
+    """``torch.func.vmap(function)`` of a list of tensors, for a function to a list of tensors."""
+    if not _has_batch_levels:
+        rows: Sequence[Tensor] = torch.func.vmap(function)(list(batch))
+        return rows
+    enter, leave, add, remove, load_decompositions = _batch_levels
+    load_decompositions()
+    count = len(batch[0])
+    level = enter(count, "error")
+    try:
+        return [remove(row, level, count, 0) for row in function([add(x, 0, level) for x in batch])]
+    finally:
+        leave()
 
 
 def without_hidden_batch(x: Tensor) -> Tensor:

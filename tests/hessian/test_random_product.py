@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext import _self_check
+from torchad_ext import _self_check, _torch_state
 from torchad_ext._hessian import jacobian_rows
 
 Function = Callable[[Any], Any]
@@ -85,6 +85,7 @@ def break_rows(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
         return mapped
 
     monkeypatch.setattr(torch.func, "vmap", faulty)
+    monkeypatch.setattr(_torch_state, "_has_batch_levels", False)  # levels without torch.func.vmap
 
 
 class TestFaults:

@@ -44,7 +44,7 @@ class Point:
         self.size = sum(leaf.numel() for leaf in self.leaves)
 
     def unflatten(self, leaves: Iterable[Any]) -> Any:
-        return tree_unflatten(list(leaves), self.spec)
+        return next(iter(leaves)) if self.spec.is_leaf() else tree_unflatten(list(leaves), self.spec)
 
     def single(self, option: str) -> Tensor:
         """x, which has to be one tensor."""

@@ -25,6 +25,7 @@ from .._autograd.graph import depends_on_others, foreign_nodes, graph_nodes, is_
 from .._forward.correction_mode import with_corrections
 from .._forward.undone import once_more
 from .._self_check import FastPath, fast_path
+from .._torch_state import of_batch
 from .point import Function, Point, Tensors, check_floating, explained, is_transformed
 from .thresholds import largest_in_graph, largest_matrix_in_graph
 
@@ -62,9 +63,7 @@ class Pullback:
         raise NotImplementedError
 
     def gradients_of_batch(self, cotangents: Tensors) -> Tensors:
-        # Not is_grads_batched, whose own rules for some operations are slow, or wrong (group_norm).
-        rows = torch.func.vmap(self.gradients)(tuple(cotangents))
-        return [row if row.stride(0) else row.clone() for row in rows]  # of no dependence
+        return _without_expansion(torch.func.vmap(self.gradients)(tuple(cotangents)))
 
     def largest(self) -> int:
         """The bytes of the largest tensor that a row is known to take."""
@@ -113,7 +112,8 @@ class GraphPullback(Pullback):
         if self.final and self._has_own_nodes:
             with contextlib.suppress(RuntimeError):  # it batches less
                 return grad(self.outputs, self.inputs, cotangents, create_graph=False, batched=True)
-        return super().gradients_of_batch(cotangents)
+        # Not is_grads_batched, whose own rules for some operations are slow, or wrong (group_norm).
+        return _without_expansion(of_batch(self.gradients, cotangents))
 
     def pull_without_graph(self, cotangents: Tensors) -> Tensors:
         with explained(self.at.name):
@@ -232,6 +232,11 @@ def grad(outputs: Tensors, inputs: Tensors, cotangents: Tensors, create_graph: b
         count = len(cotangents[0])
         return [x.new_zeros(count, *x.shape) if g is None else g for g, x in zip(gradients, inputs, strict=True)]
     return [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, inputs, strict=True)]
+
+
+def _without_expansion(rows: Tensors) -> Tensors:
+    """Rows in memory of their own, those too that do not depend on the batch."""
+    return [row if row.stride(0) else row.clone() for row in rows]
 
 
 def _checking_cotangent(name: str, y: Tensor, functions: Sequence[Any]) -> Tensor:

@@ -69,8 +69,12 @@ def quickest_ways(coordinates: int, largest: int, in_graph: bool) -> list[Way]:
 
 def largest_in_graph(nodes: Iterable[Any]) -> int:
     """The bytes of the largest cotangent that passes through nodes of autograd."""
-    given = (metadata for node in nodes for metadata in cotangents_of(node))
-    return max((math.prod(m.shape) * m.dtype.itemsize for m in given if _is_strided(m)), default=0)
+    largest = 0
+    for node in nodes:
+        for cotangent in cotangents_of(node):
+            if not cotangent.is_cpp_nested_tensor:  # whose shape is symbolic
+                largest = max(largest, math.prod(cotangent.shape) * cotangent.dtype.itemsize)
+    return largest
 
 
 def largest_matrix_in_graph(nodes: Iterable[Any]) -> int:
@@ -91,10 +95,6 @@ def largest_matrix_in_graph(nodes: Iterable[Any]) -> int:
             elements = math.prod(product.shape) * math.prod(factor.shape) // max(1, shared) ** 2
             largest = max(largest, elements * product.dtype.itemsize)
     return largest
-
-
-def _is_strided(metadata: Any) -> bool:
-    return not metadata.is_cpp_nested_tensor  # whose shape is symbolic
 
 
 class Largest(TorchDispatchMode):

@@ -27,6 +27,7 @@ from ._elementwise import Elementwise, _ApplyUnderTransforms
 from ._forward.control_flow import CONTROL_FLOW
 from ._fusion.clusters import Clusters
 from ._fusion.fused_ops import fused_clusters, inputs_of
+from ._fusion.gathering import index_of_rows, rows
 from ._fusion.graph_calls import is_number, note_reshaped, spoken, value_of
 from ._fusion.rewrites import rewritten
 from ._pointwise import Pointwise
@@ -219,6 +220,8 @@ def _with_ops(graph: GraphModule, explanation: Explanation, compiled: list[Any],
             fused_bodies = {i: _with_ops(x, explanation, compiled, in_autocast).forward for i, x in bodies.items()}
             run, inputs = _run(first, bodies, fused_bodies)
             values[first] = new.call_function(run, torch.fx.map_arg(inputs, values.__getitem__))
+        elif index := index_of_rows(first):
+            values[first] = new.call_function(rows, (values[first.all_input_nodes[0]], values[index]))
         else:
             values[first] = new.node_copy(first, values.__getitem__)
     for node, why in clusters.left.items():

@@ -4,7 +4,8 @@
     python benchmarks/compile_backend.py [--seconds 8] [--threads 2] [--without-inductor] [--check] [NAME ...]
 
 One process; the ways run in turn, from the same parameters on the same data, and medians are compared. Gradients have
-to agree first. Inductor is shown as refused where it does not differentiate twice.
+to agree first. Inductor is shown as refused where it does not differentiate twice. A run of all models with
+Inductor rewrites results/compile-backend.md and the table of docs/speed-up-a-model.md.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from marks import replace_between
+from run import HERE, RESULTS, machine
 from timing import alternate, quartiles
 from torch import Tensor, nn
 from torch.autograd import grad
@@ -28,6 +31,9 @@ from torch.autograd import grad
 import torchad_ext.compiler  # noqa: F401, registers the backend where no installed package does
 
 Model = Callable[..., Tensor]
+PAGE = HERE.parent / "docs" / "speed-up-a-model.md"
+BEGIN, END = "<!-- benchmarks/compile_backend.py -->", "<!-- end -->"
+HEADER = "| a step | eager, ms | torchad_ext, ms | gain | floor | Inductor, ms |\n|---|---:|---:|---:|---:|---:|"
 
 
 @dataclass(frozen=True)
@@ -314,8 +320,8 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")
     if given.calls:
         return print_calls(min(given.seconds, 4.0))
-    print("| a step | eager, ms | torchad_ext, ms | gain | floor | Inductor, ms |\n|---|---:|---:|---:|---:|---:|")
-    missed = []
+    print(HEADER)
+    missed, lines = [], [HEADER]
     for name, case in CASES.items():
         if given.names and not any(part in name for part in given.names):
             continue
@@ -323,8 +329,14 @@ def main() -> None:
         gain = times["eager"] / times["torchad_ext"]
         inductor = "not run" if given.without_inductor else f"{times['inductor']:.1f}".replace("nan", "refused")
         row = f"{times['eager']:.1f} | {times['torchad_ext']:.1f} | {gain:.2f} | {case.floor} | {inductor}"
-        print(f"| {name} | {row} |", flush=True)
+        lines.append(f"| {name} | {row} |")
+        print(lines[-1], flush=True)
         missed += [name] * (gain < case.floor)
+    if not (given.names or given.without_inductor):
+        facts = "; ".join(f"{key} {value}" for key, value in machine("cpu").items() if value)
+        text = "\n".join([*lines, "", facts, ""])
+        (RESULTS / "compile-backend.md").write_text(text)
+        replace_between(PAGE, BEGIN, END, text)
     if given.check and missed:
         raise SystemExit(f"below the floor: {', '.join(missed)}")
 

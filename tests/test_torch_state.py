@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 from torchad_ext import _torch_state
 
@@ -106,6 +107,32 @@ def test_batches_without_private_names(count: int, public: ModuleType) -> None:
         with pytest.raises(RuntimeError, match="randomness"):
             state.of_batch(lambda xs: [torch.rand_like(xs[0])], batch)
         assert not _torch_state.transforms_active()
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_gradients_without_private_names(create_graph: bool, public: ModuleType) -> None:
+    x, unused = torch.randn(3, requires_grad=True), torch.randn(2, requires_grad=True)
+    y, z = x.sin(), x.exp().sum()
+    cotangents = torch.randn(3), torch.randn(())
+    expected = cotangents[0] * x.cos() + cotangents[1] * x.exp()
+    for state in (public, _torch_state):
+        found, none = state.gradients_along([y, z], [x, unused], cotangents, create_graph)
+        torch.testing.assert_close(found, expected if create_graph else expected.detach())
+        assert none is None and found.requires_grad == create_graph
+
+
+def test_modes_of_torch_functions_see_gradients() -> None:
+    class Noting(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    seen: list[Any] = []
+    x = torch.randn(3, requires_grad=True)
+    y = x.sin()
+    with Noting():
+        _torch_state.gradients_along([y], [x], [torch.ones(3)], False)
+    assert torch.autograd.grad in seen
 
 
 def test_what_has_no_public_way_says_so_when_it_is_called(public: ModuleType) -> None:

@@ -22,6 +22,7 @@ from torch._ops import HigherOrderOperator as HigherOrderOperator
 from torch._ops import OpOverload as OpOverload
 from torch._ops import OpOverloadPacket as OpOverloadPacket
 from torch.autograd import forward_ad
+from torch.overrides import has_torch_function
 from torch.utils._pytree import tree_map
 
 _Arguments = ParamSpec("_Arguments")
@@ -59,6 +60,19 @@ def _strides_of_sum(*tensors: Tensor) -> tuple[int, ...]:
     """The strides of the sum of tensors without data, which has those of every elementwise operation."""
     like = [torch.empty_strided(x.shape, x.stride(), device="meta") for x in tensors]
     return functools.reduce(torch.add, [*like, like[-1]]).stride()
+
+
+def _plain_backward(
+    outputs: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    retain_graph: bool,
+    create_graph: bool,
+    inputs: Sequence[Tensor],
+    **_: Any,
+) -> tuple[Tensor | None, ...]:
+    return torch.autograd.grad(
+        outputs, inputs, cotangents, retain_graph=retain_graph, create_graph=create_graph, allow_unused=True
+    )
 
 
 class _UnknownKeys:
@@ -132,6 +146,10 @@ _batch_levels = [
     )
 ]
 _has_batch_levels = torch.func.vmap not in _batch_levels
+# torch.autograd.grad takes as long for its checks as a small graph does.
+_run_backward: Callable[..., tuple[Tensor | None, ...]] = _private(
+    "torch.autograd.Variable._execution_engine.run_backward", _plain_backward
+)
 # The strides that PyTorch gives the result of an elementwise operation.
 elementwise_strides = _private("torch._prims_common.compute_elementwise_output_strides", _strides_of_sum)
 
@@ -361,6 +379,17 @@ def of_batch(function: Callable[[list[Tensor]], Sequence[Tensor]], batch: Sequen
         return [remove(row, level, count, 0) for row in function([add(x, 0, level) for x in batch])]
     finally:
         leave()
+
+
+def gradients_along(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor], create_graph: bool
+) -> tuple[Tensor | None, ...]:
+    """``torch.autograd.grad`` of a graph that is retained, for cotangents that are known to fit; None where there is no
+    dependence. Subclasses and modes of torch functions see that call."""
+    is_seen = has_torch_function((*outputs, *inputs, *cotangents))
+    run = _plain_backward if is_seen else _run_backward
+    options = {"allow_unreachable": True, "accumulate_grad": False}
+    return run(tuple(outputs), tuple(cotangents), True, create_graph, tuple(inputs), **options)
 
 
 def without_hidden_batch(x: Tensor) -> Tensor:

@@ -86,17 +86,22 @@ def with_corrections(f: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(f)
     def corrected(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return f(*args, **kwargs)
-        # Where Dynamo skips f, it compiles the mode, and takes one function of PyTorch for another there.
-        try:
-            with Correcting((args, kwargs)):
-                return run_without_compilation(f, *args, **kwargs)
-        except roots.DerivativeInRoot:
-            with roots.without_powers(), Correcting((args, kwargs)):
-                return run_without_compilation(f, *args, **kwargs)
+        return run_corrected(f, *args, **kwargs)
 
     return corrected
+
+
+def run_corrected(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The value of f, run under :class:`Correcting`."""
+    if torch.compiler.is_compiling():
+        return f(*args, **kwargs)
+    # Where Dynamo skips f, it compiles the mode, and takes one function of PyTorch for another there.
+    try:
+        with Correcting((args, kwargs)):
+            return run_without_compilation(f, *args, **kwargs)
+    except roots.DerivativeInRoot:
+        with roots.without_powers(), Correcting((args, kwargs)):
+            return run_without_compilation(f, *args, **kwargs)
 
 
 def _overrides(kind: type) -> bool:

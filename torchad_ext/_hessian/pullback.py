@@ -22,10 +22,10 @@ from torch.utils._pytree import TreeSpec, tree_flatten
 
 from .._autograd.foreign_functions import COMPILED, check_functions
 from .._autograd.graph import depends_on_others, foreign_nodes, graph_nodes, is_cut_off, is_own, lead_to_others
-from .._forward.correction_mode import with_corrections
+from .._forward.correction_mode import run_corrected, with_corrections
 from .._forward.undone import once_more
 from .._self_check import FastPath, fast_path
-from .._torch_state import of_batch
+from .._torch_state import gradients_along, of_batch
 from .point import Function, Point, Tensors, check_floating, explained, is_transformed
 from .thresholds import largest_in_graph, largest_matrix_in_graph
 
@@ -169,7 +169,7 @@ def scalar_function(f: Function, at: Point) -> Callable[..., Tensor]:
     """f as a function of the leaves of x, its value checked."""
 
     def function(*leaves: Tensor) -> Tensor:
-        y: Tensor = with_corrections(f)(at.unflatten(leaves))
+        y: Tensor = run_corrected(f, at.unflatten(leaves))
         check_floating(at.name, "the value of f", y)
         if y.dim():
             raise ValueError(
@@ -214,7 +214,8 @@ def pullback_of_gradient(f: Function, at: Point) -> Pullback:
         cotangent = _checking_cotangent(at.name, y, functions)
         with explained(at.name):
             outputs = grad([y], inputs, [cotangent], create_graph=True)
-            check_functions(functions, lambda: once_more(function, *inputs))
+            if functions:
+                check_functions(functions, lambda: once_more(function, *inputs))
     nodes = tuple(graph_nodes(outputs))
     create_graph = wanted and lead_to_others(nodes, [*inputs, cotangent])
     return GraphPullback(at, at.spec, outputs, inputs, create_graph, nodes)
@@ -226,8 +227,11 @@ def grad(outputs: Tensors, inputs: Tensors, cotangents: Tensors, create_graph: b
     gradients: Sequence[Tensor | None] = [None] * len(inputs)
     if given:
         ys, cs = zip(*given, strict=True)
-        options = {"create_graph": create_graph, "allow_unused": True, "is_grads_batched": batched}
-        gradients = torch.autograd.grad(ys, inputs, cs, retain_graph=True, **options)
+        if batched:
+            options = {"create_graph": create_graph, "allow_unused": True, "is_grads_batched": True}
+            gradients = torch.autograd.grad(ys, inputs, cs, retain_graph=True, **options)
+        else:
+            gradients = gradients_along(ys, inputs, cs, create_graph)
     if batched:
         count = len(cotangents[0])
         return [x.new_zeros(count, *x.shape) if g is None else g for g, x in zip(gradients, inputs, strict=True)]

@@ -124,7 +124,7 @@ asan: $(INSTALLED)  ## Run the tests of the ops on CPU kernels under AddressSani
 	TORCHAD_EXT_CXXFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=undefined -g' \
 	  TORCHAD_EXT_CACHE_DIR=$(ASAN_CACHE) TORCHAD_EXT_STRICT=1 TORCHAD_EXT_BUILD_TIMEOUT=3600 \
 	  LD_PRELOAD="$$(for each in asan ubsan stdc++; do $${CXX:-c++} -print-file-name=lib$$each.so; done | xargs)" \
-	  ASAN_OPTIONS=detect_leaks=0 $(PYTHON) -m pytest --device cpu \
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 $(PYTHON) -m pytest --device cpu \
   tests/test_ops.py tests/test_pointwise.py tests/test_rows.py tests/csrc/test_scalar.py tests/test_quadratic_form.py \
   tests/csrc/test_guard_pages.py \
   tests/native/test_fast_path.py::TestCalls tests/native/test_fast_path.py::TestWhatIsSaved tests/native/test_fast_path.py::TestLifetime

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .._arguments import SCALAR, TENSOR, kind_of
+from .._autograd.graph import depends_on_others
 from .._elementwise import Elementwise
 from .._pointwise import Pointwise
 from .._symbolic.evaluate import evaluate
@@ -19,7 +21,7 @@ from .._symbolic.tracing import ValueNeeded, trace
 from .._torch_state import OpOverload, transforms_active
 from .calls import known_name
 from .correction_mode import with_corrections
-from .fallback import Unseen, has_derivative, of_elements
+from .fallback import Unseen, has_derivative, of_elements, variable
 from .roots import root, squared
 from .sweep import Arguments, Keywords, Sweep, value_to_repeat
 
@@ -115,30 +117,36 @@ def by_slopes_of_any(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords)
     """An elementwise operation of whatever origin, by the gradients of its sum."""
     if transforms_active():
         return NotImplemented
-    value = value_to_repeat(func, *sweep.values(args, kwargs))
-    if not isinstance(value, Tensor):  # frexp
-        return NotImplemented
-    if not has_derivative(value):
-        return value
     leaves, tree = tree_flatten((args, kwargs))
     places = [i for i, x in enumerate(leaves) if sweep.owns(x)]
-    if any(leaves[i].is_complex() > value.is_complex() for i in places):
+    jets = [leaves[i] for i in places]
+
+    def given(xs: Sequence[Tensor]) -> Any:
+        return tree_unflatten([*map(dict(zip(places, xs, strict=True)).get, range(len(leaves)), leaves)], tree)
+
+    with torch.enable_grad():
+        xs = [variable(x.value) for x in jets]
+        y = value_to_repeat(func, *given(xs))
+    if not isinstance(y, Tensor):  # frexp
         return NotImplemented
-    xs = [leaves[i].to(torch.promote_types(leaves[i].dtype, value.dtype)) for i in places]
-    if torch.broadcast_shapes(*(x.shape for x in xs)) != value.shape:
-        xs = [x.expand(value.shape) for x in xs]
-
-    def f(*xs: Tensor) -> Any:
-        for i, x in zip(places, xs, strict=True):
-            leaves[i] = x
-        args, kwargs = tree_unflatten(leaves, tree)
-        return with_corrections(func)(*args, **kwargs)
-
-    tangents = [tuple(x.tangents[k] for x in xs) for k in range(len(sweep.signs))]
+    recording = sweep.recording and depends_on_others([y], xs)
+    value = y if recording else y.detach()
+    if not has_derivative(value):
+        return value
+    if any(x.is_complex() > value.is_complex() for x in jets):
+        return NotImplemented
+    dtypes = [torch.promote_types(x.dtype, value.dtype) for x in jets]
+    if any(x.shape != y.shape or x.dtype != dtype for x, dtype in zip(xs, dtypes, strict=True)):
+        shape = torch.broadcast_shapes(y.shape, *(x.shape for x in xs))
+        jets = [x.to(dtype).expand(shape) for x, dtype in zip(jets, dtypes, strict=True)]
+        with torch.enable_grad():
+            xs = [variable(x.value) for x in jets]
+            args, kwargs = given(xs)
+            y = with_corrections(func)(*args, **kwargs)
+    tangents = [tuple(x.tangents[k] for x in jets) for k in range(len(sweep.signs))]
+    laplacians = [x.laplacian for x in jets]
     try:
-        rows, total = of_elements(
-            f, tuple(x.value for x in xs), tangents, [x.laplacian for x in xs], sweep.signs, sweep.recording
-        )
+        rows, total = of_elements(y, xs, tangents, laplacians, sweep.signs, recording)
     except (RuntimeError, NotImplementedError) as error:
         raise Unseen(f"{name_of(func)} ({error})") from error
     return sweep.tensor(value, rows, total)

@@ -60,14 +60,14 @@ def restore_random_states(device: torch.device, states: Sequence[Tensor]) -> Non
         torch.cuda.set_rng_state(state, device)
 
 
-def _variable(x: Tensor) -> Tensor:
+def variable(x: Tensor) -> Tensor:
     """x as a tensor to differentiate in, which keeps the graph of x."""
     return x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
 
 
 def of_elements(
-    f: Callable[..., Tensor],
-    xs: Tensors,
+    y: Tensor,
+    xs: Sequence[Tensor],
     tangents: Sequence[Tensors],
     laplacians: Sequence[Tensor | None],
     signs: Sequence[int],
@@ -76,16 +76,13 @@ def of_elements(
     """Tangents and Laplacian of an elementwise y = f(x_a, x_b, ...), real or holomorphic, at the cost of f_a and f_ab.
 
     y_k = Σ_a f_a x_a,k and Δy = Σ_a f_a Δx_a + Σ_ab f_ab Σ_k ±x_a,k x_b,k: each derivative is one gradient of a sum,
-    whatever the number of directions.
+    whatever the number of directions. y has the graph of the variables xs, which have its shape.
     """
-    shape = torch.broadcast_shapes(*(x.shape for x in xs))
     with torch.enable_grad():
-        xs = tuple(_variable(x.expand(shape)) for x in xs)
-        y = f(*xs)
         slopes = _slopes(y, xs)
         _check_twice([slope for slope in slopes if slope is not None])
         curvatures = [() if slope is None else _slopes(slope, xs[a:]) for a, slope in enumerate(slopes)]
-    if not (recording and depends_on_others([y], xs)):
+    if not recording:
         slopes = [None if slope is None else slope.detach() for slope in slopes]
         curvatures = [[None if c is None else c.detach() for c in row] for row in curvatures]
     rows = [
@@ -132,7 +129,7 @@ def of_operation(
         return [slopes for slopes, _ in pairs], tuple(total)
     rows: list[Tensors] = []
     with torch.enable_grad():
-        xs = tuple(map(_variable, xs))
+        xs = tuple(map(variable, xs))
         ys = f(*xs)
         gs = tuple(torch.ones_like(y, requires_grad=True) for y in ys)  # not zeros: some operations take its logarithm
         gradients = _gradients(ys, xs, gs, True)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, overload
 
 import torch
+from torch.compiler import is_compiling
 from torch.overrides import has_torch_function
 
 from ._arguments import COMPARED, SCALAR, TENSOR, key_of
@@ -52,7 +53,7 @@ class Pointwise(Declared):
         return set()
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() and not any(map(is_symbol, (*args, *kwargs.values()))):
+        if is_compiling() and not any(map(is_symbol, (*args, *kwargs.values()))):
             if self._captures:
                 self._check_captured()
             args, kwargs = self._parameters.named(args, kwargs)

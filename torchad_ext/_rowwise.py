@@ -9,6 +9,7 @@ from itertools import zip_longest
 from typing import Any, overload
 
 import torch
+from torch.compiler import is_compiling
 from torch.overrides import has_torch_function
 
 from ._arguments import COLUMN, COMPARED, ROW, SCALAR, TENSOR, is_tensor, key_of
@@ -67,7 +68,7 @@ class Rowwise(Declared):
         return rf"$\displaystyle {formula}$" if len(formula) < _LONG_FORMULA else None
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if is_compiling():
             self._check_call((*args, *kwargs.values()))
             return _in_float32(self.definition, *self._parameters.named(args, kwargs))
         if self._front:

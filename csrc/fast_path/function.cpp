@@ -47,7 +47,7 @@ PyObject* wrap(std::optional<Tensors> outputs) {
 PyObject* applied(const FunctionPtr function, const Tensors& xs, const Numbers& numbers, Broadcast broadcast) {
   std::optional<Tensors> outputs;
   {
-    const py::gil_scoped_release no_gil;
+    const WithoutGil no_gil(xs);
     outputs = function->apply(xs, numbers, std::move(broadcast));
   }
   return wrap(std::move(outputs));
@@ -58,7 +58,7 @@ PyObject* applied(const RowFunctionPtr function, const Tensors& xs, const Number
                   const Known& known, uint64_t dropped) {
   std::optional<Tensors> results;
   {
-    const py::gil_scoped_release no_gil;
+    const WithoutGil no_gil(xs);
     results = function->apply(xs, numbers, shape, known);
     for (size_t k = 0; results && k < results->size(); ++k) {
       at::Tensor& y = (*results)[k];
@@ -89,12 +89,12 @@ bool bind(const Front& front, PyObject* arguments, PyObject* keywords, std::arra
 }
 
 // front.call(arguments, keywords): the results, or NotImplemented where the way through Python has to be taken.
-PyObject* front_call(PyObject* self, PyObject* args) {
+PyObject* front_call(PyObject* self, PyObject* const* arguments, Py_ssize_t) {
   HANDLE_TH_ERRORS
   const Front& front = value_of<Front>(self);
   std::array<PyObject*, most_parameters> given;
-  if (!PyTuple_CheckExact(PyTuple_GET_ITEM(args, 0)) || at::impl::torch_function_mode_enabled() ||
-      !bind(front, PyTuple_GET_ITEM(args, 0), PyTuple_GET_ITEM(args, 1), given)) {
+  if (!PyTuple_CheckExact(arguments[0]) || at::impl::torch_function_mode_enabled() ||
+      !bind(front, arguments[0], arguments[1], given)) {
     Py_RETURN_NOTIMPLEMENTED;
   }
   const Py_ssize_t count = PyTuple_GET_SIZE(front.names.ptr());
@@ -410,7 +410,8 @@ PyType_Slot row_function_slots[] = {{Py_tp_new, reinterpret_cast<void*>(row_func
                                     {Py_tp_methods, row_function_methods},
                                     {}};
 PyMethodDef front_methods[] = {
-    {"call", front_call, METH_VARARGS, "call(arguments, keywords): the results, or NotImplemented"},
+    {"call", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(front_call)), METH_FASTCALL,
+     "call(arguments, keywords): the results, or NotImplemented"},
     {"add_rows", front_add_rows, METH_VARARGS, "add_rows(function, dtype, arguments, options, numbers, dropped, dims)"},
     {"add", front_add, METH_VARARGS, "add(function, tensors, numbers, reads, options)"},
     {}};

@@ -3,7 +3,9 @@
 
 #include <torch/csrc/autograd/python_variable.h>
 
+#include <algorithm>
 #include <memory>
+#include <optional>
 #include <utility>
 
 namespace torchad_ext {
@@ -22,6 +24,22 @@ auto ask_python(F f) {
     throw raised;
   }
 }
+
+// Lets other threads run Python meanwhile, where that is not over sooner than the GIL is released.
+class WithoutGil {
+ public:
+  explicit WithoutGil(const Tensors& xs) {
+    const auto is_small = [](const at::Tensor& x) {
+      const bool is_dense = x.is_cpu() && !x.is_nested() && !x.unsafeGetTensorImpl()->has_symbolic_sizes_strides();
+      return is_dense && x.numel() <= few;
+    };
+    if (!std::all_of(xs.begin(), xs.end(), is_small)) released_.emplace();
+  }
+
+ private:
+  static constexpr int64_t few = 256;
+  std::optional<py::gil_scoped_release> released_;
+};
 
 template <class Numbers>
 py::tuple tuple_of(const Numbers& numbers) {

@@ -214,7 +214,7 @@ PyObject* quadratic_form(PyObject*, PyObject* const* arguments, Py_ssize_t count
   if (As.back() != xs.back() || As[As.size() - 2] != xs.back()) Py_RETURN_NOTIMPLEMENTED;
   at::Tensor q;
   {
-    const py::gil_scoped_release no_gil;
+    const WithoutGil no_gil({x, A});
     static const Operator<at::Tensor(const at::Tensor&, const at::Tensor&)> kernel("torchad_ext::quadratic_form");
     q = is_recorded({x, A}) ? value_and_product(x, A).first : kernel(x, readable(A));
   }

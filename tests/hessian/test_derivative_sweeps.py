@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 import torchad_ext as ad
 from torchad_ext import _self_check
-from torchad_ext._hessian import thresholds
+from torchad_ext._hessian import pullback, thresholds
 
 pytest.importorskip("expecttest", reason="torch.testing._internal imports expecttest, which is not installed")
 from torch.testing._internal.common_methods_invocations import op_db
@@ -201,7 +201,7 @@ NAMES = (
 @pytest.mark.parametrize("units", [True, False], ids=["unit rows", "batches"])
 def test_operations_of_pytorch(name: str, dtype: torch.dtype, units: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each sample that PyTorch tests its own derivatives with, in batches of any size."""
-    monkeypatch.setattr(thresholds, "FEW_ROWS", 0)
+    monkeypatch.setattr(pullback, "FEW_ROWS", 0)
     monkeypatch.setattr(thresholds, "_UNIT_ROWS", 1 if units else 10**9)
     (info, *_) = [info for info in op_db if info.name == name]
     if dtype not in info.dtypes:

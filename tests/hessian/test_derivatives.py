@@ -745,6 +745,9 @@ class TestErrors:
             with pytest.raises(RuntimeError, match="give chunk_size=1"):
                 ad.hessian(f, sample(n))
             assert_close(ad.hessian(f, sample(n), chunk_size=1), torch.diag(12 * sample(n) ** 2))
+        for n in (1, 2, 3):  # few rows are computed one by one then
+            assert_close(ad.hessian(f, sample(n)), torch.diag(12 * sample(n) ** 2))
+            assert_close(ad.hessian_diagonal(f, sample(n)), 12 * sample(n) ** 2)
 
     def test_options(self) -> None:
         x = sample(3)

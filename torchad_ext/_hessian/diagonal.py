@@ -15,7 +15,7 @@ from .jacobian_columns import path_of_function
 from .jacobian_rows import Chunks, gathered, tracked
 from .point import Function, Point
 from .pullback import GraphPullback, Pullback, pullback_of_gradient
-from .thresholds import FEW_ROWS, Way, directions_at_once, quickest_ways
+from .thresholds import FEW_PRODUCTS, Way, directions_at_once, quickest_ways
 
 
 @tool
@@ -36,7 +36,7 @@ def hessian_diagonal(
         x: a floating-point tensor, or a pytree of them, which f takes as a whole; with ``batched`` a tensor
             ``[batch, *d]``.
         batched: f maps a batch of points to their values. Products are computed one after the other where they are
-            three or fewer, or large; else in batches; from 24 coordinates on tangents are tried, where they pay.
+            two or fewer, or large; else in batches; from 24 coordinates on tangents are tried, where they pay.
         chunk_size: how many products are computed at once; 1 computes them one by one without ``vmap``. By default the
             largest tensor of a batch takes 2 MB, as for :func:`hessian`.
         progress: show a progress bar.
@@ -113,7 +113,7 @@ def _diagonal_of_rows(
     count = x[:1].numel()
     ways: list[Way] = ["sweeps", "batches"]
     if not chunk_size:
-        largest = 0 if count <= FEW_ROWS else gradient.largest()
+        largest = 0 if count <= FEW_PRODUCTS else gradient.largest()
         ways = quickest_ways(count, largest, isinstance(gradient, GraphPullback))
     if gradient.final and "sweeps" in ways:
         by_sweeps = _by_sweeps(at, f, x, gradient, chunk_size, progress)

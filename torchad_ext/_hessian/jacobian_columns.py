@@ -76,9 +76,7 @@ def jacobian_by_pullback_of_pullback(value: Pullback, chunk_size: int | None, pr
                 gradients = grad(value.outputs, value.inputs, w, create_graph=True)
             transposed = GraphPullback(Point(at.name, at.f, w), value.spec, gradients, w, create_graph=False)
             rows = chunk_size or rows_at_once(transposed, value.size)
-            columns = joined(
-                chunks_of_rows(transposed, 1 if at.size <= thresholds.FEW_ROWS else rows, progress), at.size, w
-            )
+            columns = joined(chunks_of_rows(transposed, rows, progress), at.size, w)
         except RuntimeError:  # of an operation that has no second derivative
             return None
         agree = True

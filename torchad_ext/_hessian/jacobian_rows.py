@@ -71,7 +71,7 @@ def gathered(
     rows = chunk_size or rows_at_once(value, value.at.size, batch)
     if not isinstance(value, GraphPullback) or not value.size or not value.at.size:
         return gather(chunks(rows))
-    if rows == 1 or value.size <= thresholds.FEW_ROWS * batch or COMPILED in value.names:
+    if rows == 1 or value.size <= batch or COMPILED in value.names:
         return gather(chunks(1))  # a compiled backward runs for one row at a time
     path = value.path("in batches", rows)
     if path.is_wrong:

@@ -27,7 +27,7 @@ from .._forward.undone import once_more
 from .._self_check import FastPath, fast_path
 from .._torch_state import gradients_along, of_batch
 from .point import Function, Point, Tensors, check_floating, explained, is_transformed
-from .thresholds import largest_in_graph, largest_matrix_in_graph
+from .thresholds import FEW_ROWS, largest_in_graph, largest_matrix_in_graph
 
 
 class Pullback:
@@ -112,8 +112,14 @@ class GraphPullback(Pullback):
         if self.final and self._has_own_nodes:
             with contextlib.suppress(RuntimeError):  # it batches less
                 return grad(self.outputs, self.inputs, cotangents, create_graph=False, batched=True)
-        # Not is_grads_batched, whose own rules for some operations are slow, or wrong (group_norm).
-        return _without_expansion(of_batch(self.gradients, cotangents))
+        try:
+            # Not is_grads_batched, whose own rules for some operations are slow, or wrong (group_norm).
+            return _without_expansion(of_batch(self.gradients, cotangents))
+        except (RuntimeError, IndexError):
+            if len(cotangents[0]) > FEW_ROWS:
+                raise
+            rows = [self.gradients(row) for row in zip(*cotangents, strict=True)]
+            return [torch.stack(parts) for parts in zip(*rows, strict=True)]
 
     def pull_without_graph(self, cotangents: Tensors) -> Tensors:
         with explained(self.at.name):

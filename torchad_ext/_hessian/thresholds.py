@@ -24,11 +24,12 @@ Way = Literal["products", "batches", "sweeps"]  # to the diagonal of a batch of 
 _IN_CACHE, _AT_MOST = 2**21, 2**24  # bytes of the largest tensor of a batch
 _SHARE = 32  # of the Jacobian's bytes; the tensors of a batch are some ten, so that they take less than half of these
 _FEWEST = 8  # large rows that are worth a batch
-FEW_ROWS = 3  # rows that are computed as quickly one by one
+FEW_ROWS = 3  # rows that are computed one by one where a batch cannot be
 _UNIT_ROWS = 256  # in a batch as wide, from which on they are worth a dispatch in Python
 MUCH_TALLER = 4  # values of f for each element of x, from which on the Jacobian is computed by its columns
 _FIRST_FACTOR = {"MvBackward0": 0, "AddmvBackward0": 1, "MmBackward0": 0, "AddmmBackward0": 1}  # among the operands
 # The diagonal of a batch of points.
+FEW_PRODUCTS = 2  # that are computed as quickly one by one
 _LARGE = 2**16  # bytes of the largest tensor of a product, from which on it is computed as quickly by itself
 _SWEPT_FROM, _SWEPT_BYTES = 24, 2**19  # coordinates, and bytes of all of them, that are worth what a sweep prepares
 _TANGENTS = 2**17  # elements of a batch of tangents, which stays in a cache
@@ -63,7 +64,7 @@ def quickest_ways(coordinates: int, largest: int, in_graph: bool) -> list[Way]:
     Batches save calls, where their tensors are small; sweeps save the way back, where what they prepare has many
     coordinates to serve. ``largest`` are the bytes of the largest tensor of a product, in a graph of autograd or not.
     """
-    back: Way = "products" if coordinates <= FEW_ROWS or (in_graph and largest >= _LARGE) else "batches"
+    back: Way = "products" if coordinates <= FEW_PRODUCTS or (in_graph and largest >= _LARGE) else "batches"
     return ["sweeps", back] if coordinates >= _SWEPT_FROM and coordinates * largest >= _SWEPT_BYTES else [back]
 
 

@@ -41,7 +41,8 @@ from ._symbolic.captured import asks_for_kinds, captures, is_of_users
 from ._symbolic.latex import latex
 from ._symbolic.program import Program
 from ._symbolic.refusals import TraceError
-from ._symbolic.tracing import ValueNeeded, apart, is_symbol, trace
+from ._symbolic.symbols import ValueNeeded, apart, is_symbol
+from ._symbolic.tracing import trace
 from ._warnings import warn_user
 
 Interval = tuple[float, float]

@@ -23,7 +23,7 @@ from ._native.kernels import DTYPES
 from ._symbolic.captured import plain
 from ._symbolic.latex import equations
 from ._symbolic.refusals import NumberExpected
-from ._symbolic.tracing import apart, is_symbol
+from ._symbolic.symbols import apart, is_symbol
 from ._torch_state import is_being_traced, traced_before_autograd
 
 _MOST_PARAMETERS = 64  # that C++ takes

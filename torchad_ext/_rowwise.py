@@ -22,7 +22,7 @@ from ._symbolic.captured import plain
 from ._symbolic.expr import Expr
 from ._symbolic.program import Program
 from ._symbolic.refusals import NumberExpected, TraceError
-from ._symbolic.tracing import is_symbol
+from ._symbolic.symbols import is_symbol
 from ._torch_state import is_autocast_enabled, is_being_traced, traced_before_autograd, without_view
 
 

@@ -16,8 +16,9 @@ from .._elementwise import Elementwise
 from .._pointwise import Pointwise
 from .._symbolic.evaluate import evaluate
 from .._symbolic.expr import scalar, tensor
+from .._symbolic.symbols import ValueNeeded
 from .._symbolic.torch_names import is_of_torch, name_of
-from .._symbolic.tracing import ValueNeeded, trace
+from .._symbolic.tracing import trace
 from .._torch_state import OpOverload, transforms_active
 from .calls import known_name
 from .correction_mode import with_corrections

@@ -19,9 +19,10 @@ from .._native.kernels import DTYPES
 from .._row_function import SHORT
 from .._symbolic.expr import scalar, tensor
 from .._symbolic.refusals import TraceError
+from .._symbolic.symbols import ValueNeeded
 from .._symbolic.torch_functions import FUNCTIONS
 from .._symbolic.torch_names import is_of_torch, name_of, written_by
-from .._symbolic.tracing import ValueNeeded, trace
+from .._symbolic.tracing import trace
 from .._torch_state import is_wrapped, surely, usual_size
 from .row_calls import RowCall, row_call, view_of_rows
 

@@ -7,10 +7,8 @@ them is looked up by its name in ``FUNCTIONS``, and what is not there raises wit
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,24 +16,35 @@ import torch
 from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 
-from .._torch_state import function_of, subclass, without_compilation, without_jit_trace, without_modes
+from .._torch_state import function_of, without_compilation, without_jit_trace, without_modes
 from . import operations as op
 from . import refusals
 from .expr import FLOATS, SYMBOLS, Expr, NoNumber, constant, length, make, topological
 from .kinks import decided
 from .program import Program
 from .refusals import NumberExpected, Problem, TraceError, refusal
+from .symbols import (
+    RowShape,
+    TracedSymbol,
+    ValueNeeded,
+    argument,
+    current_level,
+    described,
+    dtype_of,
+    kind_of,
+    new_symbol,
+    numbers_in,
+    spans_of,
+    value_needed,
+)
 from .torch_functions import (
     ALIASES,
     ARITHMETIC,
-    CHOICES,
     CONSTANTS,
     FUNCTIONS,
-    INTEGRAL,
     OF_NOTHING,
     OF_NUMBERS,
     OF_TENSORS,
-    PROMOTED,
     ROUNDS_NUMBERS,
     STEPS,
     number,
@@ -43,100 +52,8 @@ from .torch_functions import (
 from .torch_names import is_of_torch, module_of, name_of, written_by
 from .torch_row_functions import INDICES, ROW_FUNCTIONS, along_row
 
-
-class ValueNeeded(BaseException):
-    """The function asks for the value of run-time numbers, whose names these are; trace it with the values.
-
-    A function that catches every Exception does not catch it.
-    """
-
-    def __init__(self, names: frozenset[str]) -> None:
-        super().__init__(names)
-        self.names = names
-
-
-class _Symbol(torch.Tensor):
-    """Stands for a tensor, or for a Python number, while a function is traced.
-
-    Attributes:
-        expr: its value.
-        kind: ``"tensor"``, of the dtype of the function's tensors; ``"number"``, a Python number; ``"mask"``, bool;
-            ``"integer"``, int64; or the name of a dtype that PyTorch gives it whatever the function's tensors have.
-        stored: its value as PyTorch has it in memory, where each result is rounded to the dtype.
-        is_in_use: is it an argument, or does another name stand for its memory?
-        level: how many functions are being traced around the one that it is an argument or a result of.
-        spans: ``"element"``, a value for each; ``"row"``, one for each row, with a last dimension of size 1;
-            ``"dropped"``, the same without that dimension; empty for one number.
-    """
-
-    expr: Expr
-    kind: str
-    stored: Expr
-    is_in_use: bool
-    level: int
-    spans: str
-
-    def __repr__(self) -> str:  # type: ignore[override]
-        if self.kind == "number" and (names := _numbers_in(self.expr)):
-            raise ValueNeeded(names)
-        return f"<{self.kind} {self.expr}>"
-
-    def __getattr__(self, name: str) -> Any:  # of what tensors lack
-        if self.__dict__.get("kind") == "number" and (hasattr(int, name) or hasattr(float, name)):
-            raise _needed(name, self.expr)
-        raise AttributeError(f"'Tensor' object has no attribute {name!r}")
-
-    def __hash__(self) -> int:
-        if self.kind == "number":  # a dict looks for the value
-            raise _needed("__hash__", self.expr)
-        return id(self)
-
-    def __round__(self, digits: int | None = None) -> Any:  # tensors have none; numbers do
-        return round(float(self), digits)
-
-    def __divmod__(self, other: Any) -> Any:
-        return divmod(float(self), other)
-
-
-def is_symbol(x: Any) -> bool:
-    """Does it stand for a tensor or a number of a function that is being traced?"""
-    return isinstance(x, _Symbol)
-
-
 # No tensor of a function has it, so that a dtype which the function asks its tensors for differs from all it names.
 _DTYPE = torch.float8_e5m2
-
-
-class _Shape:
-    """The shape of a tensor, of which the length of the row is known."""
-
-    def __init__(self, last: Any, name: str) -> None:
-        self.last, self.name = last, name
-
-    def __getitem__(self, index: Any) -> Any:
-        if index != -1:
-            raise self._refusal
-        return self.last
-
-    def __len__(self) -> int:
-        raise self._refusal
-
-    def __iter__(self) -> Any:
-        raise self._refusal
-
-    @property
-    def _refusal(self) -> TraceError:
-        return refusal(f"x.{self.name}", refusals.ROW_SHAPE)
-
-
-def _symbol(
-    value: Expr, kind: str, stored: Expr | None = None, is_in_use: bool = False, spans: str = "element"
-) -> _Symbol:
-    # A custom autograd.Function leaves its mark on what requires a gradient.
-    symbol: _Symbol = subclass(_Symbol, torch.zeros((), device="cpu"), kind == "tensor")
-    symbol.expr, symbol.kind, symbol.is_in_use, symbol.spans = value, kind, is_in_use, spans
-    symbol.stored, symbol.level = value if stored is None else stored, _level()
-    return symbol
 
 
 def trace(function: Callable[[list[Any]], Any], arguments: Sequence[Any], name: str, rows: bool = False) -> Program:
@@ -167,11 +84,11 @@ def trace(function: Callable[[list[Any]], Any], arguments: Sequence[Any], name: 
 
 def inlined(program: Program, values: Mapping[Expr, Any]) -> Any:
     """The outputs of a program within a function that is being traced, for symbols and numbers in place of its own."""
-    known = {x: value.expr if isinstance(value, _Symbol) else constant(value) for x, value in values.items()}
+    known = {x: value.expr if isinstance(value, TracedSymbol) else constant(value) for x, value in values.items()}
     for node in topological(program.outputs):
         if node not in known:
             known[node] = make(node.op, *(known[arg] for arg in node.args)) if node.args else node
-    outputs = tuple(_symbol(known[y], "tensor", op.rounded(known[y])) for y in program.outputs)
+    outputs = tuple(new_symbol(known[y], "tensor", op.rounded(known[y])) for y in program.outputs)
     return outputs[0] if len(outputs) == 1 else outputs
 
 
@@ -194,18 +111,18 @@ def _traced(
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(without_compilation())
-        symbols = [_argument(x) for x in arguments]
+        symbols = [argument(x) for x in arguments]
         tracing = stack.enter_context(_Tracing(name, dtype, rows))
         try:
             result = function(symbols)
         except TypeError as error:
             if not tracing.error:
                 numbers = [x for x in arguments if isinstance(x, Expr) and x.op == "scalar"]
-                if "_Symbol" not in str(error):
+                if "TracedSymbol" not in str(error):
                     raise
                 if numbers:  # PyTorch takes a Python number there, nothing else
                     raise ValueNeeded(frozenset(str(x.value) for x in numbers)) from None
-                raise NumberExpected(f"{name}: {str(error).replace('_Symbol', 'Tensor')}") from None
+                raise NumberExpected(f"{name}: {str(error).replace('TracedSymbol', 'Tensor')}") from None
         except ValueNeeded:
             if not tracing.error:
                 raise
@@ -218,9 +135,9 @@ def _traced(
     for output in results:
         if function_name := _function_of(output):
             raise TraceError(f"{name} returns a result of {function_name}, {refusals.HAS_BACKWARD}")
-        if not isinstance(output, _Symbol) or output.kind == "number":
+        if not isinstance(output, TracedSymbol) or output.kind == "number":
             raise TraceError(
-                f"{name} returns {_described(output)}, not {'a' if rows else 'an elementwise'} function of its tensors"
+                f"{name} returns {described(output)}, not {'a' if rows else 'an elementwise'} function of its tensors"
                 "; return a tensor, torch.full_like(x, c) for a constant"
             )
         if output.kind == "mask":
@@ -229,7 +146,7 @@ def _traced(
             )
         if output.kind != "tensor":
             raise TraceError(
-                f"{name} returns a tensor of dtype {_dtype_of(output)}, not of the dtype of its arguments, because it "
+                f"{name} returns a tensor of dtype {dtype_of(output)}, not of the dtype of its arguments, because it "
                 "is made of truth values and numbers alone; convert them, as in (x > 0).to(x.dtype)"
             )
         outputs.append(make("float64", output.expr) if tracing.widened else output.expr)
@@ -238,32 +155,6 @@ def _traced(
     names = ("output",) if len(outputs) == 1 else tuple(f"output{i}" for i in range(len(outputs)))
     kinds = tuple("tensor" if x.spans in ("element", "") else x.spans for x in results) if rows else ()
     return Program(inputs, scalars, tuple(outputs), names, kinds), tracing.asked
-
-
-def _argument(x: Any) -> Any:
-    """A symbol for an expression, anything else as it is."""
-    if not isinstance(x, Expr):
-        return x
-    if x.op == "scalar":
-        return _symbol(x, "number", is_in_use=True, spans="")
-    return _symbol(x, "tensor", is_in_use=True, spans="row" if x.op == "row" else "element")
-
-
-_local = threading.local()
-
-
-def _level() -> int:
-    return getattr(_local, "level", 0)
-
-
-@contextlib.contextmanager
-def apart() -> Iterator[None]:
-    """Keeps what runs within, such as the declaration of an op, out of the functions that are being traced."""
-    _local.level = _level() + 1
-    try:
-        yield
-    finally:
-        _local.level -= 1
 
 
 class _Tracing(TorchFunctionMode):
@@ -275,12 +166,12 @@ class _Tracing(TorchFunctionMode):
 
     def __init__(self, name: str, dtype: torch.dtype, rows: bool) -> None:
         super().__init__()
-        self.name, self.dtype, self.rows, self.level = name, dtype, rows, _level()
+        self.name, self.dtype, self.rows, self.level = name, dtype, rows, current_level()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if self.level != _level():
+        if self.level != current_level():
             return func(*args, **(kwargs or {}))
         try:
             if inlined := getattr(getattr(func, "definition", None), "inlined", None):  # a derivative of a declared op
@@ -297,19 +188,19 @@ class _Tracing(TorchFunctionMode):
         name = name_of(func)
         if name in _SWITCHES:
             return func(*args, **kwargs)
-        if name in _QUESTIONS and len(args) == 1 and isinstance(args[0], _Symbol) and args[0].kind == "tensor":
+        if name in _QUESTIONS and len(args) == 1 and isinstance(args[0], TracedSymbol) and args[0].kind == "tensor":
             self.asked = self.asked or name == "dtype"
             return self.dtype if name == "dtype" else _QUESTIONS[name]
         given = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
         if function := next(filter(None, map(_function_of, given)), None):
             raise refusal(name, f"is given a result of {function}, {refusals.HAS_BACKWARD}")
-        if any(isinstance(x, _Symbol) and x.level != self.level for x in given):
+        if any(isinstance(x, TracedSymbol) and x.level != self.level for x in given):
             raise refusal(name, refusals.OF_ANOTHER)
-        if name in _VALUES and len(given) == 1 and isinstance(given[0], _Symbol) and given[0].kind == "number":
+        if name in _VALUES and len(given) == 1 and isinstance(given[0], TracedSymbol) and given[0].kind == "number":
             return self._asked_for(name, given[0].expr)
         if not is_of_torch(func):
             raise refusal(name, f"is a function of {module_of(func)}, not of PyTorch; {refusals.OUTSIDE}")
-        if given and not any(isinstance(x, _Symbol) for x in given):
+        if given and not any(isinstance(x, TracedSymbol) for x in given):
             raise refusal(name, refusals.OUTSIDE_TENSOR)
         kwargs = {key: x for key, x in kwargs.items() if not (key in _IDLE and (x is None or x is False))}
         if name == "_is_view":  # PyTorch asks before an assignment
@@ -319,30 +210,31 @@ class _Tracing(TorchFunctionMode):
             return self._write(name, place, args, kwargs)
         if "out" in kwargs:
             raise refusal(name, refusals.IN_PLACE)
-        if self.rows and name in ("shape", "size") and isinstance(args[0], _Symbol) and args[0].spans == "element":
-            shape = _Shape(_symbol(length(), "number", spans=""), name)
+        if self.rows and name in ("shape", "size") and isinstance(args[0], TracedSymbol) and args[0].spans == "element":
+            shape = RowShape(new_symbol(length(), "number", spans=""), name)
             dims = [*args[1:], *kwargs.values()]
             return shape[dims[0]] if dims else shape
-        if self.rows and name == "broadcast_tensors" and all(isinstance(x, _Symbol) for x in args):
-            spans = _spans(name, args)
-            return tuple([_symbol(x.expr, x.kind, x.stored, is_in_use=True, spans=spans) for x in args])
-        if name in _CONVERSIONS and isinstance(args[0], _Symbol) and args[0].kind != "number":
+        if self.rows and name == "broadcast_tensors" and all(isinstance(x, TracedSymbol) for x in args):
+            spans = spans_of(name, args)
+            return tuple([new_symbol(x.expr, x.kind, x.stored, is_in_use=True, spans=spans) for x in args])
+        if name in _CONVERSIONS and isinstance(args[0], TracedSymbol) and args[0].kind != "number":
             return self._converted(name, args, kwargs)
         return self._result(name, args, kwargs)
 
-    def _result(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Symbol:
+    def _result(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TracedSymbol:
         """A function of symbols."""
         base = name.strip("_") if name.startswith("__") else name
         handler, spans = None, ""
         if self.rows and (base in ROW_FUNCTIONS or base in INDICES):
-            numbers = [x.expr for x in (*args, *kwargs.values()) if isinstance(x, _Symbol) and x.kind == "number"]
-            if needed := _numbers_in(*numbers):
+            numbers = [x.expr for x in (*args, *kwargs.values()) if isinstance(x, TracedSymbol) and x.kind == "number"]
+            if needed := numbers_in(*numbers):
                 raise ValueNeeded(needed)
             try:
                 handler, args, kwargs, spans = along_row(base, args, kwargs)
             except Problem as problem:
                 raise refusal(name, str(problem)) from None
-        if self.rows and name in ("max", "min") and sum(isinstance(x, _Symbol) for x in (*args, *kwargs.values())) < 2:
+        operands = [x for x in (*args, *kwargs.values()) if isinstance(x, TracedSymbol)]
+        if self.rows and name in ("max", "min") and len(operands) < 2:
             raise refusal(name, f"of one tensor is not known; write torch.a{name}(x, -1, keepdim=True)")
         if handler is None:
             if name in refusals.REFUSED:
@@ -351,16 +243,16 @@ class _Tracing(TorchFunctionMode):
         if handler is None:
             raise refusal(name, refusals.UNKNOWN)
         kwargs = self._without_dtype(name, kwargs)
-        given = [x for x in (*args, *kwargs.values()) if isinstance(x, _Symbol)]
+        given = [x for x in (*args, *kwargs.values()) if isinstance(x, TracedSymbol)]
         symbols, kinds = [x.expr for x in given], {x.kind for x in given}
         if kinds == {"number"} and base in OF_NUMBERS:
-            raise _needed(name, *symbols)
+            raise value_needed(name, *symbols)
         if name in OF_TENSORS and "number" in kinds:
             raise refusal(name, "takes no number; write torch.full_like(x, c) for c")
         if symbols and not any(x.varies for x in symbols) and name not in ARITHMETIC and not spans:
             raise refusal(name, refusals.CONSTANT if all(x.is_constant for x in symbols) else refusals.OF_A_NUMBER)
 
-        if any(isinstance(x, torch.Tensor) and not isinstance(x, _Symbol) for x in (*args, *kwargs.values())):
+        if any(isinstance(x, torch.Tensor) and not isinstance(x, TracedSymbol) for x in (*args, *kwargs.values())):
             raise refusal(name, refusals.OUTSIDE_TENSOR)
 
         def apply(of: Callable[[Any], Any]) -> Expr:
@@ -370,7 +262,7 @@ class _Tracing(TorchFunctionMode):
                 raise refusal(name, str(problem)) from None
             except NoNumber:
                 if kinds == {"number"}:  # Python computes with it
-                    raise _needed(name, *symbols) from None
+                    raise value_needed(name, *symbols) from None
                 raise  # as PyTorch does: Python may go on with a method of the other operand
             except TypeError as error:
                 text = re.sub(r"^\S+\(\) ", "", str(error))  # without the name of the handler
@@ -387,15 +279,15 @@ class _Tracing(TorchFunctionMode):
             value = decided(value, {x.expr: x.stored for x in given if x.stored is not x.expr})
         if not torch.is_grad_enabled() and not value.is_mask:  # PyTorch records nothing under no_grad
             value, stored = op.detach(value), op.detach(stored)
-        kind = "tensor" if name in OF_NOTHING and "dtype" in kwargs else _kind_of(name, value, args, kwargs)
-        spans = spans or _spans(name, given)
+        kind = "tensor" if name in OF_NOTHING and "dtype" in kwargs else kind_of(name, value, args, kwargs)
+        spans = spans or spans_of(name, given)
         if kind in FLOATS:
             value = stored = make(kind, value)
         elif kind == "tensor":
             if base in CONSTANTS:
                 value = op.rounded(value)
             stored = op.rounded(stored)
-        symbol = _symbol(value, kind, stored, spans=spans)
+        symbol = new_symbol(value, kind, stored, spans=spans)
         if base in ALIASES:
             for x in given:
                 x.is_in_use = True
@@ -406,7 +298,7 @@ class _Tracing(TorchFunctionMode):
     def _asked_for(name: str, value: Expr) -> Any:
         """The value of a number, where a Python number is wanted."""
         if not value.is_constant:
-            raise _needed(name, value)
+            raise value_needed(name, value)
         convert = {"__bool__": bool, "__int__": int, "__index__": int, "__complex__": complex}.get(name, float)
         return convert(value.number)
 
@@ -419,10 +311,10 @@ class _Tracing(TorchFunctionMode):
         idle = ("device", "memory_format", "requires_grad", "layout", "pin_memory", *(["dtype"] * (name in CONSTANTS)))
         return {key: x for key, x in kwargs.items() if key not in idle}
 
-    def _write(self, name: str, base: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Symbol:
+    def _write(self, name: str, base: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TracedSymbol:
         """y += x and the like, on an intermediate result."""
         y = args[0] if args else next(iter(kwargs.values()))
-        if not isinstance(y, _Symbol):
+        if not isinstance(y, TracedSymbol):
             raise refusal(name, refusals.OUTSIDE_TENSOR)
         if y.is_in_use and y.kind != "number":
             raise refusal(name, refusals.IN_PLACE)
@@ -440,7 +332,7 @@ class _Tracing(TorchFunctionMode):
         y.expr, y.stored = result.expr, result.stored
         return y
 
-    def _converted(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Symbol:
+    def _converted(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TracedSymbol:
         """x.to(dtype), x.float() and the like."""
         x = args[0]
         wanted = [*args[1:], *(value for key, value in kwargs.items() if key in ("dtype", "other", "tensor"))]
@@ -453,41 +345,33 @@ class _Tracing(TorchFunctionMode):
         kind = self._kind(wanted[0]) if wanted else x.kind
         if kind == x.kind:
             x.is_in_use = True
-            return _symbol(x.expr, x.kind, x.stored, is_in_use=True, spans=x.spans)
+            return new_symbol(x.expr, x.kind, x.stored, is_in_use=True, spans=x.spans)
         if kind in (None, "mask", "number") or x.kind == "tensor":
             raise refusal(name, refusals.TYPE)
         value = number(x.expr)
         assert isinstance(value, Expr) and kind
-        return _symbol(make(kind, value) if kind in FLOATS else value, kind, spans=x.spans)
+        return new_symbol(make(kind, value) if kind in FLOATS else value, kind, spans=x.spans)
 
     def _kind(self, target: Any) -> str | None:
         """The kind that a conversion to a dtype, or to that of another tensor, gives; None if that is unknown."""
-        if isinstance(target, _Symbol):
+        if isinstance(target, TracedSymbol):
             return target.kind
         return "tensor" if target is self.dtype else _KINDS.get(target)
 
 
-def _spans(name: str, given: Sequence[_Symbol]) -> str:
-    """The span of the result of an elementwise function."""
-    spans = {x.spans for x in given} - {""}
-    if "dropped" in spans and len(spans) > 1:
-        raise refusal(name, refusals.DROPPED)
-    return next((x for x in ("element", "row", "dropped") if x in spans), "")
-
-
 def _value(x: Any) -> Any:
-    return x.expr if isinstance(x, _Symbol) else x
+    return x.expr if isinstance(x, TracedSymbol) else x
 
 
 def _stored(x: Any) -> Any:
-    return x.stored if isinstance(x, _Symbol) else x
+    return x.stored if isinstance(x, TracedSymbol) else x
 
 
 def _with_rounded_numbers(of: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """PyTorch rounds a number that it compares with a tensor."""
 
     def operand(x: Any) -> Any:
-        is_number = isinstance(x, float) or (isinstance(x, _Symbol) and x.kind == "number")
+        is_number = isinstance(x, float) or (isinstance(x, TracedSymbol) and x.kind == "number")
         return op.rounded(of(x)) if is_number else of(x)
 
     return operand
@@ -499,47 +383,6 @@ def _function_of(x: Any) -> str | None:
     if node is None or not isinstance(node, BackwardCFunction):
         return None
     return str(function_of(node).__name__)
-
-
-def _numbers_in(*values: Expr) -> frozenset[str]:
-    return frozenset(str(x.value) for x in topological(values) if x.op == "scalar")
-
-
-def _needed(name: str, *values: Expr) -> ValueNeeded | TraceError:
-    """The error where a function asks for the values of Python numbers, to which those of a call may be the answer."""
-    if any(x.op == "length" for x in topological(values)):
-        return refusal(name, refusals.LENGTH)
-    names = _numbers_in(*values)
-    return ValueNeeded(names) if names else refusal(name, refusals.NUMBER)
-
-
-def _kind_of(name: str, value: Expr, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
-    """The kind of a result, by PyTorch's rules of type promotion."""
-    operands = [x for i, x in enumerate(args) if i != CHOICES.get(name)]
-    operands += [x for key, x in kwargs.items() if key != "condition"]
-    kinds = {x.kind for x in operands if isinstance(x, _Symbol)}
-    if value.is_mask and kinds != {"number"}:
-        return "mask"
-    if kinds <= {"number"} and name not in CHOICES:
-        return "number"
-    if "tensor" in kinds:
-        return "tensor"
-    floats = [kind for kind in kinds if kind in FLOATS]
-    has_floats = "number" in kinds or any(isinstance(x, float) for x in operands)
-    if not floats and not has_floats and name in INTEGRAL:
-        return "integer"
-    if name not in PROMOTED:
-        raise refusal(name, "is given a truth value; convert it to the dtype of a tensor, as in (x > 0).to(x.dtype)")
-    dtypes = [getattr(torch, kind) for kind in floats] or [torch.get_default_dtype()]
-    return str(functools.reduce(torch.promote_types, dtypes)).removeprefix("torch.")
-
-
-def _dtype_of(x: _Symbol) -> str:
-    return {"mask": "bool", "integer": "int64"}.get(x.kind, x.kind)
-
-
-def _described(x: Any) -> str:
-    return "a Python number" if isinstance(x, (_Symbol, int, float)) else f"a {type(x).__name__}"
 
 
 _IDLE = ("inplace", "out", "training")  # arguments that do nothing while they are false

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 import torchad_ext as ad
 
 pytest.importorskip("expecttest", reason="torch.testing._internal imports expecttest, which is not installed")
+from pytorch_samples import samples_of
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.opinfo.core import OpInfo, SampleInput
 
@@ -72,7 +73,7 @@ def of_leaves(f: Callable[..., torch.Tensor], sample: SampleInput) -> Callable[.
 
 
 def with_gradients(subject: Subject, device: str, dtype: torch.dtype) -> list[SampleInput]:
-    samples = list(info_of(subject).sample_inputs(device, dtype, requires_grad=True))
+    samples = list(samples_of(info_of(subject), dtype, device))
     assert samples
     return samples
 

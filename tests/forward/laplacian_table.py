@@ -19,6 +19,7 @@ from torch import Tensor
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS / "symbolic"), str(TESTS), str(TESTS.parent)]
 
+from pytorch_samples import samples_of  # noqa: E402
 from test_torch_functions import AT, UNUSUAL, of_numbers, second_derivative_exists, size_of  # noqa: E402
 from torch.testing._internal.common_methods_invocations import op_db  # noqa: E402
 from torch.testing._internal.opinfo.core import OpInfo  # noqa: E402
@@ -82,7 +83,7 @@ def ways_of(info: OpInfo, dtype: torch.dtype) -> set[str]:
     """How the samples of an operation are taken."""
     if not info.supports_autograd or dtype not in info.supported_dtypes("cpu"):
         return set()
-    samples = itertools.islice(info.sample_inputs("cpu", dtype, requires_grad=True), 6)
+    samples = itertools.islice(samples_of(info, dtype), 6)
     found = set()
     for sample in sorted((s for s in samples if size_of(s)), key=size_of)[:1]:
         args, kwargs = (sample.input, *sample.args), sample.kwargs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,6 +20,7 @@ from torchad_ext import _self_check
 from torchad_ext._hessian import pullback, thresholds
 
 pytest.importorskip("expecttest", reason="torch.testing._internal imports expecttest, which is not installed")
+from pytorch_samples import samples_of
 from torch.testing._internal.common_methods_invocations import op_db
 
 Function = Callable[[Any], Any]
@@ -206,7 +208,7 @@ def test_operations_of_pytorch(name: str, dtype: torch.dtype, units: bool, monke
     (info, *_) = [info for info in op_db if info.name == name]
     if dtype not in info.dtypes:
         pytest.skip(f"{name} takes no {dtype}")
-    for given in list(info.sample_inputs("cpu", dtype, requires_grad=True))[:3]:
+    for given in itertools.islice(samples_of(info, dtype), 3):
         leaves, spec = tree_flatten((given.input, given.args, given.kwargs))
         places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.requires_grad and x.numel()]
         xs = [torch.view_as_real(x) if x.is_complex() else x for x in (leaves[i].detach().clone() for i in places)]

@@ -17,6 +17,8 @@ from test_bad_input import FEW, MANY
 import torchad_ext as ad
 from torchad_ext import _self_check
 
+pytestmark = pytest.mark.usefixtures("kernels_when_long")
+
 
 def _fails(x: torch.Tensor) -> torch.Tensor:
     raise LookupError("of the function itself")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from own_functions import Sine
+from selection import every_other
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -73,9 +74,7 @@ TOOLS: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Any]] = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("batch", [(0,), (2, 0)], ids=str)
-@pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize(("tool", "name", "batch"), every_other(TOOLS, FUNCTIONS, [(0,), (2, 0)]), ids=str)
 def test_shapes_and_training(tool: str, name: str, batch: tuple[int, ...]) -> None:
     """Shapes are those for some points, but for the batch, and there is something to train where there is for these."""
     f, call = FUNCTIONS[name], TOOLS[tool]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from selection import every_other
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -204,9 +205,7 @@ EXPECTED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 
 @pytest.mark.usefixtures("registered")
 @pytest.mark.filterwarnings("ignore:torchad_ext")
-@pytest.mark.parametrize("tool", EXPECTED)
-@pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize(("name", "call", "tool"), every_other(PLAIN, CALLS, EXPECTED))
 def test_every_other_tool(name: str, call: str, tool: str) -> None:
     ours, by_pytorch = EXPECTED[tool]
     assert_close(ours(CALLS[call](OPERATORS[name])), by_pytorch(CALLS[call](PLAIN[name][1])), rtol=1e-9, atol=1e-9)

@@ -146,15 +146,18 @@ def test_a_wrong_normalized_shape() -> None:
         ad.layer_norm(normal(2, 4), (5,))
 
 
-@pytest.mark.parametrize("name", few(ROW_CATALOGUE, lambda name: name in ("softmax", "vector_norm")))
-def test_verified(name: str, device: str) -> None:
-    assert ad.verify(ROW_CATALOGUE[name], dtypes=torch.float64, devices=device, quiet=True).passed
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    few(
+        [*product(ROW_CATALOGUE, [torch.float64]), ("vector_norm", torch.float32), ("layer_norm", torch.float32)],
+        lambda name, dtype: name == ("softmax" if dtype == torch.float64 else "vector_norm"),
+    ),
+)
+def test_verified(name: str, dtype: torch.dtype, device: str) -> None:
+    assert ad.verify(ROW_CATALOGUE[name], dtypes=dtype, devices=device, quiet=True).passed
 
 
-def test_verified_in_float32(device: str) -> None:
-    assert ad.verify(ad.layer_norm, dtypes=torch.float32, devices=device, quiet=True).passed
-
-
+@pytest.mark.usefixtures("kernels_when_long")
 @pytest.mark.parametrize("name", few(["softmax", "log_softmax", "logsumexp"], lambda name: name == "log_softmax"))
 def test_orders_up_to_3_are_pytorchs(name: str) -> None:
     x = normal(2, 5)
@@ -192,6 +195,7 @@ AT_ZERO: dict[str, tuple[Callable[..., torch.Tensor], float]] = {
 }
 
 
+@pytest.mark.usefixtures("kernels_when_long")
 @pytest.mark.parametrize(
     ("name", "length"), few(product(AT_ZERO, [3, 20]), lambda name, n: n == (20 if name == "distance" else 3))
 )
@@ -279,6 +283,7 @@ def test_results_are_contiguous(name: str, dim: int) -> None:
     assert ALONG_DIM[name][0](normal(2, 3, 4), dim).is_contiguous()
 
 
+@pytest.mark.usefixtures("kernels_when_long")
 @pytest.mark.parametrize(
     ("of", "beside"),
     few(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from layouts import NAMED, sample
-from selection import few
+from selection import every_other, few
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import hessian, jacfwd, jacrev, jvp, vmap
 from torch.testing import assert_close
@@ -109,6 +109,7 @@ def test_transforms_nest(outer: Any, inner: Any, argument: int) -> None:
     assert_close(of_one(norm), of_one(norm.definition))
 
 
+@pytest.mark.usefixtures("kernels_when_long")
 def test_forward_over_forward_over_reverse() -> None:
     (x,) = (x.detach() for x in of((2, 4)))
     weight, bias = torch.ones(4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
@@ -143,15 +144,18 @@ def test_gradients_of_each_sample() -> None:
 
 @pytest.mark.parametrize("length", [1, 2, 3, 8, 9, 15, 16, 17, 31, 64, 100, 5000])
 @pytest.mark.parametrize("rows", [1, 5, 40])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_lengths(length: int, rows: int, dtype: torch.dtype, device: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "highest"),
+    few(product([torch.float32, torch.float64], [1, 2]), lambda dtype, order: (dtype == torch.float64) == (order == 2)),
+)
+def test_lengths(length: int, rows: int, dtype: torch.dtype, highest: int, device: str) -> None:
     # Small exponents: the error of e^x is that of x times x.
     xs = [
         (0.3 * x.detach()).to(dtype).requires_grad_() for x in of((rows, length), (rows, 1), (length,), device=device)
     ]
     wide = [x.detach().double().requires_grad_() for x in xs]
     for mine, reference in zip(
-        repeated(attention, tuple(xs), 2), repeated(attention.definition, tuple(wide), 2), strict=True
+        repeated(attention, tuple(xs), highest), repeated(attention.definition, tuple(wide), highest), strict=True
     ):
         scale = max(float(y.detach().abs().max()) for y in reference)
         for y, expected in zip(mine, reference, strict=True):
@@ -181,8 +185,7 @@ def test_a_gradient_that_is_one_number(device: str) -> None:
     assert_close(mine, reference)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("length", [3, 33])
+@pytest.mark.parametrize(("dtype", "length"), every_other([torch.float16, torch.bfloat16], [33, 3]))
 def test_half_types_are_computed_in_float32(dtype: torch.dtype, length: int, device: str) -> None:
     xs = [x.detach().to(dtype).requires_grad_() for x in of((5, length), (length,), (length,), device=device)]
     wide = [x.detach().float().requires_grad_() for x in xs]
@@ -379,6 +382,7 @@ def test_ties_share_the_slope() -> None:
     assert_close(slope, torch.tensor([[0, 0.5, 0.5], [1 / 3, 1 / 3, 1 / 3]]))
 
 
+@pytest.mark.usefixtures("kernels_when_long")
 def test_verify_finds_a_wrong_definition() -> None:
     with pytest.raises(ad.VerificationError):
         ad.verify(

@@ -218,6 +218,23 @@ class TestWhatACheckLeavesAlone:
                 kept = J.ne(0).any(1)
                 assert_close(J[kept], 2 * W.T[kept])
 
+    @pytest.mark.parametrize("strategy", ["reverse-over-reverse", "forward-over-reverse"])
+    @pytest.mark.parametrize("layout", [torch.strided, torch.sparse_coo], ids=str)
+    @pytest.mark.parametrize("n", [4, 300])
+    def test_a_sparse_hessian_draws_random_numbers_once(self, n: int, layout: torch.layout, strategy: Any) -> None:
+        masks, states = [], []
+
+        def f(x: Tensor) -> Tensor:
+            masks.append(torch.rand(n, dtype=x.dtype) < 0.5)
+            states.append(torch.get_rng_state())
+            return (x * masks[-1]).pow(3).sum() + (x.sum() if x.sum() < 0 else x.sum() ** 2)
+
+        for x in (-sample(n).abs(), sample(n).abs()):  # a diagonal, and a full matrix
+            masks.clear(), states.clear()
+            H = ad.hessian(f, x, sparsity="auto", layout=layout, strategy=strategy)
+            assert torch.equal(torch.get_rng_state(), states[0])
+            assert_close(H.to_dense(), torch.diag(6 * x * masks[0]) + 2 * (x.sum() > 0))
+
     def test_f_runs_once(self) -> None:
         calls = []
         for f in (coupled, tall, wide):

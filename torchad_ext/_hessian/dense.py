@@ -72,7 +72,7 @@ def jacobian(
     chunk_size = at.checked_chunk_size(chunk_size)
     at.check_strategy(strategy, _MODES)
     if strategy == "forward":
-        return jacobian_in_forward_mode(at, f, lambda: pullback_of_value(f, at), chunk_size, progress)
+        return jacobian_in_forward_mode(at, f, lambda: pullback_of_value(f, at), Draws(at), chunk_size, progress)
     value = pullback_of_value(f, at)
     if strategy is None and chunk_size != 1 and value.size > MUCH_TALLER * at.size:
         by_columns = jacobian_by_pullback_of_pullback(value, chunk_size, progress)
@@ -159,14 +159,14 @@ def hessian(
     if sparsity is not None and not torch.compiler.is_compiling():
         _check_sparsity(at)
         draws = Draws(at)
-        draws.again()
-        gradient = pullback_of_gradient(f, at)
+        with draws.evaluation():
+            gradient = pullback_of_gradient(f, at)
         recovered = _by_colors(gradient, f, sparsity, chunk_size, strategy, progress, layout, draws)
         if recovered is not None:
             return recovered
     if strategy == "forward-over-reverse":
         H = jacobian_in_forward_mode(
-            at, gradient_function(f, at), lambda: pullback_of_gradient(f, at), chunk_size, progress, as_outputs=True
+            at, gradient_function(f, at), lambda: pullback_of_gradient(f, at), draws, chunk_size, progress, True
         )
     else:
         gradient = gradient or pullback_of_gradient(f, at)
@@ -202,8 +202,8 @@ def _by_colors(
     (x,) = at.leaves
     colored: Coloring | None
     if is_found:
-        draws.again()
-        colored = once_more(find_coloring, scalar_function(f, at), x, layout is torch.sparse_coo)
+        with draws.evaluation():
+            colored = once_more(find_coloring, scalar_function(f, at), x, layout is torch.sparse_coo)
     else:
         colored = coloring_of(sparsity, x)
     if colored is None or colored.full:
@@ -220,8 +220,7 @@ def _by_colors(
             return product
 
         def push_rows(v: Tensor) -> Tensor:
-            with explained(at.name):
-                draws.again()
+            with explained(at.name), draws.evaluation():
                 return torch.func.vmap(push, randomness="same")(v)
     else:
 

@@ -28,18 +28,19 @@ def jacobian_in_forward_mode(
     at: Point,
     function: Function,
     reverse: Callable[[], Pullback],
+    draws: Draws,
     chunk_size: int | None,
     progress: bool,
     as_outputs: bool = False,
 ) -> Any:
     """The Jacobian of a function in the dtype of x or that of the value. A random product by reverse mode checks it, if
     there is one."""
-    draws = Draws(at)
     if is_transformed() or not at.size:
         return _blocks_of_columns(at, *_columns(at, function, draws, chunk_size, progress, None), as_outputs)
     path = path_of_function(at, "in forward mode")
     if path.is_wrong:
-        value = reverse()
+        with draws.evaluation():
+            value = reverse()
         return blocks_of_rows(value, all_rows(value, 1, progress), as_outputs)
     with path.running():
         columns, spec = _columns(at, function, draws, chunk_size, progress, path)
@@ -47,8 +48,8 @@ def jacobian_in_forward_mode(
         if path.is_due:
             # suppress: of an operation with formulas of forward mode only
             with path.checking(), contextlib.suppress(RuntimeError):
-                draws.again()
-                value = reverse()
+                with draws.evaluation():
+                    value = reverse()
                 assert isinstance(value, GraphPullback)
                 agree = _columns_agree(columns, value)
     if agree:
@@ -112,8 +113,7 @@ def _columns(
             return max(1, at.size)
         if path.at_once is None:
             _, units = next(bases(at.leaves, at, 1, False))
-            with Largest() as largest, explained(at.name):
-                draws.again()
+            with Largest() as largest, explained(at.name), draws.evaluation():
                 column = push(*(u[0] for u in units))
             path.at_once = thresholds.rows_at_once(
                 largest.bytes, at.size * sum(y.numel() * y.element_size() for y in column)
@@ -122,12 +122,12 @@ def _columns(
 
     def chunks() -> Iterator[tuple[int, Tensors]]:
         for start, units in bases(at.leaves, at, chunk_size or columns_at_once(), progress):
-            with explained(at.name, of_rows=len(units[0]) > 1):
-                draws.again()
+            with explained(at.name, of_rows=len(units[0]) > 1), draws.evaluation():
                 if len(units[0]) == 1:
-                    yield start, [column.unsqueeze(0) for column in push(*(u[0] for u in units))]
+                    pushed = [column.unsqueeze(0) for column in push(*(u[0] for u in units))]
                 else:
-                    yield start, torch.func.vmap(push, randomness="same")(*units)
+                    pushed = torch.func.vmap(push, randomness="same")(*units)
+            yield start, pushed
 
     columns = joined(chunks(), at.size, [] if at.size else flat(*at.leaves))
     return columns, flat.spec

@@ -115,18 +115,30 @@ class Draws:
     """The random numbers of the first evaluation of a function, for each later one."""
 
     def __init__(self, at: Point) -> None:
-        self._states: list[Tensor] | None = None
+        self._first: list[Tensor] | None = None
         self._devices = {x.device for x in at.leaves if x.device.type == "cuda"}
         self._fixed = is_transformed()
 
-    def again(self) -> None:
-        if self._fixed:
+    @contextlib.contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Runs an evaluation. A later one leaves the generators as the first did, whether it draws or not."""
+        if self._fixed or self._first is None:
+            self._first = None if self._fixed else self._states()
+            yield
             return
-        if self._states is None:
-            self._states = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._devices)]
-            return
-        torch.set_rng_state(self._states[0])
-        for device, state in zip(self._devices, self._states[1:], strict=True):
+        after = self._states()
+        self._restore(self._first)
+        try:
+            yield
+        finally:
+            self._restore(after)
+
+    def _states(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._devices)]
+
+    def _restore(self, states: Sequence[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        for device, state in zip(self._devices, states[1:], strict=True):
             torch.cuda.set_rng_state(state, device)
 
 

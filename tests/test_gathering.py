@@ -69,10 +69,40 @@ def test_small_results_stay_as_they_are(monkeypatch: pytest.MonkeyPatch, selecte
     assert not selected
 
 
+TABLE = INDEX[:6].view(2, 3)
+
+
+@pytest.mark.parametrize(
+    "index", [INDEX, INDEX[::2], TABLE, TABLE.T, TABLE[:, ::2], INDEX.expand(2, 7)], ids=lambda i: str(i.shape)
+)
+def test_results_lie_in_memory_as_in_eager_mode(index: Tensor) -> None:
+    for x in (x_like(3, 4), x_like(3), x_like(3, 1, 2)):
+        assert gathering.rows(x, index).stride() == x[index].stride()
+
+
+@pytest.mark.parametrize("index", [INDEX, TABLE], ids=["one index", "a table"])
+def test_results_are_no_views(index: Tensor, selected: list[Any]) -> None:
+    """So they may be written in place, or detached, where they were made without a gradient."""
+
+    def f(x: Tensor, weight: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = x[index]
+        return y.mul_(weight)
+
+    x, weight = x_like(3, 4), x_like(4).requires_grad_()
+    y = compiled(f)(x, weight)
+    y.sum().backward()
+    assert_close(weight.grad, x[index].sum(tuple(range(index.dim()))))
+    compiled(lambda x: x[index])(x.requires_grad_()).detach_()
+    assert len(selected) == 2
+
+
 @pytest.mark.parametrize("place", [3, -4])
 def test_a_place_that_is_not_there(place: int) -> None:
     with pytest.raises(IndexError):
         compiled(lambda x, i: x[i] * 2)(x_like(3, 3), torch.tensor([0, place]))
+    with pytest.raises(IndexError):
+        gathering.rows(x_like(0, 3), torch.tensor([0, place]))
 
 
 def test_within_transforms(selected: list[Any]) -> None:

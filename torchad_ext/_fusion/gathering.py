@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from .._torch_state import without_view
 from .graph_calls import spoken, value_of
 
 _FEW = 2**15  # elements of a result, up to which PyTorch sums as quickly
@@ -38,8 +39,10 @@ def index_of_rows(node: Node) -> Node | None:
 def rows(x: Tensor, index: Tensor) -> Tensor:
     """``x[index]``; a negative number counts from the end."""
     size, *others = x.shape
-    is_plain = type(x) in _PLAIN and type(index) is Tensor and x.is_contiguous()  # else it would have other strides
-    if not is_plain or index.numel() * math.prod(others) <= _FEW:
+    is_plain = type(x) in _PLAIN and type(index) is Tensor and size > 0
+    is_in_order = x.is_contiguous() and (index.dim() == 1 or index.is_contiguous())  # else it has other strides
+    if not (is_plain and is_in_order) or index.numel() * math.prod(others) <= _FEW:
         return x[index]
     places = torch.where(index < 0, index + size, index)
-    return x.index_select(0, places.flatten()).reshape(*index.shape, *others)
+    result = x.index_select(0, places.flatten())
+    return result if index.dim() == 1 else without_view(result, (*index.shape, *others))

@@ -184,11 +184,11 @@ def pointwise(
 
     Args:
         function: tensors and Python numbers to a tensor or a tuple of tensors, computed element by element with
-            PyTorch's functions, methods and operators; a module, or a function of PyTorch, will do. An argument with a
-            number as its default is a number that may change from call to call at no cost and has no gradient; an
-            argument may be given a tensor or a number in any call. An argument with another default (a string, a bool,
-            None, a list) is fixed when the kernel is made, and so is a number whose value the function asks for, as
-            ``math.sqrt(a)`` and ``if a > 0`` do: each value has a kernel of its own then.
+            PyTorch's functions, methods and operators; a module, or a function of PyTorch, will do. An argument
+            without a default, or with a number as one, takes a tensor, which has a gradient, or a number, which has
+            none and costs nothing to change. An argument with another default (a string, a bool, None, a list) is fixed
+            when the kernel is made, and so is a number whose value the function asks for, as ``math.sqrt(a)`` and
+            ``if a > 0`` do: each value has a kernel of its own then.
         domain: the interval from which :func:`verify` samples the tensors, or one for each argument by name.
 
     Returns:

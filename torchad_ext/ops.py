@@ -29,7 +29,7 @@ _DOC = """{summary}
     derivative; every other dtype and device runs the PyTorch definition.
 
     Args:
-        {arguments}: tensors of any strides, shapes that broadcast, or numbers. {numbers}
+        {arguments}{options}
 
     Returns:
         Shape, strides and dtype of the PyTorch definition.
@@ -44,6 +44,11 @@ _DOC = """{summary}
         >>> (curvature,) = torch.autograd.grad(slope.sum(), x)
         >>> torch.testing.assert_close(y, {name}.definition({call}))
     """
+_SEVERAL = "tensors of any strides, shapes that broadcast, or numbers, which have no gradient."
+_OPTIONS = {
+    "approximate": '``"none"`` or ``"tanh"``.',
+    "inplace": "False; an op returns a new tensor.",
+}
 
 
 def _op(
@@ -67,13 +72,16 @@ def _op(
     """
     op = Pointwise(definition, name=name, module="torchad_ext", domain=domain, written=written)
     parameters = op.__signature__.parameters
+    tensors = [p for p in parameters if p not in _OPTIONS]
     low, high = domain if isinstance(domain, tuple) else next(iter(domain.values()))
     op.__doc__ = _DOC.format(
         name=name,
         summary=summary,
-        drop_in=f"A drop-in for ``{like}``. " if like else "",
-        arguments=", ".join(parameters),
-        numbers="Numbers have no gradient." if len(parameters) > 1 else "",
+        drop_in=f"A drop-in for ``{like}``.\n    " if like else "",
+        arguments=f"{tensors[0]}: a tensor of any strides."
+        if len(tensors) == 1
+        else f"{', '.join(tensors)}: {_SEVERAL}",
+        options="".join(f"\n        {p}: {text}" for p, text in _OPTIONS.items() if p in parameters),
         example=[round(low + (high - low) * t, 2) for t in (0.25, 0.75)],
         call=", ".join("x" for p in parameters.values() if p.default is p.empty),
     )
@@ -251,9 +259,9 @@ def stands_in_for(name: str) -> str:
 
 def table() -> str:
     """The catalogue as a table in Markdown."""
-    lines = ["| op | formula | stands in for |", "|---|---|---|"]
+    lines = ["| op | stands in for | formula |", "|---|---|---|"]
     for name, op in CATALOGUE.items():
         formula = op.latex().partition(" = ")[2]
         like = f"`{stands_in_for(name)}`" if stands_in_for(name) else ""
-        lines.append(f"| `ad.{name}{op.__signature__}` | ${formula}$ | {like} |")
+        lines.append(f"| `ad.{name}{op.__signature__}` | {like} | ${formula}$ |")
     return "\n".join(lines) + "\n"

@@ -220,7 +220,7 @@ def _op(
     op.__doc__ = _DOC.format(
         name=name,
         summary=summary,
-        drop_in=f"A drop-in for ``{like}``. " if like else "",
+        drop_in=f"A drop-in for ``{like}``.\n    " if like else "",
         arguments="\n".join(f"        {p}: {_ARGUMENTS[p]}" for p in parameters),
         returns="[...], one number a row." if drops_dim else "[..., n].",
         call=", ".join(
@@ -243,12 +243,12 @@ def _formula(found: re.Match[str]) -> str:
 
 def table() -> str:
     """The catalogue of row ops as a table in Markdown."""
-    lines = ["| op of rows | what it computes | stands in for |", "|---|---|---|"]
+    lines = ["| op of rows | stands in for | what it computes |", "|---|---|---|"]
     for name, op in ROW_CATALOGUE.items():
         tensors = [p.name for p in op.__signature__.parameters.values() if p.default is p.empty]
         summary = re.sub(r":math:`(.*?)`", _formula, _SUMMARIES[name]).replace("``", "`")
         like = f"`{stands_in_for(name)}`" if stands_in_for(name) else ""
-        lines.append(f"| `ad.{name}({', '.join(tensors)}, ...)` | {summary} | {like} |")
+        lines.append(f"| `ad.{name}({', '.join(tensors)}, ...)` | {like} | {summary} |")
     return "\n".join(lines) + "\n"
 
 

@@ -202,7 +202,7 @@ class TestWhatIsLeft:
             return x.sin().softmax(-1)
 
         assert sizes(f, torch.ones(20, 40)) == [1]
-        assert "of 800 elements it is as fast as it is" in str(ad.explain(f, torch.ones(20, 40)))
+        assert "an op gains nothing on 800 elements" in str(ad.explain(f, torch.ones(20, 40)))
         assert sizes(f, torch.ones(2000, 40)) == [2] and sizes(f, torch.ones(4000, 3)) == [2]
 
     def test_strides_are_those_of_eager_mode(self) -> None:

@@ -64,7 +64,7 @@ def _op(clusters: Clusters, members: Sequence[Node], written: Sequence[tuple[int
         row = clusters.rows.get(first)
         is_fast = row is not None and not (value_of(first).requires_grad and gain_of_rows(row) >= _ALONE)
         if spoken(first) in _CHEAP or is_fast:
-            return "by itself it is as fast as it is"
+            return "an op of this call alone gains nothing"
     inputs, outputs = inputs_of(clusters, members), clusters.outputs(members)
     if not outputs:
         return "its result is not used"

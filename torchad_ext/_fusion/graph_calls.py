@@ -220,7 +220,7 @@ def _reason_no_rows(call: RowCall, tensors: Sequence[torch.Tensor]) -> str | Non
     if rows.device.type != "cpu":
         return "from which size on row kernels pay was measured on the CPU alone"
     if gain_of_rows(call) < 1:
-        return f"of {usual_size(rows.numel()):,} elements it is as fast as it is"
+        return f"an op gains nothing on {usual_size(rows.numel()):,} elements"
     return None
 
 

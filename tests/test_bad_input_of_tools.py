@@ -215,6 +215,12 @@ class TestTools:
     def test_derivative_of_many(self, use: Use) -> None:
         check(use)
 
+    @pytest.mark.parametrize("tool", TOOLS)
+    def test_the_result_of_a_function_in_its_place_is_refused(self, tool: str) -> None:
+        x = torch.ones(3, 2)
+        with pytest.raises(TypeError, match=rf"torchad_ext.{tool} takes a function or a module for f, got Tensor"):
+            TOOLS[tool][0](x.sum(-1), x, x)
+
     @pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr", "to_mkldnn"])
     @pytest.mark.parametrize("tool", TOOLS)
     def test_a_sparse_point_is_refused(self, tool: str, layout: str) -> None:

@@ -60,7 +60,7 @@ class MissingDerivative(RuntimeError):
 
 
 def tool(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """A tool whose name an error about a missing derivative says."""
+    """A tool of a function f, whose name errors about f say."""
 
     @functools.wraps(function)
     def run(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
@@ -68,6 +68,12 @@ def tool(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Resul
             _check_recorder(function.__name__)
         if torch.compiler.is_compiling():
             return function(*args, **kwargs)
+        f = args[0] if args else kwargs.get("f", function)
+        if not callable(f):
+            raise TypeError(
+                f"torchad_ext.{function.__name__} takes a function or a module for f, got {type(f).__name__}; give f "
+                "itself and not its result f(x)"
+            )
         try:
             return function(*args, **kwargs)
         except MissingDerivative as error:

@@ -10,7 +10,7 @@ INSTALLED := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/installed)
   first-minute long-run gpu ulp tails lint format asan wheel clean
 
 help:  ## Show the targets
-	@sed -n 's/^\([a-z-]*\):[^#]*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):[^#]*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 .venv/installed: pyproject.toml constraints.txt
 	python3 -m venv .venv

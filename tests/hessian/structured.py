@@ -239,9 +239,10 @@ def table() -> str:
     lines = [
         "# Sparsity patterns, operation by operation",
         "",
-        "`hessian_sparsity` on the sum of the cubes of what an operation makes of 24 elements: the entries of the pattern",
-        f"that it finds, and those of the Hessian at a point, out of {N * N}. An operation that is not known couples all",
-        "that it reads. `python tests/hessian/structured.py` prints this page, and the suite holds it.",
+        f"How many of {N * N} entries `hessian_sparsity` finds, and how many the Hessian has at a point, where the 24 elements of",
+        "u go through an operation, and the cubes of its results are summed. J is an index, C a constant, S a sparse matrix.",
+        "An operation that is not known couples all that it reads. `python tests/hessian/structured.py` prints this page, and",
+        "the suite holds it.",
     ]
     for title, rows in (("Structure is kept", KEPT), ("The pattern is large", LARGE)):
         lines += ["", f"## {title}", "", "| | code | pattern | Hessian |", "| --- | --- | --- | --- |"]

@@ -58,7 +58,8 @@ def laplacian(f: Function, x: Tensor, coefficients: Tensor | None = None, *, chu
 
     Args:
         f: maps points ``[..., d]`` to ``[...]`` or ``[..., *outputs]``, any PyTorch code. Each result has to depend on
-            its own point only: this is not checked, and the derivatives are those for all points moved together.
+            its own point only: ``batch_norm`` in training is an error, anything else is not checked, and the
+            derivatives are those for all points moved together.
         x: the points ``[..., d]``, or one ``[d]``, of a floating-point dtype on any device.
         coefficients: ``[d, d]``, or ``[..., d, d]`` with the batch dimensions of x; symmetric, not necessarily
             definite, dtype and device of x. No derivative is taken in them.

@@ -155,10 +155,10 @@ def hessian(
     # Where a pattern is found, autograd records.
     if sparsity is not None and not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
         return outside_inference_mode(hessian)(f, x, chunk_size, sparsity, strategy, progress, layout)
+    draws = Draws(at)
     gradient: Pullback | None = None
     if sparsity is not None and not torch.compiler.is_compiling():
         _check_sparsity(at)
-        draws = Draws(at)
         with draws.evaluation():
             gradient = pullback_of_gradient(f, at)
         recovered = _by_colors(gradient, f, sparsity, chunk_size, strategy, progress, layout, draws)

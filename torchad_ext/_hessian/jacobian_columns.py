@@ -124,7 +124,7 @@ def _columns(
         for start, units in bases(at.leaves, at, chunk_size or columns_at_once(), progress):
             with explained(at.name, of_rows=len(units[0]) > 1), draws.evaluation():
                 if len(units[0]) == 1:
-                    pushed = [column.unsqueeze(0) for column in push(*(u[0] for u in units))]
+                    pushed: Tensors = [column.unsqueeze(0) for column in push(*(u[0] for u in units))]
                 else:
                     pushed = torch.func.vmap(push, randomness="same")(*units)
             yield start, pushed

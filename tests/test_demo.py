@@ -118,6 +118,11 @@ def test_both_networks_take_the_steps_that_fit(
     assert "0.5 s for a step of both: 20 steps, about 10 s" in said and "after 20" in said
 
 
+def test_both_ways_of_a_workload_compute_the_same(device: str) -> None:
+    for op, native, inputs in demo.workloads(device, quick=True):
+        torch.testing.assert_close(op(*inputs), native(*inputs), rtol=1e-4, atol=1e-4)
+
+
 def test_the_loss_curves_agree(device: str) -> None:
     first, final = _difference(ad.sin, device)
     assert first <= demo.FIRST_TOLERANCE and final <= demo.FINAL_TOLERANCE

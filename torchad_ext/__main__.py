@@ -181,7 +181,7 @@ def verify(
 )
 @_as_json
 def bench(ops: Sequence[str], device: str, dtype: str, seconds: float, as_json: bool) -> None:
-    """Time ops against plain PyTorch.
+    """Time ops against their definitions in plain PyTorch.
 
     Both in turn, in this process; sin, exp and quadratic_form by default.
 

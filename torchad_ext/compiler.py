@@ -361,7 +361,7 @@ def _source(node: Node) -> str:
 
 
 def _formula(op: Declared) -> str:
-    text = op.latex().partition(" = ")[2]
+    text = ", ".join(map(repr, op._usual.program.outputs))
     return text if len(text) <= 200 else f"{text[:200]} …"
 
 

@@ -141,7 +141,25 @@ class TestNodes:
         for _ in range(100):
             node = sin(node * node)
         assert len(repr(node)) < 10_000
-        assert repr(x * 2 + a) == "add(a, mul(2.0, x))" or repr(x * 2 + a) == "add(mul(2.0, x), a)"
+        assert repr(x * 2 + a) in ("a + 2 * x", "2 * x + a")
+
+    def test_the_text_means_the_same_in_python(self) -> None:
+        names = {"x": 1.7, "a": -0.6, "sin": math.sin}
+        for node, value in {
+            x - (a - x): 1.7 - (-0.6 - 1.7),
+            (x - a) - x: 0.6,
+            x / (a / x): 1.7 / (-0.6 / 1.7),
+            x / (a * x): 1 / -0.6,
+            (x + a) * (x - a): 1.7**2 - 0.6**2,
+            -(x + a): -1.1,
+            (-x) ** 2.0: 1.7**2,
+            -(x**2.0): -(1.7**2),
+            (x**2.0) ** a: (1.7**2) ** -0.6,
+            x ** (a**2.0): 1.7 ** (0.6**2),
+            x ** (-2.0): 1.7**-2,
+            x * -3.0 - sin(x + a) * -x: 1.7 * -3.0 + math.sin(1.1) * 1.7,
+        }.items():
+            assert eval(repr(node), names) == pytest.approx(value, rel=1e-14), repr(node)
 
     def test_varies(self) -> None:
         assert [n.varies for n in (x, a, constant(1), a * 2, x + a, where(x > 0, a, 1))] == [

@@ -30,6 +30,17 @@ NUMBERS = (float, int, numpy.floating, numpy.integer, numpy.bool_)
 FLOATS = ("float16", "bfloat16", "float32", "float64")  # operations that round to a dtype
 
 
+# Operators of Python, and how strongly they bind.
+_OPERATORS = {
+    "add": (" + ", 1),
+    "sub": (" - ", 1),
+    "mul": (" * ", 2),
+    "div": (" / ", 2),
+    "neg": ("-", 2),
+    "pow": ("**", 3),
+}
+
+
 class Expr:
     """A node: an operation on other nodes, a constant, or a symbol.
 
@@ -70,13 +81,24 @@ class Expr:
         return self.value
 
     def __repr__(self) -> str:
-        return self._text(depth=6)
+        return self._text(depth=8)
 
-    def _text(self, depth: int) -> str:
-        """As far as depth: a small graph can be a huge tree."""
+    def _text(self, depth: int, above: int = 0) -> str:
+        """As Python writes it, as far as depth: a small graph can be a huge tree. An operator that binds less than
+        ``above`` has brackets."""
         if not self.args:
-            return str(self.value)
-        return f"{self.op}({', '.join(x._text(depth - 1) for x in self.args) if depth else '...'})"
+            text = f"{self.value:g}" if self.is_constant else str(self.value)
+            return f"({text})" if text[0] == "-" and above else text
+        if not depth:
+            return "..."
+        if self.op not in _OPERATORS:
+            return f"{self.op}({', '.join(x._text(depth - 1) for x in self.args)})"
+        sign, binding = _OPERATORS[self.op]
+        *first, last = self.args
+        below = [x._text(depth - 1, binding + (self.op == "pow")) for x in first]
+        text = sign.join([*below, last._text(depth - 1, binding + (self.op != "add"))])
+        text = sign + text if not first else text
+        return f"({text})" if binding < above else text
 
     def __reduce__(self) -> Any:
         return _node, (self.op, self.args, self.value)

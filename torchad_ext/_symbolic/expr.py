@@ -87,7 +87,7 @@ class Expr:
         """As Python writes it, as far as depth: a small graph can be a huge tree. An operator that binds less than
         ``above`` has brackets."""
         if not self.args:
-            text = f"{self.value:g}" if self.is_constant else str(self.value)
+            text = repr(self.value).removesuffix(".0") if self.is_constant else str(self.value)
             return f"({text})" if text[0] == "-" and above else text
         if not depth:
             return "..."

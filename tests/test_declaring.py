@@ -14,7 +14,7 @@ import random
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import own_functions
@@ -859,3 +859,26 @@ class TestWhatIsDeclared:
             text = "".join(traceback.format_exception(caught.value))
             assert "During handling" not in text and "KeyError" not in text
             assert text.count("torchad_ext/") <= 2 and "tracing.py" not in text
+
+
+class Pair(NamedTuple):
+    a: Any
+    b: Any
+
+
+@pytest.mark.parametrize("declare", [ad.pointwise, ad.rowwise])
+@pytest.mark.parametrize(
+    "f", [lambda x: (x.sin(),), lambda x: [x.sin()], lambda x: [x.sin(), x.cos()], lambda x: Pair(x.sin(), x.cos())]
+)
+def test_results_are_a_tensor_or_a_tuple_of_several(f: Callable[..., Any], declare: Callable[..., Any]) -> None:
+    """Wherever they come from: a kernel, the definition, one that is compiled or traced, or an op in another."""
+    op, x = declare(f), torch.randn(2, 3)
+    around = declare(lambda x: op(x)[0] if isinstance(op(x), tuple) else op(x))
+    expected = tuple if len(f(x)) == 2 else torch.Tensor
+    calls: list[Callable[..., Any]] = [op, torch.compile(op, backend="eager"), torch.func.vmap(op)]
+    results = [call(x) for call in calls] + [op(x.to(dtype)) for dtype in (torch.complex64, torch.float16)]
+    results.append(torch.func.vmap(op)(x.to(torch.complex64)))
+    with torch.autocast("cpu", torch.bfloat16):
+        results.append(op(x))
+    assert [type(y) for y in results] == [expected] * len(results)
+    torch.testing.assert_close(around(x), x.sin())

@@ -274,7 +274,8 @@ class Declared:
                 "most; declare parts of it"
             )
         in_order = len(tensors) == len(kinds) and not self._parameters.keywords and not self._captures
-        return self._member(program, self.definition if in_order else definition), scalars
+        plain = _giving_results(self.definition) if self._is_of_users else self.definition
+        return self._member(program, plain if in_order else definition), scalars
 
     def _member(self, program: Program, definition: Callable[..., Any]) -> Elementwise:
         """The function of a program, which a definition computes of tensors and then numbers."""
@@ -344,7 +345,7 @@ class Declared:
     def define(self, arguments: Sequence[Any]) -> Any:
         """Calls the definition with an argument for each parameter, keyword-only ones included."""
         args, kwargs = self._parameters.as_called(arguments)
-        return self.definition(*args, **kwargs)
+        return results_of(self.definition(*args, **kwargs))
 
     def _handled(self, args: Sequence[Any]) -> Any:
         """The result that ``__torch_function__`` of an argument gives."""
@@ -463,6 +464,17 @@ class Declared:
         for device in devices:
             variants = [(f, v) for f in functions for v in (f.variants if device == "cpu" else ((),))]
             compile_kernels([(f, dtype, *v) for f, v in variants for dtype in dtypes], device)
+
+
+def results_of(returned: Any) -> Any:
+    """The results of a definition as an op gives them: a tensor, or a tuple of several."""
+    if not isinstance(returned, (tuple, list)):
+        return returned
+    return returned[0] if len(returned) == 1 else tuple(returned)
+
+
+def _giving_results(definition: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *xs: results_of(definition(*xs))
 
 
 def _checked(domain: Any, names: Iterable[str]) -> Any:

@@ -15,7 +15,7 @@ from torch.overrides import has_torch_function
 
 from ._arguments import COMPARED, SCALAR, TENSOR, key_of
 from ._broadcast import Broadcast
-from ._declared import Declared, Interval
+from ._declared import Declared, Interval, results_of
 from ._derivative import Derivative
 from ._elementwise import Elementwise
 from ._native import fast_path, kernels
@@ -57,7 +57,7 @@ class Pointwise(Declared):
             if self._captures:
                 self._check_captured()
             args, kwargs = self._parameters.named(args, kwargs)
-            return self.definition(*args, **kwargs)
+            return results_of(self.definition(*args, **kwargs))
         if self._front:
             result = self._front.call(args, kwargs)
             if result is not NotImplemented:

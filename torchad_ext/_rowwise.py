@@ -13,7 +13,7 @@ from torch.compiler import is_compiling
 from torch.overrides import has_torch_function
 
 from ._arguments import COLUMN, COMPARED, ROW, SCALAR, TENSOR, is_tensor, key_of
-from ._declared import Declared, Interval
+from ._declared import Declared, Interval, results_of
 from ._elementwise import Elementwise
 from ._native import fast_path, kernels
 from ._native.kernels import DTYPES
@@ -70,7 +70,7 @@ class Rowwise(Declared):
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         if is_compiling():
             self._check_call((*args, *kwargs.values()))
-            return _in_float32(self.definition, *self._parameters.named(args, kwargs))
+            return results_of(_in_float32(self.definition, *self._parameters.named(args, kwargs)))
         if self._front:
             result = self._front.call(args, kwargs)
             if result is not NotImplemented:

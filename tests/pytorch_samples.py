@@ -10,10 +10,7 @@ from torch.testing._internal.opinfo.core import OpInfo, SampleInput
 
 def samples_of(info: OpInfo, dtype: torch.dtype, device: str = "cpu") -> Iterator[SampleInput]:
     """The samples of ``info.sample_inputs``, which searches the whole stack for a unittest.TestCase first."""
-    given = iter(info.sample_inputs_func(info, device, dtype, requires_grad=True))
-    while True:
+    torch.manual_seed(1234)
+    for sample in info.sample_inputs_func(info, device, dtype, requires_grad=True):
+        yield sample
         torch.manual_seed(1234)
-        try:
-            yield next(given)
-        except StopIteration:
-            return

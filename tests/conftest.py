@@ -40,6 +40,7 @@ def pytest_report_header() -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # until all tests are collected, of which none is garbage
     config.addinivalue_line("markers", "drop_in(row): holds a row of the table in drop_in.py")
     config.addinivalue_line("markers", "long: left to `make test-all`")
     config.addinivalue_line("markers", "fast_path: needs Python.h, to compile csrc/fast_path")
@@ -97,6 +98,12 @@ def pytest_runtest_call() -> Generator[None, Any, Any]:
         raise
 
 
+if not torch.cuda.is_available():
+    # torch.manual_seed would keep a call for each of these, with its stack, until there is such a device.
+    for _absent in (torch.cuda, torch.xpu, torch.mtia):
+        _absent.manual_seed_all = lambda seed: None
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
@@ -119,6 +126,7 @@ def pytest_collection_finish() -> None:
     """Leaves the thousands of collected tests out of garbage collection, which would look at all of them each time."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

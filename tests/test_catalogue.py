@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 import torch.nn.functional as F
+from compiled_together import compiled_together
 from drop_in import row
 from layouts import NAMED, sample
 from selection import few
-from torch.func import hessian, jacfwd, jacrev, vmap
+from torch.func import hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.testing import assert_close
 
 import torchad_ext as ad
 from torchad_ext import Pointwise
-from torchad_ext._native import toolchain
 from torchad_ext.ops import CATALOGUE
 
 ops = pytest.mark.parametrize("op", CATALOGUE.values(), ids=CATALOGUE.keys())
@@ -55,16 +55,26 @@ def orders(f: Callable[..., torch.Tensor], xs: tuple[torch.Tensor, ...], highest
         yield result.detach()
 
 
-def compile_kernels(op: Pointwise) -> None:
-    list(orders(op, inputs(op, 2), 3))
-    op.compile(dtypes=[torch.float64, torch.float32])
+def pulled_back(op: Pointwise, *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The gradients for a cotangent, which is the last argument."""
+    *xs, g = given
+    return vjp(op, *xs)[1](g)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled() -> None:
-    """The kernels of all ops, several compilers at a time."""
-    with ThreadPoolExecutor(toolchain.processors()) as pool:
-        list(pool.map(compile_kernels, CATALOGUE.values()))
+    with compiled_together():
+        for op in CATALOGUE.values():
+            xs = inputs(op, 2)
+            list(orders(op, xs, 3))
+            hessian(lambda *u, op=op: op(*u).sum())(*xs)
+            gradients = functools.partial(pulled_back, op)
+            jvp(gradients, (*xs, xs[0]), (*xs, xs[0]))
+            jvp(lambda g, xs=xs, gradients=gradients: gradients(*xs, g), xs[:1], xs[:1])
+            for dtype in (torch.float64, torch.float32):
+                *leaves, g = (x.to(dtype, copy=True).requires_grad_() for x in (*xs, xs[0]))
+                first = torch.autograd.grad(op(*leaves), leaves, g, create_graph=True)
+                torch.autograd.grad(first, (*leaves, g), [torch.ones_like(g) for _ in first], allow_unused=True)
 
 
 @ops

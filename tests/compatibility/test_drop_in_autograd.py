@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from compiled_together import compiled_together
 from drop_in import A_FEW, MISSION, QUADRATIC_FORM, SUBJECTS, Subject, each, every_sixth, row
 from selection import few
 from torch.autograd import forward_ad
@@ -105,6 +106,13 @@ def weighted(f: Function) -> Function:
 def first_derivatives(f: Function, xs: Sequence[torch.Tensor], **options: Any) -> tuple[torch.Tensor, ...]:
     y = f(*xs)
     return torch.autograd.grad(y, xs, cotangent(y), **options)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled() -> None:
+    with compiled_together():
+        for subject in SUBJECTS:
+            first_derivatives(subject.op, leaves(subject, "cpu"))
 
 
 class TestGraph:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import pytest
 import torch
+from compiled_together import compiled_together
 from drop_in import MISSION, POINTWISE, SUBJECTS, Subject, each, rounded_once, row
 from layouts import NAMED, sample, steps
 from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 
 import torchad_ext as ad
-from torchad_ext._native import toolchain
 
 HALVES = [torch.float16, torch.bfloat16]
 COMPLEX = [torch.complex64, torch.complex128]
@@ -54,9 +53,9 @@ def whole_numbers(subject: Subject, dtype: torch.dtype, device: str) -> list[tor
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled() -> None:
-    """The kernels of all ops, several compilers at a time."""
-    with ThreadPoolExecutor(toolchain.processors()) as pool:
-        list(pool.map(lambda s: s.op.compile(orders=[0], dtypes=[*HALVES, torch.float32]), POINTWISE))
+    with compiled_together():
+        for subject, dtype in product(POINTWISE, [*HALVES, torch.float32]):
+            subject.op(*subject.inputs(2, dtype=dtype))
 
 
 class TestDtypes:

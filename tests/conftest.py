@@ -40,7 +40,6 @@ def pytest_report_header() -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    gc.disable()  # until all tests are collected, of which none is garbage
     config.addinivalue_line("markers", "drop_in(row): holds a row of the table in drop_in.py")
     config.addinivalue_line("markers", "long: left to `make test-all`")
     config.addinivalue_line("markers", "fast_path: needs Python.h, to compile csrc/fast_path")
@@ -120,6 +119,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for mark in item.iter_markers("drop_in"):
             device = mark.kwargs.get("device") or (callspec.params.get("device", "cpu") if callspec else "cpu")
             item.user_properties.append(("drop_in", (*mark.args, device)))
+
+
+def pytest_collectstart() -> None:
+    gc.disable()  # until all tests are collected, of which none is garbage
 
 
 def pytest_collection_finish() -> None:

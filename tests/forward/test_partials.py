@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -443,6 +444,75 @@ class TestDerivativesOfTheResult:
         inner = lambda x: ad.partials(f, x, ["xx"], names="xyz")[0]  # noqa: E731
         assert_close(ad.partials(inner, x, ["xy"], names="xyz")[0], nested(f, x, (0, 0, 0, 1)))
         assert_close(ad.laplacian(inner, x), 3 * torch.sin(x).prod(-1))
+
+
+class Regularized(nn.Module):
+    """A module that keeps a penalty and hidden numbers of its last call, and counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 4, dtype=torch.float64)
+        self.calls = 0
+        self.sizes: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.sizes.append(len(x))
+        self.hidden = self.layer(x).tanh()
+        self.penalty = self.hidden.square().mean() + self.layer.weight.square().sum()
+        return self.hidden.sum(-1)
+
+
+WHERE_F_KEEPS: dict[str, Callable[[Function, Tensor], Any]] = {
+    "laplacian": ad.laplacian,
+    "forward_laplacian": ad.forward_laplacian,
+    "bilaplacian": ad.bilaplacian,
+    "partials": lambda f, x: ad.partials(f, x, ["xx"], names="xy"),
+    "taylor": lambda f, x: ad.taylor(f, x, torch.ones_like(x), 2),
+}
+
+
+class TestWhatAFunctionKeeps:
+    @pytest.mark.parametrize("n", [5, 3000])  # one comparison is of all points, one of some
+    @pytest.mark.parametrize("tool", WHERE_F_KEEPS)
+    def test_a_module_is_as_after_one_call(self, tool: str, n: int) -> None:
+        module, x = Regularized(), points(n, 2).requires_grad_()
+        module(x)
+        expected = grad(module.penalty, [x, module.layer.weight])
+        hidden = module.hidden.detach()
+        for count in (2, 3):  # the first is compared with nested autograd
+            WHERE_F_KEEPS[tool](module, x)
+            assert module.calls == count and module.sizes == [n] * count
+            assert_close(grad(module.penalty, [x, module.layer.weight], retain_graph=True), expected)
+            with torch.no_grad():
+                assert_close(module.hidden.mean(0), hidden.mean(0))
+            assert_close(copy.deepcopy(module.hidden.detach()), hidden)
+            module.hidden.sum().backward()
+
+    def test_what_a_function_captures(self) -> None:
+        module, calls, last = Regularized(), [], {}
+
+        def f(x: Tensor) -> Tensor:
+            calls.append(x)
+            last["hidden"] = x.sin()
+            return functional_call(module, {"layer.weight": module.layer.weight * 2}, (x,)) * last["hidden"].sum(-1)
+
+        weight = module.layer.weight
+        ad.partials(f, points(3000, 2), ["xx"], names="xy")
+        assert len(calls) == module.calls == 1 and len(last["hidden"]) == 3000
+        assert module.layer.weight is weight
+
+    def test_a_function_that_was_not_followed(self) -> None:
+        kept: list[Tensor] = []
+
+        def f(x: Tensor) -> Tensor:
+            kept.append(x.sin())
+            return grad(kept[-1].sum(), x, create_graph=True)[0].sum(-1)
+
+        with pytest.warns(UserWarning, match="cannot follow"):
+            ad.laplacian(f, points(5, 2))
+        for y in kept:
+            assert_close((y * 2).detach(), 2 * points(5, 2).sin())
 
 
 class TestTransforms:

@@ -322,7 +322,7 @@ def in_one_sweep(
     if path.is_due and not path.is_wrong:
         eps = max(torch.finfo(dtype).eps for dtype in (x.dtype, value.dtype, *sweep.dtypes))
         after = random_states(x.device)
-        with path.checking(), Undone():
+        with path.checking(), Undone(f):
             orders = [max(map(sum, functional), default=0) for functional in functionals]
             low = [i for i, order in enumerate(orders) if order <= max(_HIGHEST_CHECKED, min(orders))]
             checked = [functionals[i] for i in low]

@@ -30,6 +30,7 @@ from .._torch_state import (
     outside_autocast,
     overload_of,
     run_without_compilation,
+    top_saved_tensors_hooks,
     transforms_active,
 )
 from . import writes
@@ -55,6 +56,9 @@ class Propagation(Sweep):
         for x in jets:
             if x.base is not None and x.seen != x.base.written:
                 writes.read_again(x)
+        if self.finished and not top_saved_tensors_hooks():  # a checkpoint that runs again saves what it saved
+            args, kwargs = self.values(args, kwargs)
+            return func(*args, **kwargs)
         if not (self.applying or torch.is_grad_enabled()):
             raise Unseen("what runs under torch.no_grad() or in a torch.autograd.Function")
         if is_below_autograd():
@@ -87,6 +91,7 @@ class Propagation(Sweep):
         finally:
             with torch.set_grad_enabled(self.recording):
                 writes.returned(self, finished=y is not None)
+            self.finished = True
         return y
 
     def apply(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:

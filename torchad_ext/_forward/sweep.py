@@ -128,6 +128,7 @@ class Sweep:
         elements: of all results.
         unruled: elements of operands and results of the operations without a rule, whose names are ``without_rule``.
         received: the plain tensors that became tensors of this sweep, and what they were.
+        finished: has the function returned? What it kept of its tensors, as a module's attribute, has values alone.
     """
 
     signs: tuple[int, ...]
@@ -141,6 +142,7 @@ class Sweep:
     unruled: int = 0
     without_rule: set[str] = field(default_factory=set)
     received: list[tuple[Any, Any]] = field(default_factory=list)
+    finished: bool = False
 
     @property
     def count(self) -> int:

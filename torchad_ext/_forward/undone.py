@@ -1,15 +1,21 @@
-"""Functions that run once more, for a comparison, and leave no trace in tensors that they write to."""
+"""Functions that run once more, for a comparison, and leave no trace in the tensors and objects that they change."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from .._declared import Declared
 from .._torch_state import OpOverload, preserved_version
 from .calls import known_name, without_guard
 
@@ -28,6 +34,9 @@ _WITH_STATISTICS = frozenset({"batch_norm", "instance_norm", "native_batch_norm"
 _PLAIN = (Tensor, torch.nn.Parameter)
 # They change a tensor, and none of its numbers.
 _OF_NO_NUMBERS = frozenset("__set__ requires_grad_ detach_ share_memory_ rename_".split())
+_CONTAINERS = (list, dict, set)
+_OF_NOBODY = (Tensor, ModuleType, Declared)  # what these keep, no user has put there
+_EXCHANGED = frozenset("_parameters _buffers _modules".split())  # by functional_call, which puts them back itself
 
 
 def is_write(name: str, func: Any, kwargs: Any) -> bool:
@@ -42,13 +51,34 @@ def is_write(name: str, func: Any, kwargs: Any) -> bool:
 
 
 class Undone(TorchFunctionMode):
-    """Takes back what functions write to tensors from outside, as the buffers of a module.
+    """Takes back what functions write to tensors from outside, as the buffers of a module, and what they keep in
+    attributes, lists, dicts and sets of the modules that they call and of what those among ``objects`` capture.
 
     A function that runs once more, for a comparison, changes neither them nor what autograd has saved of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *objects: Any) -> None:
         super().__init__()
         self._before: dict[int, tuple[Tensor, Tensor, Any]] = {}
+        self._met: dict[int, Any] = {}
+        self._held: list[tuple[Any, Any]] = []  # containers, and copies of them
+        self._objects, self._thread = objects, threading.get_ident()
+
+    def __enter__(self) -> Undone:
+        for x in self._objects:
+            self._meet(x)
+        self._hook = register_module_forward_pre_hook(lambda module, _: self._meet(module))
+        super().__enter__()
+        return self
+
+    def _meet(self, x: Any) -> None:
+        of_others = threading.get_ident() != self._thread  # for which a hook of all modules is called, too
+        if of_others or id(x) in self._met or isinstance(x, _OF_NOBODY):
+            return
+        self._met[id(x)] = x
+        if isinstance(x, _CONTAINERS):
+            self._held.append((x, copy.copy(x)))
+        for part in _parts(x):
+            self._meet(part)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -64,6 +94,9 @@ class Undone(TorchFunctionMode):
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
+        self._hook.remove()
+        for x, contents in self._held:
+            _refill(x, contents)
         with torch.no_grad():
             for x, contents, version in reversed(self._before.values()):
                 if x.is_leaf:  # not made by the function itself
@@ -72,7 +105,41 @@ class Undone(TorchFunctionMode):
                             x.copy_(contents)
 
 
+def _parts(x: Any) -> Iterator[Any]:
+    """Objects in which another one, or a function, may keep something."""
+    if isinstance(x, functools.partial):
+        yield x.func
+    if isinstance(x, MethodType):
+        yield x.__self__
+    if isinstance(x, FunctionType):
+        yield from (value for cell in x.__closure__ or () for value in _contents(cell))
+    if isinstance(attributes := getattr(x, "__dict__", None), dict):
+        yield attributes
+        yield from (y for name, y in attributes.items() if isinstance(y, _CONTAINERS) and name not in _EXCHANGED)
+    if isinstance(x, torch.nn.Module):
+        yield from x.children()
+
+
+def _contents(cell: Any) -> list[Any]:
+    try:
+        return [cell.cell_contents]
+    except ValueError:  # it is empty
+        return []
+
+
+def _refill(x: Any, contents: Any) -> None:
+    if isinstance(x, list):
+        x[:] = contents
+    elif isinstance(x, set):
+        x.intersection_update(contents)
+        x.update(contents)
+    else:
+        for key in x.keys() - contents.keys():
+            del x[key]
+        x.update(contents)
+
+
 def once_more(f: Callable[..., Any], *args: Any) -> Any:
     """A further result of a function, of which nothing else remains."""
-    with Undone():
+    with Undone(f, *args):
         return f(*args)

@@ -62,6 +62,7 @@ def test_laplacian(name: str) -> None:
     assert_close(ad.laplacian(f, points), expected)
 
 
+@pytest.mark.usefixtures("kernels_when_long")
 def test_more_directions_than_a_kernel_takes() -> None:
     points = normal(2, 11)
 
@@ -71,6 +72,7 @@ def test_more_directions_than_a_kernel_takes() -> None:
     assert_close(ad.laplacian(f, points), of_each(lambda p: hessian(lambda q: f(q[None])[0])(p).trace(), points))
 
 
+@pytest.mark.usefixtures("kernels_when_long")
 @pytest.mark.parametrize("name", few(OPS, FEW.__contains__))
 def test_partials(name: str) -> None:
     f, points = function(name), normal(4, 3)
@@ -88,6 +90,7 @@ def test_partials(name: str) -> None:
     assert_close(mine, of_each(mixed, points))
 
 
+@pytest.mark.usefixtures("kernels_when_long")
 def test_laplacians_are_differentiable() -> None:
     weight = WEIGHT.clone().requires_grad_()
     points = normal(4, 3)
@@ -105,6 +108,7 @@ def test_laplacians_are_differentiable() -> None:
     assert_close(*results)
 
 
+@pytest.mark.usefixtures("kernels_when_long")
 def test_a_wave_operator() -> None:
     f, points = function("layer_norm"), normal(4, 3)
     signs = torch.diag(torch.tensor([-1.0, 1.0, 1.0], dtype=torch.float64))
@@ -117,6 +121,7 @@ def attention_weights(scores, mask, scale=1.0):  # type: ignore[no-untyped-def]
     return torch.softmax(scores * scale + mask, -1)
 
 
+@pytest.mark.usefixtures("kernels_when_long")
 def test_laplacian_of_attention() -> None:
     mixing = normal(3, 20)
     causal = torch.full((4, 4), float("-inf"), dtype=torch.float64).triu(1)

@@ -34,6 +34,7 @@ OTHERS: dict[str, Callable[..., torch.Tensor]] = {
 }
 
 
+@pytest.mark.usefixtures("kernels_when_long")
 @pytest.mark.parametrize("declare", [ad.pointwise, ad.rowwise])
 @pytest.mark.parametrize("name", GATED)
 def test_a_gradient_is_finite_where_the_slope_is(
@@ -48,6 +49,7 @@ def test_a_gradient_is_finite_where_the_slope_is(
         assert_close(ours, slope * g, rtol=1e-5, atol=0.0)
 
 
+@pytest.mark.usefixtures("kernels_when_long")
 @pytest.mark.parametrize("name", OTHERS)
 def test_first_and_second_derivatives(name: str) -> None:
     op, definition = ad.rowwise(OTHERS[name]), OTHERS[name]

@@ -406,7 +406,7 @@ def applied(member: Elementwise, xs: Sequence[Tensor], numbers: Any) -> Sequence
     if isinstance(member, RowFunction):
         outputs = member.apply(xs, numbers)
         return (outputs,) if len(member.program.outputs) == 1 else outputs
-    if not torch.is_grad_enabled() and xs[0].numel() * len(member.program.outputs) <= _STACKED:
+    if not torch.is_grad_enabled() and 0 < xs[0].numel() * len(member.program.outputs) <= _STACKED:
         results = member.stacked(xs, numbers)
         if results is not None:
             return results

@@ -82,6 +82,11 @@ class TestWrongRules:
         with pytest.warns(RuntimeWarning, match="report it"):
             ad.partials(f, points(), ["xx"], names="tx")
 
+    def test_of_derivatives_that_cancel(self) -> None:
+        f = lambda x: sum(torch.einsum("n,n->n", y, y) for y in (x[:, 1].sin(), x[:, 1].cos()))  # noqa: E731
+        with pytest.warns(RuntimeWarning, match="report it"):
+            ad.partials(f, points(), ["xx"], names="tx")
+
     def test_other_sweeps(self) -> None:
         with pytest.warns(RuntimeWarning, match=r"taylor: the derivatives"):
             c = ad.taylor(product, points(), torch.ones(2, dtype=torch.float64), 2)
@@ -195,6 +200,12 @@ class TestNoFalseAlarm:
         """Where 1 - tanh² and the like have no digits in nested autograd, and are rounded alike at points beside."""
         x = 2 * torch.rand(1000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) - 1
         ad.partials(f, x.to(dtype), ["t", "x", "tt", "tx", "ttx", "ttxx"], names="tx")
+
+    def test_of_derivatives_that_cancel(self) -> None:
+        """Σ |FFT|² is a sum of squares: mixed derivatives and third ones are 0, or a rounding of their terms."""
+        f = lambda x: torch.fft.fft(torch.cat([x, x.sin()], -1)).abs().square().sum(-1)  # noqa: E731
+        for dtype in (torch.float32, torch.float64):
+            ad.partials(f, points(dtype=dtype), ["", "tx", "ttx", "txx"], names="tx")
 
     def test_dropout_draws_once(self, checks: list[Any]) -> None:
         model = nn.Sequential(nn.Linear(2, 30), nn.Dropout(), nn.Tanh(), nn.Linear(30, 1)).double()

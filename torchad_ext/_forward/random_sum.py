@@ -114,7 +114,7 @@ class RandomSum:
         size = size.nan_to_num(0.0, 0.0, 0.0)
         half = math.sqrt(self._eps)  # of the digits
         largest, noise = self._largest(size), torch.zeros_like(error)
-        # What cancels is 0 in one order of its terms, and a rounding of the value in another.
+        # Terms that cancel give 0 in one order, and a rounding of the value in another.
         of_value = self._eps * largest[:1] / self._scale().to(largest) ** self._orders
         least = 16 * self._eps * largest + torch.where(expected == 0, _ROUNDINGS * of_value, 0.0)
         for samples in (0, 1, 4):

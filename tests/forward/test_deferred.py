@@ -274,3 +274,12 @@ APART: dict[str, list[Tensor]] = {
 @pytest.mark.parametrize("name", APART)
 def test_rows_that_are_not_one_tensor(name: str) -> None:
     assert _stack(APART[name]) is None
+
+
+@pytest.mark.parametrize("record", [True, False])
+def test_results_without_elements(record: bool) -> None:
+    """Results of one kernel lie one behind the other, where there are any."""
+    x = points("cpu")
+    f = lambda x: torch.cat([x.sin(), x[:, x.shape[-1] :].tanh(), x[:, ::2][:, x.shape[-1] :].exp()], -1).sum(-1)  # noqa: E731
+    with torch.set_grad_enabled(record):
+        assert_close(laplacian(f, x), -x.sin().sum(-1))

@@ -682,14 +682,6 @@ def test_other_rule(name: str, device: str) -> None:
             assert_close(laplacian(summed, x), theirs.detach())
 
 
-def test_a_part_without_elements(device: str) -> None:
-    x = points(device)
-    f = lambda x: torch.cat([x.sin(), x[:, x.shape[-1] :].tanh(), x[:, ::2][:, x.shape[-1] :].exp()], -1).sum(-1)  # noqa: E731
-    assert_close(laplacian(f, x), -x.sin().sum(-1))
-    with torch.no_grad():
-        assert_close(laplacian(f, x), -x.sin().sum(-1))
-
-
 def test_the_derivatives_of_a_sign_and_of_a_phase_at_zero_are_zero(device: str) -> None:
     """Those of a sign as in PyTorch, whose second ones are not finite."""
     x = points(device)

@@ -76,8 +76,6 @@ class RandomSum:
         self._functionals: list[Functional] = [{(0,) * len(directions): Fraction(1)}, *functionals]
         self._eps = eps
         self._batch = x.shape[:-1]
-        orders = [max(map(sum, functional), default=0) for functional in self._functionals]
-        self._orders = torch.tensor(orders, device=x.device).reshape(-1, *(1,) * len(self._batch))
         self._generator = torch.Generator(x.device).manual_seed(0)
         self._weights = self._signed(*_by_point(value, self._batch).shape)
 
@@ -115,8 +113,7 @@ class RandomSum:
         half = math.sqrt(self._eps)  # of the digits
         largest, noise = self._largest(size), torch.zeros_like(error)
         # Terms that cancel give 0 in one order, and a rounding of the value in another.
-        of_value = self._eps * largest[:1] / self._scale().to(largest) ** self._orders
-        least = 16 * self._eps * largest + torch.where(expected == 0, _ROUNDINGS * of_value, 0.0)
+        least = 16 * self._eps * (largest + torch.where(expected == 0, largest[:1], 0.0))
         for samples in (0, 1, 4):
             for _ in range(samples):
                 part = self._weights * 2 * self._signed(*self._weights.shape)
@@ -129,10 +126,6 @@ class RandomSum:
             if not (error > allowed).any():
                 break
         return error > allowed
-
-    def _scale(self) -> Tensor:
-        """How large the points are."""
-        return self._x.abs().mean().clamp_min(self._eps)
 
     def _largest(self, rows: Tensor) -> Tensor:
         """The largest number of each derivative among all points."""
@@ -167,7 +160,8 @@ class RandomSum:
         if wrong[0].any() and not self.is_repeatable():
             return True
         # At a kink, at 0 to the power 0, and the like, the two may differ; beside it they agree.
-        beside = self._x + self._eps ** (1 / 3) * self._scale() * self._signed(*self._x.shape)
+        scale = self._x.abs().mean().clamp_min(self._eps)
+        beside = self._x + self._eps ** (1 / 3) * scale * self._signed(*self._x.shape)
         return not (wrong & self._differs(beside, at(beside))).any()
 
 

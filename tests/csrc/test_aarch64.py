@@ -39,12 +39,16 @@ def results(source: str, command: Sequence[str], emulator: Sequence[str], folder
     return subprocess.run([*emulator, str(program)], check=True, capture_output=True).stdout
 
 
+def on_aarch64(source: str, folder: Path, *flags: str) -> bytes:
+    """What a program prints there."""
+    general = [flag for flag in toolchain.cpu_toolchain().flags if not flag.startswith("-march")]
+    return results(source, [CROSS, *general, *flags], [EMULATOR], folder)
+
+
 def of_both(source: str, folder: Path) -> tuple[bytes, bytes]:
     """What a program prints on aarch64 and on this CPU."""
     tools = toolchain.cpu_toolchain()
-    general = [flag for flag in tools.flags if not flag.startswith("-march")]
-    here = results(source, [tools.compiler, *tools.flags], [], folder)
-    return results(source, [CROSS, *general], [EMULATOR], folder), here
+    return on_aarch64(source, folder), results(source, [tools.compiler, *tools.flags], [], folder)
 
 
 @pytest.mark.long
@@ -72,5 +76,4 @@ def test_elements(order: int, dtype: torch.dtype, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", IN_CPP, ids=str)
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_loops_end(program: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    general = [flag for flag in toolchain.cpu_toolchain().flags if not flag.startswith("-march")]
-    results(program_of(PROGRAMS[program], dtype), [CROSS, *general, "-w"], [EMULATOR], tmp_path)
+    on_aarch64(program_of(PROGRAMS[program], dtype), tmp_path, "-w")

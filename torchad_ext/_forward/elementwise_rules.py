@@ -21,7 +21,7 @@ from .._symbolic.torch_names import is_of_torch, name_of
 from .._symbolic.tracing import trace
 from .._torch_state import OpOverload, transforms_active
 from .calls import known_name
-from .correction_mode import with_corrections
+from .correction_mode import run_corrected
 from .fallback import Unseen, has_derivative, of_elements, variable
 from .roots import root, squared
 from .sweep import Arguments, Keywords, Sweep, value_to_repeat
@@ -123,7 +123,8 @@ def by_slopes_of_any(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords)
     jets = [leaves[i] for i in places]
 
     def given(xs: Sequence[Tensor]) -> Any:
-        return tree_unflatten([*map(dict(zip(places, xs, strict=True)).get, range(len(leaves)), leaves)], tree)
+        filled = dict(zip(places, xs, strict=True))
+        return tree_unflatten([filled.get(i, x) for i, x in enumerate(leaves)], tree)
 
     with torch.enable_grad():
         xs = [variable(x.value) for x in jets]
@@ -143,7 +144,7 @@ def by_slopes_of_any(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords)
         with torch.enable_grad():
             xs = [variable(x.value) for x in jets]
             args, kwargs = given(xs)
-            y = with_corrections(func)(*args, **kwargs)
+            y = run_corrected(func, *args, **kwargs)
     tangents = [tuple(x.tangents[k] for x in jets) for k in range(len(sweep.signs))]
     laplacians = [x.laplacian for x in jets]
     try:

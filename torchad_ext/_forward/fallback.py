@@ -19,7 +19,7 @@ from .._settings import is_strict
 from .._symbolic.jet_algebra import Functional, Index
 from .._torch_state import function_of, is_exporting, transforms_active
 from .._warnings import warn_user
-from .correction_mode import with_corrections
+from .correction_mode import run_corrected, with_corrections
 from .undone import once_more
 
 Function = Callable[[Tensor], Tensor]
@@ -233,7 +233,7 @@ def by_reverse_mode(
         leaf = x if x.requires_grad else x.detach().requires_grad_()
         wanted = leaf is x
         x = leaf.view_as(leaf)
-        value = checked(with_corrections(f)(x), x, name)
+        value = checked(run_corrected(f, x), x, name)
         recording = recording and (wanted or depends_on_others([value], [leaf]))
         if not value.numel():
             value = value if recording else value.detach()
@@ -285,7 +285,7 @@ def along_by_transforms(
     f: Function, x: Tensor, directions: Sequence[Tensor], functionals: Sequence[Functional], name: str
 ) -> tuple[Tensor, ...]:
     """Derivatives of f along directions, of any order, by torch.func."""
-    checked(with_corrections(f)(x), x, name)
+    checked(run_corrected(f, x), x, name)
 
     def differentiated(index: Index) -> Function:
         if not any(index):
@@ -313,7 +313,7 @@ def along_by_reverse_mode(
         leaf = x if x.requires_grad else x.detach().requires_grad_()
         wanted = leaf is x
         x = leaf.view_as(leaf)
-        value = checked(with_corrections(f)(x), x, name)
+        value = checked(run_corrected(f, x), x, name)
         recording = recording and (wanted or depends_on_others([value], [leaf]))
         if not value.numel():
             return (value if recording else value.detach(),) * len(functionals)

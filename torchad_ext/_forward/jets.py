@@ -29,7 +29,7 @@ from .._symbolic.torch_names import name_of
 from .._torch_state import share_memory, transforms_active
 from . import linalg_rules, recurrent, rules
 from .calls import each
-from .correction_mode import with_corrections
+from .correction_mode import run_corrected
 from .deferred import Deferred
 from .elementwise_rules import by_slopes, by_slopes_of_any
 from .fallback import Unseen, has_derivative
@@ -221,7 +221,7 @@ class JetSweep(Propagation):
 
     def differentiated(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
         values, options = self.values(args, kwargs)
-        value = with_corrections(func)(*values, **options)
+        value = run_corrected(func, *values, **options)
         if not any(has_derivative(y) for y in torch.utils._pytree.tree_leaves(value)):
             return value
         raise Unseen(name_of(func))

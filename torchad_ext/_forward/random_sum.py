@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .._symbolic.jet_algebra import Functional
-from .correction_mode import with_corrections
+from .correction_mode import run_corrected
 from .fallback import along_by_reverse_mode, restore_random_states
 
 Function = Callable[[Tensor], Tensor]
@@ -37,7 +37,7 @@ def some_points(f: Function, x: Tensor, value: Tensor, random: Sequence[Tensor],
     restore_random_states(x.device, random)
     try:
         with torch.no_grad():
-            alone = with_corrections(f)(x.detach()[chosen])
+            alone = run_corrected(f, x.detach()[chosen])
     except Exception:  # whatever f raises for so few, it did not for all
         return None
     expected = value.detach()[chosen]
@@ -134,7 +134,7 @@ class RandomSum:
     def is_repeatable(self) -> bool:
         """Does f give one result for one x?"""
         with torch.no_grad():
-            first, second = with_corrections(self._again)(self._x), with_corrections(self._again)(self._x)
+            first, second = run_corrected(self._again, self._x), run_corrected(self._again, self._x)
         return torch.allclose(first, second, math.sqrt(self._eps), equal_nan=True)
 
     def mixes(self) -> bool:
@@ -144,7 +144,7 @@ class RandomSum:
         numbers = torch.arange(count, device=self._x.device).reshape(self._batch)
         with torch.enable_grad():
             x = self._x.detach().requires_grad_()
-            results = (with_corrections(self._again)(x) * self._weights).sum(-1)
+            results = (run_corrected(self._again, x) * self._weights).sum(-1)
             for bit in range((count - 1).bit_length() if results.requires_grad else 0):
                 for chosen in (numbers >> bit & 1 == 1, numbers >> bit & 1 == 0):
                     (slope,) = torch.autograd.grad(results[chosen].sum(), x, retain_graph=True, materialize_grads=True)

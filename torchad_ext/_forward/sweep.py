@@ -36,7 +36,7 @@ from .._torch_state import (
     wrapper_subclass,
 )
 from .calls import each
-from .correction_mode import with_corrections
+from .correction_mode import run_corrected
 from .deferred import Deferred, Tangents, depth, given_by, tensors_in
 from .fallback import Unseen, fall_back, has_derivative, of_operation, random_states
 
@@ -352,7 +352,7 @@ class Sweep:
             for i, x in zip(places, xs, strict=True):
                 leaves[i] = x
             args, kwargs = tree_unflatten(leaves, tree)
-            return with_corrections(func)(*args, **kwargs)
+            return run_corrected(func, *args, **kwargs)
 
         def differentiable(*xs: Tensor) -> Tangents:
             return tuple(y for y in tree_leaves(f(*xs)) if has_derivative(y))
@@ -395,7 +395,7 @@ def value_to_repeat(func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """The value of an operation that will be run again, which is refused if it draws random numbers."""
     device = next((x.device for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)), torch.device("cpu"))
     random = random_states(device)
-    value = with_corrections(func)(*args, **kwargs)
+    value = run_corrected(func, *args, **kwargs)
     if not all(map(torch.equal, random, random_states(device))):
         raise Unseen(f"{name_of(func)}, which draws random numbers")
     return value

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from .._autograd.foreign_functions import detached, functions_of, is_derivative, replaced
 from .._autograd.graph import foreign_nodes
-from .._forward.correction_mode import with_corrections
+from .._forward.correction_mode import run_corrected
 from .._forward.missing import tool
 from .._torch_state import takes_context, where_transforms_are_right, with_forgotten
 from .pattern_rules import Rules, is_numeric
@@ -83,7 +83,7 @@ def hessian_sparsity(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def _checked_value(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    y = with_corrections(f)(x)
+    y = run_corrected(f, x)
     if not isinstance(y, Tensor) or not y.is_floating_point():
         got = f"{y.dtype}" if isinstance(y, Tensor) else type(y).__name__
         raise TypeError(f"torchad_ext.hessian_sparsity takes floating-point tensors for the value of f; got {got}")

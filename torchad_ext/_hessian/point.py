@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from .._forward.fallback import random_states, restore_random_states
 from .._forward.missing import MissingDerivative
 from .._torch_state import in_forward_mode, is_recorded_by_fx, transforms_active
 
 Tensors = Sequence[Tensor]
 Function = Callable[[Any], Any]
+_States = dict[torch.device, list[Tensor]]  # of random numbers
 
 
 def is_transformed() -> bool:
@@ -115,8 +117,8 @@ class Draws:
     """The random numbers of the first evaluation of a function, for each later one."""
 
     def __init__(self, at: Point) -> None:
-        self._first: list[Tensor] | None = None
-        self._devices = {x.device for x in at.leaves if x.device.type == "cuda"}
+        self._first: _States | None = None
+        self._devices = {x.device for x in at.leaves}
         self._fixed = is_transformed()
 
     @contextlib.contextmanager
@@ -133,13 +135,12 @@ class Draws:
         finally:
             self._restore(after)
 
-    def _states(self) -> list[Tensor]:
-        return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._devices)]
+    def _states(self) -> _States:
+        return {device: random_states(device) for device in self._devices}
 
-    def _restore(self, states: Sequence[Tensor]) -> None:
-        torch.set_rng_state(states[0])
-        for device, state in zip(self._devices, states[1:], strict=True):
-            torch.cuda.set_rng_state(state, device)
+    def _restore(self, states: _States) -> None:
+        for device, state in states.items():
+            restore_random_states(device, state)
 
 
 @contextlib.contextmanager

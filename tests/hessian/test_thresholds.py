@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import torchad_ext as ad
 from torchad_ext._autograd.graph import graph_nodes
 from torchad_ext._hessian import diagonal
-from torchad_ext._hessian.thresholds import Largest, largest_matrix_in_graph, quickest_ways, rows_at_once
+from torchad_ext._hessian.thresholds import largest_matrix_in_graph, quickest_ways, rows_at_once
 
 MEGABYTES = 2**20
 
@@ -55,6 +57,18 @@ ENERGIES: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "a large data set": (lambda x: F.softplus(data @ x).sum(), 30),
     "convolution": (lambda x: images(x.view(1, 1, 14, 14)).tanh().square().sum(), 196),
 }
+
+
+class Largest(TorchDispatchMode):
+    """Notes the bytes of the largest result of the operations that run under it."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        sizes = (y.numel() * y.element_size() for y in tree_leaves(result) if isinstance(y, Tensor))
+        self.bytes = max(self.bytes, *sizes, 0)
+        return result
 
 
 def largest_of(call: Callable[[], Any]) -> tuple[Any, int]:
@@ -220,3 +234,30 @@ class TestDiagonalOfABatch:
         module.train()
         with pytest.raises(ValueError, match="depends on other rows"):
             ad.hessian_diagonal(module, x, batched=True)
+
+
+C = torch.arange(9.0, dtype=torch.float64).view(3, 3)
+SCALED = {
+    "add": lambda x: torch.add(C, x, alpha=2),
+    "add to what varies": lambda x: torch.add(x, C, alpha=2),
+    "sub": lambda x: torch.sub(x, C, alpha=2),
+    "rsub": lambda x: torch.rsub(x, C, alpha=2),
+    "addcmul": lambda x: torch.addcmul(C, x, C, value=2),
+    "addcdiv": lambda x: torch.addcdiv(x, C, C + 1, value=2),
+    "ldexp": lambda x: torch.ldexp(x, C),
+    "index_add": lambda x: torch.index_add(C, 0, torch.tensor([1, 1, 0]), x, alpha=2),
+    "addmm": lambda x: torch.addmm(C, x, C, beta=2),
+    "addmv": lambda x: torch.addmv(C[0], C, x[0], beta=2),
+    "addbmm": lambda x: torch.addbmm(C, x.unsqueeze(0), C.unsqueeze(0), beta=2),
+    "baddbmm": lambda x: torch.baddbmm(C, x.unsqueeze(0), C.unsqueeze(0), beta=2),
+    "addr": lambda x: torch.addr(C, x[0], C[1], beta=2, alpha=3),
+}
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_forward_mode_takes_numbers_times_constants(name: str) -> None:
+    """PyTorch's ends the process under a mode of dispatch: a number times a zero without memory."""
+    f = SCALED[name]
+    assert_close(ad.jacobian(f, C + 1, strategy="forward"), ad.jacobian(f, C + 1))
+    value = lambda x: f(x.sin()).pow(3).sum()  # noqa: E731
+    assert_close(ad.hessian(value, C, strategy="forward-over-reverse"), ad.hessian(value, C))

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from .._torch_state import cotangents_of
@@ -98,14 +98,17 @@ def largest_matrix_in_graph(nodes: Iterable[Any]) -> int:
     return largest
 
 
-class Largest(TorchDispatchMode):
-    """Notes the bytes of the largest result of the operations that run under it."""
+class Largest(TorchFunctionMode):
+    """Notes the bytes of the largest result of the functions that run under it.
+
+    No ``TorchDispatchMode``, under which forward mode ends the process where a number multiplies what has no tangent.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.bytes = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         sizes = (y.numel() * y.element_size() for y in tree_leaves(result) if isinstance(y, torch.Tensor))
         self.bytes = max(self.bytes, *sizes, 0)

@@ -17,7 +17,9 @@ from . import missing, roots
 from .calls import is_python, known_name, positional, without_guard
 from .control_flow import CONTROL_FLOW
 from .corrections import CORRECTIONS
+from .sparse_products import PRODUCTS
 
+_COMPOSITIONS: dict[str, Callable[..., Any]] = {**CORRECTIONS, **PRODUCTS}
 # Methods that show the gradient of a tensor on its way, or change it.
 _HOOKS = (Tensor.register_hook, Tensor.retain_grad, Tensor.grad_fn.__get__)  # type: ignore[union-attr]
 
@@ -123,8 +125,8 @@ def _found(func: Any) -> tuple[str, Any]:
             return "missing", name
         if name in CONTROL_FLOW:
             return "control flow", CONTROL_FLOW[name]
-        composed = CORRECTIONS.get(name)
-        if not composed and name.endswith("_") and (of := CORRECTIONS.get(name.removesuffix("_"))):
+        composed = _COMPOSITIONS.get(name)
+        if not composed and name.endswith("_") and (of := _COMPOSITIONS.get(name.removesuffix("_"))):
             composed = _in_place(of)
         guards_a_method = inspect.ismethoddescriptor(getattr(func, "__wrapped__", None))  # x**y is Tensor.pow
         parts = None if guards_a_method else without_guard(func)

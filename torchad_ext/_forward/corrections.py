@@ -54,6 +54,12 @@ def affine(x: Any, weight: Any, bias: Any) -> Any:
     return x if bias is None else x + bias
 
 
+def added(x: Any, product: Any, beta: float, alpha: float) -> Any:
+    """The sum of a bias and a product, as ``addmm`` has it."""
+    product = product if alpha == 1 else alpha * product
+    return product if beta == 0 else x + product if beta == 1 else beta * x + product
+
+
 def _normalized(x: Any, dims: Any, eps: float) -> tuple[Any, Any, Any]:
     """x with mean 0 and variance 1, its mean and the reciprocal of its standard deviation."""
     mean = x.mean(dims, keepdim=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from .._quadratic_form import definition as quadratic_form
 from .._torch_state import clamp_shares_ties
 from . import elementwise_rules, singular
-from .corrections import CORRECTIONS, affine, vander, vector_norm
+from .corrections import CORRECTIONS, added, affine, vander, vector_norm
 from .roots import root, squared
 from .softmax import dropout, log_softmax, logsumexp, softmax
 
@@ -128,21 +128,20 @@ def _rrelu(x: Any, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = 
     return NotImplemented if training else F.leaky_relu(x, (lower + upper) / 2)
 
 
+def _sparse_mm(a: Any, b: Any, reduce: Any = None) -> Any:
+    return NotImplemented if reduce is not None else a @ b
+
+
 def _sum_and_product(x: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Any:
-    return _added(x, a @ b, beta, alpha)
-
-
-def _added(x: Any, product: Any, beta: float, alpha: float) -> Any:
-    product = product if alpha == 1 else alpha * product
-    return product if beta == 0 else x + product if beta == 1 else beta * x + product
+    return added(x, a @ b, beta, alpha)
 
 
 def _addbmm(x: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Any:
-    return _added(x, torch.einsum("bij,bjk->ik", a, b), beta, alpha)
+    return added(x, torch.einsum("bij,bjk->ik", a, b), beta, alpha)
 
 
 def _addr(x: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Any:
-    return _added(x, torch.outer(a, b), beta, alpha)
+    return added(x, torch.outer(a, b), beta, alpha)
 
 
 def _cosine_similarity(a: Any, b: Any, dim: int = 1, eps: float = 1e-8) -> Any:
@@ -345,7 +344,8 @@ COMPOSITIONS: dict[str, Callable[..., Any]] = {
     "glu": _glu,
     "prelu": _prelu,
     "rrelu": _rrelu,
-    **dict.fromkeys(("addmm", "baddbmm", "addmv"), _sum_and_product),
+    **dict.fromkeys(("addmm", "baddbmm", "addmv", "_sparse_addmm"), _sum_and_product),
+    "_sparse_mm": _sparse_mm,
     "addbmm": _addbmm,
     "addr": _addr,
     "matrix_power": _matrix_power,

@@ -71,7 +71,7 @@ def _is_dense(x: Tensor) -> bool:
 
 def _product(a: Any, b: Any, *others: Any) -> Any:
     """a @ b of a sparse constant and a dense matrix or vector, in either order."""
-    if others or not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)) or a.layout is b.layout or others:
         return NotImplemented
     if _is_constant(a) and _is_dense(b):
         return _times(_Matrix(unwrapped(a)[-1]), b)

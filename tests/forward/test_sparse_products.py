@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import torchad_ext as ad
+from torchad_ext._symbolic.torch_names import name_of
 
 D = torch.float64
 DENSE = torch.tensor([[0.0, 1.5, 0, 0], [0, 0, -0.5, 0], [2, 0, 0, 0.25], [0, 0, 0, 0], [0, 1, 0, -1]], dtype=D)
@@ -21,6 +23,8 @@ Y = torch.linspace(0.3, -0.8, 5 * 3, dtype=D).view(5, 3)
 SPELLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "S @ x": lambda S, x: S @ x,
     "torch.matmul(S, x)": torch.matmul,
+    "torch.dsmm(S, x)": torch.dsmm,
+    "torch.spmm(S, x)": torch.spmm,
     "torch.mm(S, x)": torch.mm,
     "S.mm(x)": lambda S, x: S.mm(x),
     "torch.sparse.mm(S, x)": lambda S, x: torch.sparse.mm(S, x) if S.layout is not torch.strided else S @ x,
@@ -76,6 +80,15 @@ def test_each_tool_takes_them(spelling: str, layout: str) -> None:
     found, expected = (tools(lambda x, S=S: product(S, x)) for S in (S, DENSE))
     for tool in expected:
         assert_close(found[tool], expected[tool], msg=lambda text, tool=tool: f"{tool}: {text}")
+
+
+def test_functions_that_are_equal_have_one_name() -> None:
+    """A cache cannot tell them apart."""
+    functions = (getattr(space, name) for space in (torch, torch.Tensor, torch.sparse) for name in dir(space))
+    known: dict[Any, str] = {}
+    for function in functions:
+        if isinstance(function, (types.BuiltinFunctionType, types.MethodDescriptorType)):
+            assert known.setdefault(function, name_of(function)) == name_of(function)
 
 
 def test_of_many_matrices() -> None:

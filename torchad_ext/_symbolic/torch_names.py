@@ -14,6 +14,12 @@ _AUGMENTED = {
     "__ifloordiv__": "floor_divide", "__imod__": "remainder", "__ipow__": "pow", "__iand__": "and", "__ior__": "or",
     "__ixor__": "logical_xor",
 }  # fmt: skip
+_OF_SPARSE = {
+    "dsmm": "mm",
+    "spmm": "mm",
+    "hsmm": "hspmm",
+    "saddmm": "sspaddmm",
+}  # equal functions: a cache has one name
 _WRITES = {"fill_": "full_like", "zero_": "zeros_like"}
 
 
@@ -24,7 +30,9 @@ def name_of(func: Any) -> str:
         return f"higher_order.{func.__name__}"
     func = getattr(func, "overloadpacket", func)
     name: str = getattr(func, "__name__", repr(func))
-    return func.__self__.__name__ if name in ("__get__", "__set__") else name.removeprefix("special_")
+    if name in ("__get__", "__set__"):
+        return str(func.__self__.__name__)
+    return _OF_SPARSE.get(name, name).removeprefix("special_")
 
 
 def module_of(func: Any) -> str:

@@ -294,6 +294,15 @@ def test_a_variance_of_fewer_elements_than_its_correction_is_infinite(correction
     torch.testing.assert_close(ad.rowwise(deviation)(x), deviation(x))
 
 
+@pytest.mark.parametrize("length", [3, 7, 40])
+def test_equal_elements_have_no_deviation_and_no_slope(length: int, interpreted: None) -> None:
+    """Their sum over their number may be a neighbour of theirs."""
+    x = torch.tensor([0.1, 0.3, 0.7, 1.1, 2.3], dtype=torch.float64)[:, None].repeat(1, length).requires_grad_()
+    y = ad.rowwise(lambda x: x.std(-1))(x)
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    assert not y.any() and not slope.any()
+
+
 LENGTH = "asks for the value of x.shape[-1], which a kernel takes in each call; compute with it by +, -, *, / and **"
 
 

@@ -54,6 +54,11 @@ def _root(square: Expr) -> Expr:
     return op.where(is_zero, 0, op.sqrt(op.where(is_zero, 1, square)))
 
 
+def _std(input: Expr, unbiased: bool = True, correction: float | None = None) -> Expr:
+    # Shifted, so that equal elements, whose mean may round to a neighbour of theirs, have no slope.
+    return _root(_var(input - _shift(input), unbiased, correction))
+
+
 def _vector_norm(x: Expr, ord: Any = 2) -> Expr:
     """The norm of order 2, with no slope at 0, or of order 1 or infinity."""
     if ord == 1:
@@ -73,7 +78,7 @@ ROW_FUNCTIONS: dict[str, tuple[Callable[..., Expr], str]] = {
     "amin": (lambda input: op.row_amin(number(input)), "row"),
     "logsumexp": (_logsumexp, "row"),
     "var": (_var, "row"),
-    "std": (lambda input, unbiased=True, correction=None: _root(_var(input, unbiased, correction)), "row"),
+    "std": (_std, "row"),
     "linalg_vector_norm": (_vector_norm, "row"),
     "linalg_vecdot": (lambda x, y: op.row_sum(x * y), "row"),
     "softmax": (_softmax, "element"),

@@ -398,6 +398,9 @@ class TestPresentation:
         assert ad.sin.latex(order=1) == r"\bar{x} = \bar{y} \, \cos x"
         assert r"\bar{x}" in wave.latex(order=1) and r"\bar{\bar{x}}" in wave.latex(order=2)
         assert wave._repr_latex_().startswith("$")
+        cases = r"\begin{cases}\alpha & x = 0 \\ 1 & x \ge 0 \\ \alpha \, e^{x} & \text{otherwise}\end{cases}"
+        assert ad.elu.derivative().latex().endswith(f" = {cases}")
+        assert max(map(len, ad.ops.table().splitlines())) < 350  # where a page has no space for the rest
         for op in ad.ops.CATALOGUE.values():
             for order in range(3):
                 text = op.latex(order)

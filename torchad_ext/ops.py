@@ -11,6 +11,7 @@ import torch
 from ._declared import Interval
 from ._elementwise import HandWritten
 from ._pointwise import Pointwise
+from ._symbolic.latex import formula
 from ._torch_state import nn_functions
 
 __all__ = [  # noqa: RUF022, in the order of this file
@@ -261,7 +262,7 @@ def table() -> str:
     """The catalogue as a table in Markdown."""
     lines = ["| op | stands in for | formula |", "|---|---|---|"]
     for name, op in CATALOGUE.items():
-        formula = op.latex().partition(" = ")[2]
+        shortest = min(op.latex().partition(" = ")[2], formula(op.program.outputs[0]), key=len)
         like = f"`{stands_in_for(name)}`" if stands_in_for(name) else ""
-        lines.append(f"| `ad.{name}{op.__signature__}` | {like} | ${formula}$ |")
+        lines.append(f"| `ad.{name}{op.__signature__}` | {like} | ${shortest}$ |")
     return "\n".join(lines) + "\n"

@@ -27,6 +27,7 @@ _NAMED = {
     0.25: r"\tfrac{1}{4}",
     math.inf: r"\infty",
 }
+_CASES = r"\begin{cases}"
 _SUM, _PRODUCT, _POWER, _ATOM = 1, 2, 3, 4
 _DELIMITED = (r"\left", r"\sqrt", r"\frac")  # beginnings of what needs no brackets around it
 _GREEK_FUNCTION = re.compile(r"\\(sigma|Gamma|Phi|varphi)")  # has brackets around its argument
@@ -161,13 +162,17 @@ class _Printer:
         if op == "not":
             return rf"\neg\left({self.text(args[0])}\right)", 0
         if node.is_mask:
+            if op in ("eq", "ne") and args[0].is_constant:
+                args = args[::-1]
             return f"{self.text(args[0], _SUM)} {OPERATIONS[op].latex} {self.text(args[1], _SUM)}", 0
         if op == "where":
             condition, first, second = map(self.text, args)
             if self.mathtext:
                 first, second = (self.text(arg, _SUM) for arg in args[1:])
                 return rf"{first}\ \mathrm{{if}}\ {condition}\ \mathrm{{else}}\ {second}", 0
-            return rf"\begin{{cases}}{first} & {condition} \\ {second} & \text{{otherwise}}\end{{cases}}", 0
+            is_case = args[2].op == "where" and second.startswith(_CASES)  # and has no name
+            rest = second.removeprefix(_CASES) if is_case else rf"{second} & \text{{otherwise}}\end{{cases}}"
+            return rf"{_CASES}{first} & {condition} \\ {rest}", 0
         if op == "spherical_bessel":
             order, z = _constant(args[0].number), rf"\pi \, {self.text(args[1], _PRODUCT)}"
             numerator, power = rf"j_{{{order}}}\left({z}\right)", rf"\left({z}\right)^{{{order}}}"

@@ -176,9 +176,9 @@ def _new_full(input: Expr, size: Any, fill_value: Operand) -> Expr:
 
 def _elu(input: Expr, alpha: Operand = 1.0, scale: Operand = 1.0, input_scale: Operand = 1.0) -> Expr:
     # The slope at 0 is that from below, the curvature that from above.
-    positive = input * op.where(input > 0, 1, op.mul(alpha, input_scale))
     negative = op.mul(alpha, op.expm1(op.mul(input_scale, _below(input, 0))))
-    return op.mul(scale, op.where(input >= 0, positive, negative))
+    at_zero = op.mul(op.mul(alpha, input_scale), input)
+    return op.mul(scale, op.where(op.eq(input, 0), at_zero, op.where(input >= 0, input, negative)))
 
 
 def _below(x: Expr, bound: Operand) -> Expr:
@@ -223,7 +223,7 @@ def _hardsigmoid(input: Expr) -> Expr:
 
 def _hardswish(input: Expr) -> Expr:
     inside = op.where(input <= -3, 0, _below(input, 3))
-    return op.where(input <= -3, 0, op.where(input < 3, inside * (inside + 3) / 6, input))
+    return op.where(input <= -3, 0 * input, op.where(input < 3, inside * (inside + 3) / 6, input))
 
 
 def _softshrink(input: Expr, lambd: Operand = 0.5) -> Expr:

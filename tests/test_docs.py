@@ -163,6 +163,12 @@ def test_the_design_has_a_word_for_every_file() -> None:
     assert not {path.stem for path in files} - named, "say in docs/design.md what these files are for"
 
 
+def test_the_package_shows_no_names_of_others() -> None:
+    shown = {name: getattr(ad, name) for name in dir(ad) if not name.startswith("_")}
+    places = {name: getattr(x, "__module__", None) or x.__name__ for name, x in shown.items()}
+    assert not {name for name, place in places.items() if not place.startswith("torchad_ext")}
+
+
 @pytest.mark.parametrize("documented", PUBLIC, ids=lambda f: f.__name__)
 def test_docstring(documented: Any) -> None:
     names = {"torch": torch, "Pointwise": Pointwise, **vars(ad.nn), **{name: getattr(ad, name) for name in dir(ad)}}

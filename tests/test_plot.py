@@ -73,6 +73,9 @@ def test_derivatives_end_in_zeros(
         ((ad.sin, 1, 1), "interval from 1 to 1; low must be less than high"),
         ((ad.sin, 0, 1, 2, 1), "got 1 points; a line needs at least 2"),
         ((ad.sin, 0, 1, -1), "got -1 orders of derivatives; 0 or more"),
+        ((ad.sin, 0, 1, 1.5), "got 1.5 orders of derivatives; 0 or more"),
+        ((ad.sin, 0, 1, 1, 9.5), "got 9.5 points; a line needs at least 2"),
+        ((torch.ones(3), 0, 1), "takes a function or a module for function, got Tensor; give function itself and not"),
         ((ad.sin, 0, math.inf), "interval from 0 to inf; its length must be finite"),
         ((ad.sin, -1e308, 1e308), "interval from -1e[+]308 to 1e[+]308; its length must be finite"),
         ((torch.sum, 0, 1), r"gives shape \[\] for x of shape \[400\]; it must be elementwise"),
@@ -166,6 +169,8 @@ def test_what_costs_too_much_is_left_out_at_larger_sizes(monkeypatch: pytest.Mon
     assert list(standard.seconds) == [
         "value", "gradient", "Hessian-vector product", "diagonal of the Hessian", "full Hessian",
     ]  # fmt: skip
+    with pytest.raises(TypeError, match="takes a function or a module for f, got Tensor"):
+        measure_cost(torch.ones(3), (2, 3))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="got 0 sizes"):
         measure_cost(torch.sum, ())
 

@@ -1,8 +1,7 @@
 """Fast, exact first and second derivatives for PyTorch, as drop-in ops."""
 
+import typing as _typing
 from importlib import import_module as _import_module
-from typing import TYPE_CHECKING
-from typing import Any as _Any
 
 from . import _torch_state as _torch_state
 from . import nn as nn
@@ -21,7 +20,7 @@ from ._warnings import warn_or_raise as _warn_or_raise
 from .ops import *  # noqa: F403, the catalogue names what it holds
 from .rows import *  # noqa: F403, so does this one
 
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from ._forward.laplacian import ForwardLaplacian as ForwardLaplacian
     from ._forward.laplacian import bilaplacian as bilaplacian
     from ._forward.laplacian import forward_laplacian as forward_laplacian
@@ -64,7 +63,7 @@ _LATER = {
 }
 
 
-def __getattr__(name: str) -> _Any:
+def __getattr__(name: str) -> _typing.Any:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(_import_module(f"{__name__}.{_LATER[name]}"), name)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._forward.missing import check_function
 from ._hessian.dense import hessian
 from ._hessian.diagonal import hessian_diagonal
 from ._hessian.products import hvp
@@ -113,6 +114,7 @@ def measure_cost(
         The seconds, which know the laws that fit them.
 
     Raises:
+        TypeError: f is no function.
         ValueError: no sizes, or rounds below 1.
 
     Example:
@@ -120,6 +122,7 @@ def measure_cost(
         >>> sorted(cost.seconds)[:2]
         ['Hessian-vector product', 'diagonal of the Hessian']
     """
+    check_function("plot.measure_cost", f)
     sizes = tuple(sorted(sizes))
     if not sizes or rounds < 1:
         raise ValueError(f"got {len(sizes)} sizes and {rounds} rounds; give at least one of each")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from ._dependency_graph import Edge as Edge
 from ._dependency_graph import Node as Node
 from ._dependency_graph import dependency_graph as dependency_graph
 from ._dependency_graph import layout
+from ._forward.missing import check_function
 from ._hessian.decompression import coloring_of
 from ._hessian.pattern import hessian_sparsity
 from ._symbolic.latex import symbol
@@ -47,7 +49,7 @@ def derivatives(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tenso
         ``orders + 1`` tensors of the shape of ``x``, detached: f, f', f'', ...
 
     Raises:
-        TypeError: the result of ``function`` is no tensor of real numbers.
+        TypeError: ``function`` is none, or its result is no tensor of real numbers.
         ValueError: the result of ``function`` has another shape than ``x`` or depends on other elements of ``x``, or
             ``orders`` is negative.
 
@@ -56,7 +58,8 @@ def derivatives(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tenso
         >>> value.item(), slope.item()
         (9.0, 6.0)
     """
-    if orders < 0:
+    check_function("plot.derivatives", function, "function")
+    if not isinstance(orders, numbers.Integral) or orders < 0:
         raise ValueError(f"got {orders} orders of derivatives; 0 or more can be drawn")
     x = x.detach().requires_grad_()
     order = function(x)
@@ -122,7 +125,7 @@ def plot_derivatives(
         The axes, with ``orders + 1`` lines.
 
     Raises:
-        TypeError: a function that returns no tensor of real numbers.
+        TypeError: no function, or one that returns no tensor of real numbers.
         ValueError: an empty or infinite interval, fewer than 2 points, negative orders, a function that is not
             elementwise, or one that has no such argument.
 
@@ -130,11 +133,12 @@ def plot_derivatives(
         >>> import torchad_ext as ad
         >>> ax = plot_derivatives(ad.gaussian_basis, 0, 4, argument="distance", center=2.0)
     """
+    check_function("plot_derivatives", function, "function")
     low, high = float(low), float(high)
     if not 0 < high - low < math.inf:
         expected = "its length must be finite" if low < high else "low must be less than high"
         raise ValueError(f"got the interval from {low:g} to {high:g}; {expected}")
-    if points < 2:
+    if not isinstance(points, numbers.Integral) or points < 2:
         raise ValueError(f"got {points} points; a line needs at least 2")
     parameter = next(iter(function.parameters()), None) if isinstance(function, torch.nn.Module) else None
     device = "cpu" if parameter is None else parameter.device

@@ -59,6 +59,15 @@ class MissingDerivative(RuntimeError):
         )
 
 
+def check_function(name: str, f: Any, argument: str = "f") -> None:
+    """Raises TypeError where the argument of a tool that is to be differentiated is no function."""
+    if not callable(f):
+        raise TypeError(
+            f"torchad_ext.{name} takes a function or a module for {argument}, got {type(f).__name__}; give {argument} "
+            f"itself and not its result {argument}(x)"
+        )
+
+
 def tool(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
     """A tool of a function f, whose name errors about f say."""
 
@@ -69,11 +78,7 @@ def tool(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Resul
         if torch.compiler.is_compiling():
             return function(*args, **kwargs)
         f = args[0] if args else kwargs.get("f", function)
-        if not callable(f):
-            raise TypeError(
-                f"torchad_ext.{function.__name__} takes a function or a module for f, got {type(f).__name__}; give f "
-                "itself and not its result f(x)"
-            )
+        check_function(function.__name__, f)
         try:
             return function(*args, **kwargs)
         except MissingDerivative as error:

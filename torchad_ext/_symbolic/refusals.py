@@ -21,7 +21,7 @@ _OWN = (
     str(Path(__file__).parent),
     *(
         str(Path(__file__).parents[1] / f"{name}.py")
-        for name in "_arguments _declared _derivative _pointwise _elementwise _rowwise _row_function".split()
+        for name in "_arguments _declared _derivative _pointwise _elementwise _rowwise _row_function ops rows".split()
     ),
 )
 

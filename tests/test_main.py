@@ -466,6 +466,12 @@ def test_bench_prints_a_row_for_each_order_and_size(run: Run) -> None:
     assert "ratio" in run("bench", "quadratic_form", "--seconds", "0", "--device", "cpu")[1]
 
 
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1"])
+def test_bench_ends(run: Run, seconds: str) -> None:
+    code, _, err = run("bench", "sin", "--seconds", seconds)
+    assert code == 2 and f"--seconds {seconds}; give 0 or more, and an end" in err
+
+
 @pytest.mark.parametrize(
     "declaration",
     [

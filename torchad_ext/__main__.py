@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import os
 import re
 import sys
@@ -39,6 +40,12 @@ def _device(context: click.Context, parameter: click.Parameter, name: str) -> st
     if name == "cuda" and not torch.cuda.is_available():
         raise Mistake("--device cuda, but PyTorch finds no CUDA device; use --device cpu")
     return name
+
+
+def _seconds(context: click.Context, parameter: click.Parameter, seconds: float) -> float:
+    if not 0 <= seconds < math.inf:
+        raise Mistake(f"--seconds {seconds:g}; give 0 or more, and an end")
+    return seconds
 
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
@@ -177,7 +184,7 @@ def verify(
 @_on_device
 @_in_dtype
 @click.option(
-    "--seconds", type=click.FloatRange(min=0), default=3.0, show_default=True, help="To measure, for each op."
+    "--seconds", type=float, default=3.0, show_default=True, callback=_seconds, help="To measure, for each op."
 )
 @_as_json
 def bench(ops: Sequence[str], device: str, dtype: str, seconds: float, as_json: bool) -> None:

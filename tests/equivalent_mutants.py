@@ -33,6 +33,7 @@ _BOUND = "at the bound both are right"
 _EXPONENTIALS = "a sum of exponentials is not negative"
 _MASKED = "it is masked, and so is its derivative"
 _PATTERN = "a pattern has no signs"
+_COUNT = "any number that does not change"
 _SHAPES = "expanding to the same shape changes nothing"
 
 EQUIVALENT: dict[str, str] = {
@@ -48,6 +49,8 @@ EQUIVALENT: dict[str, str] = {
     'return float(struct.unpack("f", struct.pack("f", x))[ -1])': _ONE,
     "@functools.lru_cache( 1025)": _CACHE,
     "@functools.lru_cache( 1023)": _CACHE,
+    "@functools.lru_cache( 2049)": _CACHE,
+    "@functools.lru_cache( 2047)": _CACHE,
     'tensor(("input", "other", "end", "weight")[i] if i < 3 else f"x{i}")': _NAMES,
     'tensor(("input", "other", "end", "weight")[i] if i < 5 else f"x{i}")': _NAMES,
     'tensor(("input", "other", "end", "weight")[i] if i <= 4 else f"x{i}")': _NAMES,
@@ -259,4 +262,8 @@ EQUIVALENT: dict[str, str] = {
     "return type(x) is Jet and x.sweep == self": _SAME,
     "total = sum_defined("
     "*(term if sign > 0 else -term for sign, term in zip(self.signs, terms, strict=False)))": _LENGTHS,
+    "return 1 if x.is_inference() else x._version": _COUNT,
+    "return -1 if x.is_inference() else x._version": _COUNT,
+    "positive = x.masked_fill(zero, 2)": _MASKED,
+    "y = (positive.sqrt() if order == 1 else positive ** (1 / order)).masked_fill(zero, 0)": "no order is 1",
 }

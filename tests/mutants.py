@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import difflib
 import gc
+import importlib
 import inspect
 import itertools
 import os
@@ -36,6 +37,7 @@ from equivalent_mutants import EQUIVALENT
 from hypothesis import settings
 from rich.progress import track
 
+ROOT = Path(__file__).resolve().parents[1]
 # Exchanges of which a reader would overlook one; those by bit operations fail at once.
 OPERATORS = (
     "NumberReplacer ReplaceTrueWithFalse ReplaceFalseWithTrue ReplaceAndWithOr ReplaceOrWithAnd AddNot "
@@ -163,7 +165,8 @@ class Killer:
             from random_modules import interpret
 
             interpret(setattr)
-        module = next(m for m in list(sys.modules.values()) if getattr(m, "__file__", None) == str(self.path))
+        parts = self.path.relative_to(ROOT).with_suffix("").parts
+        module = importlib.import_module(".".join(part for part in parts if part != "__init__"))
         self.mutated, self.items = Mutated(module, self.source), session.items
         self.seconds, self.lines = in_fork(self.measured)
         if self.is_killed(self.source.replace("\n", " \n")):

@@ -86,6 +86,15 @@ def test_derivatives_at_zero_are_zero(norm: str) -> None:
     assert_close(ad.laplacian(f, AT), zero[0, 0])
 
 
+@pytest.mark.filterwarnings("ignore:Anomaly")
+@pytest.mark.parametrize("norm", [norm for norm in NORMS if norm != "std"])
+def test_no_step_of_a_derivative_at_zero_is_nan(norm: str) -> None:
+    """So none is what anomaly detection reports; it does for the derivatives that PyTorch has of ``std``."""
+    f = lambda x: NORMS[norm](x - AT).sin()  # noqa: E731
+    with torch.autograd.detect_anomaly():
+        assert_close(ad.hessian(f, AT), torch.zeros(3, 3, dtype=D))
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_elsewhere_derivatives_are_those_of_the_root_of_a_sum(norm: str) -> None:
     x = torch.tensor([0.3, 1.2, -0.4], dtype=D)
@@ -113,9 +122,10 @@ def test_the_power_of_a_norm_of_its_order(order: float, times: int) -> None:
         assert_close(ad.laplacian(f, zero), zero.sum())
 
 
+@pytest.mark.parametrize("unit", [1, 0.6 + 0.8j])
 @pytest.mark.parametrize("order", [1, 1.5, 2, 3, 4])
-def test_a_norm_of_norms(order: float) -> None:
-    f = lambda x: torch.linalg.vector_norm(x.outer(x.sin()), order, dim=-1).norm()  # noqa: E731
+def test_a_norm_of_norms(order: float, unit: complex) -> None:
+    f = lambda x: torch.linalg.vector_norm(unit * x.outer(x.sin()), order, dim=-1).norm()  # noqa: E731
     expected = lambda x: (x.outer(x.sin()).abs() ** order).sum(-1).pow(2 / order).sum().sqrt()  # noqa: E731
     x = torch.tensor([0.3, 1.2, -0.4], dtype=D)
     H = torch.func.hessian(expected)(x)

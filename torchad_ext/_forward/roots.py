@@ -19,7 +19,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .._linearity import MOVES
-from .._symbolic.torch_names import is_of_torch
 from .._torch_state import without_torch_function
 from .calls import known_name
 
@@ -36,10 +35,10 @@ _WATCHED = _KEEPS | _PRODUCTS | _QUOTIENTS | ROOTS | POWERS | {"neg", "negative"
 
 @functools.lru_cache(2048)
 def watched(func: Any) -> str | None:
-    """The name of a function that makes roots, keeps them, or takes powers; None for another one."""
+    """The name of a function of PyTorch that makes roots, keeps them, or takes powers; None for another one."""
     name = known_name(func)
     name = name.strip("_") if name.startswith("__") else name
-    return name if name in _WATCHED and is_of_torch(func) else None
+    return name if name in _WATCHED else None
 
 
 class DerivativeInRoot(BaseException):

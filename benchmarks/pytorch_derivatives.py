@@ -83,6 +83,7 @@ def numbers(count: int, seed: int) -> Tensor:
     return torch.randn(count, dtype=D, generator=torch.Generator().manual_seed(seed))
 
 
+UNIT = torch.eye(3, dtype=D)
 # What PyTorch's samples do not have. Each takes tensors of these shapes.
 CASES: dict[str, tuple[Callable[..., Any], Sequence[tuple[int, ...]]]] = {
     "nn.functional.ctc_loss": (
@@ -107,6 +108,8 @@ CASES: dict[str, tuple[Callable[..., Any], Sequence[tuple[int, ...]]]] = {
     "pow (exponent 0)": (lambda b, p: b.exp() ** (p - numbers(2, 8)), [(2,), (2,)]),
     "polar (negative radius)": (lambda r, phase: torch.polar(-r.exp(), phase), [(2,), (2,)]),
     "vander": (torch.vander, [(3,)]),
+    "cholesky_solve (of a full matrix)": (lambda B, L: torch.cholesky_solve(B, L + 3 * UNIT), [(3, 2), (3, 3)]),
+    "cholesky_inverse (of a full matrix)": (lambda L: torch.cholesky_inverse(L + 3 * UNIT), [(3, 3)]),
     "sinc (at 0)": (lambda x: torch.sinc(x - numbers(2, 7)), [(2,)]),
     "special.log_ndtr (at -10000)": (lambda x: torch.special.log_ndtr(x - 1e4) - 1e4 * x + 5e7, [(2,)]),
     "special.erfcx (at 10000)": (lambda x: 1e8 * torch.special.erfcx(x + 1e4), [(2,)]),

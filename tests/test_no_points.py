@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from own_functions import Sine
 from selection import every_other
 from torch import Tensor, nn
@@ -39,6 +40,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "prod": lambda x: (x @ WEIGHT.mT).prod(-1),
     "norm": lambda x: (x @ WEIGHT.mT).norm(dim=-1),
     "softmax": lambda x: (x @ WEIGHT.mT).softmax(-1)[..., 0],
+    "group_norm": lambda x: F.group_norm((x @ WEIGHT.mT).view(-1, 4), 2).view(*x.shape[:-1], 4).sum(-1),
     "sort": lambda x: (x @ WEIGHT.mT).exp().sort(-1)[0][..., 0],
     "determinant": lambda x: torch.linalg.det(x.unsqueeze(-1) * x.unsqueeze(-2) + WEIGHT[:3]),
     "no rule": lambda x: torch.linalg.qr(x.unsqueeze(-1) * x.unsqueeze(-2) + WEIGHT[:3])[1].sum((-2, -1)),

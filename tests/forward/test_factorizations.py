@@ -41,6 +41,9 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     ).sum(),
     "cholesky_inverse": lambda A: torch.cholesky_inverse(torch.linalg.cholesky(positive(A))).sum(),
     "upper cholesky_inverse": lambda A: torch.cholesky_inverse(torch.linalg.cholesky(positive(A)).mT, upper=True).sum(),
+    "cholesky_inverse of a full matrix": lambda A: torch.cholesky_inverse(A + 3 * I).sum(),
+    "cholesky_solve": lambda A: torch.cholesky_solve(A2, A + 3 * I).sum(),
+    "upper cholesky_solve": lambda A: torch.cholesky_solve(A2, A + 3 * I, upper=True).sum(),
     "householder_product": lambda A: torch.linalg.householder_product(A[:, :3], A[0, :2]).sin().sum(),
     "inv": lambda A: torch.linalg.inv(A).sum(),
     "lu_solve": lambda A: torch.linalg.lu_solve(*torch.linalg.lu_factor(A), A1).sum(),
@@ -97,3 +100,35 @@ class TestDerivatives:
             assert_close(by(lambda t: ad.hvp(f, t, one))(self.T), expected, rtol=1e-6, atol=1e-6)
             laplacian = by(lambda t: ad.laplacian(lambda x: f(x[..., 0]), t[None]))(self.T)
             assert_close(laplacian, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("imaginary", [0.0, 0.5])
+@pytest.mark.parametrize("upper", [False, True])
+@pytest.mark.parametrize("inverse", [False, True])
+def test_half_of_a_factor_has_no_slope(inverse: bool, upper: bool, imaginary: float) -> None:
+    """PyTorch's have slopes in the half that they do not read, and read it for those."""
+    half = torch.triu if upper else torch.tril
+
+    def factor(L: Tensor) -> Tensor:
+        return torch.complex(L + 3 * I, imaginary * L.mT.sin() * (1 - I)) if imaginary else L + 3 * I
+
+    def f(L: Tensor) -> Tensor:
+        F = factor(L)
+        if inverse:
+            return torch.cholesky_inverse(F, upper=upper).abs()
+        return torch.cholesky_solve(A1.to(F.dtype), F, upper=upper).abs()
+
+    def expected(L: Tensor) -> Tensor:
+        F = half(factor(L))
+        A = F.mH @ F if upper else F @ F.mH
+        return (torch.linalg.inv(A) if inverse else torch.linalg.solve(A, A1.to(F.dtype))).abs()
+
+    def total(of: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda L: of(L).sin().sum()
+
+    assert_close(ad.jacobian(f, A0), ad.jacobian(expected, A0))
+    for strategy in ("reverse-over-reverse", "forward-over-reverse"):
+        assert_close(ad.hessian(total(f), A0, strategy=strategy), ad.hessian(total(expected), A0))
+    rows = lambda of: lambda x: torch.stack([total(of)(L.view(4, 4)) for L in x])  # noqa: E731
+    points = torch.stack([A0, A2]).flatten(1)
+    assert_close(ad.laplacian(rows(f), points), ad.laplacian(rows(expected), points))

@@ -71,8 +71,6 @@ SOME = {
     "alpha_dropout": "random numbers",
     "feature_alpha_dropout": "random numbers",
 }
-# PyTorch gives a gradient in the half of the matrix that it does not read.
-TRIANGULAR = {"cholesky_solve": lambda B, L: (B, L), "cholesky_inverse": lambda L: (L,)}
 UNUSUAL = ("subgradients_at_zero", "chunked", "chunked_none", "singular")
 
 
@@ -120,15 +118,7 @@ def test_samples_of_pytorch(info: OpInfo) -> None:
     followed = 0
     given = samples(info)
     for sample in given:
-        op = info.op
-        if short(info) in TRIANGULAR:
-            place = 1 if short(info) == "cholesky_solve" else 0
-
-            def op(*xs: Any, place: int = place, **kwargs: Any) -> Any:
-                half = Tensor.triu if kwargs.get("upper") else Tensor.tril
-                return info.op(*(half(x) if i == place else x for i, x in enumerate(xs)), **kwargs)
-
-        f = of_numbers(op, (sample.input, *sample.args), sample.kwargs)
+        f = of_numbers(info.op, (sample.input, *sample.args), sample.kwargs)
         x = AT.clone().requires_grad_()
         y = f(x)
         if not y.requires_grad:

@@ -85,12 +85,12 @@ def of_channels(x: Any, *parameters: Any) -> list[Any]:
 
 @_wide
 def _group_norm(x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any) -> Any:
-    y = _normalized(x.reshape(x.shape[0], groups, -1), -1, eps)[0].reshape(x.shape)
+    y = _normalized(x.reshape(x.shape[0], groups, math.prod(x.shape[1:]) // groups), -1, eps)[0].reshape(x.shape)
     return affine(y, *of_channels(x, weight, bias))
 
 
 def _native_group_norm(x: Any, weight: Any, bias: Any, N: int, C: int, HxW: int, groups: int, eps: float) -> Any:
-    y, mean, scale = _normalized(x.reshape(N, groups, -1), -1, eps)
+    y, mean, scale = _normalized(x.reshape(N, groups, C * HxW // groups), -1, eps)
     return affine(y.reshape(x.shape), *of_channels(x, weight, bias)), mean.squeeze(-1), scale.squeeze(-1)
 
 
@@ -441,6 +441,7 @@ CORRECTIONS: dict[str, Callable[..., Any]] = {
     "solve": factorizations.solve,
     "solve_ex": factorizations.solve_ex,
     "tensorsolve": factorizations.tensorsolve,
+    "cholesky_solve": factorizations.cholesky_solve,
     "cholesky_inverse": factorizations.cholesky_inverse,
     "householder_product": factorizations.householder_product,
     "orgqr": factorizations.householder_product,

@@ -169,18 +169,6 @@ def _matrix_power(A: Any, n: int) -> Any:
     return y
 
 
-def _cholesky_solve(B: Any, L: Any, upper: bool = False) -> Any:
-    if L.is_complex():
-        return NotImplemented
-    L = L.mT if upper else L
-    Z = torch.linalg.solve_triangular(L, B, upper=False)
-    return torch.linalg.solve_triangular(L.mT, Z, upper=True)
-
-
-def _cholesky_inverse(L: Any, upper: bool = False) -> Any:
-    return _cholesky_solve(torch.eye(L.shape[-1], dtype=L.dtype, device=L.device).expand(L.shape), L, upper)
-
-
 def _tensorinv(A: Any, ind: int = 2) -> Any:
     shape = A.shape[ind:] + A.shape[:ind]
     return torch.linalg.inv(A.reshape(math.prod(A.shape[:ind]), -1)).reshape(shape)
@@ -349,8 +337,6 @@ COMPOSITIONS: dict[str, Callable[..., Any]] = {
     "addbmm": _addbmm,
     "addr": _addr,
     "matrix_power": _matrix_power,
-    "cholesky_solve": _cholesky_solve,
-    "cholesky_inverse": _cholesky_inverse,
     "tensorinv": _tensorinv,
     "tensorsolve": _tensorsolve,
     "vector_norm": _any_vector_norm,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._torch_state import in_forward_mode, mixes_modes
+from .._torch_state import mixes_modes
 
 
 def _mixes_modes(*xs: Any) -> bool:
@@ -78,13 +78,17 @@ def tensorsolve(A: Any, B: Any, dims: Any = None) -> Any:
     return solve(A.reshape(B.numel(), -1), B.reshape(-1)).reshape(A.shape[B.dim() :])
 
 
+def cholesky_solve(B: Any, L: Any, upper: bool = False) -> Any:
+    """PyTorch's has slopes where L is not read, above its diagonal, and reads it there."""
+    adjoint = L.conj_physical().mT  # no view, of which some gradients have no batches
+    first, second = (adjoint, L) if upper else (L, adjoint)
+    Z = torch.linalg.solve_triangular(first, B, upper=False)
+    return torch.linalg.solve_triangular(second, Z, upper=True)
+
+
 def cholesky_inverse(L: Any, upper: bool = False) -> Any:
-    """PyTorch's is wrong in forward mode of any order."""
-    if not in_forward_mode():
-        return NotImplemented
-    unit = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
-    W = torch.linalg.solve_triangular(L, unit, upper=upper)
-    return W @ W.mH if upper else W.mH @ W
+    """As :func:`cholesky_solve`; PyTorch's is wrong in forward mode, too."""
+    return cholesky_solve(torch.eye(L.shape[-1], dtype=L.dtype, device=L.device).expand(L.shape), L, upper)
 
 
 def householder_product(A: Any, tau: Any) -> Any:

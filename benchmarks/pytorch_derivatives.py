@@ -106,6 +106,7 @@ CASES: dict[str, tuple[Callable[..., Any], Sequence[tuple[int, ...]]]] = {
     "linalg.solve": (torch.linalg.solve, [(3, 3), (3, 2)]),
     # At arguments where PyTorch's formulas fail. The first tensor is drawn from seed 7, the second one from seed 8.
     "pow (exponent 0)": (lambda b, p: b.exp() ** (p - numbers(2, 8)), [(2,), (2,)]),
+    "ldexp (integers below 0)": (lambda x: torch.ldexp(x, torch.tensor([-1, -2])), [(2,)]),
     "polar (negative radius)": (lambda r, phase: torch.polar(-r.exp(), phase), [(2,), (2,)]),
     "vander": (torch.vander, [(3,)]),
     "cholesky_solve (of a full matrix)": (lambda B, L: torch.cholesky_solve(B, L + 3 * UNIT), [(3, 2), (3, 3)]),

@@ -85,6 +85,8 @@ TABLE: dict[str, tuple[Function, Number]] = {
     "logsigmoid": (F.logsigmoid, lambda x: -log_one_plus_exp(-x)),
     "tanh": (torch.tanh, mp.tanh),
     "exact gelu": (F.gelu, lambda x: x * mp.erfc(-x / mp.sqrt(2)) / 2),
+    "ldexp": (lambda x: torch.ldexp(x.tanh(), torch.tensor(-3)), lambda x: mp.tanh(x) / 8),
+    "ldexp in place": (lambda x: (2 * x.tanh()).ldexp_(torch.tensor(-4)), lambda x: mp.tanh(x) / 8),
 }
 FAR = [-3e6, -1e4, -900.3, -400.7, -95.2, -45.1, -31.0, -16.4, 15.6, 30.8, 41.2, 89.5, 380.3, 801.1, 1e4, 3e6]
 NEAR = [-7.3, -3.9, -1.2, -0.3, -1e-3, -1e-4, -1e-8, 0.0, 1e-12, 1e-5, 1e-4, 0.01, 0.2, 1.7, 2.6, 5.3, 8.8]
@@ -110,6 +112,15 @@ def test_digits_of_the_trigamma_function(f: Function) -> None:
         assert_close(found, expected.expand_as(found), rtol=1e-13, atol=1e-14)
     found = derivatives(torch.digamma, x)[0]
     assert_close(found, torch.special.zeta(torch.tensor(2.0, dtype=D), x).expand_as(found), rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, D], ids=str)
+def test_a_power_of_two_may_overflow_where_the_product_does_not(dtype: torch.dtype) -> None:
+    limits = torch.finfo(dtype)
+    n = round(math.log2(limits.max)) - 1
+    x = torch.tensor([[limits.smallest_normal], [1.5], [limits.max]], dtype=dtype)
+    exponents = torch.tensor([[2 * n], [-n], [-2 * n]])
+    assert_close(ad.forward_laplacian(lambda x: torch.ldexp(x, exponents), x).value, torch.ldexp(x, exponents))
 
 
 def written(write: Callable[[Tensor, Tensor], Any]) -> Callable[[Tensor, Tensor], Tensor]:

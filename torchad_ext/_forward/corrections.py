@@ -297,6 +297,17 @@ def _float_power(base: Any, exponent: Any) -> Any:
     return _pow(base.to(dtype), exponent.to(dtype))
 
 
+def _ldexp(x: Any, exponent: Any) -> Any:
+    """PyTorch's slope for integers is an integer power of 2: 0 where they are negative."""
+    if exponent.is_floating_point() or exponent.is_complex():
+        return x * torch.exp2(exponent)
+    if not (x.is_floating_point() or x.is_complex()):
+        return NotImplemented
+    half = exponent // 2  # 2^n may overflow where x 2^n does not
+    of_half, of_rest = (torch.exp2(n.to(x.dtype.to_real())) for n in (half, exponent - half))
+    return x * of_half * of_rest
+
+
 def vander(x: Any, N: int | None = None, increasing: bool = False) -> Any:
     powers = range(x.shape[-1] if N is None else N)
     if not powers or not (x.is_floating_point() or x.is_complex()):
@@ -449,6 +460,7 @@ CORRECTIONS: dict[str, Callable[..., Any]] = {
     "cumprod": _where_quotients_are_wrong(torch.cumprod, singular.cumprod),
     "pow": _pow,
     "float_power": _float_power,
+    "ldexp": _ldexp,
     "polar": polar,
     "vander": vander,
     "celu": _celu,

@@ -251,10 +251,6 @@ def _linalg_vander(x: Any, *, N: int | None = None) -> Any:
     return NotImplemented if N is not None and N < 2 else vander(x, N, increasing=True)  # PyTorch refuses fewer
 
 
-def _ldexp(x: Any, other: Any) -> Any:
-    return x * torch.exp2(other)
-
-
 def _fmax(a: Any, b: Any) -> Any:
     return torch.where((a >= b) | b.isnan(), _tied(a, b), b)
 
@@ -345,7 +341,6 @@ COMPOSITIONS: dict[str, Callable[..., Any]] = {
     "linalg_norm": _any_norm,
     "quantile": _quantile,
     "linalg_vander": _linalg_vander,
-    "ldexp": _ldexp,
     "fmax": _fmax,
     "fmin": _fmin,
     "msort": lambda x: x.sort(0)[0],

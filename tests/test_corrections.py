@@ -205,6 +205,23 @@ def test_powers_of_what_has_no_logarithm(dtype: torch.dtype) -> None:
         assert_close(ad.hvp(of, x, torch.ones_like(x)).detach()[known], second[known], rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize(
+    "name", [name for name in POWERS if name not in ("complex", "complex exponent", "a network's")]
+)
+def test_powers_of_0_whose_exponents_vary(name: str) -> None:
+    """0^p is 0 for all p above 0; beside others, and with a base that varies as well."""
+    bases, p = torch.tensor([0.0, 0.0, 2.0], dtype=D), torch.tensor([0.7, 2.0, 0.4], dtype=D)
+    log = math.log(2)
+    expected = torch.tensor([0, 0, 2**0.4 * log**2], dtype=D), torch.tensor([0, 0, 2**0.4 * log**3], dtype=D)
+    firsts, seconds, thirds = derivatives(lambda p: POWERS[name](bases, p), p)
+    for found, wanted in ((seconds, expected[0]), (thirds, expected[1])):
+        assert_close(found, wanted.expand_as(found))
+    assert_close(firsts, (bases**p * torch.tensor([0, 0, log])).expand_as(firsts))
+    f = lambda z: POWERS[name](z[:3], z[3:]).sum()  # noqa: E731
+    H = ad.hessian(f, torch.tensor([0.0, 0.0, 0.0, 2.0, 3.2, 4.0], dtype=D))
+    assert_close(H, torch.diag(torch.tensor([2.0, 0.0, 0.0, 0.0, 0.0, 0.0], dtype=D)))
+
+
 def test_training_an_exponent_through_second_derivatives() -> None:
     """A parameter that starts at 0, against differences of the loss."""
     x = torch.tensor([0.4, 1.3, 2.2], dtype=D)

@@ -267,13 +267,26 @@ def _logaddexp(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _pow(base: Any, exponent: Any) -> Any:
+    """0^b without a slope in b where b is above 0: PyTorch masks 0^b log 0, and the next slope is nan."""
+    if not (isinstance(base, torch.Tensor) and isinstance(exponent, torch.Tensor) and _varies(exponent)):
+        return NotImplemented
+    if base.is_complex() or exponent.is_complex():
+        return _power(base, exponent)
+    zeros = (base.detach() == 0) & (exponent.detach() > 0)
+    if singular.is_nowhere(zeros):
+        return _power(base, exponent)
+    others = base.masked_fill(zeros, 1)
+    y = _power(others, exponent)
+    at_0 = base.masked_fill(~zeros, 1) ** exponent.detach()
+    return torch.where(zeros, at_0, others**exponent if y is NotImplemented else y)
+
+
+def _power(base: Any, exponent: Any) -> Any:
     """a^b = a^n exp((b - n) log a) where b is n = 0, 1, 2, ..., a number that no derivative sees.
 
     PyTorch's slope b a^(b-1) is masked where b is 0, as if it were 0 for every b there: so the next slope in b is lost,
     and after n slopes in a that of b = n.
     """
-    if not (isinstance(base, torch.Tensor) and isinstance(exponent, torch.Tensor) and _varies(exponent)):
-        return NotImplemented
     dtype = torch.result_type(base, exponent)
     a, b, n = base.to(dtype), exponent.to(dtype), exponent.detach().to(dtype)
     order, size = (n.real, a.detach().abs()) if dtype.is_complex else (n, a.detach())

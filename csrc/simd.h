@@ -63,6 +63,7 @@ using Double = Vector<double>;
 using Int32 = decltype(Float{} < Float{});
 using Int64 = decltype(Double{} < Double{});
 using UInt32 = Vector<uint32_t>;
+using UInt64 = Vector<uint64_t>;
 using UInt16 = Vector<uint16_t, lanes<float>>;
 
 inline Float broadcast(float value) { return value - Float{}; }

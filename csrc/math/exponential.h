@@ -10,10 +10,10 @@ inline Float keep_sign(Float y, Float x) { return (Float)((Int32)y | ((Int32)x &
 inline Double keep_sign(Double y, Double x) { return (Double)((Int64)y | ((Int64)x & INT64_MIN)); }
 
 // 2^n, and y 2^n, where they are normal. Of n only the low bits matter.
-inline Float power_of_two(Int32 n) { return (Float)((n << 23) + (127 << 23)); }
-inline Double power_of_two(Int64 n) { return (Double)((n << 52) + (int64_t(1023) << 52)); }
-inline Float raise(Float y, Int32 n) { return (Float)((Int32)y + (n << 23)); }
-inline Double raise(Double y, Int64 n) { return (Double)((Int64)y + (n << 52)); }
+inline Float power_of_two(Int32 n) { return (Float)(((UInt32)n + 127u) << 23); }
+inline Double power_of_two(Int64 n) { return (Double)(((UInt64)n + 1023u) << 52); }
+inline Float raise(Float y, Int32 n) { return (Float)((UInt32)y + ((UInt32)n << 23)); }
+inline Double raise(Double y, Int64 n) { return (Double)((UInt64)y + ((UInt64)n << 52)); }
 
 // x = n log 2 + r with an integer n, |r| <= log(2) / 2. The low bits of `bits` are those of n.
 template <class T>
@@ -78,7 +78,7 @@ struct FloatExp {
 };
 inline FloatExp split_exp(Float x) {
   const auto e = reduce_by_log2(x);
-  return {exp_mantissa(e.r), e.bits - (Int32)broadcast(round_float)};
+  return {exp_mantissa(e.r), (Int32)((UInt32)e.bits - (UInt32)broadcast(round_float))};
 }
 struct DoubleExp {
   Double mantissa;
@@ -86,7 +86,7 @@ struct DoubleExp {
 };
 inline DoubleExp split_exp(Double x) {
   const auto e = reduce_by_log2(x);
-  return {exp_mantissa(e.r), e.bits - (Int64)broadcast(round_double)};
+  return {exp_mantissa(e.r), (Int64)((UInt64)e.bits - (UInt64)broadcast(round_double))};
 }
 
 // Where e^x and e^-x are normal, where e^x is 0 and where it is infinite.

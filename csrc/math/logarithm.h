@@ -5,8 +5,6 @@
 
 namespace torchad_ext {
 
-using UInt64 = Vector<uint64_t>;
-
 // The number head + tail; the tail is a rounding error of the head.
 template <class T>
 struct Long {

@@ -109,7 +109,7 @@ inline Double sin(Double x) {
 inline Double cos(Double x) {
   const auto [r, tail, quadrant] = reduce_by_half_pi(abs(x));
   const Double y = is_odd(quadrant) ? sin_polynomial(r, tail) : cos_polynomial(r, tail);
-  return flip(y, (quadrant + 1) << 62);
+  return flip(y, (Int64)((UInt64)quadrant + 1u) << 62);
 }
 inline Float sin(Float x) {
   const auto [r, tail, quadrant] = reduce_by_half_pi(abs(x));
@@ -119,7 +119,7 @@ inline Float sin(Float x) {
 inline Float cos(Float x) {
   const auto [r, tail, quadrant] = reduce_by_half_pi(abs(x));
   const Float y = is_odd(quadrant) ? sin_polynomial(r, tail) : cos_polynomial(r, tail);
-  return or_in_double(x, flip(y, (quadrant + 1) << 30), [](Double v) { return cos(v); });
+  return or_in_double(x, flip(y, (Int32)((UInt32)quadrant + 1u) << 30), [](Double v) { return cos(v); });
 }
 
 // (tan r / r - 1) / r^2 of z = r^2. Relative error of tan: 2^-29 and 2^-56.

@@ -129,6 +129,13 @@ def index_array(x: Tensor) -> Tensor:
     return y.exp()
 
 
+def index_array_of_a_subclass(x: Tensor) -> Tensor:
+    index = np.array([2, 0]).view(np.recarray)
+    y = x.sin()[:, index]
+    index[:] = [0, 1]
+    return y.exp()
+
+
 def list_of_dimensions(x: Tensor) -> Tensor:
     dims = [0, 2, 1]
     y = x.sin()[:, None].expand(-1, 3, 3).permute(dims)
@@ -169,6 +176,7 @@ OVERWRITTEN: dict[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] = {
     filled_before_product: lambda x: 2 * (x.sin() @ torch.ones(3, 2).to(x)),
     index_list: lambda x: x.sin()[:, [2, 0]].exp(),
     index_array: lambda x: x.sin()[:, [2, 0]].exp(),
+    index_array_of_a_subclass: lambda x: x.sin()[:, [2, 0]].exp(),
     list_of_dimensions: lambda x: x.sin().exp(),
     list_of_shifts: lambda x: x.sin().roll(1, -1).exp(),
     list_of_tensors: lambda x: torch.cat([x, 2 * x], -1).exp(),

@@ -96,14 +96,26 @@ ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
 
 
 # In float32 under autocast, but for the last, which takes float32 and gives a half type.
+def two_by_two(y: Tensor) -> Tensor:
+    """Regular matrices."""
+    return y[:, :4].tanh().view(-1, 2, 2) + 3 * torch.eye(2).to(y)
+
+
+def at_least_float(y: Tensor) -> Tensor:
+    return y.to(torch.promote_types(y.dtype, torch.float32))
+
+
 IN_A_DTYPE_OF_ITS_OWN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse_loss": lambda y, t: F.mse_loss(y, t.to(y.dtype), reduction="none").sum(-1),
     "binary_cross_entropy": lambda y, t: F.binary_cross_entropy(y.sigmoid(), t, reduction="none").sum(-1),
     "cross_entropy": lambda y, t: F.cross_entropy(y, t.argmax(-1), reduction="none"),
     "prod": lambda y, t: (y.tanh() + 2).prod(-1),
     "cdist": lambda y, t: torch.cdist(y.unsqueeze(1), t.unsqueeze(1).to(y)).sum((-1, -2)),
-    "inverse": lambda y, t: torch.linalg.inv(y[:, :4].tanh().view(-1, 2, 2) + 3 * torch.eye(2).to(y)).sum((-1, -2)),
+    "inverse": lambda y, t: torch.linalg.inv(two_by_two(y)).sum((-1, -2)),
+    "inverse of floats": lambda y, t: torch.linalg.inv(two_by_two(at_least_float(y))).sum((-1, -2)),
+    "determinant of floats": lambda y, t: torch.linalg.slogdet(two_by_two(at_least_float(y)))[1],
     "addmm": lambda y, t: torch.addmm(t[:, :2], y.tanh(), t[:2].T).sum(-1),
+    "a product with doubles": lambda y, t: (y.tanh() * t.double()).sum(-1),
 }
 
 
@@ -203,6 +215,16 @@ class TestNetworks:
             assert_close(ours.double(), true, rtol=0.0, atol=0.05 * float(true.detach().abs().max()))
         mine, true = (grad(y[2].double().square().sum(), weight)[0] for y in (results, exact))
         assert_close(mine, true, rtol=0.0, atol=0.1 * float(true.abs().max()))
+
+    @pytest.mark.parametrize("of", [torch.linalg.pinv, lambda A: torch.linalg.matrix_power(A, -2)])
+    def test_what_autocast_ends_with_a_product_in_half_precision(self, of: Function, device: str) -> None:
+        f, x = lambda x: of(two_by_two(torch.cat([x, x], -1))), points(device, dtype=torch.float32)
+        exact = forward_laplacian(f, x.double())
+        with torch.autocast(device, torch.bfloat16):
+            value, results = f(x), forward_laplacian(f, x)
+        assert {y.dtype for y in results} == {value.dtype} == {torch.bfloat16}
+        for ours, true in zip(results, exact, strict=True):
+            assert_close(ours.double(), true, rtol=0.0, atol=0.01 * float(true.abs().max()))
 
 
 def f_of_neighbours(x: Tensor) -> Tensor:
@@ -618,6 +640,11 @@ def constant_without_grad(x: Tensor) -> Tensor:
     return x.sin() * scale
 
 
+@torch.jit.script
+def scripted(x: Tensor) -> Tensor:
+    return x.sin() * x
+
+
 # What has no rule, and what the warning names.
 FALLBACKS: dict[str, tuple[Function, str]] = {
     "svd": (lambda x: torch.linalg.svdvals(pairs(x) + 2 * torch.eye(3).to(x)), "svdvals"),
@@ -635,6 +662,7 @@ FALLBACKS: dict[str, tuple[Function, str]] = {
     "func.grad": (torch.func.grad(lambda x: x.sin().prod(-1).sum()), "transform"),
     "func.jvp": (lambda x: torch.func.jvp(torch.sin, (x,), (torch.ones_like(x),))[1] * x, "_make_dual"),
     "func.vmap": (torch.func.vmap(lambda x: x.sin().prod()), "transform"),
+    "a script": (scripted, "aten.sin.default, which .* a script"),
 }
 
 
@@ -921,12 +949,15 @@ class TestFallback:
             with pytest.raises(RuntimeError, match="TORCHAD_EXT_STRICT=1"):
                 laplacian(f, points(device))
 
-    def test_dropout_has_one_mask(self, device: str) -> None:
-        x = points(device)
+    @pytest.mark.parametrize("autocast", [False, True])
+    def test_dropout_has_one_mask(self, autocast: bool, device: str) -> None:
+        x = points(device, dtype=torch.float32)
         torch.manual_seed(3)
         mask = F.dropout(torch.ones_like(x))
         torch.manual_seed(3)
-        assert_close(laplacian(lambda x: F.dropout(x.sin()), x), -x.sin() * mask)
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            y = laplacian(lambda x: F.dropout(x.sin()), x)
+        assert_close(y, -x.sin() * mask)
 
     def test_random_numbers_are_drawn_once(self, device: str) -> None:
         x = points(device)

@@ -127,11 +127,13 @@ class Propagation(Sweep):
                 return x.to(dtype) if isinstance(x, Tensor) and x.dtype in _AUTOCAST else x
 
             with outside_autocast():
+                if name in _PARTLY_HALF:
+                    return each(cast, self.by_rule(func, name, args, kwargs))
                 return self.by_rule(func, name, each(cast, args), each(cast, kwargs))
         return with_powers(func, args, kwargs, lambda: self.by_rule(func, name, args, kwargs))
 
     def _autocast_to(self, func: Any, args: Arguments, kwargs: Keywords) -> torch.dtype | None:
-        """The dtype in which autocast runs an operation; None if its operands have it. A rule may be composed of
+        """The dtype that autocast gives an operation; None if it has several, or others. A rule may be composed of
         operations that autocast runs in others."""
         given = [x for x in tensors_in((args, kwargs)) if x.dtype in _AUTOCAST]
         if not given:
@@ -141,7 +143,7 @@ class Propagation(Sweep):
         dtypes = {y.dtype for y in tensors_in(func(*args, **kwargs))} & _AUTOCAST
         if random:
             restore_random_states(given[0].device, random)
-        return dtypes.pop() if len(dtypes) == 1 and {x.dtype for x in given} != dtypes else None
+        return dtypes.pop() if len(dtypes) == 1 else None
 
     def by_rule(self, func: Any, name: str | None, args: Arguments, kwargs: Keywords) -> Any:
         """An operation by the first of the rules that fits."""
@@ -159,7 +161,7 @@ class Propagation(Sweep):
 
 def _unchanged(x: Any) -> Any:
     """An argument as it is now: its caller may change an array, or a list, before deferred tangents are computed."""
-    return copy.copy(x) if type(x).__name__ == "ndarray" else x
+    return copy.copy(x) if hasattr(x, "__array_interface__") else x
 
 
 @functools.lru_cache(2048)
@@ -182,6 +184,8 @@ _SHOWS = frozenset("data detach".split())
 # Dtypes that autocast exchanges for another, and functions that do so themselves.
 _AUTOCAST = HALF | {torch.float32}
 _CONVERSIONS = frozenset("to float half bfloat16 double type type_as".split())
+# Functions that autocast ends with a product in half precision, after parts that there are not in it.
+_PARTLY_HALF = frozenset("pinv matrix_power".split())
 # Functions that differentiate, or hide what they compute; of an array of NumPy and a copy autograd says what it is.
 _HIDDEN = frozenset(
     "grad grad_fn backward register_hook register_post_accumulate_grad_hook retain_grad _make_dual _unpack_dual "

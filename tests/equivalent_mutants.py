@@ -33,6 +33,9 @@ _BOUND = "at the bound both are right"
 _EXPONENTIALS = "a sum of exponentials is not negative"
 _MASKED = "it is masked, and so is its derivative"
 _PATTERN = "a pattern has no signs"
+_AGAIN = "reading again what was not written changes nothing"
+_SLOWER = "the next lines do the same, more slowly"
+_DEVICE = "the operands are on one device"
 _COUNT = "any number that does not change"
 _SHAPES = "expanding to the same shape changes nothing"
 
@@ -266,4 +269,21 @@ EQUIVALENT: dict[str, str] = {
     "return -1 if x.is_inference() else x._version": _COUNT,
     "positive = x.masked_fill(zero, 2)": _MASKED,
     "y = (positive.sqrt() if order == 1 else positive ** (1 / order)).masked_fill(zero, 0)": "no order is 1",
+    "if len(args) < 1 and not kwargs:": _SLOWER,
+    "if len(args) <= 1 and not kwargs:": _SLOWER,
+    "if len(args) == 0 and not kwargs:": _SLOWER,
+    "return func(args[ -1].value)": _ONE,
+    "args[ -1].root.shown = True": "data and detach have one argument",
+    'if known and name is "requires_grad":': _IDENTICAL,
+    'if known and spoken is "requires_grad_" and all((*args[1:], *kwargs.values())):': _IDENTICAL,
+    "if x.base is not None and x.seen < x.base.written:": "writes are counted",
+    "if x.base is not None and x.seen <= x.base.written:": _AGAIN,
+    "if x.base is not None and x.seen is not x.base.written:": _AGAIN,
+    "known = func == quadratic_form or is_of_torch(func)": _SAME,
+    "if result != NotImplemented:": _SAME,
+    "random = None if is_captured(given[ -1]) else random_states(given[0].device)": _DEVICE,
+    "random = None if is_captured(given[0]) else random_states(given[ -1].device)": _DEVICE,
+    "restore_random_states(given[ -1].device, random)": _DEVICE,
+    "@dataclass(eq=True)": "sweeps are compared by identity",
+    "training = len(args) <= 6 or args[5]": "no call has fewer",
 }

@@ -130,7 +130,7 @@ FACTORS: dict[str, Callable[[Tensor], Any]] = {
     "of a weight": lambda x: torch.special.bessel_j0(2 * WEIGHT),
     "of a detached x": lambda x: torch.special.bessel_j0(x.detach()),
     "under no_grad": torch.no_grad()(lambda x: torch.special.bessel_j0(x)),
-    "in the degree": lambda x: torch.special.hermite_polynomial_h(torch.tensor(0.4, dtype=D), x.round()),
+    "in the degree": lambda x: torch.special.hermite_polynomial_h(torch.tensor(0.4, dtype=D), 3 * x),
     "of zeros": lambda x: torch.special.airy_ai(torch.zeros_like(x)),
     "steps": lambda x: x.sign() + x.floor() + x.round() + torch.isnan(x) + (x > 0.5),
     "places": lambda x: torch.bucketize(x, torch.tensor([0.0, 0.5], dtype=D)) + x.argmax(-1, keepdim=True),

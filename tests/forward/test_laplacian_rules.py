@@ -556,6 +556,16 @@ def test_the_tail_of_a_soft_margin_is_kept() -> None:
 
 FIRST = torch.zeros(4, 1, dtype=torch.long)
 LATER = torch.tensor([[0, 2, 2]]).expand(4, 3)
+
+
+def functions_of_matrices(A: Tensor) -> tuple[Tensor, ...]:
+    """Functions of positive definite A."""
+    L = torch.linalg.cholesky(A)
+    solution = torch.linalg.solve(A, L) + torch.linalg.solve_triangular(L, A, upper=False)
+    values, vectors = torch.linalg.eigh(A)
+    return L, solution, values, vectors.square(), torch.linalg.eigvalsh(A), torch.linalg.pinv(A), torch.logdet(A)
+
+
 OVERLOADS: dict[str, Function] = {
     "max.dim": lambda x: aten.max.dim(x.sin(), -1)[0],
     "prod.dim_int": lambda x: aten.prod.dim_int(x.sin(), -1),
@@ -583,6 +593,7 @@ OVERLOADS: dict[str, Function] = {
     "matrix_exp of more dimensions": lambda x: torch.linalg.matrix_exp(
         torch.stack([matrices(x), matrices(x.cos())], 1) / 2
     ),
+    "matrices of more dimensions": lambda x: functions_of_matrices(torch.stack([definite(x), definite(x.cos())], 1)),
     "embedding with a padding": lambda x: (
         F.embedding(torch.arange(4), x.sin(), 1),
         torch.embedding(indices=torch.arange(4), weight=x.cos(), padding_idx=0),
@@ -626,17 +637,33 @@ def test_calls(name: str) -> None:
     assert_close((laplacian(f, x), laplacian(f, x, C)), of_nested(f, x, C))
 
 
-def test_batch_norm_in_training_is_refused_where_it_mixes_points() -> None:
+NORMS_OF_A_BATCH: dict[str, Function] = {
+    "batch_norm": lambda x: F.batch_norm(x, None, None, training=True),
+    "native_batch_norm": lambda x: torch.native_batch_norm(x, None, None, None, None, True, 0, 1e-5)[0],
+    "without statistics": lambda x: aten._native_batch_norm_legit.no_stats(x, None, None, True, 0.1, 0.0)[0],
+}
+
+
+@pytest.mark.parametrize("name", NORMS_OF_A_BATCH)
+def test_batch_norm_in_training_is_refused_where_it_mixes_points(name: str) -> None:
     def f(x: Tensor) -> Tensor:
         rows = x.sin().unsqueeze(-1) * last(4)
-        return F.batch_norm(rows.reshape(-1, 2), None, None, training=True).reshape(*x.shape[:-1], -1)
+        return NORMS_OF_A_BATCH[name](rows.reshape(-1, 2)).reshape(*x.shape[:-1], 12)
 
     x = points("cpu")
+    for mixing in (f, NORMS_OF_A_BATCH[name]):
+        with pytest.raises(ValueError, match="depend on all points"):
+            laplacian(mixing, x[:2])
     with pytest.raises(ValueError, match="depend on all points"):
-        laplacian(f, x)
+        laplacian(f, x[None])
     expected = torch.func.hessian(f)(x[0]).diagonal(dim1=-2, dim2=-1).sum(-1)
     assert_close(laplacian(f, x[0]), expected)
     assert_close(laplacian(f, x[:1]), expected.unsqueeze(0))
+
+
+def test_batch_norm_in_training_mixes_nothing_where_there_are_no_points() -> None:
+    x = points("cpu")[:0]
+    assert_close(laplacian(NORMS_OF_A_BATCH["batch_norm"], x), x)
 
 
 def test_the_logarithm_of_a_negative_determinant_has_no_slope() -> None:
@@ -644,6 +671,11 @@ def test_the_logarithm_of_a_negative_determinant_has_no_slope() -> None:
     x = points("cpu")
     value, jacobian, curvature = ad.forward_laplacian(lambda x: torch.logdet(matrices(x)[:, [1, 0, 2]]), x)
     assert value.isnan().all() and not jacobian.any() and not curvature.any()
+
+
+def test_the_logarithm_of_the_determinant_of_a_singular_matrix_is_minus_infinity() -> None:
+    value = ad.forward_laplacian(lambda x: torch.logdet(0 * matrices(x)), points("cpu")).value
+    assert_close(value, torch.full_like(value, -torch.inf))
 
 
 @pytest.mark.filterwarnings("error:torchad_ext")

@@ -442,3 +442,10 @@ def test_asking_for_a_gradient_is_no_write(asked: Function) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert_close(laplacian(f, points()), expected)
+
+
+@pytest.mark.filterwarnings("ignore:torchad_ext.laplacian cannot follow")
+@pytest.mark.parametrize("asked", [lambda y: y.requires_grad_(False), lambda y: y.requires_grad_(requires_grad=False)])
+def test_asking_for_no_gradient_is_the_error_that_pytorch_has(asked: Function) -> None:
+    with pytest.raises(RuntimeError, match="can only change requires_grad flags of leaf variables"):
+        laplacian(lambda x: asked(2 * x).sum(-1), points())

@@ -74,8 +74,8 @@ def _by_composition(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) 
 
 def _batch_norm(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """Refuses one that mixes points."""
-    training = args[3 if len(args) == 6 else 5]  # without statistics, or after them
-    if training and args[0].shape[0] > 1 and sweep.points > 1:
+    training = len(args) == 6 or args[5]  # there is nothing else without statistics
+    if training and min(args[0].shape[0], sweep.points) > 1:
         raise ValueError(
             "torchad_ext: batch_norm in training makes each result depend on all points; call eval() on it"
         )
@@ -91,12 +91,9 @@ def _undifferentiated(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords
 
 def _control_flow(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """A branch, or a loop, in which functions of the user are followed like f itself."""
-    sweep.applying = False
-    try:
-        with torch.enable_grad():
-            return control_flow.CONTROL_FLOW[known_name(func)](*args, **kwargs)
-    finally:
-        sweep.applying = True
+    sweep.applying = False  # until the result is there
+    with torch.enable_grad():
+        return control_flow.CONTROL_FLOW[known_name(func)](*args, **kwargs)
 
 
 _OF_KIND: dict[Kind, Rule] = {

@@ -649,7 +649,7 @@ def scripted(x: Tensor) -> Tensor:
 FALLBACKS: dict[str, tuple[Function, str]] = {
     "svd": (lambda x: torch.linalg.svdvals(pairs(x) + 2 * torch.eye(3).to(x)), "svdvals"),
     "matrix norm": (lambda x: torch.linalg.matrix_norm(pairs(x) + 2 * torch.eye(3).to(x), 2), "matrix_norm"),
-    "complex matrices": (lambda x: (torch.linalg.inv(rotated(x)) @ torch.linalg.pinv(rotated(x))).imag, "inv"),
+    "complex matrices": (lambda x: (torch.linalg.inv(rotated(x)) @ torch.linalg.pinv(rotated(x)[:, :2])).imag, "inv"),
     "qr": (lambda x: torch.linalg.qr(pairs(x) + 2 * torch.eye(3).to(x))[1], "qr"),
     "scatter_reduce": (
         lambda x: x.scatter_reduce(1, torch.zeros_like(x, dtype=torch.long), x.sin(), "prod"),

@@ -1,8 +1,8 @@
 """Mutation testing: ``python tests/mutants.py torchad_ext/_symbolic/operations.py tests/symbolic/test_trace.py ...``
 
 Each mutant is the module with one operator, comparison, number or truth value exchanged (by cosmic-ray). The tests are
-collected once, and run once to see how long each takes and which lines of the module it runs. For each mutant a fork
-of that process puts the mutated code in the place of what was imported and runs the tests of the changed line, the
+collected once, and each is run in a fork to see how long it takes and which lines of the module it runs. For each
+mutant a fork puts the mutated code in the place of what was imported and runs the tests of the changed line, the
 quickest first, until one fails. Programs run in the place of kernels, which would have to be compiled for each mutant.
 Mutants that no test kills are printed as diffs: a test is missing, or the mutant computes the same. Then its line
 stands in ``equivalent_mutants.py``, with the reason.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import functools
 import gc
 import importlib
 import inspect
@@ -168,7 +169,10 @@ class Killer:
         parts = self.path.relative_to(ROOT).with_suffix("").parts
         module = importlib.import_module(".".join(part for part in parts if part != "__init__"))
         self.mutated, self.items = Mutated(module, self.source), session.items
-        self.seconds, self.lines = in_fork(self.measured)
+        # Each in a fork of its own, as what one has traced others find in a cache.
+        found = [in_fork(functools.partial(self.measured, item)) for item in self.items]
+        self.seconds = {i: of[0] for i, of in enumerate(found) if of}
+        self.lines = {i: of[1] for i, of in enumerate(found) if of}
         if self.is_killed(self.source.replace("\n", " \n")):
             pytest.exit("the tests fail without a mutation, or do not run in this order")
         for name, text in track(self.chosen, "mutants", disable=not sys.stderr.isatty()):
@@ -182,19 +186,15 @@ class Killer:
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
         return self.failed
 
-    def measured(self) -> tuple[dict[int, float], dict[int, set[int]]]:
-        """The seconds that each test takes and the lines that it runs, by its number, of those that pass."""
-        seconds, lines = {}, {}
-        for i, item in enumerate(self.items):
-            found, start = Lines(self.mutated.file), time.perf_counter()
-            threading.settrace(found.trace)
-            sys.settrace(found.trace)
-            fails = self.fails(item)
-            sys.settrace(None)
-            threading.settrace(None)  # type: ignore[arg-type]
-            if not fails:
-                seconds[i], lines[i] = time.perf_counter() - start, found.found
-        return seconds, lines
+    def measured(self, item: pytest.Item) -> tuple[float, set[int]] | None:
+        """The seconds that a test takes and the lines that it runs, if it passes."""
+        found, start = Lines(self.mutated.file), time.perf_counter()
+        threading.settrace(found.trace)
+        sys.settrace(found.trace)
+        fails = self.fails(item)
+        sys.settrace(None)
+        threading.settrace(None)  # type: ignore[arg-type]
+        return None if fails else (time.perf_counter() - start, found.found)
 
     def is_killed(self, source: str) -> bool:
         """Does a test of the changed lines fail, or hang, with this source in the module's place?"""

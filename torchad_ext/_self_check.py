@@ -80,6 +80,7 @@ def report(
     where = f"{getattr(f, '__module__', type(f).__module__)}.{getattr(f, '__qualname__', type(f).__qualname__)}"
     message = (
         f"torchad_ext.{name}: the derivatives of {where} computed {way} differ from {reference}; they are computed by "
-        "that, which takes longer. This is a bug of torchad_ext or of PyTorch: please report it with this function"
+        "that, which takes longer. If f neither computes under torch.no_grad() nor changes gradients in hooks, which "
+        "forward mode passes by, this is a bug of torchad_ext or of PyTorch: please report it with this function"
     )
     warn_or_raise(RuntimeError(message), category=RuntimeWarning)

@@ -37,7 +37,7 @@ coverage: $(INSTALLED)  ## Run the tests, or those of ROOMS=tests/native, on the
 	$(PYTEST) --device cpu --cov --cov-report=term $(ROOMS)
 
 MODULE := torchad_ext/_symbolic/operations.py
-OF_MODULE := tests/symbolic/test_operations.py tests/symbolic/test_expr.py tests/symbolic/test_trace.py tests/test_rowwise.py
+OF_MODULE := tests/symbolic/test_operations.py tests/symbolic/test_expr.py tests/symbolic/test_trace.py tests/test_rowwise.py tests/test_row_values.py
 mutants: $(INSTALLED)  ## Run the tests OF_MODULE on every mutant of MODULE, and show those that no test kills
 	$(PYTHON) -m pip install --quiet -c constraints.txt -e '.[mutants]'
 	$(PYTHON) tests/mutants.py $(MODULE) $(OF_MODULE)

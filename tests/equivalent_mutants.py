@@ -41,7 +41,7 @@ _SHAPES = "expanding to the same shape changes nothing"
 
 EQUIVALENT: dict[str, str] = {
     'copysign = _define("copysign", lambda g, y, a, b: (g * (sign(a) / copysign(1, b)), None))': "copysign is 1 or -1",
-    "slope = g * (b * pow_(where(and_(eq(b, 0), not_(abs_(a) > 0)), 2, a), b - 1))": "it stands for 0 and nan, times 0",
+    "slope = g * (b * pow_(where(is_flat, 2, a), b - 1))": "times 0; the next slope, of 0 to the power 0, is infinite",
     "left, right = where(x <= 0, x, 0), where(x < 0, 0, x)": "x is 0 where the conditions differ",
     "left, right = where(x < 1, x, 0), where(x < 0, 0, x)": _DROPPED,
     "left, right = where(x < 0, x, 1), where(x < 0, 0, x)": _DROPPED,

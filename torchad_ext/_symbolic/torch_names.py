@@ -14,12 +14,8 @@ _AUGMENTED = {
     "__ifloordiv__": "floor_divide", "__imod__": "remainder", "__ipow__": "pow", "__iand__": "and", "__ior__": "or",
     "__ixor__": "logical_xor",
 }  # fmt: skip
-_OF_SPARSE = {
-    "dsmm": "mm",
-    "spmm": "mm",
-    "hsmm": "hspmm",
-    "saddmm": "sspaddmm",
-}  # equal functions: a cache has one name
+# Functions that are equal to others of another name, from which no cache can tell them.
+_OF_SPARSE = {"dsmm": "mm", "spmm": "mm", "hsmm": "hspmm", "saddmm": "sspaddmm"}
 _WRITES = {"fill_": "full_like", "zero_": "zeros_like"}
 
 

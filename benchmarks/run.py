@@ -176,9 +176,8 @@ def flat(results: Results) -> Sequence[torch.Tensor]:
 
 def measure(case: Case | Training, ways: Ways, device: str, seconds: float, least: int) -> Json:
     """A row of the results: the times of our op and of every native way, and the ratio to the fastest of these."""
-    # Waiting for a GPU takes microseconds, which are to be few beside a sample.
-    synchronize, of_a_sample = (torch.cuda.synchronize, 5e-3) if device == "cuda" else (lambda: None, 5e-4)
-    samples = alternate(ways, seconds, synchronize, least, of_a_sample)
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+    samples = alternate(ways, seconds, synchronize, least, lead=1)
     times = {name: quartiles(sample) for name, sample in samples.items()}
     fastest = min(case.native, key=lambda name: times[name].median)
     pairs = zip(samples[fastest], samples["torchad_ext"], strict=True)

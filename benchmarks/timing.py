@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+A_SAMPLE = 5e-3  # seconds, beside which the microseconds of waiting for a GPU are few
+
 
 class Quartiles(NamedTuple):
     """The median of some samples, and the bounds of their middle half."""
@@ -26,17 +28,20 @@ def alternate(
     seconds: float,
     synchronize: Callable[[], None],
     least: int = 15,
-    of_a_sample: float = 5e-4,
     warm: int = 5,
+    lead: int = 0,
 ) -> dict[str, list[float]]:
     """Seconds per call of each way, sampled in turn (A B C A B C ...) for about ``seconds`` in all.
 
-    A sample is as many calls as last ``of_a_sample``, the same number for every way; what a call returns is freed
-    within it. At least ``least`` samples are taken of each way, at most 1,000, and no garbage is collected meanwhile.
-    Before that each way runs ``warm`` times.
+    A sample is as many calls as last ``A_SAMPLE``, the same number for every way; what a call returns is freed within
+    it. ``lead`` calls before them are not timed: the memory that a way finds is then what itself left, not another. At
+    least ``least`` samples are taken of each way, at most 1,000, and no garbage is collected meanwhile. Before that
+    each way runs ``warm`` times.
     """
 
-    def sample(call: Callable[[], object], calls: int) -> float:
+    def sample(call: Callable[[], object], calls: int, lead: int = 0) -> float:
+        for _ in range(lead):
+            call()
         synchronize()
         start = time.perf_counter()
         for _ in range(calls):
@@ -45,15 +50,15 @@ def alternate(
         return (time.perf_counter() - start) / calls
 
     quickest = [min(sample(call, 1) for _ in range(warm)) for call in ways.values()]
-    calls = max(1, round(of_a_sample / min(quickest)))
-    rounds = min(1000, max(least, round(seconds / (calls * sum(quickest)))))
+    calls = max(1, round(A_SAMPLE / min(quickest)))
+    rounds = min(1000, max(least, round(seconds / ((lead + calls) * sum(quickest)))))
     samples: dict[str, list[float]] = {name: [] for name in ways}
     gc.collect()
     gc.disable()
     try:
         for _ in range(rounds):
             for name, call in ways.items():
-                samples[name].append(sample(call, calls))
+                samples[name].append(sample(call, calls, lead))
     finally:
         gc.enable()
     return samples

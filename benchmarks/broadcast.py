@@ -76,7 +76,7 @@ def measure(case: Case, seconds: float) -> dict[str, float]:
     }
     for ours, native in zip(ways["torchad_ext"](), ways["native"](), strict=True):
         torch.testing.assert_close(ours, native, rtol=1e-3, atol=1e-4 * float(native.detach().abs().max()))
-    samples = alternate(ways, seconds, lambda: None, least=5, warm=2, lead=1)
+    samples = alternate(ways, seconds, lambda: None, least=5, warm=2, lead=3)
     return {name: quartiles(times).median * 1e3 for name, times in samples.items()}
 
 

@@ -280,7 +280,7 @@ def measure(case: Case, seconds: float, backends: Sequence[str]) -> dict[str, fl
         for ours, native in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, native, rtol=1e-3, atol=1e-4 * float(native.abs().max()))
         ways[name] = run
-    samples = alternate(ways, seconds, lambda: None, least=5, warm=2, lead=1)
+    samples = alternate(ways, seconds, lambda: None, least=5, warm=2, lead=3)
     return result | {name: quartiles(times).median * 1e3 for name, times in samples.items()}
 
 
@@ -301,7 +301,7 @@ def print_calls(seconds: float) -> None:
         for backend in ("eager", "torchad_ext"):
             model = torch.compile(function, backend=backend)
             ways[backend] = functools.partial(lambda model, x: [model(x) for _ in range(100)], model, x)
-        samples = alternate(ways, seconds, lambda: None, least=5, warm=2, lead=1)
+        samples = alternate(ways, seconds, lambda: None, least=5, warm=2, lead=3)
         eager, ours = (quartiles(samples[backend]).median * 1e4 for backend in ways)
         print(f"| {name} | {eager:.1f} | {ours:.1f} | {ours - eager:+.1f} |", flush=True)
 

@@ -177,7 +177,7 @@ def flat(results: Results) -> Sequence[torch.Tensor]:
 def measure(case: Case | Training, ways: Ways, device: str, seconds: float, least: int) -> Json:
     """A row of the results: the times of our op and of every native way, and the ratio to the fastest of these."""
     synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
-    samples = alternate(ways, seconds, synchronize, least, lead=1)
+    samples = alternate(ways, seconds, synchronize, least, lead=3)
     times = {name: quartiles(sample) for name, sample in samples.items()}
     fastest = min(case.native, key=lambda name: times[name].median)
     pairs = zip(samples[fastest], samples["torchad_ext"], strict=True)

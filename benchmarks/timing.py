@@ -34,9 +34,9 @@ def alternate(
     """Seconds per call of each way, sampled in turn (A B C A B C ...) for about ``seconds`` in all.
 
     A sample is as many calls as last ``A_SAMPLE``, the same number for every way; what a call returns is freed within
-    it. ``lead`` calls before them are not timed: the memory that a way finds is then what itself left, not another. At
-    least ``least`` samples are taken of each way, at most 1,000, and no garbage is collected meanwhile. Before that
-    each way runs ``warm`` times.
+    it. Up to ``lead`` calls before them, fewer where these take long, are not timed: the memory that a way finds is then
+    what itself left, not another. At least ``least`` samples are taken of each way, at most 1,000, and no garbage is
+    collected meanwhile. Before that each way runs ``warm`` times.
     """
 
     def sample(call: Callable[[], object], calls: int, lead: int = 0) -> float:
@@ -51,6 +51,7 @@ def alternate(
 
     quickest = [min(sample(call, 1) for _ in range(warm)) for call in ways.values()]
     calls = max(1, round(A_SAMPLE / min(quickest)))
+    lead = min(lead, max(1, round(lead * A_SAMPLE / min(quickest))))
     rounds = min(1000, max(least, round(seconds / ((lead + calls) * sum(quickest)))))
     samples: dict[str, list[float]] = {name: [] for name in ways}
     gc.collect()

@@ -383,6 +383,12 @@ def test_logcumsumexp(device: str) -> None:
     assert_close(actual.laplacian, torch.stack(each, -1))
 
 
+def test_logcumsumexp_keeps_the_digits_of_small_numbers_beside_large_ones(device: str) -> None:
+    x = torch.tensor([[1e-3, 2e-3, 20.0]], device=device)
+    actual = forward_laplacian(lambda x: x.logcumsumexp(-1), x)
+    assert_close(actual.value.double(), x.double().logcumsumexp(-1), rtol=1e-6, atol=0)
+
+
 def test_instance_norm_updates_its_statistics_once(device: str) -> None:
     modules = [nn.InstanceNorm1d(3, track_running_stats=True).to(device, torch.float64) for _ in range(2)]
     x = points(device)

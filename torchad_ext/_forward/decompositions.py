@@ -19,12 +19,13 @@ from .._torch_state import clamp_shares_ties
 from . import elementwise_rules, singular
 from .corrections import CORRECTIONS, added, affine, vander, vector_norm
 from .roots import root, squared
-from .softmax import dropout, log_softmax, logsumexp, softmax
+from .softmax import dropout, log_softmax, logcumsumexp_of_near, logsumexp, softmax
 
 
 def _logcumsumexp(x: Any, dim: int) -> Any:
-    if x.is_complex():
-        return NotImplemented
+    y = logcumsumexp_of_near(x, dim)
+    if y is not NotImplemented or x.is_complex():
+        return y
     if not x.dim() or not x.numel():
         return x.clone()
     least = -torch.finfo(x.dtype).max  # of nothing but -inf PyTorch has the derivative 0, but logaddexp has nan

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from .singular import is_nowhere
+
+_NEAR = 4  # apart, so that the exponential functions of numbers have the digits of their sum
 
 def logsumexp(x: Any, dim: Any, keepdim: bool = False) -> Any:
     if x.is_complex() or not x.numel():
@@ -25,9 +28,20 @@ def logsumexp(x: Any, dim: Any, keepdim: bool = False) -> Any:
     return y if keepdim else y.squeeze(dim)
 
 
-def logcumsumexp(x: Any, dim: int) -> Any:
-    if x.is_complex() or x.dim() == 0:
+def logcumsumexp_of_near(x: Any, dim: int) -> Any:
+    """NotImplemented where elements lie far apart: the small ones would lose digits beside the largest."""
+    if x.is_complex() or not (x.dim() and x.numel()):
         return NotImplemented
+    largest, least = x.detach().amax(dim, keepdim=True), x.detach().amin(dim, keepdim=True)
+    if not is_nowhere(~(largest - least <= _NEAR)):
+        return NotImplemented
+    return (x - largest).exp().cumsum(dim).log() + largest
+
+
+def logcumsumexp(x: Any, dim: int) -> Any:
+    y = logcumsumexp_of_near(x, dim)
+    if y is not NotImplemented or x.is_complex() or x.dim() == 0:
+        return y
     x = x.movedim(dim, -1)
     later = torch.ones(x.shape[-1], x.shape[-1], dtype=torch.bool, device=x.device).triu(1)
     return logsumexp(x.unsqueeze(-2).masked_fill(later, -math.inf), -1).movedim(-1, dim)

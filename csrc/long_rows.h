@@ -37,7 +37,7 @@ struct LongRows : RowsCpu<Functor, T> {
   C* const sums = scratch.data + at_once * Functor::kept * padded;
   // How far ahead the rows to come are asked for while results are written. Those of one operand, if they are short,
   // come in time by themselves.
-  const int64_t ahead = operands_of_elements() > 1 || length >= 8 * width ? at_once * length : 0;
+  const int64_t ahead = Base::read > 1 || length >= 8 * width ? at_once * length : 0;
   const Memory<T> repeated{rows_repeated(rows) * at_once * padded};
   const T* from[inputs][width] = {};
   const T* number[inputs][width] = {};  // which a row of equal elements is made of
@@ -49,13 +49,8 @@ struct LongRows : RowsCpu<Functor, T> {
   static constexpr bool is_row(int input) { return Inputs::kind[input] == Kind::row; }
   static constexpr bool is_of_row(int place) { return place >= inputs || is_row(place < inputs ? place : 0); }
 
-  static constexpr int operands_of_elements() {
-    int some = 0;
-    for (int k = 0; k < inputs; ++k) some += Inputs::kind[k] == Kind::element;
-    return some;
-  }
   static int rows_at_once(int64_t length) {
-    const int64_t read = length * (sizeof(C) * Functor::kept + sizeof(T) * operands_of_elements());
+    const int64_t read = length * (sizeof(C) * Functor::kept + sizeof(T) * Base::read);
     int some = width;
     while (some > 1 && some * read > cache) some /= 2;
     return some;

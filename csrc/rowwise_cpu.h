@@ -1,6 +1,7 @@
 // What the CPU loops over short rows (short_rows.h) and over longer ones (long_rows.h) share.
 #pragma once
 
+#include "caches.h"
 #include "lanes.h"
 #include "pointwise_cpu.h"
 #include "rowwise.h"
@@ -33,6 +34,7 @@ struct RowsCpu {
   static constexpr int rows_a_block = 64;  // whose sums over rows are made in the type that is computed in
 
   static constexpr int columns = Outputs::count_of(Kind::column);
+  static constexpr int read = Inputs::count_of(Kind::element), written = Outputs::count_of(Kind::element);
 
   // The stages of as many rows as a vector has lanes, from the values of each, one a lane, and passes over elements.
   template <class Pass, class Chain>
@@ -51,13 +53,11 @@ struct RowsCpu {
 
   // Are the outputs to pass by the caches? They are when they are large, and a vector of each is aligned.
   static bool is_uncached(const Rows& rows, bool aligned) {
-    int of_elements = 0;
     for (int k = 0; k < outputs; ++k) {
-      if (Outputs::kind[k] != Kind::element) continue;
-      ++of_elements;
-      aligned = aligned && until_aligned<T>(rows.data[k]) == 0;
+      aligned = aligned && (Outputs::kind[k] != Kind::element || until_aligned<T>(rows.data[k]) == 0);
     }
-    return aligned && rows.count * rows.length * of_elements * int64_t(sizeof(T)) >= most_cached_bytes;
+    const int64_t bytes = rows.count * rows.length * int64_t(sizeof(T));
+    return aligned && bytes * written >= held_by_a_core && bytes * (written + read) >= held_by_all();
   }
 
   static void store_sum(const double* sums, int64_t count, int64_t stride, int64_t length, void* to) {

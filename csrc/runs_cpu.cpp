@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "caches.h"
 #include "loops_cpu.h"
 #include "simd.h"
 
@@ -82,7 +83,8 @@ struct RunsCpu {
       if (access[k] == Access::gathered) longest = block;
       streams += !repeated;
     }
-    cached = (end - at) * streams * int64_t(sizeof(T)) < most_cached_bytes;
+    const int64_t bytes = streams * int64_t(sizeof(T));
+    cached = (end - at) * bytes < held_by_a_core || loop.elements() * bytes < held_by_all();
     for (int k = 1; k < outputs; ++k) {
       cached = cached || until_aligned<T>(loop.data[k]) != until_aligned<T>(loop.data[0]);
     }

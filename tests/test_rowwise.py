@@ -217,6 +217,14 @@ def test_a_long_sum_is_as_accurate_as_pytorchs(device: str) -> None:
     assert error <= max(native, torch.finfo(torch.float32).eps * exact.max())
 
 
+@pytest.mark.parametrize("shape", [(810_001, 3), (38_001, 64), (38_001, 63), (3, 810_001)], ids=str)
+def test_results_beyond_the_caches_are_those_of_a_few_rows(shape: tuple[int, int], device: str) -> None:
+    x, weight, bias = (torch.randn(size, device=device) for size in (shape, shape[-1:], shape[-1:]))
+    y, few = norm(x, weight, bias), max(1, shape[0] // 10)
+    for rows in (slice(few), slice(-few, None)):
+        assert_close(y[rows], norm(x[rows], weight, bias), rtol=1e-6, atol=1e-6)
+
+
 def test_sums_over_rows_do_not_depend_on_the_number_of_threads() -> None:
     x, weight, bias = (x.detach().float() for x in of((5000, 40), (40,), (40,)))
     weight.requires_grad_()

@@ -703,11 +703,16 @@ class TestWhatSymbolsAnswerWrongly:
             lambda x: torch.lgamma(x) + torch.digamma(x),
             lambda x: x.detach() * x,
             lambda x: torch.sqrt(x - 5),
+            lambda x: F.silu(x) - x * torch.sigmoid(x),
         ],
     )
     def test_delicate_functions_are_taken(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         op, x = ad.pointwise(function), torch.linspace(-2, 2, 9)
         torch.testing.assert_close(op(x), function(x), equal_nan=True)
+
+    def test_rows_of_which_rounding_is_left_are_taken(self) -> None:
+        op, x = ad.rowwise(lambda x: ad.log_softmax(x).logsumexp(-1)), torch.linspace(-2, 2, 9)
+        torch.testing.assert_close(op(x), torch.zeros(()))
 
 
 _counter = itertools.count(1)

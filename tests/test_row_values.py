@@ -40,6 +40,12 @@ def gate(x, scale):  # type: ignore[no-untyped-def]
     return x * share / norm, norm
 
 
+@ad.rowwise
+def quotient(x, y):  # type: ignore[no-untyped-def]
+    """The gradient for x has one value a row, in the shape of x."""
+    return (x / y.exp().sum(-1, keepdim=True)).sum(-1)
+
+
 def derivatives(f: Callable[..., Any], xs: tuple[torch.Tensor, ...], orders: int = 3) -> list[torch.Tensor]:
     """The gradients of each order, each of sines of multiples of the one before."""
     found: list[torch.Tensor] = []
@@ -66,10 +72,11 @@ OPS: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[tuple[int, ..
         for name in ("softmax", "log_softmax", "logsumexp", "vector_norm", "normalize")
     },
     "gate": (gate, gate.definition, ((2, 3, 24), (2, 3, 1))),
+    "quotient": (quotient, quotient.definition, ((2, 24), (2, 24))),
 }
 
 
-@pytest.mark.parametrize("name", few(OPS, lambda name: name in ("softmax", "gate")))
+@pytest.mark.parametrize("name", few(OPS, lambda name: name in ("softmax", "gate", "quotient")))
 def test_three_orders(name: str, way: str) -> None:
     op, definition, shapes = OPS[name]
     xs = tuple(normal(*shape) for shape in shapes)

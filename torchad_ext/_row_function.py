@@ -161,8 +161,9 @@ class RowFunction(Elementwise):
             passed = tuple(node for node in shared if node in known)
             results = self.program.outputs
             kept = tuple(node for node in shared if node not in known)
-            # A result may lose its last dimension, and then a write to it would not be noticed.
-            places = {y: i for i, (y, kind) in enumerate(zip(results, self.kinds, strict=True)) if kind != "row"}
+            # A result [..., 1] may lose its last dimension, and then a write to it would not be noticed.
+            of_elements = [kind == "tensor" and not y.is_row for y, kind in zip(results, self.kinds, strict=True)]
+            places = {y: i for i, (y, is_whole) in enumerate(zip(results, of_elements, strict=True)) if is_whole}
             of_rows = [node for node in kept if node not in places]
             places |= {node: i for i, node in enumerate(of_rows, len(results))}
             program, operands = self.program.recording(known, of_rows)

@@ -141,9 +141,41 @@ def test_keepdim_is_true_or_false(dim: int, keepdim: Any) -> None:
             norm(normal(3, 4), 2, dim, keepdim)
 
 
-def test_a_wrong_normalized_shape() -> None:
+@pytest.mark.parametrize(
+    ("call", "dtype"),
+    [
+        (ad.layer_norm, torch.float64),
+        (ad.rms_norm, torch.float64),
+        (ad.rms_norm, torch.complex64),
+        (torch.compile(lambda x, shape: ad.layer_norm(x, shape), backend="eager"), torch.float64),
+        (torch.compile(lambda x, shape: ad.rms_norm(x, shape), backend="eager"), torch.float64),
+    ],
+)
+def test_a_wrong_normalized_shape(call: Callable[..., torch.Tensor], dtype: torch.dtype) -> None:
     with pytest.raises(RuntimeError, match=r"expected input with shape \[\*, 5\]"):
-        ad.layer_norm(normal(2, 4), (5,))
+        call(normal(2, 4).to(dtype), (5,))
+
+
+@pytest.mark.parametrize(
+    ("op", "native", "x", "options"),
+    [
+        (ad.layer_norm, F.layer_norm, normal(2, 4).cfloat(), {"normalized_shape": (4,)}),
+        (ad.layer_norm, F.layer_norm, torch.ones(2, 4, dtype=torch.int64), {"normalized_shape": (4,)}),
+        (ad.rms_norm, F.rms_norm, torch.ones(2, 4, dtype=torch.int64), {"normalized_shape": (4,)}),
+        (ad.vector_norm, torch.linalg.vector_norm, normal(2, 4), {"dim": 0, "dtype": torch.float16}),
+        (ad.vector_norm, torch.linalg.vector_norm, normal(2, 4), {"dim": -1, "dtype": torch.cdouble}),
+        (ad.vector_norm, torch.linalg.vector_norm, normal(2, 4), {"dim": -1, "dtype": torch.int64}),
+        *(
+            (ad.cosine_similarity, F.cosine_similarity, normal(2, 4), {"x2": normal(2, 4), "dim": dim})
+            for dim in (None, (), [0], (0, 1))
+        ),
+    ],
+)
+def test_what_pytorch_refuses_is_refused(op: Any, native: Any, x: torch.Tensor, options: dict[str, Any]) -> None:
+    with pytest.raises((TypeError, RuntimeError)) as expected:
+        native(x, **options)
+    with pytest.raises(expected.type):
+        op(x, **options)
 
 
 @pytest.mark.parametrize(

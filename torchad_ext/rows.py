@@ -15,6 +15,7 @@ from ._arguments import COLUMN
 from ._declared import Interval
 from ._row_function import HALF
 from ._rowwise import Rowwise, reshaped
+from ._symbolic.symbols import is_symbol
 
 __all__ = [  # noqa: RUF022, in the order of this file
     "softmax", "log_softmax", "logsumexp", "layer_norm", "rms_norm", "vector_norm", "normalize", "cosine_similarity",
@@ -146,6 +147,16 @@ class _OverDims(Rowwise):
         return reshaped(super().computed(list(given.values()), sweep, args), x.shape, sweep)
 
 
+def _dims(name: str, shape: Sequence[int] | None, given: Mapping[str, Any]) -> tuple[int, ...]:
+    """The dimensions of a shape of the last ones, which that of each tensor has to agree with."""
+    if shape is None:
+        return (-1,)
+    tensors = {argument: x for argument, x in given.items() if isinstance(x, torch.Tensor)}
+    if not any(map(is_symbol, tensors.values())):
+        _check_shape(name, tensors, shape)
+    return tuple(range(-len(shape), 0))
+
+
 def _check_shape(name: str, tensors: Mapping[str, torch.Tensor], shape: Sequence[int]) -> None:
     if not isinstance(shape, (tuple, list)):
         raise TypeError(
@@ -271,7 +282,9 @@ def _layer_norm(
     bias: torch.Tensor | None = None,
     eps: float = 1e-5,
 ) -> torch.Tensor:
-    dims = tuple(range(-len(normalized_shape), 0)) if normalized_shape is not None else (-1,)
+    if not input.is_floating_point():
+        raise NotImplementedError(f"torchad_ext.layer_norm takes real floating-point numbers; got {input.dtype}")
+    dims = _dims("layer_norm", normalized_shape, {"input": input, "weight": weight, "bias": bias})
     centred = input - input.mean(dims, keepdim=True)
     result = centred * torch.rsqrt(centred.square().mean(dims, keepdim=True) + eps)
     result = result if weight is None else result * weight
@@ -289,7 +302,9 @@ def _rms_norm(
     weight: torch.Tensor | None = None,
     eps: float | None = None,
 ) -> torch.Tensor:
-    dims = tuple(range(-len(normalized_shape), 0)) if normalized_shape is not None else (-1,)
+    if not (input.is_floating_point() or input.is_complex()):
+        raise NotImplementedError(f"torchad_ext.rms_norm takes floating-point numbers; got {input.dtype}")
+    dims = _dims("rms_norm", normalized_shape, {"input": input, "weight": weight})
     small = _epsilon(input.dtype) if eps is None else eps
     result = input * torch.rsqrt(input.square().mean(dims, keepdim=True) + small)
     return (result if weight is None else result * weight).to(input)
@@ -305,10 +320,13 @@ def _euclidean(x: torch.Tensor, dim: int) -> torch.Tensor:
 def _vector_norm(
     x: torch.Tensor, ord: float = 2, dim: int | None = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
-    if ord != 2 or not isinstance(dim, int) or not isinstance(keepdim, bool) or not x.is_floating_point():
+    wide = x if dtype is None else x.to(dtype)
+    is_euclidean = ord == 2 and isinstance(keepdim, bool) and x.is_floating_point()
+    keeps_numbers = dtype is None or (dtype.is_floating_point and torch.promote_types(x.dtype, dtype) == dtype)
+    if not (isinstance(dim, int) and is_euclidean and keeps_numbers):
         of_order: torch.Tensor = torch.linalg.vector_norm(x, ord, dim, keepdim, dtype=dtype)
         return of_order
-    norm = _euclidean(x if dtype is None else x.to(dtype), dim)
+    norm = _euclidean(wide, dim)
     return norm if keepdim else norm.sum(dim)
 
 
@@ -323,7 +341,7 @@ def _normalize(input: torch.Tensor, p: float = 2.0, dim: int = 1, eps: float = 1
 
 
 def _cosine_similarity(x1: torch.Tensor, x2: torch.Tensor, dim: int = 1, eps: float = 1e-8) -> torch.Tensor:
-    if not (x1.is_floating_point() and x2.is_floating_point()):
+    if not (x1.is_floating_point() and x2.is_floating_point() and isinstance(dim, int)):
         return F.cosine_similarity(x1, x2, dim, eps)
     x1, x2 = torch.broadcast_tensors(x1, x2)
     # Each by its own norm: the product of two norms leaves the range of float32 at 1e19, its derivatives far earlier.
@@ -400,6 +418,7 @@ cosine_similarity = _op(
     "derivatives of ``normalize``.",
     like="torch.nn.functional.cosine_similarity",
     drops_dim=True,
+    takes_list=False,
 )
 distance = _op(
     "distance",

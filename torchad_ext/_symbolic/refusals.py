@@ -113,15 +113,27 @@ IN_ROWS = {
     **dict.fromkeys(
         "sum mean amax amin logsumexp softmax log_softmax".split(), f"is not along the last dimension; {IN_ROW}"
     ),
-    "norm": "has many meanings; write torch.linalg.vector_norm(x, dim=-1, keepdim=True)",
-    **dict.fromkeys("layer_norm batch_norm normalize".split(), "is no part of a row op; write it with mean and rsqrt"),
+    **dict.fromkeys(
+        ("norm", "linalg_norm"), "has many meanings; write torch.linalg.vector_norm(x, dim=-1, keepdim=True)"
+    ),
+    "batch_norm": "is no part of a row op; write it with mean and rsqrt",
+    **{
+        name: f"is no part of a row op; write torchad_ext.{name}(..., dim=-1)"
+        for name in ("normalize", "cosine_similarity")
+    },
+    **{
+        name: f"is no part of a row op; write torchad_ext.{name}(x, None, weight), over the last dimension"
+        for name in ("layer_norm", "rms_norm")
+    },
+    "pairwise_distance": "is no part of a row op; write torchad_ext.distance(x, y)",
 }
 REFUSED = {
     name: reason
     for names, reason in {
         "__bool__ __iter__ __contains__ is_nonzero equal allclose any all": CONTROL,
         "__float__ __int__ __index__ __complex__ item tolist numpy __array__": NUMBER,
-        "sum mean amax amin std var norm softmax log_softmax logsumexp normalize layer_norm": REDUCTION,
+        "sum mean amax amin std var norm linalg_norm softmax log_softmax logsumexp normalize layer_norm rms_norm "
+        "cosine_similarity pairwise_distance": REDUCTION,
         "prod argmax argmin cumsum cumprod batch_norm median sort topk": COMBINES,
         "dot matmul mm bmm __matmul__ __rmatmul__ einsum linear": PRODUCT,
         "__getitem__ index_select gather take narrow select split chunk unbind view reshape flatten transpose permute "

@@ -147,4 +147,4 @@ def _index(
 
 
 def _is_index(given: Any, last: Any) -> bool:
-    return isinstance(given, tuple) and len(given) == 2 and given[0] is Ellipsis and given[1] == last
+    return isinstance(given, tuple) and len(given) == 2 and given[0] is Ellipsis and given[1] is last

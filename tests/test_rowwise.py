@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import pickle
-import re
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -347,9 +346,10 @@ LENGTH = "asks for the value of x.shape[-1], which a kernel takes in each call; 
     ],
 )
 def test_what_is_no_row_op_is_refused_with_its_line(f: Any, message: str) -> None:
-    with pytest.raises(ad.TraceError, match=re.escape(message)) as error:
+    with pytest.raises(ad.TraceError) as error:
         ad.rowwise(f)
-    assert "test_rowwise.py" in str(error.value)
+    line, problem = str(error.value).split("\n  ")  # the line has the message in it, too
+    assert "test_rowwise.py" in line and message in problem
 
 
 def test_a_kernel_runs(row_kernels: list[str], monkeypatch: pytest.MonkeyPatch, device: str) -> None:

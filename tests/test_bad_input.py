@@ -303,7 +303,7 @@ class TestFound:
     def test_integers_have_no_mean(self, name: str, dtype: torch.dtype) -> None:
         """Not even beside a weight with a point."""
         for weight in (None, torch.ones(3)):
-            with pytest.raises(RuntimeError, match="takes .*floating-point numbers; got torch"):
+            with pytest.raises(RuntimeError, match=r"takes .*floating-point numbers; got torch"):
                 OPS[name](X.to(dtype), None, weight, eps=1e-5)
 
     @pytest.mark.parametrize("dim", [0, 1, -1, -2])

@@ -648,3 +648,16 @@ def test_a_wrong_kernel_of_the_library_is_caught(
 def test_rounding_errors_of_large_scores_are_allowed() -> None:
     """A share next to 1 has an error of a unit, which is much of the difference that its gradient is."""
     ad.verify(ad.rowwise(lambda x: torch.softmax(4 * x, -1)))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.std(-1, unbiased=False),
+        lambda x: torch.linalg.vector_norm(x - x.mean(-1, keepdim=True), dim=-1),
+    ],
+)
+@pytest.mark.usefixtures("interpreted")
+def test_rows_of_which_pytorch_has_no_second_derivative(function: Callable[..., Any]) -> None:
+    """Those of one element, which is its mean."""
+    assert ad.verify(ad.rowwise(function), quiet=True).passed

@@ -34,8 +34,8 @@ def alternate(
     """Seconds per call of each way, sampled in turn (A B C A B C ...) for about ``seconds`` in all.
 
     A sample is as many calls as last ``A_SAMPLE``, the same number for every way; what a call returns is freed within
-    it. Up to ``lead`` calls before them, fewer where these take long, are not timed: the memory that a way finds is then
-    what itself left, not another. At least ``least`` samples are taken of each way, at most 1,000, and no garbage is
+    it. Up to ``lead`` calls before them, fewer where these take long, are not timed: the memory that a way finds is
+    then what itself left, not another. At least ``least`` samples are taken of each way, at most 1,000, and no garbage is
     collected meanwhile. Before that each way runs ``warm`` times.
     """
 

@@ -370,6 +370,10 @@ def test_compiling_traces_the_definition() -> None:
     assert_close(compiled(x), norm(x, weight, bias) * 2)
 
 
+def test_a_gradient_of_zeros_has_no_kernel_to_compile() -> None:
+    ad.rowwise(lambda x: torch.sign(x.sum(-1))).compile(orders=[1])
+
+
 def test_other_dtypes_run_the_definition() -> None:
     total = ad.rowwise(lambda x: x.sum(-1))
     assert total(torch.tensor([[1 + 2j, 3j]])).item() == 1 + 5j

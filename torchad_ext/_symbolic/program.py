@@ -367,7 +367,7 @@ class Program:
         outputs = with_known((*self.outputs, *kept), dict(zip(known, given, strict=True)))
         occurring = set(topological(outputs))
         operands = (*self.inputs, *given)
-        used = tuple(i for i, x in enumerate(operands) if x in occurring) or (0,)
+        used = tuple(i for i, x in enumerate(operands) if x in occurring) or (0,)[: len(operands)]
         program = Program(
             tuple(operands[i] for i in used),
             self.scalars,

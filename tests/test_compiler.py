@@ -218,11 +218,48 @@ def written_into_out(x: Tensor) -> Tensor:
     return x * before + y
 
 
+def written_into_out_by_its_place(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        y = x * 2
+        before = y.exp() * y
+        F.normalize(x, 2.0, -1, 1e-12, y)
+        after = y.exp() * y + before
+    return x * after
+
+
+def written_by_an_overload(x: Tensor) -> Tensor:
+    y = x * 2
+    before = y + 1
+    torch.ops.aten.mul_.Tensor(y, x)
+    return before * y.sin()
+
+
 def written_after_a_result_was_kept(x: Tensor) -> Tensor:
     y = x.cumsum(0)
     e = y.exp()  # eager mode keeps e for the derivative, an op would keep y
     y.add_(1)
     return e * y
+
+
+def written_by_keyword_after_a_result_was_kept(x: Tensor) -> Tensor:
+    y = x.cumsum(0)
+    e = y.exp()
+    F.silu(input=y, inplace=True)
+    return e * y
+
+
+def written_in_a_list_after_a_result_was_kept(x: Tensor) -> Tensor:
+    y = x.cumsum(0)
+    e = y.exp()
+    torch._foreach_mul_([y], 2.0)
+    return e * y
+
+
+def written_by_dropout_after_a_result_was_kept(x: Tensor) -> Tensor:
+    y = x.cumsum(0)
+    e = y.exp()
+    F.dropout(y, 1.0, True, True)
+    return e * x + y
 
 
 def written_by_an_embedding(x: Tensor) -> Tensor:
@@ -254,7 +291,12 @@ def written_result(x: Tensor) -> Tensor:
         written_by_an_operator,
         written_by_an_option,
         written_into_out,
+        written_into_out_by_its_place,
+        written_by_an_overload,
         written_after_a_result_was_kept,
+        written_by_keyword_after_a_result_was_kept,
+        written_in_a_list_after_a_result_was_kept,
+        written_by_dropout_after_a_result_was_kept,
         written_by_an_embedding,
         written_by_an_embedding_twice,
         written_result,

@@ -205,14 +205,17 @@ class TestInputs:
 
 
 class Switched(nn.Module):
-    """Two of its parameters decide alone."""
+    """All of its parameters but one decide alone."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.slope, self.first, self.second = (nn.Parameter(x_like(3).cos() - c) for c in (0.0, 0.6, 0.7))
+        self.slope, self.first, self.second, self.third = (
+            nn.Parameter(x_like(3).cos() - c) for c in (0.0, 0.6, 0.7, 0.8)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.where(self.first > 0, x.sin(), x * x) * self.slope
+        y = torch.where((self.third * x).sin() > 0, y, y * y)
         return torch.softmax(torch.where(self.second > 0, y, torch.zeros_like(self.second)), -1) * x
 
 
@@ -220,10 +223,14 @@ def test_what_decides_alone_has_no_gradient() -> None:
     """An optimizer with weight decay changes a parameter whose gradient is zero, and none without one."""
     model = Switched()
     compiled(model)(x_like(4, 3)).sum().backward()
-    assert [p.grad is None for p in (model.slope, model.first, model.second)] == [False, True, True]
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == {"slope"}
     hold(model, x_like(4, 3), list(model.parameters()))
     alone = compiled(lambda c: torch.where(model.first > 0, c.sin(), c * 2))(x_like(3))
     assert not alone.requires_grad
+
+
+def test_rows_without_a_slope() -> None:
+    hold(lambda x: torch.sign(x.repeat(1, 10).norm(dim=-1) - 3), x_like(4, 3), highest=1)
 
 
 def on_columns(x: Tensor) -> Tensor:
@@ -361,6 +368,20 @@ class TestGraphs:
             (z * y).sum().backward()
             found.append((x.grad, y.grad))
         assert_close(*found)
+
+    def test_a_hook_within_is_called_where_its_result_is_differentiated(self) -> None:
+        def f(x: Tensor) -> tuple[Tensor, Tensor]:
+            y = x.sin() * x
+            z = y * 2
+            z.register_hook(lambda g: g * 3)
+            return y.exp(), z.cos()
+
+        for place in (0, 1):
+            found = []
+            for each in (compiled(f), f):
+                x = x_like(4, 3).requires_grad_()
+                found.append(torch.autograd.grad(each(x)[place].sum(), x))
+            assert_close(*found)
 
     def test_a_derivative_in_an_intermediate_result(self) -> None:
         def forces(x: Tensor) -> Tensor:

@@ -211,8 +211,8 @@ def _with_ops(graph: GraphModule, explanation: Explanation, compiled: list[Any],
         first = members[0]
         if fused := ops.get(first):
             explanation.clusters.append(Cluster(_source(first), len(members), fused))
-            read = inputs_of(clusters, members)
-            given = [value_of(x).detach() if clusters.decides_alone(members, x) else value_of(x) for x in read]
+            read, deciding = inputs_of(clusters, members), clusters.deciding(members)
+            given = [value_of(x).detach() if x in deciding else value_of(x) for x in read]
             compiled.append((fused, given, value_of(first).requires_grad))
             results = _call(new, fused, clusters, members, values, in_autocast)
             values.update(zip(clusters.outputs(members), results, strict=True))
@@ -331,9 +331,9 @@ def _call(
 ) -> Any:
     """The results of a cluster's op as nodes of the new graph."""
     inputs, results = inputs_of(clusters, members), clusters.outputs(members)
-    arguments = [values[x] for x in inputs]
+    arguments, deciding = [values[x] for x in inputs], clusters.deciding(members)
     for i, x in enumerate(inputs):
-        if clusters.decides_alone(members, x):  # an op would give it a gradient of zeros, where native has none
+        if x in deciding:  # an op would give it a gradient of zeros, where native has none
             arguments[i] = new.call_method("detach", (arguments[i],))
     tensors = [i for i, x in enumerate(inputs) if not is_number(value_of(x))]
     shape = str(value_of(members[0]).shape)

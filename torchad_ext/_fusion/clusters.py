@@ -140,10 +140,17 @@ class Clusters:
         calls = [x for n in nodes for x in (*self.inner.get(n, ()), n)]
         return list(dict.fromkeys(x for n in calls for x in n.all_input_nodes if x not in inside))
 
-    def decides_alone(self, members: Sequence[Node], x: Node) -> bool:
-        """Is a node that requires a gradient read by truth values and constants of a group alone, which have none?"""
-        views = {y for n in members for y in self.inner[n] if y in self.views}
-        return requires_grad(x) and not any(x in y.all_input_nodes for y in (*members, *views))
+    def deciding(self, members: Sequence[Node]) -> set[Node]:
+        """The nodes that require a gradient, and that a group reads for truth values and constants alone, which have
+        none."""
+        within = {*members, *(y for n in members for y in self.inner[n] if y in self.views)}
+        waiting = self.outputs(members)
+        passing = set(waiting)  # that hand a gradient to all that they read
+        while waiting:
+            found = {*waiting.pop().all_input_nodes} - passing
+            passing |= found
+            waiting += found & within
+        return {x for x in self.reads(members) if requires_grad(x) and x not in passing}
 
     def _add(self, node: Node) -> None:
         number = self._index[node]

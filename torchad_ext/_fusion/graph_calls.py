@@ -80,30 +80,35 @@ def is_unknown(node: Node) -> bool:
 
 def spoken(node: Node) -> str:
     """The function of a call as FUNCTIONS names it."""
-    if isinstance(node.target, str):
-        name = node.target.rpartition(".")[2]
-    else:
-        name = getattr(node.target, "__name__", "") and name_of(node.target)
-    name = name.strip("_")
+    name = _target(node)
+    name = (name.rpartition(".")[2] if isinstance(node.target, str) else name).strip("_")
     return _OPERATORS.get(name, name)
 
 
 def _target(node: Node) -> str:
     """The name of what a node calls, as it is written."""
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if isinstance(node.target, str):
+        return node.target
+    return name_of(node.target) if getattr(node.target, "__name__", "") else ""
 
 
-def _is_write(node: Node) -> bool:
-    name = _target(node)
-    if node.target in (operator.setitem, operator.delitem) or node.kwargs.get("out") is not None:
-        return True
+@functools.lru_cache
+def _names_of_arguments(function: Any) -> tuple[str, ...]:
+    """The names of the arguments of a function that is written in Python; none of another."""
+    return tuple(inspect.signature(function).parameters) if inspect.isfunction(function) else ()
+
+
+def _written(node: Node) -> Any:
+    """The arguments that a call writes, None if there are none."""
+    options = {**dict(zip(_names_of_arguments(node.target), node.args, strict=False)), **node.kwargs}
+    if options.get("out") is not None:
+        return options["out"]
     if getattr(node.target, "__module__", "") == "_operator":
-        return f"__{name}__" in _AUGMENTED
-    if node.op == "call_function" and True in node.args and inspect.isfunction(node.target):  # F.silu(x, True)
-        names = list(inspect.signature(node.target).parameters)
-        if "inplace" in names and names.index("inplace") < len(node.args) and node.args[names.index("inplace")]:
-            return True
-    return written_by(name, node.kwargs) is not None
+        name = f"__{_target(node)}__"
+        writes = name in _AUGMENTED or node.target in (operator.setitem, operator.delitem)
+    else:
+        writes = written_by(_target(node), options) is not None
+    return (node.args[:1] or node.all_input_nodes) if writes else None
 
 
 _RESHAPES = frozenset(
@@ -117,18 +122,19 @@ def written_tensors(nodes: Iterable[Node]) -> Iterable[tuple[Node, torch.Tensor]
     """Each call that writes a tensor, and what it writes; of a barrier that is not known, all tensors it is given."""
     for node in nodes:
         if is_barrier(node):
-            given = [node.kwargs.get("out"), *node.args[:1]] if _is_write(node) else node.all_input_nodes
-            given = [] if spoken(node) in _DRAWS else given
-            for x in given:
-                if isinstance(x, Node) and isinstance(value_of(x), torch.Tensor):
-                    yield node, value_of(x)
+            given = _written(node)
+            if given is None and spoken(node) not in _DRAWS:
+                given = node.all_input_nodes
+            found: list[Node] = []
+            torch.fx.map_arg(given, found.append)
+            yield from ((node, value_of(x)) for x in found if isinstance(value_of(x), torch.Tensor))
 
 
 def is_barrier(node: Node) -> bool:
     """May a call do anything but compute its result? Then nothing moves across it."""
     if not node.op.startswith("call"):
         return False
-    if node.op == "call_module" or _is_write(node):
+    if node.op == "call_module" or _written(node) is not None:
         return True
     of_torch = node.op == "call_method" or getattr(node.target, "__module__", "") in ("_operator", "builtins")
     if not of_torch and not is_of_torch(node.target):
@@ -140,7 +146,7 @@ def is_barrier(node: Node) -> bool:
 
 def hands_over(node: Node) -> bool:
     """Does a call give its arguments to Python, or to a function that is not known?"""
-    return node.op == "output" or (is_barrier(node) and not _is_write(node) and spoken(node) not in _DRAWS)
+    return node.op == "output" or (is_barrier(node) and _written(node) is None and spoken(node) not in _DRAWS)
 
 
 def regions(nodes: Sequence[Node]) -> dict[Node, int]:
@@ -182,6 +188,8 @@ def reason_to_leave(node: Node) -> str | None:
         return ""
     if is_barrier(node):
         return "writes in place"
+    if any(spoken(user) == "higher_order.register_hook" for user in node.users):
+        return "has a hook, which would be called for other results of an op"
     if result.dtype not in DTYPES and (result.dtype != torch.bool or row):
         return f"has the dtype {result.dtype}"
     if type(result) is not torch.Tensor and not _is_fake(result):

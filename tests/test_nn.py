@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import math
 import pickle
 from collections.abc import Callable
@@ -44,6 +45,7 @@ def test_a_module_is_torch_s_but_for_its_kernels(name: str, options: dict[str, A
     native, ours = getattr(nn, name)(**options), getattr(ad.nn, name)(**options)
     same_derivatives(ours, native)
     assert isinstance(ours, getattr(nn, name)) and repr(ours) == repr(native)
+    assert inspect.signature(type(ours)) == inspect.signature(type(native))
     x = torch.zeros(1, requires_grad=True)
     assert ours(x).grad_fn.name() == f"{name.lower().capitalize()}Backward"  # not PyTorch's, which ends in 0
 
@@ -65,6 +67,12 @@ def test_a_module_is_compiled_and_exported(name: str, options: dict[str, Any]) -
 def test_in_place_is_refused() -> None:
     with pytest.raises(ValueError, match="new tensors"):
         ad.nn.SiLU(inplace=True)
+    replaced = nn.Sequential(nn.Mish())
+    ad.nn.replace_activations(replaced)
+    for module in (ad.nn.ELU(), replaced[0]):
+        module.inplace = False
+        with pytest.raises(ValueError, match="new tensors"):
+            module.inplace = True
 
 
 @pytest.mark.parametrize(

@@ -25,12 +25,12 @@ __all__ = [  # noqa: RUF022, in the order of this file
 class _StandsIn(nn.Module):
     """A module of ``torch.nn`` with the op of the same name; everything but ``forward`` is PyTorch's."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if getattr(self, "inplace", False):
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "inplace" and value:
             raise ValueError(
                 f"torchad_ext.nn.{type(self).__name__} got inplace=True, but the ops give new tensors; leave it out"
             )
+        super().__setattr__(name, value)
 
     def __prepare_scriptable__(self) -> nn.Module:
         """PyTorch's own module for ``torch.jit.script``, which cannot call an op."""

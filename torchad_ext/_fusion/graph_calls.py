@@ -65,9 +65,14 @@ def value_of(node: Node) -> Any:
 
 def note_reshaped(nodes: Sequence[Node]) -> None:
     """Notes which nodes stand for tensors whose shape changes in place, of which Dynamo knows the last one alone."""
-    changed = [value_of(x) for node in nodes if _target(node) in _RESHAPES for x in node.all_input_nodes[:1]]
+    changed = [value_of(x) for node in nodes for x in _reshaped(node)]
     for node in nodes:
         node.meta["is_reshaped"] = any(value_of(node) is x for x in changed)
+
+
+def _reshaped(node: Node) -> list[Node]:
+    """The tensors that a call may give another shape: an ``out`` is given that of the result."""
+    return node.all_input_nodes[:1] if _target(node) in _RESHAPES else _nodes_in(_options(node).get("out"))
 
 
 def is_unknown(node: Node) -> bool:
@@ -98,9 +103,20 @@ def _names_of_arguments(function: Any) -> tuple[str, ...]:
     return tuple(inspect.signature(function).parameters) if inspect.isfunction(function) else ()
 
 
+def _options(node: Node) -> dict[str, Any]:
+    """The arguments of a call whose names are known."""
+    return {**dict(zip(_names_of_arguments(node.target), node.args, strict=False)), **node.kwargs}
+
+
+def _nodes_in(arguments: Any) -> list[Node]:
+    found: list[Node] = []
+    torch.fx.map_arg(arguments, found.append)
+    return found
+
+
 def _written(node: Node) -> Any:
     """The arguments that a call writes, None if there are none."""
-    options = {**dict(zip(_names_of_arguments(node.target), node.args, strict=False)), **node.kwargs}
+    options = _options(node)
     if options.get("out") is not None:
         return options["out"]
     if getattr(node.target, "__module__", "") == "_operator":
@@ -125,9 +141,7 @@ def written_tensors(nodes: Iterable[Node]) -> Iterable[tuple[Node, torch.Tensor]
             given = _written(node)
             if given is None and spoken(node) not in _DRAWS:
                 given = node.all_input_nodes
-            found: list[Node] = []
-            torch.fx.map_arg(given, found.append)
-            yield from ((node, value_of(x)) for x in found if isinstance(value_of(x), torch.Tensor))
+            yield from ((node, value_of(x)) for x in _nodes_in(given) if isinstance(value_of(x), torch.Tensor))
 
 
 def is_barrier(node: Node) -> bool:

@@ -262,6 +262,15 @@ def written_by_dropout_after_a_result_was_kept(x: Tensor) -> Tensor:
     return e * x + y
 
 
+def written_after_a_dropout_of_nothing(x: Tensor) -> Tensor:
+    y, u = x.cumsum(0), x.cumsum(1)
+    z, v = F.dropout(y, 0.5, training=False), F.dropout(u, 0.0)  # which are y and u
+    e, f = z[:2].exp(), u[2:].exp()
+    y.mul_(0.5)
+    v.mul_(0.5)
+    return torch.cat([e, f]) * y * u
+
+
 def written_by_an_embedding(x: Tensor) -> Tensor:
     y = x.detach() * 3
     before = y * 2
@@ -297,6 +306,7 @@ def written_result(x: Tensor) -> Tensor:
         written_by_keyword_after_a_result_was_kept,
         written_in_a_list_after_a_result_was_kept,
         written_by_dropout_after_a_result_was_kept,
+        written_after_a_dropout_of_nothing,
         written_by_an_embedding,
         written_by_an_embedding_twice,
         written_result,

@@ -23,7 +23,7 @@ from .._symbolic.symbols import ValueNeeded
 from .._symbolic.torch_functions import FUNCTIONS
 from .._symbolic.torch_names import is_of_torch, name_of, written_by
 from .._symbolic.tracing import trace
-from .._torch_state import is_wrapped, surely, usual_size
+from .._torch_state import is_wrapped, share_memory, surely, usual_size
 from .row_calls import RowCall, row_call, view_of_rows
 
 SMALLEST = 65_536  # elements of long rows: of fewer the call of a row op takes longer than what it saves
@@ -134,14 +134,21 @@ _DRAWS = frozenset("dropout feature_dropout alpha_dropout feature_alpha_dropout 
 _AUGMENTED = frozenset(f"__i{name}__" for name in "add sub mul truediv floordiv pow mod and or xor matmul".split())
 
 
-def written_tensors(nodes: Iterable[Node]) -> Iterable[tuple[Node, torch.Tensor]]:
+def written_tensors(nodes: Sequence[Node]) -> Iterable[tuple[Node, torch.Tensor]]:
     """Each call that writes a tensor, and what it writes; of a barrier that is not known, all tensors it is given."""
+    dropouts = [(node, *node.all_input_nodes[:1]) for node in nodes if spoken(node).endswith("dropout")]
+    same = [tuple(map(value_of, pair)) for pair in dropouts if len(pair) == 2]  # where none of it is dropped
     for node in nodes:
         if is_barrier(node):
             given = _written(node)
             if given is None and spoken(node) not in _DRAWS:
                 given = node.all_input_nodes
-            yield from ((node, value_of(x)) for x in _nodes_in(given) if isinstance(value_of(x), torch.Tensor))
+            found = [value_of(x) for x in _nodes_in(given) if isinstance(value_of(x), torch.Tensor)]
+            for x in found:
+                yield node, x
+                for a, b in (*same, *(pair[::-1] for pair in same)):
+                    if share_memory(a, x) and not any(b is y for y in found):
+                        found.append(b)
 
 
 def is_barrier(node: Node) -> bool:

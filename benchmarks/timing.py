@@ -35,8 +35,8 @@ def alternate(
 
     A sample is as many calls as last ``A_SAMPLE``, the same number for every way; what a call returns is freed within
     it. Up to ``lead`` calls before them, fewer where these take long, are not timed: the memory that a way finds is
-    then what itself left, not another. At least ``least`` samples are taken of each way, at most 1,000, and no garbage is
-    collected meanwhile. Before that each way runs ``warm`` times.
+    then what itself left, not another. At least ``least`` samples are taken of each way, at most 1,000, and no garbage
+    is collected meanwhile. Before that each way runs ``warm`` times.
     """
 
     def sample(call: Callable[[], object], calls: int, lead: int = 0) -> float:

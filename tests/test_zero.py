@@ -36,6 +36,10 @@ NORMS: dict[str, Function] = {
     "dist": lambda v: torch.dist(v, torch.zeros(3, dtype=D)),
     "std": lambda v: torch.cat([v, -v]).std(correction=4),
     "complex": lambda v: torch.complex(v[0], v[1]).abs().hypot(v[2]),
+    "our vector_norm": lambda v: ad.vector_norm(v, dim=-1),
+    "our vector_norm of all": ad.vector_norm,
+    "our vector_norm along a dimension, kept": lambda v: ad.vector_norm(v[:, None], dim=0, keepdim=True).squeeze(),
+    "our distance": lambda v: ad.distance(v[None], y=torch.zeros(3, dtype=D))[0],
     "complex norm": lambda v: torch.linalg.vector_norm(torch.complex(v, torch.zeros_like(v))),
 }
 # |v|² by a norm r.

@@ -62,6 +62,7 @@ _USUALLY: dict[str, Mapping[str, Any]] = {
 class _AlongDim(Rowwise):
     """A row op with an argument ``dim``: another than the last dimension is moved there, where that pays."""
 
+    under_root: Callable[..., Callable[[], torch.Tensor] | None] | None = None  # of a norm: the square of it, if smooth
     drops_dim = False  # without keepdim=True
     takes_list = True  # for dim, of one dimension
     moves_from = 0  # elements from which on it pays
@@ -118,6 +119,17 @@ class _AlongDim(Rowwise):
         if self.drops_dim and not given.get("keepdim"):
             return result
         return result.movedim(-1, dim).clone(memory_format=torch.contiguous_format)
+
+
+class _Norm(_AlongDim):
+    """A norm along a dimension, or of all elements."""
+
+    def computed(self, args: Sequence[Any], sweep: Any = None, called: Sequence[Any] | None = None) -> Any:
+        x, order, dim, keepdim, *others = args
+        if dim is not None or not isinstance(x, torch.Tensor):
+            return super().computed(args, sweep, called)
+        norm = super().computed([x.flatten(), order, -1, False, *others], sweep, args)
+        return norm[(None,) * x.dim()] if keepdim else norm
 
 
 class _OverDims(Rowwise):
@@ -203,6 +215,7 @@ def _op(
     drops_dim: bool = False,
     takes_list: bool = True,
     moves_from: int = 0,
+    under_root: Callable[..., Callable[[], torch.Tensor] | None] | None = None,
 ) -> Rowwise:
     """Declares an op.
 
@@ -217,6 +230,8 @@ def _op(
         takes_list: may its ``dim`` be a list of one dimension?
         moves_from: the elements from which on value, gradient and double backward along another dimension take less
             time in all than PyTorch's own.
+        under_root: of a norm, for its arguments the function that computes its square, which the tools take in place of
+            the square of the norm; None where the square is not smooth.
     """
     op = cls(definition, name=name, module="torchad_ext", domain=domain)
     op._usually = dict(_USUALLY.get(name, {}))
@@ -226,6 +241,7 @@ def _op(
     )
     if isinstance(op, _AlongDim):
         op.drops_dim, op.takes_list, op.moves_from = drops_dim, takes_list, moves_from
+        op.under_root = under_root
     parameters = op.__signature__.parameters
     tensors = [p.name for p in parameters.values() if p.default is p.empty]
     op.__doc__ = _DOC.format(
@@ -310,7 +326,7 @@ def _rms_norm(
     return (result if weight is None else result * weight).to(input)
 
 
-def _euclidean(x: torch.Tensor, dim: int) -> torch.Tensor:
+def _euclidean(x: torch.Tensor, dim: Any) -> torch.Tensor:
     """The norm with ``keepdim=True``, which is 0 with all its derivatives where x is 0."""
     square = x.square().sum(dim, keepdim=True)
     is_zero = square == 0
@@ -323,11 +339,27 @@ def _vector_norm(
     wide = x if dtype is None else x.to(dtype)
     is_euclidean = ord == 2 and isinstance(keepdim, bool) and x.is_floating_point()
     keeps_numbers = dtype is None or (dtype.is_floating_point and torch.promote_types(x.dtype, dtype) == dtype)
-    if not (isinstance(dim, int) and is_euclidean and keeps_numbers):
+    if not ((dim is None or isinstance(dim, (int, tuple, list))) and is_euclidean and keeps_numbers):
         of_order: torch.Tensor = torch.linalg.vector_norm(x, ord, dim, keepdim, dtype=dtype)
         return of_order
     norm = _euclidean(wide, dim)
     return norm if keepdim else norm.sum(dim)
+
+
+def _square_of_norm(
+    x: torch.Tensor, ord: float = 2, dim: int | None = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Callable[[], torch.Tensor] | None:
+    if ord != 2 or not x.is_floating_point():
+        return None
+    return lambda: x.square().sum(dim, keepdim, dtype=dtype)
+
+
+def _square_of_distance(
+    x: torch.Tensor, y: torch.Tensor, dim: int = -1, keepdim: bool = False
+) -> Callable[[], torch.Tensor] | None:
+    if not (x.is_floating_point() and y.is_floating_point()):
+        return None
+    return lambda: (x - y).square().sum(dim, keepdim)
 
 
 def _normalize(input: torch.Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> torch.Tensor:
@@ -402,7 +434,9 @@ vector_norm = _op(
     r"The Euclidean norm, :math:`|x| = \sqrt{\sum_j x_j^2}`. At 0 it and all its derivatives are 0: the first is "
     "the smallest subgradient, as in PyTorch, whose second is nan.",
     like="torch.linalg.vector_norm",
+    cls=_Norm,
     drops_dim=True,
+    under_root=_square_of_norm,
 )
 normalize = _op(
     "normalize",
@@ -425,4 +459,5 @@ distance = _op(
     _distance,
     r"The distance of two points, :math:`|x - y|`. Where they coincide it and all its derivatives are 0.",
     drops_dim=True,
+    under_root=_square_of_distance,
 )

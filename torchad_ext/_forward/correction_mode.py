@@ -134,9 +134,7 @@ def _found(func: Any) -> tuple[str, Any]:
             return "python", parts
         if composed and not parts:
             return "corrected", composed
-        if roots.watched(func):
-            return "watched", func
-    return "native", func
+    return ("watched" if roots.watched(func) else "native"), func
 
 
 def _in_place(composed: Callable[..., Any]) -> Callable[..., Any]:
@@ -165,7 +163,8 @@ def with_powers(func: Any, args: Any, kwargs: Any, call: Callable[[], Any]) -> A
     kind = roots.watched(func)
     if not kind or not (roots.are_known() or kind in roots.ROOTS):
         return call()
-    args, kwargs = positional(func, args, kwargs)
+    if kind != roots.UNDER_ROOT:
+        args, kwargs = positional(func, args, kwargs)
     power = roots.power_of(kind, args, kwargs)
     if power is not None:
         _recompute_alike()

@@ -97,7 +97,7 @@ class Propagation(Sweep):
     def apply(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
         """An operation on tensors of this sweep."""
         if isinstance(func, Rowwise):
-            return func.computed(func.bound(args, kwargs), self)
+            return with_powers(func, args, kwargs, lambda: func.computed(func.bound(args, kwargs), self))
         if isinstance(func, Pointwise):  # whose name may be that of a function of PyTorch
             return self.by_rule(func, None, args, kwargs)
         if isinstance(func, OpOverloadPacket):

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .._linearity import MOVES
+from .._symbolic.torch_names import is_of_torch
 from .._torch_state import without_torch_function
 from .calls import known_name
 
@@ -28,14 +29,17 @@ _CONVERSIONS = frozenset("to type_as float double".split())
 _KEEPS = MOVES | _CONVERSIONS | {"clone"}
 _PRODUCTS = frozenset("mul multiply rmul".split())
 _QUOTIENTS = frozenset("div divide true_divide truediv".split())
-ROOTS = frozenset("abs absolute std".split())
+UNDER_ROOT = "under_root"  # the attribute of an op that is a norm, and what such an op is called here
+ROOTS = frozenset(("abs", "absolute", "std", UNDER_ROOT))
 POWERS = frozenset("pow float_power square".split()) | _PRODUCTS
 _WATCHED = _KEEPS | _PRODUCTS | _QUOTIENTS | ROOTS | POWERS | {"neg", "negative"}
 
 
 @functools.lru_cache(2048)
 def watched(func: Any) -> str | None:
-    """The name of a function of PyTorch that makes roots, keeps them, or takes powers; None for another one."""
+    """The name of a function of PyTorch, or of ours, that makes roots, keeps them, or takes powers; None of another."""
+    if not is_of_torch(func):
+        return UNDER_ROOT if getattr(func, UNDER_ROOT, None) else None
     name = known_name(func)
     name = name.strip("_") if name.startswith("__") else name
     return name if name in _WATCHED else None
@@ -127,6 +131,10 @@ def power_of(kind: str, args: Any, kwargs: Any) -> Any:
 
 def follow(func: Any, kind: str, args: Any, kwargs: Any, result: Tensor) -> None:
     """Notes of a result that it is a root, if it is."""
+    if kind == UNDER_ROOT:
+        if s := func.under_root(*args, **kwargs):
+            is_root(result, 2, s, *tree_leaves((args, kwargs)))
+        return
     first, *others = args
     if kind in ("abs", "absolute"):
         is_root(result, 2, lambda: squared(first), first)

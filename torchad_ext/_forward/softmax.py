@@ -16,6 +16,7 @@ from .singular import is_nowhere
 
 _NEAR = 4  # apart, so that the exponential functions of numbers have the digits of their sum
 
+
 def logsumexp(x: Any, dim: Any, keepdim: bool = False) -> Any:
     if x.is_complex() or not x.numel():
         return NotImplemented

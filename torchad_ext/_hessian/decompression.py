@@ -140,8 +140,6 @@ def find_coloring(f: Callable[[Tensor], Tensor], x: Tensor, always: bool = False
     if always:
         pattern = find_pattern(f, x)
         return None if pattern is None or 2 * len(pattern[0]) > n * n else _coloring_of_keys(pattern[0], x)
-    if n < thresholds.FEW_ELEMENTS:
-        return None
     most = n / thresholds.SAVING
     pattern = find_pattern(f, x, most, thresholds.SHARE / thresholds.FINDING)
     if pattern is None:

@@ -15,6 +15,7 @@ from .._forward.missing import tool
 from .._forward.undone import once_more
 from .._self_check import FastPath, report
 from .._torch_state import outside_inference_mode, where_transforms_are_right
+from . import thresholds
 from .decompression import Coloring, SparsityError, coloring_of, find_coloring
 from .jacobian_columns import jacobian_by_pullback_of_pullback, jacobian_in_forward_mode
 from .jacobian_rows import all_rows, blocks_of_rows, rows_at_once, tracked
@@ -28,7 +29,6 @@ from .pullback import (
     pullback_of_value,
     scalar_function,
 )
-from .thresholds import MUCH_TALLER
 
 Strategy = Literal["reverse-over-reverse", "forward-over-reverse"]
 
@@ -74,7 +74,7 @@ def jacobian(
     if strategy == "forward":
         return jacobian_in_forward_mode(at, f, lambda: pullback_of_value(f, at), Draws(at), chunk_size, progress)
     value = pullback_of_value(f, at)
-    if strategy is None and chunk_size != 1 and value.size > MUCH_TALLER * at.size:
+    if strategy is None and chunk_size != 1 and value.size > thresholds.MUCH_TALLER * at.size:
         by_columns = jacobian_by_pullback_of_pullback(value, chunk_size, progress)
         if by_columns is not None:
             return by_columns
@@ -201,6 +201,8 @@ def _by_colors(
     at, is_found = gradient.at, isinstance(sparsity, str) and sparsity == "auto"
     (x,) = at.leaves
     colored: Coloring | None
+    if is_found and layout is torch.strided and at.size < thresholds.FEW_ELEMENTS:
+        return None
     if is_found:
         with draws.evaluation():
             colored = once_more(find_coloring, scalar_function(f, at), x, layout is torch.sparse_coo)

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 import torchad_ext as ad
 from torchad_ext import _self_check, _torch_state
-from torchad_ext._hessian import jacobian_rows
+from torchad_ext._hessian import jacobian_rows, thresholds
 
 Function = Callable[[Any], Any]
 
@@ -117,8 +117,9 @@ class TestFaults:
             TOOLS[name](sample(70))
 
     def test_unit_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        x = sample(300)
+        x = sample(400)
         dense = jacobian_rows.dense_rows
+        monkeypatch.setattr(thresholds, "_UNIT_NODES", 100)
 
         def faulty(results: Any, count: int) -> list[Tensor]:
             rows = dense(results, count)

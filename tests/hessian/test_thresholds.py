@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 import torchad_ext as ad
 from torchad_ext._autograd.graph import graph_nodes
-from torchad_ext._hessian import diagonal
+from torchad_ext._hessian import diagonal, jacobian_rows
 from torchad_ext._hessian.thresholds import largest_matrix_in_graph, quickest_ways, rows_at_once
 
 MEGABYTES = 2**20
@@ -164,6 +164,23 @@ class TestTheLargestTensor:
     @pytest.mark.parametrize("f", [lambda x: x.view(3, 2) @ torch.ones(2).double(), lambda x: 2 * x, lambda x: x[:0]])
     def test_a_graph_without_one(self, f: Callable[[Tensor], Tensor]) -> None:
         assert largest_matrix_in_graph(graph_nodes([f(sample(6).requires_grad_())])) == 0
+
+
+@pytest.mark.parametrize(("steps", "size", "kept"), [(1, 400, True), (1, 399, False), (8, 400, False)])
+def test_unit_rows_are_kept_in_short_graphs(steps: int, size: int, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each node costs a dispatch in Python: a loop of many small operations takes a quarter of the time without."""
+    seen: list[int] = []
+    rows = jacobian_rows.dense_rows
+    monkeypatch.setattr(jacobian_rows, "dense_rows", lambda results, count: seen.append(count) or rows(results, count))
+
+    def f(x: Tensor) -> Tensor:
+        for _ in range(steps):
+            x = x.sin()
+        return x.sum()
+
+    x = sample(size)
+    assert_close(ad.hessian(f, x), ad.hessian(f, x, chunk_size=1))
+    assert bool(seen) == kept
 
 
 def network(act: Callable[[Tensor], Tensor], residual: bool = False) -> Callable[[Tensor], Tensor]:

@@ -44,7 +44,7 @@ def all_rows(value: Pullback, chunk_size: int | None, progress: bool) -> list[Te
 
 def chunks_of_rows(value: Pullback, rows: int, progress: bool) -> Iterator[tuple[int, Tensors]]:
     """The rows of J in batches: the number of the first, and for each leaf of x ``[rows, *leaf]``."""
-    if value.final and len(value.outputs) == 1 and thresholds.are_units_worth(min(rows, value.size), value.size):
+    if isinstance(value, GraphPullback) and _are_units(value, rows):
         (y,) = value.outputs
         for start, count in _batches(value.size, value.at, rows, progress):
             units = UnitRows(y.shape, y.new_ones(count), start)
@@ -55,6 +55,13 @@ def chunks_of_rows(value: Pullback, rows: int, progress: bool) -> Iterator[tuple
         return
     for start, seeds in bases(value.outputs, value.at, rows, progress):
         yield start, value.pull_rows(seeds)
+
+
+def _are_units(value: GraphPullback, rows: int) -> bool:
+    """Are the rows unit vectors, which are worth to be kept sparse?"""
+    if not value.final or len(value.outputs) != 1:
+        return False
+    return thresholds.are_units_worth(min(rows, value.size), value.size, len(value.names))
 
 
 def gathered(

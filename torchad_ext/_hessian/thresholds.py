@@ -25,7 +25,8 @@ _IN_CACHE, _AT_MOST = 2**21, 2**24  # bytes of the largest tensor of a batch
 _SHARE = 32  # of the Jacobian's bytes; the tensors of a batch are some ten, so that they take less than half of these
 _FEWEST = 8  # large rows that are worth a batch
 FEW_ROWS = 3  # rows or columns of one batch, whatever their size; rows one by one where that cannot be
-_UNIT_ROWS = 256  # in a batch as wide, from which on they are worth a dispatch in Python
+_UNIT_ROWS = 400  # in a batch as wide, from which on they are worth a dispatch in Python
+_UNIT_NODES = 12  # of a graph, in more of which they are dense rows most of the way
 MUCH_TALLER = 4  # values of f for each element of x, from which on the Jacobian is computed by its columns
 _FIRST_FACTOR = {"MvBackward0": 0, "AddmvBackward0": 1, "MmBackward0": 0, "AddmmBackward0": 1}  # among the operands
 # The diagonal of a batch of points.
@@ -47,9 +48,9 @@ def rows_at_once(largest: int, jacobian: int, matrix: int = 0) -> int:
     return rows if rows >= _FEWEST else 1
 
 
-def are_units_worth(rows: int, size: int) -> bool:
-    """Is a batch of so many unit rows of this size worth the dispatch that keeps them sparse?"""
-    return rows > 1 and size >= _UNIT_ROWS and rows * size >= _UNIT_ROWS**2
+def are_units_worth(rows: int, size: int, nodes: int) -> bool:
+    """Is a batch of so many unit rows of this size worth the dispatch in each node that keeps them sparse?"""
+    return rows > 1 and nodes <= _UNIT_NODES and size >= _UNIT_ROWS and rows * size >= _UNIT_ROWS**2
 
 
 def directions_at_once(size: int) -> int:

@@ -18,8 +18,9 @@ from .calls import is_python, known_name, positional, without_guard
 from .control_flow import CONTROL_FLOW
 from .corrections import CORRECTIONS
 from .sparse_products import PRODUCTS
+from .sparse_values import sparse_coo_tensor
 
-_COMPOSITIONS: dict[str, Callable[..., Any]] = {**CORRECTIONS, **PRODUCTS}
+_COMPOSITIONS: dict[str, Callable[..., Any]] = {**CORRECTIONS, **PRODUCTS, "sparse_coo_tensor": sparse_coo_tensor}
 # Methods that show the gradient of a tensor on its way, or change it.
 _HOOKS = (Tensor.register_hook, Tensor.retain_grad, Tensor.grad_fn.__get__)  # type: ignore[union-attr]
 

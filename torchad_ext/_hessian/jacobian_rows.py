@@ -17,12 +17,15 @@ from torch import Tensor
 from torch.utils._pytree import tree_unflatten
 
 from .._autograd.foreign_functions import COMPILED
+from .._forward.sparse_values import NODES
 from .._self_check import FastPath, report
 from . import thresholds
 from .point import Point, Tensors, is_transformed, offsets_of
 from .pullback import GraphPullback, Pullback
 from .random_product import RandomProduct
 from .unit_rows import UnitRows, dense_rows
+
+_ONE_BY_ONE = NODES | {COMPILED}  # nodes whose backward runs for one row at a time
 
 Chunks = Iterable[tuple[int, Tensors]]  # the number of the first row of each, and for each leaf of x [rows, *leaf]
 
@@ -78,8 +81,8 @@ def gathered(
     rows = chunk_size or rows_at_once(value, value.at.size, batch)
     if not isinstance(value, GraphPullback) or not value.size or not value.at.size:
         return gather(chunks(rows))
-    if rows == 1 or value.size <= batch or COMPILED in value.names:
-        return gather(chunks(1))  # a compiled backward runs for one row at a time
+    if rows == 1 or value.size <= batch or not _ONE_BY_ONE.isdisjoint(value.names):
+        return gather(chunks(1))
     path = value.path("in batches", rows)
     if path.is_wrong:
         return gather(chunks(1))

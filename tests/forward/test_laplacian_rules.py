@@ -63,7 +63,8 @@ SOME = {
     "cov": "weights",
     "stft": "a window that varies",
     "quantile": "a number that varies",
-    "scatter_reduce": "a product, an extremum",
+    "scatter_reduce": "a product",
+    "index_reduce": "a product",
     "norm": "a spectrum, negative orders",
     "vector_norm": "negative orders",
     "matrix_norm": "a spectrum",
@@ -587,6 +588,15 @@ OVERLOADS: dict[str, Function] = {
         x.sin().scatter_reduce(1, LATER, last(4, 3), "sum") * last(4, 3).scatter_reduce(1, LATER, x.cos(), "mean")
         + x.sin().scatter_reduce(1, LATER, last(4, 3), "mean", include_self=False)
     ),
+    "extrema by index": lambda x: (
+        x.sin().scatter_reduce(1, LATER, last(4, 3), "amax") * last(4, 3).scatter_reduce(1, LATER, x.cos(), "amin")
+        + x.sin().index_reduce(1, LATER[0], x.cos(), "amax", include_self=False)
+        + x.T.contiguous().index_reduce_(0, LATER[0], x.T.cos(), "amin").T
+    ),
+    "extrema by index that are equal": lambda x: x.scatter_reduce(1, LATER, x[:, :1].expand(4, 3), "amax"),
+    "max_unpool": lambda x: F.max_unpool1d(
+        *F.max_pool1d(x.sin()[:, None], 2, return_indices=True), 2, output_size=[3]
+    ).flatten(1),
     "extrema of two": lambda x: torch.max(x.sin(), last(4, 3)) * torch.min(last(4, 3), x.cos()) + x.max(x.roll(1, 1)),
     "embedding by the operator": lambda x: torch.embedding(x.sin(), torch.arange(4)),
     "a convolution without a bias": lambda x: torch.conv1d(x.sin()[:, None], last(2, 1, 2)),

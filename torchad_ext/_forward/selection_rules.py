@@ -8,6 +8,7 @@ from __future__ import annotations
 import types
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -123,9 +124,28 @@ def _embedding(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> An
 
 
 def _reduced_by_index(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-    """scatter_reduce."""
-    linear = args[-1] in ("sum", "mean")
-    return sweep.linear(func, args, kwargs, jointly=True) if linear else NotImplemented
+    """scatter_reduce and index_reduce: an extremum is the mean of the elements of both tensors that are equal to it."""
+    *_, reduce = args
+    if reduce in ("sum", "mean"):
+        return sweep.linear(func, args, kwargs, jointly=True)
+    if reduce not in ("amax", "amin"):
+        return NotImplemented
+    x, dim, index, source, _ = args
+    if known_name(func) == "index_reduce" and x.dim():
+        index = index.view(-1, *(1,) * (x.dim() - 1)).movedim(0, dim).expand(source.shape)
+    if index.shape != source.shape:
+        return NotImplemented
+    y = func(*sweep.values(args, {})[0], **kwargs)
+    of_source = sweep.value(source) == y.gather(dim, index)
+    of_x = sweep.value(x) == y
+    if not kwargs.get("include_self", True):
+        of_x = of_x.scatter(dim, index, False)
+    count = of_x.to(y.dtype).scatter_add(dim, index, of_source.to(y.dtype))
+
+    def mean(x: Any, source: Any) -> Any:
+        return torch.where(of_x, x, 0).scatter_add(dim, index, torch.where(of_source, source, 0)) / count
+
+    return sweep.linear(mean, (x, source), {}, jointly=True, constants=(of_x, of_source))
 
 
 _POOLS = [f"{kind}max_pool{n}d" for kind in ("", "adaptive_") for n in "123"]
@@ -138,5 +158,5 @@ RULES: dict[str, Rule] = {
     "scatter": _scattered,
     "index_fill": _scattered,
     "embedding": _embedding,
-    "scatter_reduce": _reduced_by_index,
+    **dict.fromkeys(("scatter_reduce", "index_reduce"), _reduced_by_index),
 }

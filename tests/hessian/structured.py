@@ -78,6 +78,7 @@ KEPT = {
     "interpolate, area": 'F.interpolate(u.view(1, 1, 4, 6), size=(2, {3/4}), mode="area")',
     "grid_sample": 'F.grid_sample(u.view(1, 1, 4, 6), C(1, 3, 3, 2), mode="{bilinear/nearest}", align_corners={True/False})',
     "grid_sample, grid": "F.grid_sample(C(1, 1, 4, 4), 0.4 * u.view(1, 3, 4, 2), align_corners=False)",
+    "grid_sample, grid, 3-D": "F.grid_sample(C(1, 2, 3, 3, 3), 0.4 * u.view(1, 2, 2, 2, 3), align_corners={True/False})",
     "pixel_shuffle": "F.pixel_shuffle(u.view(1, 4, 2, 3), 2) * u.view(1, 1, 4, 6)",
     "pad": "F.pad(u, ({1/2}, 1), value=2.0)[1:25] * u",
     "pad, modes": 'F.pad(u.view(1, 4, 6), ({1/2}, 1), mode="{reflect/replicate/circular}")[..., 1:]',

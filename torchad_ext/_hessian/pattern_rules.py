@@ -94,6 +94,8 @@ class Rules:
         is_complex = name in _NOT_OF_REAL_PARTS and given["self"].is_complex()
         if name in CONSTANT or name in RANDOM or (name == "sgn" and not is_complex):
             return self._constant
+        if name == "grid_sampler_3d" and not self._known(given["input"]):
+            return self._sample
         if name in _BY_ITS_MATRIX or given.get("accumulate") or "reduce" in given:
             return self._linear_at_x
         if name in _MOVED:
@@ -347,6 +349,13 @@ class Rules:
         members = _windows(of_x, size, stride, list(zip(padding, after, strict=True)), [1] * n).reshape(y.numel(), -1)
         rows = torch.arange(y.numel()).unsqueeze(1).expand(members.shape)
         return [self._rows([rows], [members], y.shape, False)]
+
+    def _sample(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor] | None:
+        """Samples of a constant, each of which couples the coordinates of its place."""
+        of_grid = self._of(args[1])
+        *places, _ = of_grid.shape
+        rows = torch.arange(math.prod(places)).view(*places, 1).expand(of_grid.shape)
+        return [self._rows([rows], [of_grid], places, True).unsqueeze(1).expand(y.shape) for y in outputs]
 
     def _linear_at_x(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Tensor] | None:
         """A linear operation depends on what its matrix has entries for."""

@@ -75,7 +75,7 @@ struct QuadraticFormLoops {
     const int64_t grain = std::max<int64_t>(1, worth_a_thread / n);
     parallel_for(outer.count * n, grain, [&](int64_t from, int64_t to) {
       const bool cached = (n % w > 0 && n < 16 * w) || (to - from) * n * int64_t(sizeof(T)) < held_by_a_core ||
-                          outer.count * n * n * int64_t(sizeof(T)) < held_by_all();
+                          2 * outer.count * n * n * int64_t(sizeof(T)) < held_by_all();  // A is as large
       int64_t problem = from / n, i = from % n;
       for (int64_t row = from; row < to; ++row) {
         const T* x = outer.x + problem * n;

@@ -166,17 +166,32 @@ class TestTheLargestTensor:
         assert largest_matrix_in_graph(graph_nodes([f(sample(6).requires_grad_())])) == 0
 
 
-@pytest.mark.parametrize(("steps", "size", "kept"), [(1, 400, True), (1, 399, False), (8, 400, False)])
-def test_unit_rows_are_kept_in_short_graphs(steps: int, size: int, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each node costs a dispatch in Python: a loop of many small operations takes a quarter of the time without."""
+@pytest.mark.parametrize(
+    ("steps", "size", "has_matrix", "kept"),
+    [
+        (1, 400, False, True),
+        (1, 399, False, False),
+        (8, 400, False, False),
+        (8, 400, True, True),
+        (99, 400, True, False),
+    ],
+)
+def test_unit_rows_are_kept_in_short_graphs_and_for_large_matrices(
+    steps: int, size: int, has_matrix: bool, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each node costs a dispatch in Python: a loop of many small operations takes a quarter of the time without. What
+    pays for it are products of unit vectors with a matrix, which take one of its rows."""
     seen: list[int] = []
     rows = jacobian_rows.dense_rows
     monkeypatch.setattr(jacobian_rows, "dense_rows", lambda results, count: seen.append(count) or rows(results, count))
 
+    A = sample(size, size)
+
     def f(x: Tensor) -> Tensor:
+        y = x @ (A @ x) if has_matrix else x.sum()
         for _ in range(steps):
             x = x.sin()
-        return x.sum()
+        return x.sum() + y
 
     x = sample(size)
     assert_close(ad.hessian(f, x), ad.hessian(f, x, chunk_size=1))

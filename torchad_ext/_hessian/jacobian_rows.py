@@ -64,7 +64,8 @@ def _are_units(value: GraphPullback, rows: int) -> bool:
     """Are the rows unit vectors, which are worth to be kept sparse?"""
     if not value.final or len(value.outputs) != 1:
         return False
-    return thresholds.are_units_worth(min(rows, value.size), value.size, len(value.names))
+    matrix = value.largest_matrix() // value.outputs[0].element_size()
+    return thresholds.are_units_worth(min(rows, value.size), value.size, len(value.names), matrix)
 
 
 def gathered(

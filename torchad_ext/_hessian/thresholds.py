@@ -27,6 +27,7 @@ _FEWEST = 8  # large rows that are worth a batch
 FEW_ROWS = 3  # rows or columns of one batch, whatever their size; rows one by one where that cannot be
 _UNIT_ROWS = 400  # in a batch as wide, from which on they are worth a dispatch in Python
 _UNIT_NODES = 12  # of a graph, in more of which they are dense rows most of the way
+_PRODUCTS_A_NODE = 2**20  # of numbers, which take as long as the dispatch in a node
 MUCH_TALLER = 4  # values of f for each element of x, from which on the Jacobian is computed by its columns
 _FIRST_FACTOR = {"MvBackward0": 0, "AddmvBackward0": 1, "MmBackward0": 0, "AddmmBackward0": 1}  # among the operands
 # The diagonal of a batch of points.
@@ -48,9 +49,12 @@ def rows_at_once(largest: int, jacobian: int, matrix: int = 0) -> int:
     return rows if rows >= _FEWEST else 1
 
 
-def are_units_worth(rows: int, size: int, nodes: int) -> bool:
-    """Is a batch of so many unit rows of this size worth the dispatch in each node that keeps them sparse?"""
-    return rows > 1 and nodes <= _UNIT_NODES and size >= _UNIT_ROWS and rows * size >= _UNIT_ROWS**2
+def are_units_worth(rows: int, size: int, nodes: int, matrix: int) -> bool:
+    """Is a batch of so many unit rows of this size worth the dispatch in each node that keeps them sparse?
+
+    It saves most of a product with a matrix of so many elements."""
+    is_short = nodes <= _UNIT_NODES and size >= _UNIT_ROWS and rows * size >= _UNIT_ROWS**2
+    return rows > 1 and (is_short or rows * matrix >= nodes * _PRODUCTS_A_NODE)
 
 
 def directions_at_once(size: int) -> int:

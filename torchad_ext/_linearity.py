@@ -41,7 +41,7 @@ MOVES = frozenset(
     pixel_unshuffle channel_shuffle native_channel_shuffle reflection_pad1d reflection_pad2d reflection_pad3d
     replication_pad1d replication_pad2d replication_pad3d upsample_nearest1d upsample_nearest2d upsample_nearest3d
     _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d view_as_real_copy slice_backward
-    select_backward diagonal_backward max_unpool2d max_unpool3d
+    select_backward diagonal_backward
 """.split()
 )
 # y_i = x_p(i) or z_q(i): elements of all tensors.

@@ -594,9 +594,6 @@ OVERLOADS: dict[str, Function] = {
         + x.T.contiguous().index_reduce_(0, LATER[0], x.T.cos(), "amin").T
     ),
     "extrema by index that are equal": lambda x: x.scatter_reduce(1, LATER, x[:, :1].expand(4, 3), "amax"),
-    "max_unpool": lambda x: F.max_unpool1d(
-        *F.max_pool1d(x.sin()[:, None], 2, return_indices=True), 2, output_size=[3]
-    ).flatten(1),
     "extrema of two": lambda x: torch.max(x.sin(), last(4, 3)) * torch.min(last(4, 3), x.cos()) + x.max(x.roll(1, 1)),
     "embedding by the operator": lambda x: torch.embedding(x.sin(), torch.arange(4)),
     "a convolution without a bias": lambda x: torch.conv1d(x.sin()[:, None], last(2, 1, 2)),

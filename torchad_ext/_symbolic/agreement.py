@@ -75,8 +75,9 @@ def agrees(
 
 def _largest(x: Any) -> float:
     """The largest finite absolute value."""
-    x = torch.as_tensor(x).detach().double().abs()
-    return float(torch.where(x.isfinite(), x, 0.0).max())
+    if not isinstance(x, Tensor):
+        return abs(float(x)) if math.isfinite(x) else 0.0
+    return float(x.detach().double().nan_to_num(0.0, 0.0, 0.0).abs().max())
 
 
 def _are_close(x: Any, y: Tensor, rounding: float) -> bool:

@@ -78,6 +78,13 @@ def test_a_gaussian_of_a_norm_at_its_centre(norm: str, square: str) -> None:
     assert_close(ad.jacobian(f, AT), torch.zeros(3, dtype=D))
 
 
+@pytest.mark.parametrize("norm", [ad.vector_norm, torch.linalg.vector_norm])
+def test_a_square_is_taken_in_the_dtype_of_the_norm(norm: Callable[..., Tensor]) -> None:
+    x = torch.tensor([300.0, 400.0], dtype=torch.float16)  # whose squares are beyond it
+    value, jacobian, laplacian = ad.forward_laplacian(lambda x: norm(x, dim=-1, dtype=torch.float32) ** 2, x)
+    assert (float(value), jacobian.tolist(), float(laplacian)) == (250_000.0, [600.0, 800.0], 4.0)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_derivatives_at_zero_are_zero(norm: str) -> None:
     f, zero = lambda x: NORMS[norm](x - AT), torch.zeros(3, 3, dtype=D)

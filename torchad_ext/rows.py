@@ -351,7 +351,7 @@ def _square_of_norm(
 ) -> Callable[[], torch.Tensor] | None:
     if ord != 2 or not x.is_floating_point():
         return None
-    return lambda: x.square().sum(dim, keepdim, dtype=dtype)
+    return lambda: (x if dtype is None else x.to(dtype)).square().sum(dim, keepdim)
 
 
 def _square_of_distance(

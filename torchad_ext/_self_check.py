@@ -10,7 +10,7 @@ from typing import Any
 
 from ._warnings import warn_or_raise
 
-_SHARE = 0.04  # of the time of a fast path, which its checks may take from the second call on
+_SHARE = 0.02  # of the time of a fast path, which its checks may take from the second call on
 _KEPT = 1024
 
 
@@ -56,11 +56,13 @@ _paths: collections.OrderedDict[Hashable, FastPath] = collections.OrderedDict()
 
 def fast_path(key: Hashable, is_meta: bool = False) -> FastPath:
     """The record of a fast path for functions and tensors of a kind; those on the meta device have no numbers."""
-    path = _paths.setdefault(key, FastPath())
+    path = _paths.get(key)
+    if path is None:
+        path = _paths[key] = FastPath()
+        if len(_paths) > _KEPT:
+            _paths.popitem(last=False)
     path.is_rounded |= is_meta
     _paths.move_to_end(key)
-    if len(_paths) > _KEPT:
-        _paths.popitem(last=False)
     return path
 
 

@@ -241,7 +241,8 @@ class TestDiagonalOfABatch:
         [
             (1, 1, "products"),
             (64, 2, "products"),
-            (64, 3, "batches"),
+            (64, 3, "products"),
+            (64, 4, "batches"),
             (1, 10, "batches"),
             (64, 10, "batches"),
             (1024, 10, "products"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,16 +11,16 @@ from torch.autograd.function import BackwardCFunction
 Tensors = Sequence[Tensor]
 
 
-def foreign_nodes(outputs: Tensors) -> Iterator[Any]:
+def foreign_nodes(outputs: Tensors) -> list[Any]:
     """The nodes of each ``autograd.Function`` in a graph that is not one of this package."""
-    for node in graph_nodes(outputs):
-        if isinstance(node, BackwardCFunction) and not is_own(node):
-            yield node
+    nodes = graph_nodes(outputs)
+    foreign = {kind for kind in set(map(type, nodes)) if issubclass(kind, BackwardCFunction) and not is_own(kind)}
+    return [node for node in nodes if type(node) in foreign] if foreign else []
 
 
-def is_own(node: Any) -> bool:
-    """Is it of an ``autograd.Function`` of this package?"""
-    function = getattr(node, "_forward_cls", None)
+def is_own(kind: type) -> bool:
+    """Are nodes of this class those of an ``autograd.Function`` of this package?"""
+    function = getattr(kind, "_forward_cls", None)
     return function is not None and function.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
@@ -29,17 +29,16 @@ def is_cut_off(node: Any) -> bool:
     return bool(node.name() == "torch::autograd::Error")
 
 
-def graph_nodes(outputs: Tensors) -> Iterator[Any]:
+def graph_nodes(outputs: Tensors) -> list[Any]:
     """The nodes of a graph, in an order that depends on the graph alone."""
-    waiting = list(dict.fromkeys(y.grad_fn for y in outputs if y.grad_fn is not None))
-    found = set(waiting)
-    while waiting:
-        node = waiting.pop()
-        yield node
+    nodes = list(dict.fromkeys([y.grad_fn for y in outputs if y.grad_fn is not None]))
+    found = set(nodes)
+    for node in nodes:  # which grow meanwhile
         for child, _ in node.next_functions:
             if child is not None and child not in found:
                 found.add(child)
-                waiting.append(child)
+                nodes.append(child)
+    return nodes
 
 
 def depends_on_others(outputs: Tensors, inputs: Tensors) -> bool:
@@ -49,6 +48,6 @@ def depends_on_others(outputs: Tensors, inputs: Tensors) -> bool:
 
 def lead_to_others(nodes: Iterable[Any], inputs: Tensors) -> bool:
     """Is there a leaf among the nodes of a graph that is none of the inputs?"""
-    own = {id(x) for x in inputs}
-    leaves = (node.variable for node in nodes if type(node).__name__ == "AccumulateGrad")
-    return not all(x.is_leaf for x in inputs) or any(id(x) not in own for x in leaves)
+    own = [id(x) for x in inputs]
+    leaves = [id(node.variable) for node in nodes if type(node).__name__ == "AccumulateGrad"]
+    return any(x not in own for x in leaves) or not all(x.is_leaf for x in inputs)

@@ -38,12 +38,11 @@ class Correcting(TorchFunctionMode):
     _running: Any = None  # a function in Python: what it calls by super() has its name
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
         if torch.compiler.is_compiling():
-            return func(*args, **kwargs)
-        kwargs = with_forgotten(func, kwargs)
+            return func(*args, **(kwargs or {}))
         kind, of = _found(func) if func.__hash__ else ("native", func)
-        if kind == "native" or (types and any(map(_overrides, types))):
+        kwargs = with_forgotten(func, kwargs) if kwargs else {}
+        if kind == "native" or (kind == "watched" and not roots.are_known()) or (types and any(map(_overrides, types))):
             return func(*args, **kwargs)
         if kind == "python" and func is not self._running:
             before, self._running = self._running, func
@@ -135,6 +134,8 @@ def _found(func: Any) -> tuple[str, Any]:
             return "python", parts
         if composed and not parts:
             return "corrected", composed
+    if roots.watched(func) in roots.ROOTS:
+        return "root", func
     return ("watched" if roots.watched(func) else "native"), func
 
 

@@ -241,7 +241,7 @@ def by_reverse_mode(
         numbers = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
         results = numbers.reshape(*x.shape[:-1], -1).unbind(-1)
 
-        functions = list(foreign_nodes([value]))
+        functions = foreign_nodes([value])
         unknown = not all(function_of(node) in _differentiable for node in functions)
 
         def gradient(y: Tensor, create_graph: bool, marked: bool = False) -> Tensor:
@@ -319,7 +319,7 @@ def along_by_reverse_mode(
             return (value if recording else value.detach(),) * len(functionals)
         numbers = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
         results_of_f = numbers.reshape(*x.shape[:-1], -1).unbind(-1)
-        functions = list(foreign_nodes([value]))
+        functions = foreign_nodes([value])
 
         @functools.cache
         def gradients(index: Index) -> Sequence[Tensor]:

@@ -118,7 +118,7 @@ def partials(
 
     A program with another operation in it is differentiated by nested autograd, and one warning says so; with
     ``TORCHAD_EXT_STRICT=1`` it is an error. The numbers of a program of operations that were not met before, and of
-    later ones for 4 % of the time, are compared with those of nested autograd, for which f runs again, with some of
+    later ones for 2 % of the time, are compared with those of nested autograd, for which f runs again, with some of
     many points. The result may be differentiated again, in parameters and in x.
 
     Args:

@@ -20,7 +20,7 @@ from .decompression import Coloring, SparsityError, coloring_of, find_coloring
 from .jacobian_columns import jacobian_by_pullback_of_pullback, jacobian_in_forward_mode
 from .jacobian_rows import all_rows, blocks_of_rows, rows_at_once, tracked
 from .pattern import sparse_matrix
-from .point import Draws, Function, Point, explained, is_transformed
+from .point import Draws, Function, Point, explained
 from .pullback import (
     GraphPullback,
     Pullback,
@@ -160,16 +160,16 @@ def hessian(
     if sparsity is not None and not torch.compiler.is_compiling():
         _check_sparsity(at)
         with draws.evaluation():
-            gradient = pullback_of_gradient(f, at)
+            gradient = pullback_of_gradient(at)
         recovered = _by_colors(gradient, f, sparsity, chunk_size, strategy, progress, layout, draws)
         if recovered is not None:
             return recovered
     if strategy == "forward-over-reverse":
         H = jacobian_in_forward_mode(
-            at, gradient_function(f, at), lambda: pullback_of_gradient(f, at), draws, chunk_size, progress, True
+            at, gradient_function(f, at), lambda: pullback_of_gradient(at), draws, chunk_size, progress, True
         )
     else:
-        gradient = gradient or pullback_of_gradient(f, at)
+        gradient = gradient or pullback_of_gradient(at)
         H = blocks_of_rows(gradient, all_rows(gradient, chunk_size, progress), as_outputs=True)
     if layout is torch.strided:
         return H
@@ -178,7 +178,7 @@ def hessian(
 
 def _check_sparsity(at: Point) -> None:
     at.single("sparsity")
-    if is_transformed():
+    if at.is_transformed:
         raise ValueError(
             "torchad_ext.hessian with sparsity finds a pattern and checks it, which a transform of torch.func cannot "
             "trace; leave sparsity out there"

@@ -18,7 +18,7 @@ from .._autograd.graph import foreign_nodes
 from .._self_check import FastPath, fast_path
 from . import thresholds
 from .jacobian_rows import all_rows, bases, blocks_of_rows, chunks_of_rows, joined, rows_again, rows_at_once
-from .point import Draws, Function, Point, Tensors, explained, is_transformed, offsets_of
+from .point import Draws, Function, Point, Tensors, explained, offsets_of
 from .pullback import FlatFunction, GraphPullback, Pullback, grad
 from .random_product import RandomProduct
 from .thresholds import Largest
@@ -35,7 +35,7 @@ def jacobian_in_forward_mode(
 ) -> Any:
     """The Jacobian of a function in the dtype of x or that of the value. A random product by reverse mode checks it, if
     there is one."""
-    if is_transformed() or not at.size:
+    if at.is_transformed or not at.size:
         return _blocks_of_columns(at, *_columns(at, function, draws, chunk_size, progress, None), as_outputs)
     path = path_of_function(at, "in forward mode")
     if path.is_wrong:

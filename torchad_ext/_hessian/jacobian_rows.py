@@ -1,7 +1,7 @@
 """Rows of a Jacobian J, pulled back in batches.
 
 One random product by plain reverse mode checks them (:mod:`torchad_ext._hessian.random_product`): the first time that
-a graph is met, and from then on as often as 4 % of the time allow. Where it differs, rows are pulled back one by one,
+a graph is met, and from then on as often as 2 % of the time allow. Where it differs, rows are pulled back one by one,
 with a warning; with ``TORCHAD_EXT_STRICT=1`` it is an error. Within a transform of ``torch.func``, at a level of
 forward mode and while compiling nothing is checked.
 """
@@ -32,6 +32,8 @@ Chunks = Iterable[tuple[int, Tensors]]  # the number of the first row of each, a
 
 def rows_at_once(value: Pullback, width: int, batch: int = 1) -> int:
     """The default number of rows of a batch, for a Jacobian of ``size // batch`` rows and so many columns."""
+    if value.size <= thresholds.ROWS_APART:
+        return 1
     bytes_of_one = max(y.element_size() for y in (*value.outputs, *value.at.leaves))
     of_jacobian = value.size * width // max(1, batch) * bytes_of_one
     return thresholds.rows_at_once(value.largest(), of_jacobian, value.largest_matrix())

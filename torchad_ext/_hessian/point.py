@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_structure, tree_unflatten
 
 from .._forward.fallback import random_states, restore_random_states
 from .._forward.missing import MissingDerivative
@@ -19,6 +19,7 @@ from .._torch_state import in_forward_mode, is_recorded_by_fx, transforms_active
 Tensors = Sequence[Tensor]
 Function = Callable[[Any], Any]
 _States = dict[torch.device, list[Tensor]]  # of random numbers
+_TENSOR = tree_structure(None)  # of one leaf; tree_flatten takes its time, and leaves a cycle of references
 
 
 def is_transformed() -> bool:
@@ -35,15 +36,15 @@ class Point:
     def __init__(self, name: str, f: Function, x: Any) -> None:
         self.name, self.f = name, f
         self.leaves: list[Tensor]
-        self.leaves, self.spec = tree_flatten(x)
+        self.leaves, self.spec = ([x], _TENSOR) if isinstance(x, Tensor) else tree_flatten(x)
+        self.is_transformed = is_transformed()
         if not self.leaves:
             raise TypeError(f"torchad_ext.{name} takes a tensor or a pytree of tensors for x; got {x!r}")
         for leaf in self.leaves:
             check_floating(name, "x", leaf)
-        if not is_transformed():
+        if not self.is_transformed:
             self.leaves = [leaf.clone() if leaf.is_inference() else leaf for leaf in self.leaves]
-        self.offsets = offsets_of(self.leaves)
-        self.size = sum(leaf.numel() for leaf in self.leaves)
+        *self.offsets, self.size = itertools.accumulate((leaf.numel() for leaf in self.leaves), initial=0)
 
     def unflatten(self, leaves: Iterable[Any]) -> Any:
         return next(iter(leaves)) if self.spec.is_leaf() else tree_unflatten(list(leaves), self.spec)
@@ -119,7 +120,7 @@ class Draws:
     def __init__(self, at: Point) -> None:
         self._first: _States | None = None
         self._devices = {x.device for x in at.leaves}
-        self._fixed = is_transformed()
+        self._fixed = at.is_transformed
 
     @contextlib.contextmanager
     def evaluation(self) -> Iterator[None]:

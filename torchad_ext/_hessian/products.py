@@ -68,4 +68,4 @@ def vhp(f: Function, x: Any, v: Any) -> Any:
 
 def _hessian_product(name: str, f: Function, x: Any, v: Any) -> Any:
     at = Point(name, f, x)
-    return at.unflatten(pullback_of_gradient(f, at).pull(at.like(v, "v")))
+    return at.unflatten(pullback_of_gradient(at).pull(at.like(v, "v")))

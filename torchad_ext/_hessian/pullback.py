@@ -26,7 +26,7 @@ from .._forward.correction_mode import run_corrected, with_corrections
 from .._forward.undone import once_more
 from .._self_check import FastPath, fast_path
 from .._torch_state import gradients_along, of_batch
-from .point import Function, Point, Tensors, check_floating, explained, is_transformed
+from .point import Function, Point, Tensors, check_floating, explained
 from .thresholds import FEW_ROWS, largest_in_graph, largest_matrix_in_graph
 
 
@@ -100,7 +100,7 @@ class GraphPullback(Pullback):
         outputs: Tensors,
         inputs: Tensors,
         create_graph: bool,
-        nodes: tuple[Any, ...] | None = None,
+        nodes: list[Any] | None = None,
     ) -> None:
         super().__init__(at, spec, outputs)
         self.inputs, self.final, self._known = inputs, not create_graph, nodes
@@ -129,22 +129,26 @@ class GraphPullback(Pullback):
         return max(super().largest(), largest_in_graph(self._nodes))
 
     def largest_matrix(self) -> int:
+        return self._largest_matrix
+
+    @functools.cached_property
+    def _largest_matrix(self) -> int:
         return largest_matrix_in_graph(self._nodes)
 
     @functools.cached_property
-    def _nodes(self) -> tuple[Any, ...]:
+    def _nodes(self) -> list[Any]:
         """The nodes of the graph of the outputs."""
-        return tuple(graph_nodes(self.outputs)) if self._known is None else self._known
+        return graph_nodes(self.outputs) if self._known is None else self._known
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
         """The names of the nodes of the graph."""
-        return tuple(node.name() for node in self._nodes)
+        return tuple([node.name() for node in self._nodes])
 
     @functools.cached_property
     def _has_own_nodes(self) -> bool:
         """Do kernels of this package run in the graph? They take the batches of is_grads_batched as tensors."""
-        return any(type(node).__name__ == "CppFunction" or is_own(node) for node in self._nodes)
+        return any(kind.__name__ == "CppFunction" or is_own(kind) for kind in set(map(type, self._nodes)))
 
     def path(self, *way: Any) -> FastPath:
         """The record of a way to compute J for graphs of this kind."""
@@ -196,7 +200,7 @@ def gradient_function(f: Function, at: Point) -> Function:
 
 def pullback_of_value(f: Function, at: Point) -> Pullback:
     function = FlatFunction(f, at)
-    if is_transformed():
+    if at.is_transformed:
         outputs, vjp, *_ = torch.func.vjp(function, *at.leaves)
         return TransformPullback(at, function.spec, outputs, vjp)
     wanted = torch.is_grad_enabled()
@@ -206,9 +210,10 @@ def pullback_of_value(f: Function, at: Point) -> Pullback:
     return GraphPullback(at, function.spec, outputs, inputs, wanted and depends_on_others(outputs, inputs))
 
 
-def pullback_of_gradient(f: Function, at: Point) -> Pullback:
-    function = scalar_function(f, at)
-    if is_transformed():
+def pullback_of_gradient(at: Point, function: Callable[..., Tensor] | None = None) -> Pullback:
+    """The pullback of the gradient of f, or of another function of the leaves of x."""
+    function = function or scalar_function(at.f, at)
+    if at.is_transformed:
         gradient = torch.func.grad(function, tuple(range(len(at.leaves))))
         gradients, vjp, *_ = torch.func.vjp(gradient, *at.leaves)
         return TransformPullback(at, at.spec, gradients, vjp)
@@ -216,13 +221,13 @@ def pullback_of_gradient(f: Function, at: Point) -> Pullback:
     with torch.enable_grad():
         inputs = at.variables(wanted)
         y = function(*inputs)
-        functions = list(foreign_nodes([y]))
+        functions = foreign_nodes([y])
         cotangent = _checking_cotangent(at.name, y, functions)
         with explained(at.name):
             outputs = grad([y], inputs, [cotangent], create_graph=True)
             if functions:
                 check_functions(functions, lambda: once_more(function, *inputs))
-    nodes = tuple(graph_nodes(outputs))
+    nodes = graph_nodes(outputs)
     create_graph = wanted and lead_to_others(nodes, [*inputs, cotangent])
     return GraphPullback(at, at.spec, outputs, inputs, create_graph, nodes)
 
@@ -264,6 +269,8 @@ def _checking_cotangent(name: str, y: Tensor, functions: Sequence[Any]) -> Tenso
                     "operations"
                 )
 
+    if not functions:
+        return torch.ones_like(y)
     if any(node.name() == COMPILED for node in functions):
         functions = ()  # it copies the cotangent in place, which a leaf forbids
     for node in functions:

@@ -25,13 +25,14 @@ _IN_CACHE, _AT_MOST = 2**21, 2**24  # bytes of the largest tensor of a batch
 _SHARE = 32  # of the Jacobian's bytes; the tensors of a batch are some ten, so that they take less than half of these
 _FEWEST = 8  # large rows that are worth a batch
 FEW_ROWS = 3  # rows or columns of one batch, whatever their size; rows one by one where that cannot be
+ROWS_APART = 2  # that are computed as quickly one by one, whatever their size
 _UNIT_ROWS = 400  # in a batch as wide, from which on they are worth a dispatch in Python
 _UNIT_NODES = 12  # of a graph, in more of which they are dense rows most of the way
 _PRODUCTS_A_NODE = 2**20  # of numbers, which take as long as the dispatch in a node
 MUCH_TALLER = 4  # values of f for each element of x, from which on the Jacobian is computed by its columns
 _FIRST_FACTOR = {"MvBackward0": 0, "AddmvBackward0": 1, "MmBackward0": 0, "AddmmBackward0": 1}  # among the operands
 # The diagonal of a batch of points.
-FEW_PRODUCTS = 2  # that are computed as quickly one by one
+FEW_PRODUCTS = 3  # that are computed as quickly one by one
 _LARGE = 2**16  # bytes of the largest tensor of a product, from which on it is computed as quickly by itself
 _SWEPT_FROM, _SWEPT_BYTES = 24, 2**19  # coordinates, and bytes of all of them, that are worth what a sweep prepares
 _TANGENTS = 2**17  # elements of a batch of tangents, which stays in a cache
@@ -88,7 +89,7 @@ def largest_matrix_in_graph(nodes: Iterable[Any]) -> int:
     and of the product tell it: A of A x is ``[m, n]`` for Ax ``[m]`` and x ``[n]``."""
     largest = 0
     for node in nodes:
-        first = _FIRST_FACTOR.get(node.name())
+        first = _FIRST_FACTOR.get(type(node).__name__)
         if first is None:
             continue
         (product,) = cotangents_of(node)

@@ -259,7 +259,7 @@ def test_cumulative_results(operation: Callable[[Tensor, Tensor], Tensor], n: in
     assert_close(scan(of_alike, x), expected)
 
 
-@pytest.mark.parametrize("n", range(1, 9))
+@pytest.mark.parametrize("n", range(1, 19))
 def test_products_of_any_number(n: int) -> None:
     x = torch.arange(1, 6 * n + 1).to(torch.float32).reshape(3, 2, n) / 10
     for dtype in (None, D):
@@ -270,6 +270,21 @@ def test_products_of_any_number(n: int) -> None:
             for keepdim in (False, True):
                 expected = torch.prod(y, dim=i, keepdim=keepdim, dtype=dtype)
                 assert_close(prod(y, dim=i, keepdim=keepdim, dtype=dtype), expected)
+
+
+@pytest.mark.parametrize("batch", [3, 2**12])
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 8, 9, 17])
+def test_products_of_batches(n: int, batch: int) -> None:
+    """d²/dx_i² of the square of a product is twice the square of the other factors, some of which are 0."""
+    x = torch.rand(batch, n, generator=torch.Generator().manual_seed(n), dtype=D) + 0.5
+    x[0, 0] = x[1, -1] = x[2] = 0
+    others = torch.where(torch.eye(n, dtype=torch.bool), 1, x.unsqueeze(1)).prod(-1)
+    for f in (
+        lambda x: x.prod(-1).square(),
+        lambda x: x.mT.prod(0, keepdim=True).squeeze(0) ** 2,
+        lambda x: torch.vmap(torch.prod)(x).square(),
+    ):
+        assert_close(ad.hessian_diagonal(f, x, batched=True), 2 * others.square(), rtol=1e-12, atol=0)
 
 
 def test_products_of_a_number_and_of_none() -> None:

@@ -414,15 +414,21 @@ def _conv_transpose(function: Callable[..., Any], n: int) -> Callable[..., Any]:
     return composed
 
 
-def _where_quotients_are_wrong(function: Callable[..., Any], composed: Callable[..., Any]) -> Callable[..., Any]:
-    def of_any(x: Any, *args: Any, **kwargs: Any) -> Any:
-        if not (x.is_floating_point() or x.is_complex()) or quotients_are_right(
-            x, function(x.detach(), *args, **kwargs)
-        ):
-            return NotImplemented
-        return composed(x, *args, **kwargs)
+def _cumprod(x: Any, *args: Any, **kwargs: Any) -> Any:
+    is_right = not _has_derivatives(x) or quotients_are_right(x, torch.cumprod(x.detach(), *args, **kwargs))
+    return NotImplemented if is_right else singular.cumprod(x, *args, **kwargs)
 
-    return of_any
+
+def _prod(x: Any, *args: Any, **kwargs: Any) -> Any:
+    if not _has_derivatives(x):
+        return NotImplemented
+    if not singular.is_quicker_by_factors(x, *args) and quotients_are_right(x, torch.prod(x.detach(), *args, **kwargs)):
+        return NotImplemented
+    return singular.prod(x, *args, **kwargs)
+
+
+def _has_derivatives(x: Any) -> bool:
+    return bool(x.is_floating_point() or x.is_complex())
 
 
 # The arguments are those of PyTorch's function; NotImplemented where it is right.
@@ -469,8 +475,8 @@ CORRECTIONS: dict[str, Callable[..., Any]] = {
     "cholesky_inverse": factorizations.cholesky_inverse,
     "householder_product": factorizations.householder_product,
     "orgqr": factorizations.householder_product,
-    "prod": _where_quotients_are_wrong(torch.prod, singular.prod),
-    "cumprod": _where_quotients_are_wrong(torch.cumprod, singular.cumprod),
+    "prod": _prod,
+    "cumprod": _cumprod,
     "pow": _pow,
     "float_power": _float_power,
     "ldexp": _ldexp,

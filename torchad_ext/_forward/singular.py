@@ -6,6 +6,7 @@ matrix is singular or a factor is 0. A composition gives NotImplemented where Py
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .factorizations import either, pivots, slogdet, solve
+
+# Measured: factors that are multiplied one after the other.
+_FACTORS, _FEW_FACTORS = 8, 3
+_MANY_NUMBERS = 2**14
 
 
 class _Regularized(torch.autograd.Function):
@@ -145,18 +150,25 @@ def cumprod(x: Any, dim: int, *, dtype: Any = None) -> Any:
     return scan(torch.mul, x.movedim(dim, -1)).movedim(-1, dim) if x.dim() and x.shape[dim] > 1 else x.clone()
 
 
+def is_quicker_by_factors(x: Tensor, dim: Any = None, *_: Any) -> bool:
+    """Do products factor by factor, with their derivatives, take less time than PyTorch's, and round no more?"""
+    if not x.dim() or x.dtype.itemsize < 4 or not (dim is None or -x.dim() <= dim < x.dim()):
+        return False
+    count = x.numel() if dim is None else x.shape[dim]
+    return 0 < count <= (_FACTORS if x.numel() >= _MANY_NUMBERS else _FEW_FACTORS)
+
+
 def prod(x: Any, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
-    """A tree of products."""
+    """Products one after the other, or a tree of them."""
     x = x if dtype is None else x.to(dtype)
     if not x.dim():
         return x.clone()
     if not x.numel():
         return NotImplemented
-    if (x.numel() if dim is None else x.shape[dim]) == 1:
-        x = x.clone()
     y = x.flatten() if dim is None else x.movedim(dim, -1)
-    while (n := y.shape[-1]) > 1:
+    while (n := y.shape[-1]) > _FACTORS:
         product = y[..., : n // 2] * y[..., n // 2 : n - n % 2]
         y = torch.cat([product, y[..., -1:]], -1) if n % 2 else product
-    y = y.squeeze(-1)
+    first, *others = y.unbind(-1)
+    y = functools.reduce(torch.mul, others, first) if others else first.clone()
     return y.unsqueeze(dim) if keepdim else y

@@ -30,4 +30,7 @@ inline int64_t held_by_all() {
   return bytes;
 }
 
+// Do the caches still hold what a thread, or what all of them read and write?
+inline bool is_held(int64_t of_thread, int64_t of_all) { return of_thread < held_by_a_core || of_all < held_by_all(); }
+
 }  // namespace torchad_ext

@@ -74,8 +74,8 @@ struct QuadraticFormLoops {
     const int64_t n = outer.n;
     const int64_t grain = std::max<int64_t>(1, worth_a_thread / n);
     parallel_for(outer.count * n, grain, [&](int64_t from, int64_t to) {
-      const bool cached = (n % w > 0 && n < 16 * w) || (to - from) * n * int64_t(sizeof(T)) < held_by_a_core ||
-                          2 * outer.count * n * n * int64_t(sizeof(T)) < held_by_all();  // A is as large
+      const int64_t row_bytes = n * int64_t(sizeof(T)), both = 2 * outer.count * n * row_bytes;  // A is as large
+      const bool cached = (n % w > 0 && n < 16 * w) || is_held((to - from) * row_bytes, both);
       int64_t problem = from / n, i = from % n;
       for (int64_t row = from; row < to; ++row) {
         const T* x = outer.x + problem * n;

@@ -57,7 +57,7 @@ struct RowsCpu {
       aligned = aligned && (Outputs::kind[k] != Kind::element || until_aligned<T>(rows.data[k]) == 0);
     }
     const int64_t bytes = rows.count * rows.length * int64_t(sizeof(T));
-    return aligned && bytes * written >= held_by_a_core && bytes * (written + read) >= held_by_all();
+    return aligned && !is_held(bytes * written, bytes * (written + read));
   }
 
   static void store_sum(const double* sums, int64_t count, int64_t stride, int64_t length, void* to) {

@@ -84,7 +84,7 @@ struct RunsCpu {
       streams += !repeated;
     }
     const int64_t bytes = streams * int64_t(sizeof(T));
-    cached = (end - at) * bytes < held_by_a_core || loop.elements() * bytes < held_by_all();
+    cached = is_held((end - at) * bytes, loop.elements() * bytes);
     for (int k = 1; k < outputs; ++k) {
       cached = cached || until_aligned<T>(loop.data[k]) != until_aligned<T>(loop.data[0]);
     }

@@ -43,6 +43,10 @@ inline Double flip(Double y, Int64 sign) { return (Double)((Int64)y ^ (sign & IN
 constexpr float round_float = 0x1.8p23f;
 constexpr double round_double = 0x1.8p52;
 
+// The integer n of the bits of round + n; of other bits any number.
+inline Int32 rounded_integer(Int32 bits) { return (Int32)((UInt32)bits - (UInt32)broadcast(round_float)); }
+inline Int64 rounded_integer(Int64 bits) { return (Int64)((UInt64)bits - (UInt64)broadcast(round_double)); }
+
 // To the nearest integer, ties to even; beyond 2^23 (2^52) every number is one.
 inline Float round(Float x) {
   const Float rounded = (abs(x) + 0x1p23f) - 0x1p23f;

@@ -208,7 +208,7 @@ inline SplitGaussian<Float> split_gaussian(Float x, float weight) {
   const Float tail = fma(n, broadcast(0x1.05c61p-29f), fma(weighted, -x, square));
   const Float r = head + tail;
   const Float p = horner(r, 0.5f, 0x1.55548ap-3f, 0x1.5554e4p-5f, 0x1.123e34p-7f, 0x1.6d5152p-10f);
-  return {head + fma(r * r, p, tail), (Int32)((UInt32)rounded - (UInt32)broadcast(round_float))};
+  return {head + fma(r * r, p, tail), rounded_integer((Int32)rounded)};
 }
 inline SplitGaussian<Double> split_gaussian(Double x, double weight) {
   const Double weighted = weight * x;
@@ -221,7 +221,7 @@ inline SplitGaussian<Double> split_gaussian(Double x, double weight) {
   const Double p = horner(r, 0x1.000000000000cp-1, 0x1.555555555555cp-3, 0x1.555555554fdffp-5, 0x1.111111110e9ebp-7,
                           0x1.6c16c186096dep-10, 0x1.a01a01b44d8f5p-13, 0x1.a01995b2d6f52p-16, 0x1.71ddee594d11cp-19,
                           0x1.28b0ff01ccbf9p-22, 0x1.af6eafadd0505p-26);
-  return {head + fma(r * r, p, tail), (Int64)((UInt64)rounded - (UInt64)broadcast(round_double))};
+  return {head + fma(r * r, p, tail), rounded_integer((Int64)rounded)};
 }
 
 // Beyond `normal` e^(-x^2) and erfc are denormal, beyond `zero` they are 0.

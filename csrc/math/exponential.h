@@ -78,7 +78,7 @@ struct FloatExp {
 };
 inline FloatExp split_exp(Float x) {
   const auto e = reduce_by_log2(x);
-  return {exp_mantissa(e.r), (Int32)((UInt32)e.bits - (UInt32)broadcast(round_float))};
+  return {exp_mantissa(e.r), rounded_integer(e.bits)};
 }
 struct DoubleExp {
   Double mantissa;
@@ -86,7 +86,7 @@ struct DoubleExp {
 };
 inline DoubleExp split_exp(Double x) {
   const auto e = reduce_by_log2(x);
-  return {exp_mantissa(e.r), (Int64)((UInt64)e.bits - (UInt64)broadcast(round_double))};
+  return {exp_mantissa(e.r), rounded_integer(e.bits)};
 }
 
 // Where e^x and e^-x are normal, where e^x is 0 and where it is infinite.

@@ -12,8 +12,6 @@ namespace torchad_ext {
 namespace {
 
 struct MatrixProducts {
-  static constexpr int64_t most_read_by_one = 3 << 20;  // bytes of A
-
   // q and s by matrix products, for more vectors than are worth reading A themselves; false for fewer.
   //
   // Which way is the quickest was measured on a core with AVX-512, 150 billion operations a second in matrix products
@@ -25,9 +23,8 @@ struct MatrixProducts {
     const int64_t count = x.size(0), n = x.size(1);
     // Rows of A of one or two vector registers leave the kernel waiting: for many x, products are quicker.
     const int64_t short_rows = x.element_size() == 8 ? (s == nullptr ? 16 : 64) : (s == nullptr ? 256 : 1024);
-    // A product for few vectors is the work of one thread; q alone of an A beyond its cache is quicker read by all.
-    const bool alone = s == nullptr && n * n * x.element_size() < most_read_by_one;
-    if (n <= 8 || count <= (alone ? 1 : 8)) return false;
+    // A product for few vectors is the work of one thread, and may read A for each of them.
+    if (n <= 8 || count <= 8) return false;
     if (n <= 16 ? count <= short_rows : count * n * n <= (s == nullptr ? 20'000 : 40'000)) return false;
     with_dtype(x, [&](auto number) {
       using T = decltype(number);

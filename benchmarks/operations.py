@@ -95,6 +95,13 @@ def assigned(u: Tensor) -> Tensor:
     return y
 
 
+def stepped(u: Tensor) -> Tensor:
+    y = torch.zeros(len(u), 8)
+    for i in range(8):
+        y[:, i] = u[:, i] * y[:, i - 1].cos()
+    return y
+
+
 def scaled(of: Op, factor: float, offset: float = 0.0) -> Op:
     return lambda u: of(factor * u + offset)
 
@@ -209,6 +216,8 @@ LINALG: dict[str, Op] = {
     "outer": lambda u: u[:, :6, None] * u[:, None, 6:12],
     "einsum, products": lambda u: torch.einsum("bij,bjk,bk->bi", tokens(u), tokens(u), u[:, :6]),
     "einsum, linear": lambda u: torch.einsum("bi,ij->bj", u, MATRIX),
+    "einsum, four": lambda u: torch.einsum("bij,bjk,bkl,bl->bi", *[tokens(u)] * 3, u[:, :6]),
+    "einsum, four, constant": lambda u: torch.einsum("bij,jk,bkl,l->bi", tokens(u), TABLE[:6, :6], tokens(u), T[:6]),
     "tensordot": lambda u: torch.tensordot(tokens(u), tokens(MATRIX[0]), 2),
     "vecdot": lambda u: torch.linalg.vecdot(u, u.cos()),
     "cross": lambda u: torch.linalg.cross(u.view(-1, 12, 3), u.cos().view(-1, 12, 3)),
@@ -292,6 +301,11 @@ REDUCTIONS: dict[str, Op] = {
     "var": lambda u: u.var(-1),
     "std": lambda u: channels(u).std(-1),
     "logsumexp": lambda u: u.logsumexp(-1),
+    "logsumexp, two dims": lambda u: channels(u).logsumexp((1, 2)),
+    "var, two dims": lambda u: channels(u).var((1, 2)),
+    "amax, two dims": lambda u: channels(u).amax((1, 2)),
+    "norm, two dims": lambda u: torch.linalg.vector_norm(channels(u), dim=(1, 2)),
+    "nanmean": lambda u: channels(u).nanmean((1, 2)),
     "max": lambda u: u.max(-1)[0],
     "min, few": lambda u: u.view(-1, 12, 3).min(-1)[0],
     "amax": lambda u: u.amax(-1),
@@ -334,6 +348,10 @@ MOVES: dict[str, Op] = {
     "index_put": lambda u: u.index_put((torch.arange(len(u)), torch.tensor(1)), u[:, 0].cos()),
     "masked_scatter": lambda u: u.masked_scatter(MASK.expand(len(u), -1), u.cos()),
     "assignment": assigned,
+    "assignment in a loop": stepped,
+    "as_strided": lambda u: u.as_strided((len(u), 6, 5), (WIDTH, 6, 1)),
+    "frexp": lambda u: torch.frexp(u)[0],
+    "ldexp": lambda u: torch.ldexp(u, INDEX),
     "add_": lambda u: u.cos().add_(u),
     "mul_": lambda u: u.clone().mul_(u.cos()),
     "index_add_": lambda u: torch.zeros(len(u), 18).index_add_(1, INDEX, u),
@@ -359,8 +377,25 @@ TRANSFORMS: dict[str, Op] = {
     "stft": lambda u: torch.stft(u, 12, window=P[:12], return_complex=True).abs().square(),
     "fftshift": lambda u: torch.fft.fftshift(u, -1),
 }
+WITHIN: dict[str, Op] = {  # transforms of torch.func
+    "func.grad": torch.func.grad(lambda u: u.sin().prod(-1).sum()),
+    "func.vmap": torch.func.vmap(lambda u: u.sin().cumsum(-1)),
+    "func.vmap(func.grad)": torch.func.vmap(torch.func.grad(lambda u: (u.sin() * u.roll(1, -1)).sum())),
+    "func.jvp": lambda u: torch.func.jvp(torch.sin, (u,), (u.cos(),))[1],
+    "autograd.grad": lambda u: grad(u.sin().square().sum(), u, create_graph=True)[0],
+}
 OPERATIONS = (
-    LOSSES | ACTIVATIONS | NORMALISATIONS | POOLS | LAYERS | LINALG | ELEMENTS | REDUCTIONS | MOVES | TRANSFORMS
+    LOSSES
+    | ACTIVATIONS
+    | NORMALISATIONS
+    | POOLS
+    | LAYERS
+    | LINALG
+    | ELEMENTS
+    | REDUCTIONS
+    | MOVES
+    | TRANSFORMS
+    | WITHIN
 )
 NESTED = {"one by one": nested, "batched": batched, "forward": forward, "vmap(jvp)": forward_over_reverse}
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
+
+from .._torch_state import cotangents_of
 
 Tensors = Sequence[Tensor]
 
@@ -51,3 +54,13 @@ def lead_to_others(nodes: Iterable[Any], inputs: Tensors) -> bool:
     own = [id(x) for x in inputs]
     leaves = [id(node.variable) for node in nodes if type(node).__name__ == "AccumulateGrad"]
     return any(x not in own for x in leaves) or not all(x.is_leaf for x in inputs)
+
+
+def largest_in_graph(nodes: Iterable[Any]) -> int:
+    """The bytes of the largest cotangent that passes through nodes of autograd."""
+    largest = 0
+    for node in nodes:
+        for cotangent in cotangents_of(node):
+            if not cotangent.is_cpp_nested_tensor:  # whose shape is symbolic
+                largest = max(largest, math.prod(cotangent.shape) * cotangent.dtype.itemsize)
+    return largest

@@ -63,14 +63,13 @@ def given_by(given: Tangents | Deferred) -> Tangents:
 
 def tensors_in(arguments: Any) -> list[Tensor]:
     """The tensors among arguments."""
+    if isinstance(arguments, Tensor):
+        return [arguments]
     found: list[Tensor] = []
-    pending = [arguments]
-    while pending:
-        x = pending.pop()
-        if isinstance(x, Tensor):
-            found.append(x)
-        elif isinstance(x, (tuple, list)):
-            pending += x[::-1]
-        elif isinstance(x, dict):
-            pending += [*x.values()][::-1]
+    if isinstance(arguments, (tuple, list, dict)):
+        for x in arguments.values() if isinstance(arguments, dict) else arguments:
+            if isinstance(x, Tensor):
+                found.append(x)
+            elif isinstance(x, (tuple, list, dict)) and x:
+                found += tensors_in(x)
     return found

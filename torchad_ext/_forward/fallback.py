@@ -17,8 +17,9 @@ from .._autograd.graph import depends_on_others, foreign_nodes, graph_nodes, is_
 from .._autograd.undefined import sum_defined
 from .._settings import is_strict
 from .._symbolic.jet_algebra import Functional, Index
-from .._torch_state import function_of, is_exporting, transforms_active
+from .._torch_state import function_of, gradients_along, is_exporting, transforms_active
 from .._warnings import warn_user
+from .batches import curvature
 from .correction_mode import run_corrected, with_corrections
 from .undone import once_more
 
@@ -156,7 +157,8 @@ def _gradients(ys: Sequence[Tensor], xs: Sequence[Tensor], gs: Sequence[Tensor],
     if not chosen:
         return tuple(map(torch.zeros_like, xs))
     of, at = (tuple(rows[i] for i in chosen) for rows in (ys, gs))
-    return torch.autograd.grad(of, tuple(xs), at, create_graph=create_graph, retain_graph=True, materialize_grads=True)
+    gradients = gradients_along(of, tuple(xs), at, create_graph)
+    return tuple([torch.zeros_like(x) if g is None else g for x, g in zip(xs, gradients, strict=True)])
 
 
 def _twice_by_transforms(f: Callable[..., Tensors], xs: Tensors, us: Tensors) -> tuple[Tensors, Tensors]:
@@ -225,9 +227,9 @@ def _check_twice(slopes: Sequence[Tensor]) -> None:
 
 
 def by_reverse_mode(
-    f: Function, x: Tensor, directions: Sequence[Tensor], signs: tuple[int, ...], name: str
+    f: Function, x: Tensor, directions: Sequence[Tensor], signs: tuple[int, ...], name: str, with_tangents: bool
 ) -> tuple[Tensor, Sequence[Tensor] | None, Tensor | None]:
-    """Value, tangents and Laplacian of f by reverse mode over reverse mode, a direction and a result at a time."""
+    """Value, tangents if they are wanted, and Laplacian of f by reverse mode over reverse mode, a result at a time."""
     recording = torch.is_grad_enabled()
     with torch.enable_grad():
         leaf = x if x.requires_grad else x.detach().requires_grad_()
@@ -239,31 +241,34 @@ def by_reverse_mode(
             value = value if recording else value.detach()
             return value, [value] * len(directions), value
         numbers = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
-        results = numbers.reshape(*x.shape[:-1], -1).unbind(-1)
+        is_one = numbers.shape == x.shape[:-1]
+        results = [numbers] if is_one else numbers.reshape(*x.shape[:-1], -1).unbind(-1)
 
         functions = foreign_nodes([value])
         unknown = not all(function_of(node) in _differentiable for node in functions)
 
-        def gradient(y: Tensor, create_graph: bool, marked: bool = False) -> Tensor:
-            return _gradients([y], [x], [torch.ones_like(y, requires_grad=marked)], create_graph)[0]
+        def pulled(y: Tensor, create_graph: bool, cotangent: Tensor) -> Tensor:
+            return _gradients([y], [x], [cotangent], create_graph)[0]
+
+        def joined(rows: Sequence[Tensor]) -> Tensor:
+            row = rows[0] if is_one else torch.stack(list(rows), -1).reshape(numbers.shape)
+            return row.to(numbers.dtype)
 
         try:
-            slopes = [gradient(y, True, unknown) for y in results]  # for once_differentiable to leave its mark
+            # once_differentiable leaves its mark where the cotangent requires a gradient.
+            slopes = [pulled(y, True, torch.ones_like(y, requires_grad=unknown)) for y in results]
             if unknown:
                 _check_twice(slopes)
                 check_functions(functions, lambda: once_more(f, x))
                 _differentiable.update(function_of(node) for node in functions)
-            tangents = [torch.stack([(g * u).sum(-1) for g in slopes], -1) for u in directions]
-            parts = [
-                sign * torch.stack([(gradient(y, recording) * u).sum(-1) for y in tangent.unbind(-1)], -1)
-                for sign, u, tangent in zip(signs, directions, tangents, strict=True)
-            ]
+            rows = [joined([(g * u).sum(-1) for g in slopes]) for u in directions] if with_tangents else []
+            pulls = [functools.partial(pulled, g, recording) for g in slopes]
+            rows += [joined([curvature(*of, directions, signs, f, name) for of in zip(pulls, slopes, strict=True)])]
         except RuntimeError as error:
             raise RuntimeError(f"torchad_ext.{name}: f cannot be differentiated twice: {error}") from error
-    rows = [row.reshape(numbers.shape).to(numbers.dtype) for row in (*tangents, functools.reduce(operator.add, parts))]
     rows = [value, *(map(torch.view_as_complex, rows) if value.is_complex() else rows)]
     value, *tangents, total = rows if recording else [row.detach() for row in rows]
-    return value, tangents, total
+    return value, tangents if with_tangents else None, total
 
 
 def _sums_of(functionals: Sequence[Functional], along: Callable[[Index], Tensor], count: int) -> tuple[Tensor, ...]:

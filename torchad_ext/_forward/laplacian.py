@@ -225,7 +225,9 @@ def _directions(x: Tensor, C: Tensor | None) -> tuple[list[Tensor], tuple[int, .
 
 
 _SHARE = 1 / 8  # of all elements, from which on operations without a rule cost more than the sweep saves
-_without_rules: dict[Any, list[str]] = {}  # of functions that are differentiated as a whole
+_MOST = 1000
+# Functions that are differentiated as a whole, and what is said of them.
+_without_rules: dict[Any, Sequence[tuple[str, str]]] = {}
 
 
 def _identity(f: Any, x: Tensor) -> Any:
@@ -235,6 +237,13 @@ def _identity(f: Any, x: Tensor) -> Any:
     code = getattr(f, "__code__", None)
     cells = tuple([id(cell.cell_contents) for cell in f.__closure__ or ()]) if code else id(f)
     return code, cells, id(getattr(f, "__self__", None)), x.shape[-1]
+
+
+def _remember(identity: Any, reasons: Sequence[tuple[str, str]]) -> None:
+    """A function is differentiated as a whole from now on, for these reasons."""
+    if len(_without_rules) >= _MOST:
+        _without_rules.clear()
+    _without_rules[identity] = reasons
 
 
 def _run(
@@ -250,23 +259,28 @@ def _run(
         return by_transforms(f, x, directions, signs, name)
     identity = _identity(f, x)
     if identity in _without_rules and not transforms_active() and type(x) is not Jet:
-        for operation in _without_rules[identity]:
-            fall_back(f"has no rule for {operation}", "it is")
-        return by_reverse_mode(f, x, directions, signs, name)
+        for reason in _without_rules[identity]:
+            fall_back(*reason)
+        try:
+            return by_reverse_mode(f, x, directions, signs, name, with_tangents)
+        except RuntimeError:  # a sweep may do without the derivative that PyTorch lacks
+            _without_rules.pop(identity, None)
     try:
         sweep, y, tangents = _swept(f, x, directions, signs, with_tangents)
     except Unseen as unseen:
-        fall_back(f"cannot follow {unseen}", "the function is")
-        by = by_transforms if transforms_active() else by_reverse_mode
-        return by(f, x, directions, signs, name)
+        reason = f"cannot follow {unseen}", "the function is"
+        fall_back(*reason)
+        if transforms_active():
+            return by_transforms(f, x, directions, signs, name)
+        result = by_reverse_mode(f, x, directions, signs, name, with_tangents)
+        _remember(identity, [reason])
+        return result
     value = checked(sweep.value(y), x, name)
     if not value.numel():  # no numbers are their own derivatives, and of the same graph
         return value, [value] * len(directions), value
     few = value.numel() * x.shape[-1] <= 2 * x.numel()  # results, for each of which autograd is run
     if few and sweep.unruled > _SHARE * (sweep.elements + sweep.unruled):
-        if len(_without_rules) > 1000:
-            _without_rules.clear()
-        _without_rules[identity] = sorted(sweep.without_rule)
+        _remember(identity, [(f"has no rule for {operation}", "it is") for operation in sorted(sweep.without_rule)])
     if not sweep.owns(y):
         return value, None, None
     return value, tangents, y.laplacian

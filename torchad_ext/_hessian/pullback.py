@@ -21,13 +21,21 @@ from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten
 
 from .._autograd.foreign_functions import COMPILED, check_functions
-from .._autograd.graph import depends_on_others, foreign_nodes, graph_nodes, is_cut_off, is_own, lead_to_others
+from .._autograd.graph import (
+    depends_on_others,
+    foreign_nodes,
+    graph_nodes,
+    is_cut_off,
+    is_own,
+    largest_in_graph,
+    lead_to_others,
+)
 from .._forward.correction_mode import run_corrected, with_corrections
 from .._forward.undone import once_more
 from .._self_check import FastPath, fast_path
 from .._torch_state import gradients_along, of_batch
 from .point import Function, Point, Tensors, check_floating, explained
-from .thresholds import FEW_ROWS, largest_in_graph, largest_matrix_in_graph
+from .thresholds import FEW_ROWS, largest_matrix_in_graph
 
 
 class Pullback:

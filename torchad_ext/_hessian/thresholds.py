@@ -74,16 +74,6 @@ def quickest_ways(coordinates: int, largest: int, in_graph: bool) -> list[Way]:
     return ["sweeps", back] if coordinates >= _SWEPT_FROM and coordinates * largest >= _SWEPT_BYTES else [back]
 
 
-def largest_in_graph(nodes: Iterable[Any]) -> int:
-    """The bytes of the largest cotangent that passes through nodes of autograd."""
-    largest = 0
-    for node in nodes:
-        for cotangent in cotangents_of(node):
-            if not cotangent.is_cpp_nested_tensor:  # whose shape is symbolic
-                largest = max(largest, math.prod(cotangent.shape) * cotangent.dtype.itemsize)
-    return largest
-
-
 def largest_matrix_in_graph(nodes: Iterable[Any]) -> int:
     """The bytes of the largest matrix by which nodes of autograd multiply, as the shapes of what it is multiplied with
     and of the product tell it: A of A x is ``[m, n]`` for Ax ``[m]`` and x ``[n]``."""

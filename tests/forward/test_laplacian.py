@@ -286,6 +286,16 @@ RULES: dict[str, Function] = {
         F.bilinear(W.to(x)[:1], W.to(x)[:1], torch.ones(len(x), 3, 3).to(x), x[:, 0].sin()).mT
         + F.conv1d(torch.ones(1, 2, 4).to(x), torch.ones(len(x), 2, 2).to(x), x[:, 1].sin())[0]
     ),
+    "einsum of four": lambda x: torch.einsum("ni, ij, nj, nj -> nj", x.sin(), W.to(x), x.cos(), x.exp()),
+    "einsum of many": lambda x: torch.einsum(
+        "nab,nbc,ncd,nd,ni->na", *[x.sin()[:, None] * x.cos()[..., None]] * 2, W.to(x) * x[:, None], x.exp(), x
+    ),
+    "einsum of diagonals": lambda x: torch.einsum(
+        "nii,nij,njk->nk", *[x.sin()[:, None] * x.cos()[..., None]] * 2, W.to(x) * x[:, None]
+    ),
+    "einsum without a result": lambda x: torch.stack([torch.einsum("i,bi,i,j", y, W.to(x), y.sin(), y) for y in x]).sum(
+        (1, 2)
+    ),
     "einsum": lambda x: torch.einsum("ni,ij,nj->n", x.sin(), W.to(x), x.cos()) + torch.einsum("ni->n", x.sin()),
     "addmm": lambda x: torch.addmm(V.to(x), x.sin(), W.to(x), alpha=2),
     "baddbmm": lambda x: torch.baddbmm(x.sin()[:, :, None], x.exp()[:, :, None], x.cos()[:, None, :1], beta=2),

@@ -177,7 +177,28 @@ def _einsum(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     equation, *operands = args
     if not isinstance(equation, str):
         return NotImplemented
-    return product_of(sweep, functools.partial(torch.einsum, equation), tree_leaves(operands))
+    y, *others = tree_leaves(operands)
+    if sum(map(sweep.owns, (y, *others))) <= 2 or "." in equation:
+        return product_of(sweep, functools.partial(torch.einsum, equation), (y, *others))
+    for pair, other in zip(_in_pairs(equation), others, strict=True):
+        y = torch.einsum(pair, y, other)
+    return y
+
+
+@functools.lru_cache(512)
+def _in_pairs(equation: str) -> Sequence[str]:
+    """An einsum as products of two operands, from the left: of n that vary there are n² mixed terms, of pairs n."""
+    inputs, arrow, output = equation.replace(" ", "").partition("->")
+    left, *others = inputs.split(",")
+    if not arrow:
+        output = "".join(sorted(c for c in set("".join([left, *others])) if inputs.count(c) == 1))
+    pairs = []
+    for i, right in enumerate(others, 1):
+        later = set(output).union(*others[i:])
+        result = "".join(c for c in dict.fromkeys(left + right) if c in later) if i < len(others) else output
+        pairs.append(f"{left},{right}->{result}")
+        left = result
+    return pairs
 
 
 def _of_products(sweep: Sweep, func: Any, args: Arguments, kwargs: Keywords) -> Any:

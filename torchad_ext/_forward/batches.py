@@ -43,7 +43,7 @@ def curvature(
     names = tuple([node.name() for node in nodes])
     path = fast_path((name, "in batches", slope.shape, slope.dtype, slope.device, names), slope.is_meta)
     with path.running():
-        weights = _weights(slope, len(directions)) if path.is_due or path.is_wrong else None
+        weights = _weights(slope, len(directions)) if path.is_due else None
         if not path.is_wrong:
             try:
                 sums = _summed(pull, directions, signs, count, weights)

@@ -145,6 +145,8 @@ def main() -> None:
             "\n".join(["failed, or fell below a floor that was kept:", *failed, *fallen]) if failed + fallen else 0
         )
     if name:
+        if complete and not on_gpu:
+            keep_for_checks(f"{of_device}-{name}")
         save(record, f"{of_device}-{name}")
     sys.exit("\n".join(["failed:", *failed]) if failed else 0)
 
@@ -326,6 +328,12 @@ def markdown(record: Json) -> str:
         rule = ["---" if i == 0 else "---:" for i in range(len(header))]
         blocks.append("\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *lines)))
     return "\n\n".join(blocks) + "\n"
+
+
+def keep_for_checks(name: str) -> None:
+    """Keeps the results of the run before: where memory decides, a row may keep its floor in one of two runs."""
+    if (before := RESULTS / f"{name}.json").exists():
+        before.replace(RESULTS / f"{name}-before.json")
 
 
 def save(record: Json, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import sys
 from pathlib import Path
 
@@ -79,6 +80,19 @@ def test_losses_that_differ_by_a_rounding_agree_and_others_do_not() -> None:
 def test_a_failed_row_is_told_beside_the_others() -> None:
     record = {"machine": {"CPU": "one"}, "rows": [], "training": [], "startup": [], "failed": ["sin, 1e3: differ"]}
     assert run.markdown(record) == "CPU one\n\nFailed: sin, 1e3: differ\n"
+
+
+def test_a_floor_counts_as_kept_where_both_of_the_last_runs_keep_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    for kept in ({"a": True, "b": False}, {"a": True, "b": True}, {"a": False, "b": True}):
+        rows = [{"name": name, "size": "1", "kept": value} for name, value in kept.items()]
+        run.keep_for_checks("cpu-v4-float32")
+        (tmp_path / "cpu-v4-float32.json").write_text(json.dumps({"rows": rows, "training": [], "startup": []}))
+    assert run.missed_rows(tmp_path.glob("cpu-v4-*.json")) == {"a 1"}
+    run.keep_for_checks("cpu-v4-float32")
+    assert [path.name for path in tmp_path.iterdir()] == ["cpu-v4-float32-before.json"]
 
 
 @pytest.mark.parametrize("level", levels.ENVIRONMENTS)

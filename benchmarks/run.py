@@ -141,6 +141,7 @@ def main() -> None:
     console.print(f"{sum(verdicts)} of {len(verdicts)} floors kept")
     if args.check:
         fallen = [name for name, row in by_name(record).items() if not row.get("kept", True) and name not in missed]
+        fallen = [name for name in fallen if not (complete and is_kept_alone(name))]
         sys.exit(
             "\n".join(["failed, or fell below a floor that was kept:", *failed, *fallen]) if failed + fallen else 0
         )
@@ -155,6 +156,12 @@ def by_name(record: Json) -> dict[str, Json]:
     """The rows of a record."""
     rows = (*record["rows"], *record.get("training", ()), *record["startup"])
     return {f"{row['name']} {row.get('size', '')}".strip(): row for row in rows}
+
+
+def is_kept_alone(name: str) -> bool:
+    """Does a row keep its floor in a process of its own, in whose memory no other row left anything?"""
+    command = [sys.executable, *sys.argv, "--only", f"^{re.escape(name)}$"]
+    return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
 def missed_rows(committed: Iterable[Path]) -> set[str]:

@@ -82,6 +82,14 @@ def test_a_failed_row_is_told_beside_the_others() -> None:
     assert run.markdown(record) == "CPU one\n\nFailed: sin, 1e3: differ\n"
 
 
+def test_a_row_that_fell_is_measured_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "run.py"
+    script.write_text("import re, sys; sys.exit(re.search(sys.argv[3], 'sin: f + b 1e3') is None)")
+    monkeypatch.setattr(sys, "argv", [str(script), "--check"])
+    assert run.is_kept_alone("sin: f + b 1e3")
+    assert not run.is_kept_alone("sin: f + b 1e30")
+
+
 def test_a_floor_counts_as_kept_where_both_of_the_last_runs_keep_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -175,6 +175,26 @@ def test_a_wrong_rule_for_batches_is_found_and_said() -> None:
         assert_close(ad.laplacian(f, x), expected)
 
 
+@pytest.mark.parametrize(("of_single", "of_batch", "is_said"), [(1e-8, 3e-8, False), (0.0, 3e-8, True)])
+def test_what_single_pullbacks_round_a_batch_may(
+    of_single: float, of_batch: float, is_said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """H = 2 I, with relative errors of the pullback of a unit vector and of a batch."""
+    x = points(3).requires_grad_()
+    units = [unit.expand_as(x) for unit in torch.eye(3, dtype=x.dtype)]
+    monkeypatch.setattr(batches, "of_batch", lambda _, batch: [2 * (1 + of_batch) * batch[0]])
+
+    def pull(u: Tensor) -> Tensor:
+        is_unit = bool((u.count_nonzero(-1) == 1).all())
+        return 2 * (1 + of_single * is_unit) * u
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        total = batches.curvature(pull, 2 * x, units, (1, 1, 1), pull, "laplacian")
+    assert_close(total, torch.full((len(x),), 6.0, dtype=x.dtype), rtol=1e-7, atol=0)
+    assert bool(said) == is_said
+
+
 def test_what_has_no_batches_goes_one_by_one() -> None:
     x = points(3)
     for _ in range(2):

@@ -92,7 +92,9 @@ def main() -> None:
     name = None if args.check else args.name or (args.dtype if complete else None)
     failed: list[str] = []
     console = Console()
-    missed = missed_rows(RESULTS.glob(f"{of_device}-*.json"))
+    kept = kept_rows(RESULTS.glob(f"{of_device}-*.json"))
+    if args.check and not kept:
+        sys.exit(f"no results are kept for {of_device} to compare with: run the benchmarks without --check first")
     record: Json = {"machine": machine(args.device), "rows": [], "training": [], "startup": []}
     # The bar is drawn between rows: a thread that draws would disturb what is measured.
     with Progress(console=Console(stderr=True), auto_refresh=False) as progress:
@@ -107,8 +109,8 @@ def main() -> None:
                 time_ways = functools.partial(measure, case, ways, args.device, seconds, least)
                 floor = case.floor if with_floors else None
                 measured = undisturbed(time_ways, attempts)
-                is_known = not args.check or floor is None or f"{case.name} {case.size}" in missed
-                for _ in range(0 if is_known else 2):  # what falls by chance does not fall three times
+                may_fall = args.check and floor is not None and f"{case.name} {case.size}" in kept
+                for _ in range(2 if may_fall else 0):  # what falls by chance does not fall three times
                     if measured["ratio"]["median"] < floor:
                         measured = undisturbed(time_ways, attempts)
                 if isinstance(case, Training):
@@ -140,7 +142,7 @@ def main() -> None:
     verdicts = [row["kept"] for part in ("rows", "training", "startup") for row in record[part] if "kept" in row]
     console.print(f"{sum(verdicts)} of {len(verdicts)} floors kept")
     if args.check:
-        fallen = [name for name, row in by_name(record).items() if not row.get("kept", True) and name not in missed]
+        fallen = [name for name, row in by_name(record).items() if not row.get("kept", True) and name in kept]
         fallen = [name for name in fallen if not (complete and is_kept_alone(name))]
         sys.exit(
             "\n".join(["failed, or fell below a floor that was kept:", *failed, *fallen]) if failed + fallen else 0
@@ -164,10 +166,10 @@ def is_kept_alone(name: str) -> bool:
     return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
-def missed_rows(committed: Iterable[Path]) -> set[str]:
-    """The rows that miss a floor or a limit in committed results."""
-    rows = (item for path in committed for item in by_name(json.loads(path.read_text())).items())
-    return {name for name, row in rows if not row.get("kept", True)}
+def kept_rows(committed: Iterable[Path]) -> set[str]:
+    """The rows that keep their floor or limit in all committed results that have them."""
+    rows = [item for path in committed for item in by_name(json.loads(path.read_text())).items() if "kept" in item[1]]
+    return {name for name, row in rows if row["kept"]} - {name for name, row in rows if not row["kept"]}
 
 
 def prepared(case: Case | Training, device: str, dtype: str) -> Ways:

@@ -90,15 +90,16 @@ def test_a_row_that_fell_is_measured_in_a_process_of_its_own(tmp_path: Path, mon
     assert not run.is_kept_alone("sin: f + b 1e30")
 
 
-def test_a_floor_counts_as_kept_where_both_of_the_last_runs_keep_it(
+def test_a_floor_counts_as_kept_where_the_last_runs_that_have_its_row_keep_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "RESULTS", tmp_path)
-    for kept in ({"a": True, "b": False}, {"a": True, "b": True}, {"a": False, "b": True}):
+    for kept in ({"a": True, "b": False}, {"a": True, "b": True}, {"a": False, "b": True, "new": True}):
         rows = [{"name": name, "size": "1", "kept": value} for name, value in kept.items()]
         run.keep_for_checks("cpu-v4-float32")
         (tmp_path / "cpu-v4-float32.json").write_text(json.dumps({"rows": rows, "training": [], "startup": []}))
-    assert run.missed_rows(tmp_path.glob("cpu-v4-*.json")) == {"a 1"}
+    assert run.kept_rows(tmp_path.glob("cpu-v4-*.json")) == {"b 1", "new 1"}
+    assert not run.kept_rows(tmp_path.glob("cpu-v3-*.json"))
     run.keep_for_checks("cpu-v4-float32")
     assert [path.name for path in tmp_path.iterdir()] == ["cpu-v4-float32-before.json"]
 

@@ -25,7 +25,9 @@ struct LongRows : RowsCpu<Functor, T> {
   using V = typename Base::V;
   static constexpr int width = Base::width, inputs = Base::inputs, outputs = Base::outputs, columns = Base::columns;
   static constexpr bool is_short = false;
-  static constexpr int together = 4;       // vectors of elements in one turn of a loop
+  static constexpr int together = 4;  // vectors of elements in one turn of a loop
+  // Rows over which a sum stays in registers; of 16, as with AVX2, a sum over several rows takes too many.
+  static constexpr int summed = sizeof(V) == 32 ? 1 : width;
   static constexpr int64_t leaf = 32;      // turns of a loop that sums in one order
   static constexpr int64_t cache = 24576;  // bytes that stay in the first cache from pass to pass
   const Functor& functor;
@@ -244,15 +246,15 @@ struct LongRows : RowsCpu<Functor, T> {
     });
   }
 
-  // The same elements of all rows, whose sums over the rows are in registers.
+  // The same elements of some rows from `first` on, whose sums over these rows are in registers.
   template <int vectors, bool whole>
-  TORCHAD_EXT_INLINE void write_all(const typename Functor::Elements& elements, const V* values, int64_t i,
-                                    int64_t some) const {
+  TORCHAD_EXT_INLINE void write_rows(const typename Functor::Elements& elements, const V* values, int first, int64_t i,
+                                     int64_t some) const {
     V sum[columns][vectors];
     each<columns>([&](auto c) { each<vectors>([&](auto j) { sum[c][j] = load(sums + c * padded + i + j * width); }); });
     const int64_t ahead = this->ahead;
     const bool cached = this->cached;
-    for (int p = 0; p < count; ++p) {
+    for (int p = first; p < first + summed && p < count; ++p) {
       write<vectors, whole>(elements, this->row<typename Functor::Elements>(values, p), i, some, ahead, cached, sum);
     }
     each<columns>([&](auto c) { each<vectors>([&](auto j) { store(sums + c * padded + i + j * width, sum[c][j]); }); });
@@ -263,15 +265,19 @@ struct LongRows : RowsCpu<Functor, T> {
       const auto elements = functor.elements;
       const int64_t n = length, ahead = this->ahead;
       const bool cached = this->cached;
-      int64_t i = 0;
       if constexpr (columns > 0) {
-        for (; i + together * width <= n; i += together * width) write_all<together, true>(elements, values, i, 0);
-        for (; i + width <= n; i += width) write_all<1, true>(elements, values, i, 0);
-        if (i < n) write_all<1, false>(elements, values, i, n - i);
+        for (int p = 0; p < count; p += summed) {
+          int64_t i = 0;
+          for (; i + together * width <= n; i += together * width)
+            write_rows<together, true>(elements, values, p, i, 0);
+          for (; i + width <= n; i += width) write_rows<1, true>(elements, values, p, i, 0);
+          if (i < n) write_rows<1, false>(elements, values, p, i, n - i);
+        }
       } else {
         for (int p = 0; p < count; ++p) {
           const Row row = this->row<typename Functor::Elements>(values, p);
-          for (i = 0; i + together * width <= n; i += together * width) {
+          int64_t i = 0;
+          for (; i + together * width <= n; i += together * width) {
             write<together, true>(elements, row, i, 0, ahead, cached, nullptr);
           }
           for (; i + width <= n; i += width) write<1, true>(elements, row, i, 0, ahead, cached, nullptr);

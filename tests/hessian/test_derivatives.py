@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchad_ext as ad
-from torchad_ext import _torch_state
+from torchad_ext import _self_check, _torch_state
 from torchad_ext._hessian.pullback import Pullback
 
 STRATEGIES = ["reverse-over-reverse", "forward-over-reverse"]
@@ -607,6 +608,33 @@ class TestDiagonalOfABatch:
     def test_coupled_rows_raise(self, f: Function, device: str) -> None:
         with pytest.raises(ValueError, match="depends on other rows"):
             ad.hessian_diagonal(f, sample(4, 3, device=device), batched=True)
+
+    @pytest.mark.filterwarnings("ignore")
+    @pytest.mark.parametrize(
+        "f",
+        [
+            lambda x: F.group_norm(x.view(-1, 4), 2).view_as(x).sum(-1),
+            lambda x: F.layer_norm(x, (4,)).sum(-1),
+            lambda x: x.softmax(-1).sum(-1).abs(),
+            lambda x: torch.fft.ifft(torch.fft.fft(x, dim=0), dim=0).real.exp().sum(-1),
+        ],
+        ids=["group_norm", "layer_norm", "softmax", "Fourier transforms"],
+    )
+    def test_rounding_errors_couple_no_rows(self, f: Function, device: str) -> None:
+        for batch in (1, 2, 3):
+            for x in sample(200, batch, 4, device=device) @ sample(4, 4, device=device):
+                ad.hessian_diagonal(f, x, batched=True)
+                _self_check._paths.clear()
+
+    @pytest.mark.parametrize("couples", [(0, 1), (4, 0), (2, 3), (1, 3)])
+    def test_one_row_that_another_depends_on(self, couples: tuple[int, int], device: str) -> None:
+        one, other = couples
+        selected = torch.zeros(5, dtype=torch.float64, device=device)
+        selected[one] = 1e-6
+        with pytest.raises(ValueError, match="depends on other rows"):
+            ad.hessian_diagonal(
+                lambda x: (x**3).sum(1) + selected * x[other].sin().sum(), sample(5, 3, device=device), batched=True
+            )
 
 
 class TestMemory:

@@ -13,6 +13,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from .._autograd.independence import slope_in_other_points
 from .._symbolic.jet_algebra import Functional
 from .correction_mode import run_corrected
 from .fallback import along_by_reverse_mode, restore_random_states
@@ -138,19 +139,10 @@ class RandomSum:
         return torch.allclose(first, second, math.sqrt(self._eps), equal_nan=True)
 
     def mixes(self) -> bool:
-        """Do the results of some points depend on other points? Any two points differ in a bit of their numbers, so the
-        results of those with it, or of those without it, would depend on points of the other kind."""
-        count = self._x[..., 0].numel()
-        numbers = torch.arange(count, device=self._x.device).reshape(self._batch)
+        """Do the results of some points depend on other points?"""
         with torch.enable_grad():
             x = self._x.detach().requires_grad_()
-            results = (run_corrected(self._again, x) * self._weights).sum(-1)
-            for bit in range((count - 1).bit_length() if results.requires_grad else 0):
-                for chosen in (numbers >> bit & 1 == 1, numbers >> bit & 1 == 0):
-                    (slope,) = torch.autograd.grad(results[chosen].sum(), x, retain_graph=True, materialize_grads=True)
-                    if slope[~chosen].nan_to_num(0.0).any():
-                        return True
-        return False
+            return slope_in_other_points((run_corrected(self._again, x) * self._weights).sum(-1), x) > 0
 
     def agrees(self, derivatives: Sequence[Tensor], at: Derivatives) -> bool:
         """Are these the value and the derivatives, but at single points? ``at`` computes them at other points."""

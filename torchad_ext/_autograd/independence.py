@@ -1,0 +1,22 @@
+"""Do the values of points depend on other points?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def slope_in_other_points(values: Tensor, x: Tensor) -> float:
+    """The largest derivative of a sum of values ``[*batch]`` for points in x ``[*batch, *d]`` of none of them.
+
+    Any two points differ in a bit of their numbers: sums are over the points with it, or without it. Where values
+    depend on their own points only, pullbacks of zeros are zero, however much the derivatives are rounded.
+    """
+    count = values.numel()
+    numbers = torch.arange(count, device=x.device).view(values.shape)
+    largest = 0.0
+    for bit in range((count - 1).bit_length() if values.requires_grad else 0):
+        for chosen in (numbers >> bit & 1 == 1, numbers >> bit & 1 == 0):
+            (slope,) = torch.autograd.grad(values[chosen].sum(), x, retain_graph=True, materialize_grads=True)
+            largest = max(largest, float(slope.detach()[~chosen].nan_to_num(0.0).abs().amax()))
+    return largest

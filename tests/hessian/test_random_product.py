@@ -17,6 +17,7 @@ from torch.testing import assert_close
 import torchad_ext as ad
 from torchad_ext import _self_check, _torch_state
 from torchad_ext._hessian import jacobian_rows, thresholds
+from torchad_ext._hessian.random_product import RandomProduct
 
 Function = Callable[[Any], Any]
 
@@ -144,6 +145,22 @@ class TestFaults:
         with pytest.warns(RuntimeWarning, match="in batches"):
             assert_close(ad.jacobian(f, sample(20)), expected)
 
+    @pytest.mark.parametrize("column", range(3))
+    def test_in_a_column_that_is_small_or_large_beside_the_others(self, column: int) -> None:
+        J = sample(5, 3) * torch.tensor([1e-5, 1.0, 1e5], dtype=torch.float64)
+        wrong = J.clone()
+        wrong[2, column] *= 1.4
+
+        def product(rows: Tensor) -> tuple[RandomProduct, bool]:
+            product = RandomProduct([sample(5)], [sample(3)])
+            product.add(0, [rows])
+            return product, product.agrees(lambda v: [v[0] @ J])
+
+        (differing, agrees), (plain, plain_agrees) = product(wrong), product(J)
+        assert plain_agrees
+        assert not agrees
+        assert differing.is_worse_than(plain)
+
 
 STEPS: tuple[Callable[[Tensor], Tensor], ...] = (
     torch.sin,
@@ -191,6 +208,24 @@ class TestNoFalseAlarm:
                 with contextlib.suppress(RuntimeError):  # of a function that is not implemented for a dtype
                     ad.jacobian(f, x)
                     ad.hessian(lambda x, f=f: f(x).sum(), x)
+
+    @pytest.mark.parametrize(
+        "f",
+        [lambda x: F.layer_norm(x, (4,)), lambda x: F.group_norm(x, 2), lambda x: x.softmax(-1)],
+        ids=["layer_norm", "group_norm", "softmax"],
+    )
+    def test_of_derivatives_that_are_rounding_errors_alone(self, f: Function) -> None:
+        """Sums that depend on nothing."""
+        W = sample(4, 4, seed=3)
+        for rows in (1, 3, 16):
+            for x in sample(60, rows, 4):
+                _self_check._paths.clear()
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("error", message="torchad_ext")
+                    ad.jacobian(lambda x: f(x @ W).sum(-1), x)
+                    ad.hessian(lambda x: f(x @ W).sum(), x)
+                    ad.hessian_diagonal(lambda x: f(x @ W).sum(), x)
+                    ad.hessian_diagonal(lambda x: f(x @ W).sum(-1).abs(), x, batched=True)
 
 
 class TestWhatACheckLeavesAlone:

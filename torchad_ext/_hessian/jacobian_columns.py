@@ -51,11 +51,12 @@ def jacobian_in_forward_mode(
                 with draws.evaluation():
                     value = reverse()
                 assert isinstance(value, GraphPullback)
-                agree = _columns_agree(columns, value)
+                product = _product_of_columns(columns, value)
+                agree = product.agrees(value.pull_without_graph)
     if agree:
         return _blocks_of_columns(at, columns, spec, as_outputs)
     assert isinstance(value, GraphPullback)
-    return blocks_of_rows(value, rows_again(value, path, "in forward mode", progress), as_outputs)
+    return blocks_of_rows(value, rows_again(value, product, path, "in forward mode", progress), as_outputs)
 
 
 def jacobian_by_pullback_of_pullback(value: Pullback, chunk_size: int | None, progress: bool) -> Any:
@@ -83,10 +84,11 @@ def jacobian_by_pullback_of_pullback(value: Pullback, chunk_size: int | None, pr
         agree = True
         if path.is_due:
             with path.checking():
-                agree = _columns_agree(columns, value)
+                product = _product_of_columns(columns, value)
+                agree = product.agrees(value.pull_without_graph)
     if agree:
         return _blocks_of_columns(at, columns, value.spec)
-    return blocks_of_rows(value, rows_again(value, path, "by columns", progress))
+    return blocks_of_rows(value, rows_again(value, product, path, "by columns", progress))
 
 
 def path_of_function(at: Point, *way: Any) -> FastPath:
@@ -133,14 +135,14 @@ def _columns(
     return columns, flat.spec
 
 
-def _columns_agree(columns: Tensors, value: GraphPullback) -> bool:
-    """Are the columns of J, for each output ``[columns, *output]``, those of a pullback?"""
+def _product_of_columns(columns: Tensors, value: GraphPullback) -> RandomProduct:
+    """A random product of the columns of J, for each output ``[columns, *output]``."""
     at = value.at
     product = RandomProduct(value.outputs, at.leaves)
     for start, column in zip(offsets_of(value.outputs), columns, strict=True):
         if column.numel():
             product.add(start, column.reshape(at.size, -1).T.split([x.numel() for x in at.leaves], 1))
-    return product.agrees(value.pull_without_graph)
+    return product
 
 
 def _blocks_of_columns(at: Point, columns: Tensors, spec: TreeSpec, as_outputs: bool = False) -> Any:

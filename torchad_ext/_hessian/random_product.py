@@ -41,6 +41,7 @@ class RandomProduct:
         self._weights = [self._signed(x.numel() // batch, 1) for x in leaves]
         self._result = [torch.zeros(batch, x.numel() // batch, dtype=self._dtype, device=self._device) for x in leaves]
         self._largest = torch.zeros((), dtype=self._dtype, device=self._device)
+        self._largest_errors: list[Tensor] = []  # of each leaf
 
     def _signed(self, *shape: int) -> Tensor:
         """Numbers of size 1/2 to 3/2."""
@@ -94,6 +95,7 @@ class RandomProduct:
             torch.where(p.isfinite() & q.isfinite(), (p - q).abs(), 0.0)
             for p, q in zip(expected, self._result, strict=True)
         ]
+        self._largest_errors = [error.amax() for error in errors if error.numel()]
         allowed = [self._eps**0.5 * q.abs() + least for q in self._result]
         noise = [torch.zeros_like(q) for q in self._result]
         for samples in (0, 1, 4, 16):
@@ -109,3 +111,8 @@ class RandomProduct:
             ):
                 return True
         return False
+
+    def is_worse_than(self, other: RandomProduct) -> bool:
+        """Did it differ by far more than another, in one of the leaves?"""
+        pairs = zip(self._largest_errors, other._largest_errors, strict=True)
+        return any(bool(error > _ROUNDINGS * least) for error, least in pairs)

@@ -108,6 +108,11 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_make_collect_report() -> None:
+    torch.manual_seed(0)  # a module draws the same numbers whichever were imported before it
+
+
 @pytest.hookimpl(tryfirst=True)  # before the longest are left out, or taken alone
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:

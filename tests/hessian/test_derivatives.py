@@ -609,6 +609,13 @@ class TestDiagonalOfABatch:
         with pytest.raises(ValueError, match="depends on other rows"):
             ad.hessian_diagonal(f, sample(4, 3, device=device), batched=True)
 
+    @pytest.mark.parametrize("number", [0.0, float("nan"), float("inf")])
+    def test_coupled_rows_raise_beside_a_row_of_one_number(self, number: float, device: str) -> None:
+        points = sample(6, 3, device=device)
+        points[0] = number
+        with pytest.raises(ValueError, match="depends on other rows"):
+            ad.hessian_diagonal(lambda x: (x**2 * x.flip(0)).sum(1), points, batched=True)
+
     @pytest.mark.filterwarnings("ignore")
     @pytest.mark.parametrize(
         "f",

@@ -7,10 +7,11 @@ from torch import Tensor
 
 
 def slope_in_other_points(values: Tensor, x: Tensor) -> float:
-    """The largest derivative of a sum of values ``[*batch]`` for points in x ``[*batch, *d]`` of none of them.
+    """The largest derivative of values ``[*batch]`` for other points than their own in x ``[*batch, *d]``.
 
-    Any two points differ in a bit of their numbers: sums are over the points with it, or without it. Where values
-    depend on their own points only, pullbacks of zeros are zero, however much the derivatives are rounded.
+    Any two points differ in a bit of their numbers, so that they are told apart by a sum over the points with a bit, or
+    over those without it. Where values depend on their own points only, zeros are pulled back to zeros in all others,
+    however much the derivatives are rounded.
     """
     count = values.numel()
     numbers = torch.arange(count, device=x.device).view(values.shape)

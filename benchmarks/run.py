@@ -92,7 +92,7 @@ def main() -> None:
     name = None if args.check else args.name or (args.dtype if complete else None)
     failed: list[str] = []
     console = Console()
-    kept = kept_rows(RESULTS.glob(f"{of_device}-*.json"))
+    kept = kept_rows(RESULTS.glob(f"{of_device}-{args.dtype}*.json"))  # of complete runs
     if args.check and not kept:
         sys.exit(f"no results are kept for {of_device} to compare with: run the benchmarks without --check first")
     record: Json = {"machine": machine(args.device), "rows": [], "training": [], "startup": []}

@@ -98,8 +98,8 @@ def test_a_floor_counts_as_kept_where_the_last_runs_that_have_its_row_keep_it(
         rows = [{"name": name, "size": "1", "kept": value} for name, value in kept.items()]
         run.keep_for_checks("cpu-v4-float32")
         (tmp_path / "cpu-v4-float32.json").write_text(json.dumps({"rows": rows, "training": [], "startup": []}))
-    assert run.kept_rows(tmp_path.glob("cpu-v4-*.json")) == {"b 1", "new 1"}
-    assert not run.kept_rows(tmp_path.glob("cpu-v3-*.json"))
+    assert run.kept_rows(tmp_path.glob("cpu-v4-float32*.json")) == {"b 1", "new 1"}
+    assert not run.kept_rows(tmp_path.glob("cpu-v3-float32*.json"))
     run.keep_for_checks("cpu-v4-float32")
     assert [path.name for path in tmp_path.iterdir()] == ["cpu-v4-float32-before.json"]
 

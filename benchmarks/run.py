@@ -94,7 +94,7 @@ def main() -> None:
     console = Console()
     kept = kept_rows(RESULTS.glob(f"{of_device}-{args.dtype}*.json"))  # of complete runs
     if args.check and not kept:
-        sys.exit(f"no results are kept for {of_device} to compare with: run the benchmarks without --check first")
+        sys.exit(f"no results of {args.dtype} are kept for {of_device}: run the benchmarks without --check first")
     record: Json = {"machine": machine(args.device), "rows": [], "training": [], "startup": []}
     # The bar is drawn between rows: a thread that draws would disturb what is measured.
     with Progress(console=Console(stderr=True), auto_refresh=False) as progress:

@@ -616,7 +616,6 @@ class TestDiagonalOfABatch:
         with pytest.raises(ValueError, match="depends on other rows"):
             ad.hessian_diagonal(lambda x: (x**2 * x.flip(0)).sum(1), points, batched=True)
 
-    @pytest.mark.filterwarnings("ignore")
     @pytest.mark.parametrize(
         "f",
         [

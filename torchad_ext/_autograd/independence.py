@@ -16,7 +16,7 @@ def slope_in_other_points(values: Tensor, x: Tensor) -> float:
     count = values.numel()
     numbers = torch.arange(count, device=x.device).view(values.shape)
     largest = 0.0
-    for bit in range((count - 1).bit_length() if values.requires_grad else 0):
+    for bit in range((count - 1).bit_length() if x.numel() and values.requires_grad else 0):
         for chosen in (numbers >> bit & 1 == 1, numbers >> bit & 1 == 0):
             (slope,) = torch.autograd.grad(values[chosen].sum(), x, retain_graph=True, materialize_grads=True)
             largest = max(largest, float(slope.detach()[~chosen].nan_to_num(0.0).abs().amax()))
